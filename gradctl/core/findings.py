@@ -1,0 +1,189 @@
+"""The report as data: what every check produces and every renderer reads. The JSON contract is exactly these types."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Annotated, Literal
+
+import msgspec
+
+from gradctl.core.names import Quantity, Severity, TensorVerdict, UnitStatus, UnitVerdict
+
+__all__ = [
+    "Allowance",
+    "Element",
+    "Finding",
+    "Location",
+    "Number",
+    "Oracle",
+    "Report",
+    "Summary",
+    "TensorResult",
+    "Tool",
+    "Unit",
+    "fingerprint",
+    "format_number",
+    "number",
+]
+
+# JSON has no NaN and no infinity; ``null`` means "none" (no gradient, not measured), which is not zero.
+Number = float | Literal["nan", "inf", "-inf"] | None
+
+
+def number(value: float | None) -> Number:
+    """Return ``value`` as the report stores it: NaN and infinities by name."""
+    if value is None or math.isfinite(value):
+        return value
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+def format_number(value: Number) -> str:
+    """Return ``value`` as the reports print it: three significant digits, ``-`` for none, ``0`` for zero."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return "0" if value == 0 else f"{value:.2e}"
+
+
+class Location(msgspec.Struct, frozen=True, kw_only=True):
+    """Where in the user's program: any field may be unknown."""
+
+    file: str | None = None
+    line: int | None = None
+    module: str | None = None
+    op: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.file and self.line else self.file or ""
+        return ", ".join(part for part in (place, self.module or "", self.op or "") if part)
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was found, by rule code.
+
+    ``allow`` is what to give to ``--allow`` to accept it; ``allowed`` says that it was given.
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    hint: str = ""
+    cause: str | None = None
+    quantity: Quantity | None = None
+    tensor: str | None = None
+    verdict: TensorVerdict | None = None
+    allow: str | None = None
+    allowed: bool = False
+    location: Location | None = None
+    fingerprint: str = ""
+
+
+class Element(msgspec.Struct, frozen=True, kw_only=True):
+    """One element of a tensor that differs.
+
+    For eager's own gradient ``reference`` is autograd's value and ``candidate`` is null; for a form ``reference`` is
+    eager's value and ``candidate`` the form's. Errors are against the finite difference where there is one.
+    """
+
+    index: tuple[int, ...]
+    reference: Number
+    candidate: Number = None
+    finite_difference: Number = None
+    absolute_error: Number = None
+    relative_error: Number = None
+
+
+class TensorResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The verdict on one tensor. ``error`` is norm-relative, against the oracle; ``budget`` is what rounding explains."""
+
+    quantity: Quantity
+    tensor: str
+    verdict: TensorVerdict
+    shape: tuple[int, ...]
+    dtype: str
+    tied: tuple[str, ...] = ()
+    error: Number = None
+    budget: Number = None
+    max_abs: Number = None
+    elements_wrong: int | None = None
+    worst: tuple[Element, ...] = ()
+
+
+class Oracle(msgspec.Struct, frozen=True, kw_only=True):
+    """How the finite differences were made, and what they could have missed.
+
+    An error of ``of_error`` (relative) in any one tensor would have been missed with ``missed_with_probability``.
+    ``noise`` is the relative noise floor of the function, ``forwards`` counts float64 forwards, ``islands`` names
+    operators that ran in their own dtype, ``held_fixed`` counts the cuts of the program that were replayed.
+    """
+
+    dtype: str
+    islands: tuple[str, ...] = ()
+    noise: Number = None
+    forwards: int = 0
+    probes: int = 0
+    missed_with_probability: Number = None
+    of_error: float = 0.01
+    held_fixed: int = 0
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """One target in one form. ``reason`` says in one sentence why a unit is not complete; ``details`` holds stacks."""
+
+    target: str
+    form: str
+    verdict: UnitVerdict
+    status: UnitStatus = "complete"
+    reason: str | None = None
+    details: str | None = None
+    seconds: float = 0.0
+    oracle: Oracle | None = None
+    variations: tuple[str, ...] = ()
+    tensors: tuple[TensorResult, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+class Allowance(msgspec.Struct, frozen=True, kw_only=True):
+    """One ``--allow`` as given, and whether anything matched it in this run."""
+
+    allow: str
+    applied: bool
+
+
+class Tool(msgspec.Struct, frozen=True, kw_only=True):
+    """Which program wrote the report."""
+
+    name: Literal["gradctl"] = "gradctl"
+    version: str
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass"}):
+    """Units by verdict."""
+
+    passed: int = 0
+    fail: int = 0
+    inconclusive: int = 0
+    skipped: int = 0
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """All of one run. Written and read strictly by ``gradctl.report``; ``schema_version`` changes when a reader must."""
+
+    schema_version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    tool: Tool
+    command: str
+    status: Literal["complete", "interrupted"] = "complete"
+    verdict: UnitVerdict
+    seed: int
+    environment: dict[str, str | int | None]
+    units: tuple[Unit, ...] = ()
+    allows: tuple[Allowance, ...] = ()
+    summary: Summary
+
+
+def fingerprint(code: str, target: str, form: str, quantity: str | None, tensor: str | None) -> str:
+    """Return a stable identity of a finding: 16 hex digits of what it is about, without numbers, cause or lines."""
+    identity = "\0".join((code, target, form, quantity or "", tensor or ""))
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

@@ -1,0 +1,74 @@
+"""Closed lists of names that ``--help`` and the report contract share. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+__all__ = [
+    "DTYPES",
+    "FORMATS",
+    "FORMS",
+    "SEVERITIES",
+    "FormName",
+    "Quantity",
+    "Severity",
+    "TensorVerdict",
+    "UnitStatus",
+    "UnitVerdict",
+    "input_name",
+    "output_name",
+    "parameter_name",
+]
+
+FormName = Literal["eager"]
+FORMS: tuple[str, ...] = get_args(FormName)
+
+FORMATS = ("console", "json", "jsonl", "markdown", "junit", "github")
+
+# The short dtype names of ``--input 'x=f32[8,784]'``; values are attribute names of torch.
+DTYPES = {
+    "f16": "float16",
+    "bf16": "bfloat16",
+    "f32": "float32",
+    "f64": "float64",
+    "c64": "complex64",
+    "c128": "complex128",
+    "i8": "int8",
+    "i16": "int16",
+    "i32": "int32",
+    "i64": "int64",
+    "u8": "uint8",
+    "bool": "bool",
+}
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[str, ...] = get_args(Severity)  # worst first
+Quantity = Literal["output", "gradient", "buffer"]
+UnitStatus = Literal["complete", "unsupported", "error", "timeout", "crashed"]
+UnitVerdict = Literal["pass", "fail", "inconclusive", "skipped"]
+TensorVerdict = Literal[
+    "same",
+    "non-differentiable",
+    "approximate",
+    "wrong",
+    "reference-wrong",
+    "differs",
+    "missing",
+    "unresolved",
+    "nondeterministic",
+]
+
+
+def parameter_name(qualified_name: str) -> str:
+    """Return the report's name of a parameter, for example ``param:fc1.weight``."""
+    return f"param:{qualified_name}"
+
+
+def input_name(path: str) -> str:
+    """Return the report's name of an input leaf by its pytree path, for example ``input:batch.mask``."""
+    return f"input:{path}"
+
+
+def output_name(path: str) -> str:
+    """Return the report's name of an output leaf: ``output``, or ``output.logits`` for a nested one."""
+    return f"output.{path}" if path else "output"

@@ -1,0 +1,56 @@
+"""From findings to verdicts to exit codes: the one place where severities are weighed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from gradctl.core.findings import Finding, Summary, TensorResult
+from gradctl.core.names import SEVERITIES, UnitStatus, UnitVerdict
+
+__all__ = ["EXIT_CODES", "exit_code_of", "run_verdict", "summarise", "unit_verdict", "worst_exit_code"]
+
+EXIT_CODES: dict[UnitVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4, "skipped": 5}
+
+# The worst of 3 > 1 > 4 > 0; nothing checked (5) counts only where nothing else happened.
+_ORDER = (3, 1, 4, 0, 5)
+
+
+def unit_verdict(
+    status: UnitStatus, findings: Iterable[Finding], tensors: Iterable[TensorResult], fail_on: str = "error"
+) -> UnitVerdict:
+    """Return a unit's verdict: a finding at ``fail_on`` or worse, not allowed, fails it; no verdict is no pass."""
+    failing = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    if any(finding.severity in failing and not finding.allowed for finding in findings):
+        return "fail"
+    if status == "unsupported":
+        return "skipped"
+    if status != "complete" or any(tensor.verdict in ("unresolved", "nondeterministic") for tensor in tensors):
+        return "inconclusive"
+    return "pass"
+
+
+def run_verdict(verdicts: Sequence[UnitVerdict]) -> UnitVerdict:
+    """Return the verdict of a whole run: fail before inconclusive before pass; skipped if nothing was checked."""
+    for verdict in ("fail", "inconclusive", "pass"):
+        if verdict in verdicts:
+            return verdict  # type: ignore[return-value]  # a member of the tuple above
+    return "skipped"
+
+
+def summarise(verdicts: Iterable[UnitVerdict]) -> Summary:
+    """Return the counts of units by verdict."""
+    count = Counter(verdicts)
+    return Summary(
+        passed=count["pass"], fail=count["fail"], inconclusive=count["inconclusive"], skipped=count["skipped"]
+    )
+
+
+def exit_code_of(verdict: UnitVerdict) -> int:
+    """Return the exit code of a run with this verdict."""
+    return EXIT_CODES[verdict]
+
+
+def worst_exit_code(codes: Iterable[int]) -> int:
+    """Return the exit code that stands for several."""
+    return min(codes, key=_ORDER.index)

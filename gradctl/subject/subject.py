@@ -1,0 +1,44 @@
+"""The subject of a check: the user's model with its inputs, as loaded. It is never changed; runs are made on copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.autograd import Function
+
+from gradctl.core.findings import Finding
+
+__all__ = ["Subject"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model and one set of inputs.
+
+    Attributes:
+        target: how the user named it, for example ``net.py:make_model``.
+        model: an ``nn.Module``, a plain function of tensors, or the ``apply`` of an ``autograd.Function``.
+        args: positional inputs; tensors may be nested in tuples, lists, mappings and dataclasses.
+        kwargs: keyword inputs.
+        function: the Function class, when the target is one.
+        loss: ``loss(outputs)`` or ``loss(outputs, *args, **kwargs)`` to a scalar; None takes random cotangents.
+        seed: for every random generator, set anew before each call.
+        notes: what was noted while loading (a model in training mode, for example).
+    """
+
+    target: str
+    model: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    function: type[Function] | None = None
+    loss: Callable[..., Any] | None = None
+    seed: int = 0
+    notes: tuple[Finding, ...] = ()
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The model, if it is a module."""
+        return self.model if isinstance(self.model, nn.Module) else None
