@@ -1,0 +1,1 @@
+"""How a gradient is judged: tensors and callables in, numbers out. Knows no form, file or terminal."""

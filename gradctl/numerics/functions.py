@@ -1,0 +1,268 @@
+"""Custom ``autograd.Function``s of a program: seen as they are applied, and replaced by the linear map their backward states.
+
+A Function whose backward is not its derivative on purpose (straight-through, gradient reversal) is judged around: beside
+the point it is y0 + J (x - x0), where J is the transpose of its own VJP, u ↦ VJP(u), differentiated in the cotangent u.
+
+Private to torch (seen in 2.10 to 2.14): ``Function.apply`` ends in ``super().apply``, found on ``_SingleLevelFunction``; an
+attribute there is met by every apply, also by one bound to a name long ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, _SingleLevelFunction
+
+from gradctl.numerics.measures import dot
+from gradctl.numerics.program import BranchChanged, Place, Program
+from gradctl.subject.frames import user_location
+
+__all__ = ["FunctionCall", "FunctionWatch", "is_torch_own", "watch_functions"]
+
+Apply = Callable[..., Any]
+FunctionClass = type[Function]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FunctionCall:
+    """One application of a custom Function at the point.
+
+    Attributes:
+        function: the class.
+        args: what it was given; tensors detached and copied, asking for a gradient where they did.
+        place: file and line of the caller.
+    """
+
+    function: FunctionClass
+    args: tuple[Any, ...]
+    place: Place | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearMap:
+    """What a Function's backward states about one application: y0 + J (x - x0).
+
+    Attributes:
+        inputs: x0, by position of the argument.
+        outputs: y0, and as recorded what is not a differentiable tensor.
+        single: whether the Function returns one value, not a tuple.
+        cotangents: u, zero; asked for a gradient.
+        transposed: VJP(u) by input position, with its graph in u.
+        offsets: VJP(0) by input position: a gradient that backward adds from nothing (an auxiliary loss).
+    """
+
+    inputs: dict[int, Tensor]
+    outputs: tuple[Any, ...]
+    single: bool
+    cotangents: list[Tensor]
+    transposed: dict[int, Tensor]
+    offsets: dict[int, Tensor]
+
+    def push(self, tangents: dict[int, Tensor]) -> list[Tensor]:
+        """Return J times the tangents, one tensor a differentiable output."""
+        used = [i for i, vjp in self.transposed.items() if vjp.requires_grad]
+        if not used:
+            return [torch.zeros_like(u) for u in self.cotangents]
+        found = torch.autograd.grad(
+            [self.transposed[i] for i in used],
+            self.cotangents,
+            [tangents[i] for i in used],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return [torch.zeros_like(u) if c is None else c.detach() for u, c in zip(self.cotangents, found, strict=True)]
+
+    def __call__(self, args: tuple[Any, ...]) -> tuple[Any, float]:
+        """Return the outputs beside the point, and what the offsets add to the objective there."""
+        if any(not isinstance(args[i], Tensor) or args[i].shape != x0.shape for i, x0 in self.inputs.items()):
+            raise BranchChanged
+        tangents = {i: args[i].detach() - x0 for i, x0 in self.inputs.items()}
+        extra = sum(dot(offset, tangents[i]) for i, offset in self.offsets.items())
+        changes = iter(self.push(tangents))
+        values = tuple(
+            (y.detach() + next(changes)).requires_grad_() if _is_differentiable(y) else y for y in self.outputs
+        )
+        return (values[0] if self.single else values), extra
+
+
+@dataclass(slots=True)
+class FunctionWatch:
+    """Stands for the Functions of a program: records them at the point, and puts linear maps in their places beside it.
+
+    Attributes:
+        linearised: classes to replace.
+        unjudged: those of them whose backward states no usable linear map; their outputs are cut, and what lies
+            behind them is not judged.
+        maps: linear maps and cut outputs, by number of the application.
+        calls: applications recorded.
+        calls_per_class: how many of each class to record.
+        extra: what the offsets of linear maps add to the objective, since the last ``begin``.
+    """
+
+    linearised: frozenset[FunctionClass] = frozenset()
+    unjudged: set[FunctionClass] = field(default_factory=set)
+    maps: dict[int, LinearMap | tuple[Any, ...] | Tensor] = field(default_factory=dict)
+    calls: list[FunctionCall] = field(default_factory=list)
+    calls_per_class: int = 0
+    extra: float = 0.0
+    _number: int = 0
+    _program: Program | None = None
+
+    def begin(self, program: Program) -> None:
+        """Start a run of the program, which ``program`` watches too."""
+        self._number, self._program, self.extra = 0, program, 0.0
+
+    def __call__(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
+        """Apply a Function, or what stands for it."""
+        program = self._program
+        if program is None:
+            return apply(*args)
+        if program.suspended:  # a Function inside a Function is part of it
+            return apply(*args)
+        differentiating = program.hooks_only
+        if _is_checkpoint(function) and not differentiating:
+            return args[0](*args[2:])  # reentrant checkpointing hides the cuts of its body, which is the same function
+        number, self._number = self._number, self._number + 1
+        program.suspended += 1
+        try:
+            if differentiating:
+                return _detached(apply(*args)) if function in self.unjudged else apply(*args)
+            if program.replaying:
+                return self._replay(number, apply, args)
+            return self._record(number, function, apply, args)
+        finally:
+            program.suspended -= 1
+
+    def _record(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
+        if sum(call.function is function for call in self.calls) < self.calls_per_class:
+            self.calls.append(FunctionCall(function, copied_arguments(args), user_location()))
+        if function not in self.linearised:
+            return apply(*args)
+        linear = None if function in self.unjudged else linear_map(function, apply, copied_arguments(args))
+        result = apply(*args)
+        if linear is None:
+            self.unjudged.add(function)
+            self.maps[number] = _detached(result)
+            return self.maps[number]
+        self.maps[number] = linear
+        return result
+
+    def _replay(self, number: int, apply: Apply, args: tuple[Any, ...]) -> Any:
+        stands = self.maps.get(number)
+        if stands is None:
+            return apply(*args)
+        if not isinstance(stands, LinearMap):
+            return stands
+        values, extra = stands(args)
+        self.extra += extra
+        return values
+
+
+@contextmanager
+def watch_functions(watch: FunctionWatch) -> Iterator[None]:
+    """Let ``watch`` stand for every application of a Function in Python."""
+
+    def apply(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:
+        own = torch._C._FunctionBase.__dict__["apply"].__get__(None, cls)
+        return watch(cls, lambda *given: own(*given, **kwargs), args)
+
+    _SingleLevelFunction.apply = classmethod(apply)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        del _SingleLevelFunction.apply  # type: ignore[attr-defined]
+
+
+def linear_map(function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> LinearMap | None:
+    """Return the linear map that a Function's backward states at ``args``, or None where it cannot be had.
+
+    It cannot be had where backward cannot be differentiated in its cotangent (numpy inside, a custom kernel), or is not
+    affine in it (gradient clipping).
+    """
+    leaves = {i: arg for i, arg in enumerate(args) if _is_differentiable(arg)}
+    with torch.enable_grad():
+        result = apply(*[leaves[i].clone() if i in leaves else arg for i, arg in enumerate(args)])
+        outputs = result if isinstance(result, tuple) else (result,)
+        cotangents = [torch.zeros_like(y).requires_grad_() for y in outputs if _is_differentiable(y)]
+        transposed = _vjp_with_graph(function, outputs, leaves, cotangents) if cotangents else None
+    if transposed is None:
+        return None
+    offsets = {i: value.detach() for i, value in transposed.items() if bool(value.detach().any())}
+    inputs = {i: leaf.detach() for i, leaf in leaves.items() if i in transposed}
+    linear = LinearMap(inputs, outputs, not isinstance(result, tuple), cotangents, transposed, offsets)
+    return linear if _is_affine(function, leaves, linear) else None
+
+
+def _vjp_with_graph(
+    function: FunctionClass, outputs: tuple[Any, ...], leaves: dict[int, Tensor], cotangents: list[Tensor]
+) -> dict[int, Tensor] | None:
+    """Return VJP(u) by input position, with its graph in u; past ``once_differentiable`` where that hides one."""
+    differentiable = [y for y in outputs if _is_differentiable(y)]
+    undecorated = getattr(getattr(function, "backward", None), "__wrapped__", None)
+    try:
+        if undecorated is None:
+            found = torch.autograd.grad(
+                differentiable, list(leaves.values()), cotangents, create_graph=True, allow_unused=True
+            )
+            return {i: value for i, value in zip(leaves, found, strict=True) if value is not None}
+        every = iter(cotangents)
+        found = undecorated(differentiable[0].grad_fn, *[next(every) if _is_differentiable(y) else None for y in outputs])
+    except Exception:  # the user's backward may raise anything; then it states no map
+        return None
+    found = found if isinstance(found, tuple) else (found,)
+    return {i: found[i] for i in leaves if i < len(found) and isinstance(found[i], Tensor)}
+
+
+def _is_affine(function: FunctionClass, leaves: dict[int, Tensor], linear: LinearMap) -> bool:
+    """Tell whether <VJP(u), p> = <VJP(0), p> + <u, J p> at random u, small and large."""
+    generator = torch.Generator().manual_seed(0)
+
+    def gaussian(like: Tensor, size: float) -> Tensor:
+        return size * torch.randn(like.shape, dtype=torch.float64, generator=generator).to(like.device, like.dtype)
+
+    tangents = {i: gaussian(x, 1.0) for i, x in linear.inputs.items()}
+    pushed = linear.push(tangents)
+    offset = sum(dot(value, tangents[i]) for i, value in linear.offsets.items())
+    for size in (1e-3, 1e3):
+        cotangents = [gaussian(u, size).requires_grad_() for u in linear.cotangents]
+        with torch.enable_grad():
+            vjp = _vjp_with_graph(function, linear.outputs, leaves, cotangents)
+        if vjp is None or vjp.keys() != linear.transposed.keys():
+            return False
+        left = sum(dot(value.detach(), tangents[i]) for i, value in vjp.items())
+        right = offset + sum(dot(u.detach(), c) for u, c in zip(cotangents, pushed, strict=True))
+        weight = sum(dot(value.detach().abs(), tangents[i].abs()) for i, value in vjp.items())
+        if not abs(left - right) <= 1e-9 * (weight + abs(right)):
+            return False
+    return True
+
+
+def copied_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return arguments of a Function as they are now: tensors detached and copied, asking for a gradient as they did."""
+    return tuple(
+        arg.detach().clone().requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg for arg in args
+    )
+
+
+def is_torch_own(function: FunctionClass) -> bool:
+    """Tell torch's own Functions (checkpointing, module hooks, compiled graphs) from the user's."""
+    return function.__module__.split(".")[0] == "torch"
+
+
+def _is_checkpoint(function: FunctionClass) -> bool:
+    return function.__module__ == "torch.utils.checkpoint" and function.__name__ == "CheckpointFunction"
+
+
+def _is_differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _detached(result: Any) -> Any:
+    if isinstance(result, tuple):
+        return tuple(map(_detached, result))
+    return result.detach() if isinstance(result, Tensor) else result

@@ -1,0 +1,45 @@
+"""Inner products and relative errors of tensors. A complex tensor counts as its real and imaginary parts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["dot", "gaussian_like", "norm", "relative_error"]
+
+
+def dot(left: Tensor, right: Tensor) -> float:
+    """Return the real inner product of two tensors of one shape: the sum over real and imaginary parts."""
+    if left.is_complex() or right.is_complex():
+        return float((left.resolve_conj().conj() * right).real.sum())
+    return float(torch.dot(left.reshape(-1), right.reshape(-1)))
+
+
+def norm(tensor: Tensor) -> float:
+    """Return the Euclidean norm of all elements."""
+    return float(torch.linalg.vector_norm(tensor)) if tensor.numel() else 0.0
+
+
+def relative_error(reference: Tensor, candidate: Tensor) -> float:
+    """Return ||candidate - reference|| / ||reference|| over finite values; infinite where NaN or Inf masks differ.
+
+    Zero against zero is 0; anything against zero is infinite.
+    """
+    if reference.shape != candidate.shape:
+        return math.inf
+    wide = torch.complex128 if reference.is_complex() else torch.float64
+    reference, candidate = reference.detach().to(wide), candidate.detach().to(wide)
+    finite = torch.isfinite(reference)
+    if not torch.equal(torch.nan_to_num(reference[~finite]), torch.nan_to_num(candidate[~finite])) or not bool(
+        torch.isfinite(candidate[finite]).all()
+    ):
+        return math.inf
+    difference, size = norm(candidate[finite] - reference[finite]), norm(reference[finite])
+    return 0.0 if difference == 0 else difference / size if size else math.inf
+
+
+def gaussian_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return standard Gaussian noise in the shape, dtype and device of ``tensor``, drawn on the CPU by ``generator``."""
+    return torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator).to(tensor.device)

@@ -1,0 +1,150 @@
+"""A function of float64 leaves at one point: random cotangents, autograd's gradient, values along a direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradctl.numerics.measures import dot, gaussian_like, norm, relative_error
+from gradctl.numerics.program import BranchChanged
+from gradctl.numerics.runner import Outputs, Runner
+
+__all__ = ["Direction", "NoGradient", "Point", "Sample", "rms"]
+
+# Outputs of one model can differ by many decades (energies and forces); each takes an equal part, but rounding noise
+# around zero is not blown up to the size of the others.
+_SMALLEST_SHARE = 1e-8
+
+
+class NoGradient(Exception):
+    """No output asks for a gradient."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One random cotangent for each output that has a gradient, and the VJP that autograd makes of it.
+
+    ``finite`` marks, by output name, elements that take part (a logit masked with -inf takes none).
+    """
+
+    cotangents: dict[str, Tensor]
+    finite: dict[str, Tensor]
+    gradients: list[Tensor | None]
+    norms: list[float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction:
+    """A direction of unit norm in the space of the leaves: one part a leaf, None for leaves that rest."""
+
+    parts: list[Tensor | None]
+    lengths: list[float]
+
+
+class Point:
+    """``runner`` at the present values of its leaves.
+
+    Attributes:
+        values: the leaves' values at the point.
+        outputs: names and values of the float outputs at the point.
+        forwards: how often the function was run.
+        consistent: whether replaying at the point itself gives what was recorded there.
+    """
+
+    def __init__(self, runner: Runner, values: list[Tensor] | None = None) -> None:
+        self.runner = runner
+        self.values = values or [leaf.tensor.detach().clone() for leaf in runner.leaves]
+        self.forwards = 2
+        self._place(None, 0.0)
+        self.outputs: Outputs = [(name, t.detach()) for name, t in runner.record() if _is_float(t)]
+        self._place(None, 0.0)
+        again = dict(runner.beside())
+        self.consistent = all(
+            name in again and relative_error(value, again[name]) < 1e-9 for name, value in self.outputs
+        )
+
+    def sample(self, generator: torch.Generator) -> Sample:
+        """Return Gaussian cotangents and autograd's gradient of them.
+
+        Raises:
+            NoGradient: no output has a graph.
+        """
+        self._place(None, 0.0)
+        self.forwards += 1
+        outputs = {name: t for name, t in self.runner.differentiate() if _is_float(t) and t.requires_grad}
+        if not outputs:
+            raise NoGradient
+        sizes = {name: rms(t.detach()) for name, t in outputs.items()}
+        largest = max(sizes.values())
+        cotangents, finite = {}, {}
+        for name, output in outputs.items():
+            share = max(sizes[name], _SMALLEST_SHARE * largest) or 1.0
+            cotangents[name] = gaussian_like(output, generator) / share
+            mask = torch.isfinite(output.detach())
+            if not bool(mask.all()):
+                finite[name] = mask
+                cotangents[name] = torch.where(mask, cotangents[name], 0)
+        self._backward(outputs, cotangents)
+        gradients = [leaf.take_gradient() for leaf in self.runner.leaves]
+        return Sample(cotangents, finite, gradients, [norm(g) if g is not None else 0.0 for g in gradients])
+
+    def along(self, direction: Direction, sample: Sample) -> Callable[[float], float]:
+        """Return phi(t) = <cotangents, outputs(values + t direction)>; NaN where the function is not to be had."""
+
+        def phi(t: float) -> float:
+            self._place(direction, t)
+            self.forwards += 1
+            try:
+                outputs = dict(self.runner.beside())
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception:  # the user's model may refuse a value beside the point (a probability above 1)
+                return math.nan
+            total = self.runner.extra
+            for name, cotangent in sample.cotangents.items():
+                output = outputs.get(name)
+                if output is None or output.shape != cotangent.shape:
+                    return math.nan
+                output = output.detach().to(cotangent.dtype)
+                total += dot(cotangent, torch.where(sample.finite[name], output, 0) if name in sample.finite else output)
+            return total
+
+        return phi
+
+    def moved(self, generator: torch.Generator) -> Point:
+        """Return the point beside this one, every leaf moved by 1e-3 of its rms (1e-4 at least): off a kink."""
+        values = []
+        for value in self.values:
+            size = max(1e-3 * rms(value), 1e-4)
+            values.append(value + torch.where(torch.isfinite(value), size * gaussian_like(value, generator), 0))
+        point = Point(self.runner, values)
+        point.forwards += self.forwards
+        return point
+
+    def _backward(self, outputs: dict[str, Tensor], cotangents: dict[str, Tensor]) -> None:
+        """Take gradients as training takes them: ``backward`` into ``.grad`` (reversible nets refuse autograd.grad)."""
+        with self.runner.promoted():
+            torch.autograd.backward(list(outputs.values()), [cotangents[name] for name in outputs])
+
+    def _place(self, direction: Direction | None, t: float) -> None:
+        with torch.no_grad():
+            for i, (leaf, value) in enumerate(zip(self.runner.leaves, self.values, strict=True)):
+                part = direction.parts[i] if direction is not None else None
+                if part is None:
+                    leaf.tensor.copy_(value)
+                else:
+                    torch.add(value, part, alpha=t, out=leaf.tensor)
+
+
+def rms(tensor: Tensor) -> float:
+    """Return the root mean square of the finite elements, 0 if there is none."""
+    finite = tensor[torch.isfinite(tensor)] if not bool(torch.isfinite(tensor).all()) else tensor
+    return norm(finite) / math.sqrt(finite.numel()) if finite.numel() else 0.0
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

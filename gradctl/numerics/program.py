@@ -1,0 +1,320 @@
+"""What a program does that autograd does not differentiate: cuts, hooks, custom Functions; seen, recorded and replayed.
+
+A **cut** is a top-level torch call with a float argument that asks for a gradient and a float result (tensor or number)
+that does not: ``detach``, ``.data``, ``.item()``, anything under ``no_grad``. Autograd treats that value as a constant, so
+finite differences must too: calls are numbered, the values of cuts recorded at the point and replayed beside it. Calls
+that change a tensor in place behind autograd's back hold the *change* fixed. Another function at a recorded number means
+that a branch changed, and the point beside is of no use.
+
+Private to torch (seen in 2.10 to 2.14): ``torch._C._functorch.peek_interpreter_stack``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gradctl.subject.frames import user_location
+
+__all__ = ["BranchChanged", "Cut", "Hook", "Program", "Recording"]
+
+Place = tuple[str, int]
+
+
+class BranchChanged(Exception):
+    """Beside the point the program made other calls than at it."""
+
+
+@dataclass(slots=True, eq=False)
+class Cut:
+    """One call whose value, or whose change of a tensor, is held fixed.
+
+    Attributes:
+        func: the torch function called.
+        value: what to give back: the result at the point, or with ``writes`` the change of the first argument.
+        writes: whether the call changes its first argument in place.
+        place: file and line in the user's program.
+        sources: the tensors that the cut keeps from a gradient; dropped once asked.
+        alias: the storage that the result shares with a source, if it does.
+        moves: whether the value is another beside the point (``zeros_like`` is a cut that never does).
+    """
+
+    func: Any
+    value: Any
+    writes: bool
+    place: Place | None
+    sources: tuple[Tensor, ...] = ()
+    alias: int | None = None
+    moves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A tensor hook that was set aside, by the place that registers it."""
+
+    place: Place | None
+
+
+@dataclass(slots=True)
+class Recording:
+    """What one run at the point showed, for the runs beside it.
+
+    ``aliases`` are storages that the program can reach behind autograd's back, ``written`` those it then wrote to.
+    """
+
+    cuts: dict[int, Cut] = field(default_factory=dict)
+    hooks: list[Hook] = field(default_factory=list)
+    aliases: set[int] = field(default_factory=set)
+    written: set[int] = field(default_factory=set)
+
+
+class Program(TorchFunctionMode):
+    """Watch one call of the user's model.
+
+    Args:
+        recording: what to replay; None records anew.
+        hooks_only: only set hooks aside (for the run that autograd differentiates).
+    """
+
+    def __init__(self, recording: Recording | None = None, *, hooks_only: bool = False) -> None:
+        super().__init__()
+        self.replaying = recording is not None
+        self.recording = recording if recording is not None else Recording()
+        self.hooks_only = hooks_only
+        self.suspended = 0  # > 0 inside Function.forward, which runs under no_grad and is no cut
+        self._number = -1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make one top-level call, or what stands for it."""
+        kwargs = kwargs or {}
+        if self.suspended or torch._C._functorch.peek_interpreter_stack() is not None:
+            return func(*args, **kwargs)
+        if func in _REGISTER_HOOK:
+            if not self.replaying:
+                self.recording.hooks.append(Hook(user_location()))
+            return _NoHandle()
+        if func is F.embedding:
+            args, kwargs = _embedding_without_options(args, kwargs)
+        if self.hooks_only:
+            return func(*args, **kwargs)
+        self._number += 1
+        return self._replay(func, args, kwargs) if self.replaying else self._record(func, args, kwargs)
+
+    # ------------------------------------------------------------------ at the point
+
+    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is F.embedding:
+            return self._record_embedding(func, args, kwargs)
+        if _is_in_place(func, kwargs) and args and isinstance(args[0], Tensor):
+            return self._record_in_place(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if not _is_float_without_gradient(result):
+            return result
+        sources = _asking_for_gradient((args, kwargs))
+        if not sources:
+            return result
+        storages = {_storage(source) for source in sources}
+        alias = next((_storage(tensor) for tensor in _tensors(result) if _storage(tensor) in storages), None)
+        if alias is not None:
+            self.recording.aliases.add(alias)
+        self.recording.cuts[self._number] = Cut(func, _frozen(result), False, user_location(), sources, alias)
+        return result
+
+    def _record_embedding(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Record the rows at ``padding_idx`` and what ``max_norm`` does to the weight: no gradient passes there."""
+        _, weight, padding, max_norm = _embedding_arguments(args, kwargs)
+        before = weight.detach().clone() if max_norm is not None else None
+        result = func(*args, **kwargs)
+        if weight.requires_grad and (padding is not None or before is not None):
+            change = None if before is None else weight.detach() - before
+            self.recording.cuts[self._number] = Cut(func, (result.detach().clone(), change), False, None)
+        return result
+
+    def _record_in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
+        target = kwargs.get("out", args[0])
+        aliased = isinstance(target, Tensor) and not target.requires_grad and _storage(target) in self.recording.aliases
+        behind = isinstance(target, Tensor) and (aliased or (target.requires_grad and not torch.is_grad_enabled()))
+        before = target.detach().clone() if behind else None
+        if aliased:
+            self.recording.written.add(_storage(target))
+        sources = _asking_for_gradient((args[1:], kwargs))
+        result = func(*args, **kwargs)
+        if before is not None:
+            if target.shape == before.shape and target.dtype == before.dtype and target.is_floating_point():
+                change = target.detach() - before
+                cut = Cut(func, change, True, user_location(), (target,), moves=bool(change.any()))
+                self.recording.cuts[self._number] = cut
+        elif isinstance(target, Tensor) and not target.requires_grad and sources and target.is_floating_point():
+            self.recording.cuts[self._number] = Cut(func, target.detach().clone(), False, user_location(), sources)
+        return result
+
+    # ------------------------------------------------------------------ beside it
+
+    def _replay(self, func: Any, args: Any, kwargs: Any) -> Any:
+        cut = self.recording.cuts.get(self._number)
+        if cut is None:
+            return func(*args, **kwargs)
+        if cut.func != func:
+            raise BranchChanged
+        if func is F.embedding:
+            return _replay_embedding(cut, func, args, kwargs)
+        if cut.writes:
+            return _replay_write(cut, func, args)
+        if _is_in_place(func, kwargs):
+            return _replay_assignment(cut, func, args, kwargs)
+        # Made all the same: it may draw random numbers, and whether its value moves is to be seen.
+        result = func(*args, **kwargs)
+        cut.moves = cut.moves or not _equal(cut.value, result)
+        # What is written through (``p.data.clamp_()``) must stay the alias that it is.
+        return result if cut.alias in self.recording.written else _thawed(cut.value)
+
+
+def _replay_embedding(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
+    index, weight, padding, max_norm = _embedding_arguments(args, kwargs)
+    recorded, change = cut.value
+    if change is not None:
+        with torch.no_grad():
+            weight.detach().add_(change)
+    result = func(index, weight, padding) if max_norm is not None else func(*args, **kwargs)
+    if result.shape != recorded.shape:
+        raise BranchChanged
+    if padding is None:
+        return result
+    return torch.where((index == padding % weight.shape[0]).unsqueeze(-1), recorded, result)
+
+
+def _replay_write(cut: Cut, func: Any, args: Any) -> Any:
+    target = args[0]
+    if target.shape != cut.value.shape:
+        raise BranchChanged
+    with torch.no_grad():
+        target.detach().add_(cut.value)
+    return None if func.__name__ in _NO_RESULT else target
+
+
+def _replay_assignment(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
+    result = func(*args, **kwargs)
+    target = kwargs.get("out", args[0])
+    if target.shape != cut.value.shape:
+        raise BranchChanged
+    cut.moves = cut.moves or not _equal(cut.value, target)
+    with torch.no_grad():
+        target.copy_(cut.value)
+    return result
+
+
+class _NoHandle:
+    """Stands for the handle of a hook that was set aside."""
+
+    id = 0
+
+    def remove(self) -> None:
+        """Nothing is registered, so nothing is removed."""
+
+    def __enter__(self) -> _NoHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+_REGISTER_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
+_NO_RESULT = ("__setitem__", "__set__")
+
+
+def _is_in_place(func: Any, kwargs: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    if name in _NO_RESULT or kwargs.get("out") is not None:
+        return func not in _ASSIGN_ASIDE
+    return name.endswith("_") and not name.endswith("__") or name in _IN_PLACE_OPERATORS
+
+
+_IN_PLACE_OPERATORS = {
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow", "floordiv", "mod", "and", "or", "xor")
+}
+# Properties that are assigned without touching a value.
+_ASSIGN_ASIDE = (Tensor.grad.__set__, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+
+
+def _embedding_without_options(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return the call without ``scale_grad_by_freq``, which by its documentation is not the derivative."""
+    if len(args) > 5:
+        return (*args[:5], False, *args[6:]), kwargs
+    return args, ({**kwargs, "scale_grad_by_freq": False} if kwargs.get("scale_grad_by_freq") else kwargs)
+
+
+def _embedding_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, int | None, float | None]:
+    """Return index, weight, padding_idx and max_norm of a call of ``F.embedding``."""
+    given = dict(zip(("input", "weight", "padding_idx", "max_norm"), args, strict=False)) | kwargs
+    return given["input"], given["weight"], given.get("padding_idx"), given.get("max_norm")
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    if isinstance(value, dict):
+        return [tensor for item in value.values() for tensor in _tensors(item)]
+    return []
+
+
+def _asking_for_gradient(value: Any) -> tuple[Tensor, ...]:
+    return tuple(t for t in _tensors(value) if t.requires_grad and (t.is_floating_point() or t.is_complex()))
+
+
+def _is_float_without_gradient(result: Any) -> bool:
+    """Tell a float tensor, number or array without a gradient; mixed results count only where none asks for one."""
+    if isinstance(result, Tensor):
+        return not result.requires_grad and (result.is_floating_point() or result.is_complex())
+    if isinstance(result, (float, complex)):
+        return True
+    if isinstance(result, np.ndarray):
+        return result.dtype.kind in "fc"
+    if isinstance(result, (tuple, list)) and result and not isinstance(result, torch.Size):
+        floats = [item for item in result if _is_float_without_gradient(item)]
+        return bool(floats) and not any(tensor.requires_grad for tensor in _tensors(result))
+    return False
+
+
+def _map(function: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, list):
+        return [_map(function, item) for item in value]
+    if isinstance(value, tuple):
+        mapped = [_map(function, item) for item in value]
+        # torch.return_types (a structseq) takes one sequence, a named tuple its fields.
+        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
+    return function(value)
+
+
+def _frozen(result: Any) -> Any:
+    return _map(lambda item: item.detach().clone() if isinstance(item, Tensor) else _copied_array(item), result)
+
+
+def _thawed(value: Any) -> Any:
+    return _map(lambda item: item.clone() if isinstance(item, Tensor) else _copied_array(item), value)
+
+
+def _copied_array(item: Any) -> Any:
+    return item.copy() if isinstance(item, np.ndarray) else item
+
+
+def _equal(recorded: Any, now: Any) -> bool:
+    if isinstance(recorded, Tensor):
+        return isinstance(now, Tensor) and recorded.shape == now.shape and torch.equal(recorded, now)
+    if isinstance(recorded, np.ndarray):
+        return bool(np.array_equal(recorded, now))
+    if isinstance(recorded, (tuple, list)):
+        return len(recorded) == len(now) and all(map(_equal, recorded, now))
+    return bool(recorded == now)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)

@@ -1,0 +1,97 @@
+"""One model as a function of float64 leaves, run in three ways: for autograd, at the point, and beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gradctl.numerics.functions import FunctionWatch, watch_functions
+from gradctl.numerics.program import Program, Recording
+from gradctl.numerics.promotion import Promotion, default_dtype
+from gradctl.subject.instance import Instance, Leaf
+
+__all__ = ["ModelRunner", "Runner"]
+
+Outputs = list[tuple[str, Tensor]]
+
+
+class Runner(Protocol):
+    """What the oracle asks of anything it judges. The leaves' tensors are written before each call.
+
+    ``differentiate`` runs as training does and returns outputs with their graph; ``record`` runs at the point and notes
+    what must be held fixed; ``beside`` runs with that held fixed. ``extra`` is what the last run adds to the objective.
+    """
+
+    leaves: Sequence[Leaf]
+    extra: float
+
+    def differentiate(self) -> Outputs: ...
+
+    def record(self) -> Outputs: ...
+
+    def beside(self) -> Outputs: ...
+
+    def promoted(self) -> contextmanager[None] | nullcontext[None]: ...  # type: ignore[type-arg]
+
+
+class ModelRunner:
+    """Run a private copy of the user's model, in float64 where ``promotion`` is given.
+
+    Attributes:
+        recording: the cuts and hooks of the last ``record``.
+        watch: stands for the custom Functions; what it linearises is set before ``record``.
+    """
+
+    def __init__(self, instance: Instance, promotion: Promotion | None, watch: FunctionWatch) -> None:
+        self.instance = instance
+        self.leaves: Sequence[Leaf] = instance.leaves
+        self.promotion = promotion
+        self.watch = watch
+        self.recording = Recording()
+
+    @property
+    def extra(self) -> float:
+        """What linear maps with an offset add to the objective in the last run."""
+        return self.watch.extra
+
+    def differentiate(self) -> Outputs:
+        """Return the outputs with their graph, hooks set aside."""
+        return self._run(Program(hooks_only=True))
+
+    def record(self) -> Outputs:
+        """Return the outputs at the point; note cuts, hooks and Functions."""
+        self.watch.maps.clear()
+        self.watch.calls.clear()
+        program = Program()
+        outputs = self._run(program)
+        self.recording = program.recording
+        return outputs
+
+    def beside(self) -> Outputs:
+        """Return the outputs beside the point, with all that was recorded held fixed.
+
+        Raises:
+            BranchChanged: the program made other calls than at the point.
+        """
+        return self._run(Program(self.recording))
+
+    @contextmanager
+    def promoted(self) -> Iterator[None]:
+        """Run a backward as the forward was run: under the promotion."""
+        with ExitStack() as stack:
+            if self.promotion is not None:
+                stack.enter_context(default_dtype(torch.float64))
+                stack.enter_context(self.promotion)
+            yield
+
+    def _run(self, program: Program) -> Outputs:
+        self.watch.begin(program)
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(watch_functions(self.watch))
+            stack.enter_context(self.promoted())
+            return self.instance.run(program)

@@ -1,0 +1,310 @@
+"""A private copy of a subject, with its leaves, that can be run again and again from the same state and seed.
+
+The user's object is never run: ``jit.trace`` advances BatchNorm statistics, a forward can mutate its inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gradctl.core.errors import TargetError
+from gradctl.core.names import input_name, output_name, parameter_name
+from gradctl.subject.frames import user_frames
+from gradctl.subject.inputs import input_names
+from gradctl.subject.seeding import seed_generators
+from gradctl.subject.state import State
+from gradctl.subject.subject import Subject
+from gradctl.subject.tree import leaves, map_leaves
+
+__all__ = ["Instance", "InputMode", "Leaf", "native_dtype"]
+
+InputMode = Literal["leaf", "clone", "constant"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaf:
+    """One differentiable tensor of the subject.
+
+    Attributes:
+        name: ``param:fc1.weight`` or ``input:x``.
+        tied: the other names of the same storage.
+        tensor: the working tensor; writing to it changes what the next run reads.
+        sharing: every tensor object that collects a gradient for this storage, ``tensor`` among them.
+        native_dtype: dtype in the user's own model.
+    """
+
+    name: str
+    tensor: Tensor
+    native_dtype: torch.dtype
+    tied: tuple[str, ...] = ()
+    sharing: tuple[Tensor, ...] = ()
+
+    def take_gradient(self) -> Tensor | None:
+        """Return what backward left in ``.grad``, summed over tied parameters, dense; and clear it."""
+        total: Tensor | None = None
+        for tensor in self.sharing or (self.tensor,):
+            gradient, tensor.grad = tensor.grad, None
+            if gradient is not None:
+                gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
+                total = gradient if total is None else total + gradient
+        return total
+
+
+class Instance:
+    """A copy of ``subject`` to run.
+
+    Args:
+        subject: what to copy; never changed.
+        promoted: whether parameters, buffers, float inputs and float tensors kept as attributes become float64.
+        input_mode: how float inputs are given: as leaves that ask for a gradient, as clones of such leaves (for
+            programs that change their inputs in place), or as constants.
+
+    Raises:
+        TargetError: GC112 if the model cannot be copied.
+    """
+
+    def __init__(self, subject: Subject, *, promoted: bool = False, input_mode: InputMode = "leaf") -> None:
+        self.subject = subject
+        self.input_mode = input_mode
+        self._model, self._args, self._kwargs, self._loss = _copied(subject)
+        module = module_of(self._model)
+        parameter_dtypes = {name: p.dtype for name, p in module.named_parameters()} if module else {}
+        if promoted and module is not None:
+            _promote_module(module)
+        self.leaves: list[Leaf] = _parameter_leaves(module, parameter_dtypes) if module else []
+        self._inputs: dict[int, Tensor] = {}
+        self._collect_inputs(promoted)
+        self.set_aside_hooks = _set_aside_module_hooks(subject, module)
+        self._state = State(
+            [self._model, self._args, self._kwargs, self._loss], [tensor for leaf in self.leaves for tensor in leaf.sharing]
+        )
+
+    def run(self, context: AbstractContextManager[Any] | None = None) -> list[tuple[str, Tensor]]:
+        """Return the tensors that the model gives, by name, from the state and seed of every other run.
+
+        Args:
+            context: entered around the call of the model only.
+
+        Raises:
+            Exception: whatever the user's model raises.
+            TargetError: GC114 if the output holds no tensor.
+        """
+        self._state.restore()
+        seed_generators(self.subject.seed)
+        args, kwargs = map_leaves(lambda _, leaf: self._fresh(leaf), (self._args, self._kwargs))
+        with context or nullcontext():
+            value = self._model(*args, **kwargs)
+            if self._loss is not None:
+                value = call_loss(self._loss, value, args, kwargs)
+        tensors = [(output_name(path), leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
+        if not tensors:
+            raise TargetError(
+                "GC114",
+                f"{self.subject.target} returns {type(value).__name__!r} without a tensor in it; return a tensor, or a "
+                "tuple, dict or dataclass of tensors.",
+            )
+        return tensors
+
+    def restore(self) -> None:
+        """Put the state back, as before each run."""
+        self._state.restore()
+
+    def _fresh(self, leaf: Any) -> Any:
+        """Return an input as the model may have it: a leaf or its clone, and clones of what else it might change."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        working = self._inputs.get(id(leaf), leaf)
+        if working is leaf or self.input_mode == "constant":
+            return working.detach().clone()
+        return working.clone() if self.input_mode == "clone" else working
+
+    def _collect_inputs(self, promoted: bool) -> None:
+        """Make a leaf of each float input; the same tensor given twice is one leaf with two names."""
+        names: dict[int, list[str]] = {}
+        tensors: dict[int, Tensor] = {}
+        for name, value in input_names(self.subject.model, self._args, self._kwargs):
+            if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+                names.setdefault(id(value), []).append(input_name(name))
+                tensors[id(value)] = value
+        for key, tensor in tensors.items():
+            working = tensor.detach().clone()
+            working = working.to(wide(tensor.dtype)) if promoted else working
+            self._inputs[key] = working
+            if self.input_mode != "constant":
+                first, *others = names[key]
+                working.requires_grad_()
+                self.leaves.append(Leaf(first, working, tensor.dtype, tuple(others), (working,)))
+
+
+def native_dtype(subject: Subject) -> torch.dtype:
+    """Return the float dtype that the subject mostly computes in: its parameters', else its inputs', else the default."""
+    module = module_of(subject.model)
+    tensors = list(module.parameters()) if module else []
+    tensors += [leaf for _, leaf in leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
+    sizes: dict[torch.dtype, int] = {}
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + 1 + tensor.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else torch.get_default_dtype()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return float64 for a real float dtype, complex128 for a complex one, any other as it is."""
+    return torch.complex128 if dtype.is_complex else torch.float64 if dtype.is_floating_point else dtype
+
+
+def call_loss(loss: Callable[..., Any], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return ``loss(outputs)``, or ``loss(outputs, *args, **kwargs)`` where it takes more than one argument."""
+    required = [
+        parameter
+        for parameter in inspect.signature(loss).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind in (0, 1, 2)  # positional kinds and *args
+    ]
+    return loss(value, *args, **kwargs) if len(required) > 1 else loss(value)
+
+
+def module_of(model: Any) -> nn.Module | None:
+    """Return the module that holds the parameters: the model itself, or the object whose method it is."""
+    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
+    """Return a deep copy, with torch.compile's wrappers taken off and tied parameters tied again."""
+    originals = (unwrapped(subject.model), subject.args, subject.kwargs, subject.loss)
+    memo: dict[int, Any] = {}
+    for tensor in _non_leaf_tensors(originals):
+        memo[id(tensor)] = tensor.detach().clone()
+    try:
+        copied = copy.deepcopy(originals, memo)
+    except Exception as error:
+        raise TargetError(
+            "GC112",
+            f"{subject.target} cannot be copied, and a check never runs your own object: {type(error).__name__}: "
+            f"{error}. Build such members in forward, or give the class a __deepcopy__.",
+            details=user_frames(error),
+        ) from error
+    source, module = module_of(originals[0]), module_of(copied[0])
+    if source is not None and module is not None:
+        _tie_again(source, module)
+        unwrap_children(module)
+    return copied
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the module inside torch.compile's wrapper, or ``model`` itself: what is judged is eager."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def unwrap_children(module: nn.Module) -> None:
+    """Take torch.compile's wrapper off every submodule, in place, so that names have no ``_orig_mod.``."""
+    for name, child in module.named_children():
+        inner = unwrapped(child)
+        if inner is not child:
+            setattr(module, name, inner)
+        unwrap_children(inner)
+
+
+def _non_leaf_tensors(originals: Any) -> list[Tensor]:
+    """Return tensors with a history that modules keep (old weight_norm): ``copy.deepcopy`` refuses those."""
+    model, args, kwargs, _ = originals
+    module = module_of(model)
+    kept = [vars(child) for child in module.modules()] if module else []
+    buffers = [child._buffers for child in module.modules()] if module else []
+    found = [leaf for _, leaf in leaves([args, kwargs, *kept, *buffers]) if isinstance(leaf, Tensor)]
+    return [tensor for tensor in found if not tensor.is_leaf]
+
+
+def _storage_key(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what two tensors share exactly when they are the same memory seen the same way."""
+    if tensor.layout != torch.strided or not tensor.numel() or not tensor.data_ptr():
+        return (id(tensor),)
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def _tie_again(source: nn.Module, module: nn.Module) -> None:
+    """Share storage between parameters of the copy where the originals are two objects on one storage."""
+    copies = dict(module.named_parameters(remove_duplicate=False))
+    first: dict[tuple[Any, ...], nn.Parameter] = {}
+    for name, parameter in source.named_parameters(remove_duplicate=False):
+        mine = copies.get(name.replace("_orig_mod.", ""), copies.get(name))
+        if mine is None:
+            continue
+        owner = first.setdefault(_storage_key(parameter), mine)
+        if owner is not mine:
+            mine.data = owner.data
+
+
+def _parameter_leaves(module: nn.Module, native_dtypes: dict[str, torch.dtype]) -> list[Leaf]:
+    """Return a leaf for each trainable storage, with all its names."""
+    names: dict[tuple[Any, ...], list[str]] = {}
+    tensors: dict[tuple[Any, ...], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            key = _storage_key(parameter)
+            names.setdefault(key, []).append(parameter_name(name))
+            if not any(parameter is known for known in tensors.setdefault(key, [])):
+                tensors[key].append(parameter)
+    return [
+        Leaf(
+            first,
+            tensors[key][0],
+            native_dtypes.get(first.removeprefix("param:"), tensors[key][0].dtype),
+            tuple(others),
+            tuple(tensors[key]),
+        )
+        for key, (first, *others) in names.items()
+    ]
+
+
+def _promote_module(module: nn.Module) -> None:
+    """Make float parameters, buffers and float tensors kept as plain attributes float64, in place, ties kept."""
+    promoted: dict[tuple[Any, ...], Tensor] = {}
+
+    def promote(tensor: Tensor) -> Tensor:
+        return promoted.setdefault(_storage_key(tensor), tensor.detach().to(wide(tensor.dtype)))
+
+    for parameter in module.parameters():
+        parameter.data = promote(parameter)
+    for child in module.modules():
+        for name, buffer in child._buffers.items():
+            if buffer is not None:
+                child._buffers[name] = promote(buffer)
+        for name, value in vars(child).items():
+            if name not in _MODULE_TABLES and any(isinstance(leaf, Tensor) for _, leaf in leaves(value)):
+                vars(child)[name] = map_leaves(
+                    lambda _, leaf: promote(leaf).requires_grad_(leaf.requires_grad)
+                    if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)
+                    else leaf,
+                    value,
+                )
+
+
+_MODULE_TABLES = frozenset(vars(nn.Module()))
+
+
+def _set_aside_module_hooks(subject: Subject, module: nn.Module | None) -> tuple[str, ...]:
+    """Take backward hooks off the copy's modules; return the names of what had one, parameters too."""
+    source = module_of(unwrapped(subject.model))
+    if module is None or source is None:
+        return ()
+    hooked = [
+        parameter_name(name)
+        for name, parameter in source.named_parameters()
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
+    ]
+    for name, child in module.named_modules():
+        if child._backward_hooks or child._backward_pre_hooks:
+            hooked.append(name or type(child).__name__)
+            child._backward_hooks.clear()
+            child._backward_pre_hooks.clear()
+    return tuple(hooked)
