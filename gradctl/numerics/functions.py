@@ -95,7 +95,7 @@ class FunctionWatch:
     """Stands for the Functions of a program: records them at the point, and puts linear maps in their places beside it.
 
     Attributes:
-        linearised: classes to replace.
+        linearised: tells which classes to replace.
         unjudged: those of them whose backward states no usable linear map; their outputs are cut, and what lies
             behind them is not judged.
         maps: linear maps and cut outputs, by number of the application.
@@ -104,7 +104,7 @@ class FunctionWatch:
         extra: what the offsets of linear maps add to the objective, since the last ``begin``.
     """
 
-    linearised: frozenset[FunctionClass] = frozenset()
+    linearised: Callable[[FunctionClass], bool] = lambda function: False
     unjudged: set[FunctionClass] = field(default_factory=set)
     maps: dict[int, LinearMap | tuple[Any, ...] | Tensor] = field(default_factory=dict)
     calls: list[FunctionCall] = field(default_factory=list)
@@ -141,7 +141,7 @@ class FunctionWatch:
     def _record(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         if sum(call.function is function for call in self.calls) < self.calls_per_class:
             self.calls.append(FunctionCall(function, copied_arguments(args), user_location()))
-        if function not in self.linearised:
+        if not self.linearised(function):
             return apply(*args)
         linear = None if function in self.unjudged else linear_map(function, apply, copied_arguments(args))
         result = apply(*args)

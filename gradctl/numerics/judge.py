@@ -263,6 +263,7 @@ class Judge:
         for i in indices:
             part = gaussian_like(self.point.values[i], self.generator)
             usable = torch.isfinite(self.point.values[i])
+            usable = usable & ~sample.broken[i] if i in sample.broken else usable
             part = part if bool(usable.all()) else torch.where(usable, part, 0)
             lengths[i] = weights[i] / total
             parts[i] = part.mul_(lengths[i] / (norm(part) or 1.0))

@@ -28,13 +28,15 @@ class NoGradient(Exception):
 class Sample:
     """One random cotangent for each output that has a gradient, and the VJP that autograd makes of it.
 
-    ``finite`` marks, by output name, elements that take part (a logit masked with -inf takes none).
+    ``finite`` marks, by output name, elements that take part (a logit masked with -inf takes none). ``broken`` marks, by
+    index of the leaf, elements whose gradient is NaN or infinite; in ``gradients`` they are 0.
     """
 
     cotangents: dict[str, Tensor]
     finite: dict[str, Tensor]
     gradients: list[Tensor | None]
     norms: list[float]
+    broken: dict[int, Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,14 +60,20 @@ class Point:
     def __init__(self, runner: Runner, values: list[Tensor] | None = None) -> None:
         self.runner = runner
         self.values = values or [leaf.tensor.detach().clone() for leaf in runner.leaves]
-        self.forwards = 2
+        self.forwards = 0
+        self.outputs: Outputs = self.record()
         self._place(None, 0.0)
-        self.outputs: Outputs = [(name, t.detach()) for name, t in runner.record() if _is_float(t)]
-        self._place(None, 0.0)
-        again = dict(runner.beside())
+        self.forwards += 1
+        again = dict(self.runner.beside())
         self.consistent = all(
             name in again and relative_error(value, again[name]) < 1e-9 for name, value in self.outputs
         )
+
+    def record(self) -> Outputs:
+        """Return the float outputs at the point, and have the runner note anew what must be held fixed beside it."""
+        self._place(None, 0.0)
+        self.forwards += 1
+        return [(name, t.detach()) for name, t in self.runner.record() if _is_float(t)]
 
     def sample(self, generator: torch.Generator) -> Sample:
         """Return Gaussian cotangents and autograd's gradient of them.
@@ -73,9 +81,7 @@ class Point:
         Raises:
             NoGradient: no output has a graph.
         """
-        self._place(None, 0.0)
-        self.forwards += 1
-        outputs = {name: t for name, t in self.runner.differentiate() if _is_float(t) and t.requires_grad}
+        outputs = self._differentiable_outputs()
         if not outputs:
             raise NoGradient
         sizes = {name: rms(t.detach()) for name, t in outputs.items()}
@@ -88,9 +94,18 @@ class Point:
             if not bool(mask.all()):
                 finite[name] = mask
                 cotangents[name] = torch.where(mask, cotangents[name], 0)
-        self._backward(outputs, cotangents)
-        gradients = [leaf.take_gradient() for leaf in self.runner.leaves]
-        return Sample(cotangents, finite, gradients, [norm(g) if g is not None else 0.0 for g in gradients])
+        gradients = self._vjp(outputs, cotangents)
+        broken = {}
+        for i, gradient in enumerate(gradients):
+            if gradient is not None and not bool(torch.isfinite(gradient).all()):
+                broken[i] = ~torch.isfinite(gradient)
+                gradients[i] = torch.where(broken[i], 0, gradient)
+        norms = [norm(gradient) if gradient is not None else 0.0 for gradient in gradients]
+        return Sample(cotangents, finite, gradients, norms, broken)
+
+    def gradients(self, cotangents: dict[str, Tensor]) -> list[Tensor | None]:
+        """Return autograd's gradient of the given cotangents, one a leaf."""
+        return self._vjp(self._differentiable_outputs(), cotangents)
 
     def along(self, direction: Direction, sample: Sample) -> Callable[[float], float]:
         """Return phi(t) = <cotangents, outputs(values + t direction)>; NaN where the function is not to be had."""
@@ -125,10 +140,16 @@ class Point:
         point.forwards += self.forwards
         return point
 
-    def _backward(self, outputs: dict[str, Tensor], cotangents: dict[str, Tensor]) -> None:
+    def _differentiable_outputs(self) -> dict[str, Tensor]:
+        self._place(None, 0.0)
+        self.forwards += 1
+        return {name: t for name, t in self.runner.differentiate() if _is_float(t) and t.requires_grad}
+
+    def _vjp(self, outputs: dict[str, Tensor], cotangents: dict[str, Tensor]) -> list[Tensor | None]:
         """Take gradients as training takes them: ``backward`` into ``.grad`` (reversible nets refuse autograd.grad)."""
         with self.runner.promoted():
             torch.autograd.backward(list(outputs.values()), [cotangents[name] for name in outputs])
+        return [leaf.take_gradient() for leaf in self.runner.leaves]
 
     def _place(self, direction: Direction | None, t: float) -> None:
         with torch.no_grad():

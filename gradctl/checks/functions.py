@@ -1,0 +1,331 @@
+"""Custom ``autograd.Function``s by themselves: is each backward the derivative, whatever its caller hands it?
+
+First order by finite differences at the recorded inputs. Then what callers do sooner or later: a cotangent with stride 0
+(``sum().backward()``), one that is not contiguous, one that is undefined, an input that asks for no gradient; and, where
+the Function defines them, forward mode and second order.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from gradctl.numerics.functions import FunctionCall
+from gradctl.numerics.judge import Judge
+from gradctl.numerics.measures import dot, gaussian_like, relative_error
+from gradctl.numerics.point import NoGradient
+from gradctl.numerics.runner import ModelRunner, Outputs
+from gradctl.subject.instance import Leaf
+from gradctl.subject.seeding import seed_generators
+
+__all__ = ["FunctionFault", "broken_contracts", "first_order_fault", "function_name", "source_place"]
+
+# Layouts of one cotangent must give one gradient, but for the order of summation.
+_SAME = 1e-9
+_SAME_ON_AN_ISLAND = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionFault:
+    """What is wrong with a Function: the rule broken (``first``, ``layout``, ``forward-mode``, ``second``), in words."""
+
+    function: type[Function]
+    rule: str
+    message: str
+    error: float | None = None
+
+
+def function_name(function: type[Function]) -> str:
+    """Return the name that findings and ``--allow`` use: the class's, or ``library::op`` of a registered custom op."""
+    name = function.__name__
+    if name.startswith("GeneratedBackwardFor_"):
+        library, _, op = name.removeprefix("GeneratedBackwardFor_").rpartition("_")[0].partition("_")
+        return f"{library}::{op}"
+    return name
+
+
+def source_place(function: type[Function]) -> tuple[str, int] | None:
+    """Return file and line of a Function's backward."""
+    backward = getattr(function, "backward", None)
+    if backward is Function.backward:
+        backward = getattr(function, "vjp", None)
+    code = getattr(inspect.unwrap(backward), "__code__", None) if backward is not None else None
+    return (code.co_filename, code.co_firstlineno) if code is not None else None
+
+
+class _FunctionRunner:
+    """One Function at recorded inputs, as the oracle wants it."""
+
+    extra = 0.0
+
+    def __init__(self, call: FunctionCall, model: ModelRunner, off: int | None = None) -> None:
+        self.function, self.args, self.model, self.off = call.function, call.args, model, off
+        self.leaves: Sequence[Leaf] = [
+            Leaf(_argument_name(call.function, i), arg.detach().clone().requires_grad_(), arg.dtype)
+            for i, arg in enumerate(call.args)
+            if isinstance(arg, Tensor) and arg.requires_grad
+        ]
+        self.positions = [i for i, arg in enumerate(call.args) if isinstance(arg, Tensor) and arg.requires_grad]
+
+    def arguments(self, tensors: Sequence[Tensor]) -> list[Any]:
+        given = dict(zip(self.positions, tensors, strict=True))
+        return [given.get(i, arg.clone() if isinstance(arg, Tensor) else arg) for i, arg in enumerate(self.args)]
+
+    def apply(self, arguments: Sequence[Any]) -> Outputs:
+        seed_generators(self.model.instance.subject.seed)
+        with torch.enable_grad(), self.model.promoted():
+            result = self.function.apply(*arguments)  # type: ignore[no-untyped-call]
+        results = result if isinstance(result, tuple) else (result,)
+        return [(f"output.{k}", t) for k, t in enumerate(results) if isinstance(t, Tensor)]
+
+    def differentiate(self) -> Outputs:
+        # Clones: a Function that changes an input in place (mark_dirty) must not be given a leaf.
+        with torch.enable_grad():
+            clones = [leaf.tensor.detach() if k == self.off else leaf.tensor.clone() for k, leaf in enumerate(self.leaves)]
+        return self.apply(self.arguments(clones))
+
+    record = beside = differentiate
+
+    def promoted(self) -> AbstractContextManager[None]:
+        return self.model.promoted()
+
+    def gradients(self, cotangents: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor | None]:
+        """Return the VJP of what ``cotangents`` makes of the differentiable outputs; None for an input without one."""
+        outputs = [t for _, t in self.differentiate() if t.requires_grad]
+        wanted = [leaf.tensor for k, leaf in enumerate(self.leaves) if k != self.off]
+        with self.promoted():
+            return list(torch.autograd.grad(outputs, wanted, cotangents(outputs), allow_unused=True))
+
+
+class _SecondOrder(_FunctionRunner):
+    """(inputs, cotangents) ↦ VJP of a Function: its derivative is the double backward."""
+
+    def __init__(self, call: FunctionCall, model: ModelRunner) -> None:
+        super().__init__(call, model)
+        self.inputs = len(self.leaves)
+        generator = torch.Generator().manual_seed(0)
+        outputs = [t for _, t in super().differentiate() if t.requires_grad]
+        self.leaves = [
+            *self.leaves,
+            *(Leaf(f"cotangent.{k}", gaussian_like(t, generator).requires_grad_(), t.dtype) for k, t in enumerate(outputs)),
+        ]
+
+    def differentiate(self) -> Outputs:
+        with torch.enable_grad():
+            tensors = [leaf.tensor.clone() for leaf in self.leaves]
+        inputs, cotangents = tensors[: self.inputs], tensors[self.inputs :]
+        passed = [x.clone() for x in inputs]
+        outputs = [t for _, t in self.apply(self.arguments(passed)) if t.requires_grad]
+        with torch.enable_grad(), self.promoted():
+            found = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True, allow_unused=True)
+        return [(f"vjp.{k}", t) for k, t in enumerate(found) if t is not None and t.requires_grad]
+
+    record = beside = differentiate
+
+
+def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> FunctionFault | None:
+    """Return what is wrong with a Function's backward at recorded inputs, or None if it is the derivative there."""
+    runner = _FunctionRunner(call, model)
+    if not runner.leaves:
+        return None
+    name = function_name(call.function)
+    try:
+        judge = Judge(runner, seed=seed, epsilon=_epsilon(runner))
+        suspects, _ = judge.screen(range(len(runner.leaves)))
+        judged, _ = judge.each(suspects)
+    except NoGradient:
+        return None
+    except Exception as error:  # the user's backward may raise anything
+        return FunctionFault(call.function, "first", f"{name}.backward raises {type(error).__name__}: {error}")
+    wrong = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
+    if not wrong:
+        return None
+    worst = max(wrong, key=lambda i: wrong[i].error or 0.0)
+    what = "gives no gradient for" if wrong[worst].verdict == "missing" else "is not the derivative in"
+    places = ", ".join(repr(runner.leaves[i].name) for i in wrong)
+    message = f"{name}.backward {what} {places}: off by {wrong[worst].error:.2e} (relative)"
+    return FunctionFault(call.function, "first", message, wrong[worst].error)
+
+
+def broken_contracts(call: FunctionCall, model: ModelRunner, seed: int) -> list[FunctionFault]:
+    """Return what a Function does wrong for callers other than this one, at recorded inputs where it is right."""
+    runner = _FunctionRunner(call, model)
+    if not runner.leaves or not any(t.requires_grad for _, t in runner.differentiate()):
+        return []
+    faults = [fault for fault in (_layout_fault(runner), _input_off_fault(call, model)) if fault is not None]
+    if getattr(call.function, "jvp", Function.jvp) is not Function.jvp:
+        faults += [fault] if (fault := _forward_mode_fault(runner)) is not None else []
+    return [*faults, fault] if (fault := _second_order_fault(call, model, seed)) is not None else faults
+
+
+def _gaussian(outputs: list[Tensor]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [gaussian_like(t, generator) for t in outputs]
+
+
+def _expanded(outputs: list[Tensor]) -> list[Tensor]:
+    return [torch.full((), 0.7, dtype=t.dtype, device=t.device).expand(t.shape) for t in outputs]
+
+
+def _strided(outputs: list[Tensor]) -> list[Tensor]:
+    return [torch.stack([w, torch.zeros_like(w)], dim=-1).select(-1, 0) for w in _gaussian(outputs)]
+
+
+def _dense(cotangents: Callable[[list[Tensor]], list[Tensor]]) -> Callable[[list[Tensor]], list[Tensor]]:
+    return lambda outputs: [w.clone(memory_format=torch.contiguous_format) for w in cotangents(outputs)]
+
+
+def _layout_fault(runner: _FunctionRunner) -> FunctionFault | None:
+    """Compare one cotangent in two layouts, and an undefined one with zeros."""
+    function, name = runner.function, function_name(runner.function)
+    for words, cotangents in (("an expanded (stride 0)", _expanded), ("a non-contiguous", _strided)):
+        expected = runner.gradients(_dense(cotangents))
+        try:
+            found = runner.gradients(cotangents)
+        except Exception as error:  # the user's backward may raise anything
+            return FunctionFault(function, "layout", f"{name}.backward raises for {words} cotangent: {_line(error)}")
+        if (error := _largest_error(expected, found)) > _same(runner):
+            message = f"{name}.backward gives another gradient for {words} cotangent: off by {error:.2e} (relative)"
+            return FunctionFault(function, "layout", message, error)
+    return _undefined_fault(runner)
+
+
+def _undefined_fault(runner: _FunctionRunner) -> FunctionFault | None:
+    """Let each output in turn have no cotangent (it is not used, or what follows gives none)."""
+    name = function_name(runner.function)
+    outputs = [t for _, t in runner.differentiate() if t.requires_grad]
+    for k in range(len(outputs)):
+
+        def undefined(found: list[Tensor], k: int = k) -> list[Tensor]:
+            return [w if j != k else torch.zeros_like(w) for j, w in enumerate(_gaussian(found))]
+
+        expected = runner.gradients(undefined)
+        try:
+            found = _gradients_without(runner, k)
+        except Exception as error:  # the user's backward may raise anything
+            message = f"{name}.backward raises where output {k} has no cotangent (None): {_line(error)}"
+            return FunctionFault(runner.function, "layout", message)
+        if (error := _largest_error(expected, found)) > _same(runner):
+            message = f"{name}.backward is wrong where output {k} has no cotangent (None): off by {error:.2e} (relative)"
+            return FunctionFault(runner.function, "layout", message, error)
+    return None
+
+
+def _gradients_without(runner: _FunctionRunner, k: int) -> list[Tensor | None]:
+    """Return gradients with output ``k``'s cotangent undefined, as torch's own UndefinedGrad makes it."""
+    outputs = [t for _, t in runner.differentiate() if t.requires_grad]
+    cotangents = _gaussian(outputs)
+    outputs[k] = torch._C._functions.UndefinedGrad()(outputs[k])  # type: ignore[attr-defined]
+    with runner.promoted():
+        return list(
+            torch.autograd.grad(outputs, [leaf.tensor for leaf in runner.leaves], cotangents, allow_unused=True)
+        )
+
+
+def _input_off_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | None:
+    """Let each input in turn ask for no gradient; the others' gradients must not change."""
+    everything = _FunctionRunner(call, model)
+    if len(everything.leaves) < 2:
+        return None
+    gradients = everything.gradients(_gaussian)
+    name = function_name(call.function)
+    for k, leaf in enumerate(everything.leaves):
+        runner = _FunctionRunner(call, model, off=k)
+        if not any(t.requires_grad for _, t in runner.differentiate()):
+            continue
+        expected = [gradient for j, gradient in enumerate(gradients) if j != k]
+        try:
+            found = runner.gradients(_gaussian)
+        except Exception as error:  # the user's backward may raise anything
+            message = f"{name}.backward raises where {leaf.name!r} asks for no gradient: {_line(error)}"
+            return FunctionFault(call.function, "layout", message)
+        if (error := _largest_error(expected, found)) > _same(runner):
+            message = f"{name}.backward changes where {leaf.name!r} asks for no gradient: off by {error:.2e} (relative)"
+            return FunctionFault(call.function, "layout", message, error)
+    return None
+
+
+def _forward_mode_fault(runner: _FunctionRunner) -> FunctionFault | None:
+    """Hold forward mode against reverse mode: <w, J v> = <J'w, v>."""
+    generator = torch.Generator().manual_seed(1)
+    tangents = [gaussian_like(leaf.tensor, generator) for leaf in runner.leaves]
+    gradients = runner.gradients(_gaussian)
+    name = function_name(runner.function)
+    try:
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(leaf.tensor.detach(), v) for leaf, v in zip(runner.leaves, tangents, strict=True)]
+            named = runner.apply(runner.arguments(duals))
+            pushed = [forward_ad.unpack_dual(t).tangent for _, t in named]
+    except Exception as error:  # the user's jvp may raise anything
+        return FunctionFault(runner.function, "forward-mode", f"{name}.jvp raises {_line(error)}")
+    differentiable = [k for k, (_, t) in enumerate(runner.differentiate()) if t.requires_grad]
+    cotangents = _gaussian([named[k][1] for k in differentiable])
+    products = [(w, pushed[k]) for w, k in zip(cotangents, differentiable, strict=True) if pushed[k] is not None]
+    forward = sum(dot(w, tangent) for w, tangent in products)
+    reverse = sum(dot(g, v) for g, v in zip(gradients, tangents, strict=True) if g is not None)
+    weight = sum(dot(g.abs(), v.abs()) for g, v in zip(gradients, tangents, strict=True) if g is not None)
+    if abs(forward - reverse) <= _same(runner) * (weight + abs(forward)):
+        return None
+    message = f"{name}.jvp disagrees with its backward: <w, J v> = {forward:.6g}, <J'w, v> = {reverse:.6g}"
+    return FunctionFault(runner.function, "forward-mode", message)
+
+
+def _second_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> FunctionFault | None:
+    """Judge the double backward by finite differences of the backward, where there is one."""
+    try:
+        runner = _SecondOrder(call, model)
+        judge = Judge(runner, seed=seed, epsilon=_epsilon(runner))
+        suspects, _ = judge.screen(range(len(runner.leaves)))
+        judged, _ = judge.each(suspects)
+    except Exception:  # once_differentiable, or a backward that is no torch program: second order is not offered
+        return None
+    wrong = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
+    if not wrong:
+        return None
+    worst = max(wrong, key=lambda i: wrong[i].error or 0.0)
+    message = (
+        f"the double backward of {function_name(call.function)} is wrong in {runner.leaves[worst].name!r}: "
+        f"off by {wrong[worst].error:.2e} (relative)"
+    )
+    return FunctionFault(call.function, "second", message, wrong[worst].error)
+
+
+def _argument_name(function: type[Function], position: int) -> str:
+    """Return the name of an argument of ``forward``, past its ``ctx``."""
+    names = list(inspect.signature(function.forward).parameters.values())
+    if function.setup_context is Function.setup_context:
+        names = names[1:]
+    positional = [p.name for p in names if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return positional[position] if position < len(positional) else f"args.{position}"
+
+
+def _largest_error(expected: list[Tensor | None], found: list[Tensor | None]) -> float:
+    """Return the largest relative error; no gradient and a zero one are the same here."""
+    errors = [0.0]
+    for before, now in zip(expected, found, strict=True):
+        if before is not None or now is not None:
+            like = before if before is not None else now
+            assert like is not None
+            zero = torch.zeros_like(like)
+            errors.append(relative_error(zero if before is None else before, zero if now is None else now))
+    return max(errors)
+
+
+def _same(runner: _FunctionRunner) -> float:
+    promotion = runner.model.promotion
+    return _SAME if promotion is not None and not promotion.islands else _SAME_ON_AN_ISLAND
+
+
+def _epsilon(runner: _FunctionRunner) -> float:
+    return max((torch.finfo(leaf.tensor.dtype).eps for leaf in runner.leaves), default=torch.finfo(torch.float64).eps)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

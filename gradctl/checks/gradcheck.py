@@ -1,0 +1,218 @@
+"""``gradctl gradcheck``: is autograd's gradient the derivative of the user's own model?
+
+The order: the native model (does it run, repeat itself, stay finite), the float64 oracle, a joint screen over all tensors,
+and on alarm custom Functions alone and then tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import torch
+
+from gradctl.checks.allows import Allows
+from gradctl.checks.culprits import Blame, blame_functions, contract_findings, is_allowed, tensors_behind
+from gradctl.checks.gradient_findings import (
+    constant_inputs_note,
+    cut_notes,
+    function_finding,
+    gradient_finding,
+    hook_notes,
+    kink_note,
+    native_gradient_findings,
+    not_replayed,
+    tensor_result,
+)
+from gradctl.checks.native import Native, run_native
+from gradctl.checks.oracle import OracleRunner, cast_note, oracle_runner
+from gradctl.core.errors import TargetError
+from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, fingerprint, number
+from gradctl.core.verdicts import unit_verdict
+from gradctl.numerics.elements import worst_elements
+from gradctl.numerics.functions import FunctionClass, FunctionWatch
+from gradctl.numerics.judge import Judge, TensorJudgement
+from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.subject import Subject
+
+__all__ = ["gradcheck"]
+
+# The rows of one tensor cost up to 250 forwards: only the worst few have them.
+_TENSORS_WITH_ROWS = 3
+
+
+def gradcheck(
+    subject: Subject,
+    *,
+    thorough: bool = False,
+    probes: int = 2,
+    tensor: str = "*",
+    allows: Sequence[str] | Allows = (),
+    rtol: float | None = None,
+    atol: float | None = None,
+    fail_on: str = "error",
+    progress: Callable[[str], None] | None = None,
+) -> Unit:
+    """Return the verdict on every gradient of the subject, against finite differences in float64.
+
+    Args:
+        subject: the model and its inputs; not changed.
+        thorough: probe each tensor by itself also where the joint probes are silent.
+        probes: number of joint probes, and of probes a tensor.
+        tensor: glob of the names to judge, for example ``param:fc1.*``.
+        allows: accepted findings, ``CODE`` or ``CODE:NAME``; an accepted custom Function is judged around.
+        rtol, atol: accept a gradient error up to atol + rtol ||g|| (Euclidean norm of one tensor).
+        fail_on: the severity from which a finding fails the unit.
+        progress: told what is being done.
+
+    Raises:
+        TargetError: the model cannot be run (GC111) or copied (GC112), or no tensor matches (GC115).
+        NothingToCheck: GC110.
+    """
+    start = time.perf_counter()
+    accepted = allows if isinstance(allows, Allows) else Allows(allows)
+    with borrowed_generators():
+        native = run_native(subject)
+        if native.unequal:
+            check = None
+            findings, tensors = [*subject.notes, *native.findings()], native.results()
+        else:
+            check = _Check(subject, native, accepted, progress or (lambda text: None))
+            check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
+            tensors = check.results()
+            findings = [*subject.notes, *native.findings(), *check.findings(), *check.notes()]
+    findings = [
+        msgspec.structs.replace(
+            finding, fingerprint=fingerprint(finding.code, subject.target, "eager", finding.quantity, finding.tensor)
+        )
+        for finding in accepted.apply(findings)
+    ]
+    return Unit(
+        target=subject.target,
+        form="eager",
+        verdict=unit_verdict("complete", findings, tensors, fail_on),
+        seconds=time.perf_counter() - start,
+        oracle=check.oracle(probes) if check is not None else None,
+        tensors=tuple(tensors),
+        findings=tuple(findings),
+    )
+
+
+@dataclass(slots=True)
+class _Check:
+    """One run of gradcheck over the float64 runner: what is known, by index of the leaf."""
+
+    subject: Subject
+    native: Native
+    accepted: Allows
+    progress: Callable[[str], None]
+    source: OracleRunner = field(init=False)
+    probing: Judge = field(init=False)
+    judged: dict[int, TensorJudgement] = field(default_factory=dict)
+    behind: dict[int, FunctionClass] = field(default_factory=dict)
+    missed: float = 0.0
+    blame: Blame = field(default_factory=Blame)
+    contracts: list[Finding] = field(default_factory=list)
+
+    def judge(self, thorough: bool, pattern: str, settings: dict[str, Any]) -> None:
+        """Fill in a verdict for each leaf whose name matches."""
+        watch = FunctionWatch(linearised=lambda f: is_allowed(f, self.accepted), calls_per_class=1)
+        self.source = oracle_runner(self.subject, self.native.input_mode, watch)
+        runner = self.source.runner
+        indices = self._matching(pattern)
+        settings = {**settings, "seed": self.subject.seed, "epsilon": torch.finfo(self.source.dtype).eps}
+        self.progress(f"screening {len(indices)} tensors")
+        self.probing = Judge(runner, **settings)
+        calls = list(watch.calls)
+        suspects, self.missed = self.probing.screen(indices)
+        self.judged = {i: TensorJudgement(i, "same") for i in indices}
+        each = indices if thorough else suspects
+        for count, i in enumerate(each, 1):
+            self.progress(f"tensor {count} of {len(each)}: {runner.leaves[i].name}")
+            judged, missed = self.probing.each([i])
+            self.judged |= judged
+            self.missed = max(self.missed, missed)
+        for i in tensors_behind(self.probing, runner):
+            if i in self.judged and self.judged[i].verdict == "same":
+                self.judged[i] = replace(self.judged[i], verdict="unresolved")
+                self.behind[i] = next(iter(watch.unjudged))
+        wrong = [i for i in indices if self.judged[i].verdict in ("wrong", "missing", "approximate")]
+        if wrong:
+            self.progress("checking custom Functions alone")
+            self.blame = blame_functions(self.probing, runner, wrong, settings)
+            if self.blame.faults:
+                self.judged |= self.blame.own
+                first = next(iter(self.blame.faults))
+                self.behind |= {i: first for i in wrong if i not in self.blame.own}
+        self.contracts = contract_findings(calls, runner, self.blame.faults, self.accepted)
+
+    def results(self) -> list[TensorResult]:
+        """Return a row a judged leaf, with elements for the worst few."""
+        leaves, broken = self.source.runner.leaves, self._broken()
+        wrong = [i for i in self.judged if i in broken or self.judged[i].verdict in ("wrong", "missing")]
+        worst = sorted(wrong, key=lambda i: -(self.judged[i].error or 0.0))[:_TENSORS_WITH_ROWS]
+        results = []
+        for i, judged in self.judged.items():
+            rows, count = worst_elements(self.probing, i) if i in worst else ([], None)
+            kinked = self.probing.kinked
+            results.append(
+                tensor_result(leaves[i], judged, kinked=kinked, broken=i in broken, rows=rows, wrong=count)
+            )
+        return results
+
+    def findings(self) -> list[Finding]:
+        """Return what is wrong: custom Functions first, then tensors, worst first."""
+        leaves, broken = self.source.runner.leaves, self._broken()
+        spoiled = [leaves[i].name for i in self.behind if self.judged[i].verdict != "unresolved"]
+        heads = [function_finding(fault, spoiled=spoiled) for fault in self.blame.faults.values()]
+        order = sorted(self.judged, key=lambda i: -(self.judged[i].error or 0.0))
+        about = [gradient_finding(leaves[i], self.judged[i], self.behind.get(i), broken.get(i)) for i in order]
+        overflow = native_gradient_findings(self.native, {leaves[i].name for i in broken})
+        return [*heads, *(finding for finding in about if finding is not None), *overflow, *self.contracts]
+
+    def notes(self) -> list[Finding]:
+        """Return what was held fixed, set aside or taken as exact."""
+        runner = self.source.runner
+        norms = self.probing.samples[0].norms
+        without = {leaf.name for i, leaf in enumerate(runner.leaves) if norms[i] == 0}
+        notes = [
+            *cut_notes(runner.recording, runner.leaves, without),
+            *hook_notes(runner.recording, runner.instance.set_aside_hooks),
+        ]
+        cast = cast_note(self.native.outputs, self.probing.origin.outputs)
+        notes += [cast] if cast is not None else []
+        notes += [kink_note()] if self.probing.kinked else []
+        notes += [constant_inputs_note()] if self.native.input_mode == "constant" else []
+        return notes if self.probing.origin.consistent else [not_replayed(), *notes]
+
+    def oracle(self, probes: int) -> Oracle:
+        """Return how the finite differences were made, and what they could have missed."""
+        cuts = self.source.runner.recording.cuts.values()
+        return Oracle(
+            dtype=str(self.source.dtype).removeprefix("torch."),
+            islands=self.source.islands,
+            noise=number(self.probing.relative_noise),
+            forwards=self.probing.point.forwards + self.blame.forwards,
+            probes=probes,
+            missed_with_probability=number(self.missed),
+            held_fixed=sum(cut.moves for cut in cuts),
+        )
+
+    def _broken(self) -> dict[int, torch.Tensor]:
+        return self.probing.samples[0].broken
+
+    def _matching(self, pattern: str) -> list[int]:
+        leaves = self.source.runner.leaves
+        indices = [
+            i
+            for i, leaf in enumerate(leaves)
+            if leaf.tensor.numel() and any(fnmatch.fnmatchcase(name, pattern) for name in (leaf.name, *leaf.tied))
+        ]
+        if not indices:
+            names = ", ".join(leaf.name for leaf in leaves[:4])
+            raise TargetError("GC115", f"no tensor matches --tensor {pattern!r}; there are {len(leaves)}: {names} …")
+        return indices

@@ -1,0 +1,254 @@
+"""From judgements about gradients to findings and tensor results: the words of GC401 to GC414."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from gradctl.checks.functions import FunctionFault, function_name, source_place
+from gradctl.checks.native import Native
+from gradctl.core.findings import Element, Finding, Location, TensorResult, number
+from gradctl.core.names import Severity, TensorVerdict
+from gradctl.numerics.elements import ElementDifference
+from gradctl.numerics.judge import TensorJudgement
+from gradctl.numerics.program import Place, Recording
+from gradctl.subject.instance import Leaf
+
+__all__ = [
+    "constant_inputs_note",
+    "contract_finding",
+    "cut_notes",
+    "function_finding",
+    "gradient_finding",
+    "hook_notes",
+    "kink_note",
+    "native_gradient_findings",
+    "not_replayed",
+    "tensor_result",
+]
+
+_RULES: dict[str, tuple[str, str]] = {
+    "first": ("GC408", "if it is meant (straight-through, gradient reversal), accept it with --allow {allow}"),
+    "layout": ("GC408", "read the cotangent through torch calls, not by its memory; or accept it with --allow {allow}"),
+    "forward-mode": ("GC413", "make jvp the derivative of forward, or accept it with --allow {allow}"),
+    "second": ("GC414", "mark backward @once_differentiable, or save inputs and outputs with ctx.save_for_backward"),
+}
+
+
+def function_finding(fault: FunctionFault, *, spoiled: Sequence[str] = (), severity: Severity = "error") -> Finding:
+    """Return the headline for a custom Function that breaks a rule, with the tensors it spoils."""
+    code, hint = _RULES[fault.rule]
+    name = function_name(fault.function)
+    spoils = f"; it spoils {_listed(spoiled)}" if spoiled else ""
+    return Finding(
+        code=code,
+        severity=severity,
+        quantity="gradient",
+        message=f"{fault.message}{spoils}.",
+        hint=hint.format(allow=f"{code}:{name}"),
+        allow=f"{code}:{name}",
+        location=location(source_place(fault.function), op=name),
+    )
+
+
+def contract_finding(fault: FunctionFault, *, is_target: bool) -> Finding:
+    """Return the finding for a rule that this model's own gradients do not need: second order is a note there."""
+    return function_finding(fault, severity="error" if is_target or fault.rule != "second" else "note")
+
+
+def gradient_finding(leaf: Leaf, judged: TensorJudgement, cause: type | None, broken: Tensor | None) -> Finding | None:
+    """Return the finding about one leaf's gradient, or None if there is nothing to say."""
+    module = leaf.name.partition(":")[2].rpartition(".")[0] or None
+    place = Location(module=module) if leaf.name.startswith("param:") and module else None
+    by = f" (relative error {judged.error:.2e})" if judged.error is not None else ""
+    code, severity, verdict, message, hint = "GC401", "error", "reference-wrong", "", ""
+    if broken is not None:
+        code = "GC407"
+        message = f"the gradient of {leaf.name} is NaN or infinite in {int(broken.sum())} of {broken.numel()} elements."
+        hint = "a branch not taken still passes NaN (where with sqrt or log): make its argument safe before the where."
+    elif judged.verdict == "missing":
+        code, verdict = "GC403", "missing"
+        message = f"autograd gives {leaf.name} no gradient, but the output changes with it."
+        hint = "look for a custom backward that returns None, or a tensor rebuilt outside autograd (numpy, new_tensor)."
+    elif judged.verdict == "approximate":
+        code, severity, verdict = "GC410", "warning", "approximate"
+        message = f"the gradient of {leaf.name} is only approximately the derivative{by}."
+    elif judged.verdict == "unresolved":
+        code, severity, verdict = "GC406", "warning", "unresolved"
+        budget = f" better than {judged.budget:.2e} (relative)" if judged.budget is not None else ""
+        message = f"finite differences do not resolve the derivative by {leaf.name}{budget}; it is not judged."
+        hint = "try --seed, or inputs away from a discontinuity."
+    elif judged.verdict == "wrong":
+        behind = f": behind {function_name(cause)}" if cause is not None else ""
+        message = f"autograd's gradient of {leaf.name} is not the derivative{by}{behind}."
+    else:
+        return None
+    return Finding(
+        code=code,
+        severity=severity,  # type: ignore[arg-type]  # a literal above
+        cause="GC408" if cause is not None else None,
+        quantity="gradient",
+        tensor=leaf.name,
+        verdict=verdict,  # type: ignore[arg-type]  # a literal above
+        message=message,
+        hint=hint,
+        allow=f"{code}:{leaf.name}",
+        location=place,
+    )
+
+
+def tensor_result(
+    leaf: Leaf, judged: TensorJudgement, *, kinked: bool, broken: bool, rows: Iterable[ElementDifference], wrong: int | None
+) -> TensorResult:
+    """Return one leaf's row of the report."""
+    verdict: TensorVerdict = "reference-wrong" if broken or judged.verdict == "wrong" else judged.verdict  # type: ignore[assignment]
+    if verdict == "same" and kinked:
+        verdict = "non-differentiable"
+    elements = tuple(
+        Element(
+            index=row.index,
+            reference=number(row.autograd),
+            finite_difference=number(row.finite_difference),
+            absolute_error=number(row.error),
+            relative_error=number(row.error / abs(row.finite_difference) if row.finite_difference else math.inf),
+        )
+        for row in rows
+    )
+    finite = [row.error for row in rows if math.isfinite(row.error)]
+    return TensorResult(
+        quantity="gradient",
+        tensor=leaf.name,
+        verdict=verdict,
+        shape=tuple(leaf.tensor.shape),
+        dtype=str(leaf.native_dtype).removeprefix("torch."),
+        tied=leaf.tied,
+        error=number(judged.error),
+        budget=number(judged.budget),
+        max_abs=number(max(finite)) if finite else None,
+        elements_wrong=wrong,
+        worst=elements,
+    )
+
+
+def cut_notes(recording: Recording, leaves: Sequence[Leaf], without: set[str]) -> list[Finding]:
+    """Return a note for each place where the program cuts a value that moves, and whom that leaves without gradient.
+
+    Args:
+        recording: of the run at the point.
+        leaves: all leaves.
+        without: names of the leaves that have no gradient.
+    """
+    lost: dict[Place | None, set[str]] = {}
+    for cut in recording.cuts.values():
+        if cut.moves:
+            reached = _reached(cut.sources, leaves) & without if without else set()
+            lost.setdefault(cut.place, set()).update(reached)
+    return [
+        Finding(
+            code="GC404",
+            severity="note",
+            message="a value is cut from the gradient here (detach, no_grad, item) and held fixed"
+            + (f"; it leaves {_listed(sorted(names))} without gradient." if names else "."),
+            location=location(place),
+        )
+        for place, names in lost.items()
+    ]
+
+
+def hook_notes(recording: Recording, hooked: Sequence[str]) -> list[Finding]:
+    """Return a note for each hook that was set aside: the gradient was judged without it."""
+    places = dict.fromkeys(hook.place for hook in recording.hooks)
+    message = "a hook on gradients is set aside while checking: what it changes is not judged"
+    return [
+        *(Finding(code="GC409", severity="note", message=f"{message}.", location=location(place)) for place in places),
+        *(
+            Finding(code="GC409", severity="note", message=f"{message} (on {name}).", location=Location(module=name))
+            for name in hooked
+        ),
+    ]
+
+
+def kink_note() -> Finding:
+    """Return the note that the point is not differentiable."""
+    return Finding(
+        code="GC405",
+        severity="note",
+        verdict="non-differentiable",
+        quantity="gradient",
+        message="the point is at a kink or jump (relu at 0, a tie in max): the gradients were judged 1e-3 beside it.",
+    )
+
+
+def constant_inputs_note() -> Finding:
+    """Return the note that the inputs' own gradients were left out."""
+    return Finding(
+        code="GC404",
+        severity="note",
+        message="the model raises when its float inputs ask for a gradient (it turns them to numpy, perhaps); they are "
+        "given as constants, and only parameters are judged.",
+    )
+
+
+def not_replayed() -> Finding:
+    """Return the finding that the program does other things when run again at the very same point."""
+    return Finding(
+        code="GC406",
+        severity="warning",
+        verdict="unresolved",
+        quantity="gradient",
+        message="with its cuts held fixed the model gives other outputs at the same point: finite differences say little.",
+    )
+
+
+def native_gradient_findings(native: Native, already: set[str]) -> list[Finding]:
+    """Return findings for gradients that overflow in the model's own dtype though they are finite in float64."""
+    found = []
+    for name, gradient in native.gradients.items():
+        if gradient is None or name in already or bool(torch.isfinite(gradient).all()):
+            continue
+        dtype = str(gradient.dtype).removeprefix("torch.")
+        found.append(
+            Finding(
+                code="GC407",
+                severity="error" if gradient.dtype == torch.float32 else "warning",
+                quantity="gradient",
+                tensor=name,
+                message=f"the gradient of {name} is NaN or infinite in {dtype}, though finite in float64.",
+                hint="scale the loss, or keep this part in a wider dtype.",
+                allow=f"GC407:{name}",
+            )
+        )
+    return found
+
+
+def location(place: Place | None, op: str | None = None) -> Location | None:
+    """Return a place in the user's program for the report."""
+    if place is None:
+        return Location(op=op) if op else None
+    return Location(file=place[0], line=place[1], op=op)
+
+
+def _reached(sources: Iterable[Tensor], leaves: Sequence[Leaf]) -> set[str]:
+    """Return the names of the leaves whose gradient would come through these tensors."""
+    names = {id(tensor): leaf.name for leaf in leaves for tensor in (leaf.sharing or (leaf.tensor,))}
+    found, seen = set(), set()
+    pending = [source.grad_fn for source in sources if source.grad_fn is not None]
+    found.update(names[id(source)] for source in sources if id(source) in names)
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, torch.Tensor) and id(variable) in names:
+            found.add(names[id(variable)])
+        pending.extend(following for following, _ in node.next_functions if following is not None)
+    return found
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

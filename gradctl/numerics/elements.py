@@ -1,0 +1,106 @@
+"""Which elements of a wrong gradient are wrong: finite differences where they tell most, not everywhere."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradctl.numerics.judge import Judge
+from gradctl.numerics.measures import gaussian_like
+from gradctl.numerics.point import Direction, Sample
+
+__all__ = ["ElementDifference", "worst_elements"]
+
+# Up to this many elements each gets a finite difference, and the number of wrong ones is known.
+_ALL = 64
+_STEP = 1e-5
+_ROWS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ElementDifference:
+    """One element: autograd's value and the finite difference (real part first for complex tensors)."""
+
+    index: tuple[int, ...]
+    autograd: float
+    finite_difference: float
+
+    @property
+    def error(self) -> float:
+        """The absolute difference of the two; infinite where autograd's value is not finite."""
+        difference = abs(self.autograd - self.finite_difference)
+        return math.inf if math.isnan(difference) else difference
+
+
+def worst_elements(judge: Judge, i: int) -> tuple[list[ElementDifference], int | None]:
+    """Return up to five of the worst elements of leaf ``i``, worst first, and how many are wrong if that is known.
+
+    Small tensors are measured whole. In larger ones the differences are followed down: a random direction over a stretch
+    of elements is split in halves, the five stretches with the largest difference are split again, down to elements.
+    """
+    sample, count = judge.samples[0], judge.origin.values[i].numel()
+    broken = sample.broken.get(i)
+    if broken is not None:
+        positions = broken.reshape(-1).nonzero().reshape(-1)[:_ROWS].tolist()
+        return [_measured(judge, i, position) for position in positions], int(broken.sum())
+    if count <= _ALL:
+        measured = sorted((_measured(judge, i, position) for position in range(count)), key=lambda e: -e.error)
+        size = max(abs(e.autograd) for e in measured) + max(abs(e.finite_difference) for e in measured)
+        wrong = sum(e.error > 1e-6 * size for e in measured)
+        return measured[: min(_ROWS, wrong)], wrong
+    positions = _followed_down(judge, sample, i, count)
+    return sorted((_measured(judge, i, position) for position in positions), key=lambda e: -e.error), None
+
+
+def _followed_down(judge: Judge, sample: Sample, i: int, count: int) -> list[int]:
+    """Return positions of elements whose differences dominate, 2 forwards a half: a beam of five stretches."""
+    weights = gaussian_like(judge.point.values[i], judge.generator).reshape(-1)
+    gradient = sample.gradients[i]
+    stated = (weights if gradient is None else (gradient.conj().reshape(-1) * weights).real) * (gradient is not None)
+    totals = torch.cat([torch.zeros(1, dtype=torch.float64), stated.real.to("cpu", torch.float64).cumsum(0)])
+
+    def difference(begin: int, end: int) -> float:
+        part = torch.zeros_like(weights)
+        part[begin:end] = weights[begin:end]
+        length = float(torch.linalg.vector_norm(part)) or 1.0
+        phi = judge.point.along(_along_leaf(judge, i, part / length), sample)
+        slope = length * (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
+        return slope - float(totals[end] - totals[begin])
+
+    beam = [(0, count, difference(0, count))]
+    while any(end - begin > 1 for begin, end, _ in beam):
+        halves = []
+        for begin, end, whole in beam:
+            if end - begin == 1:
+                halves.append((begin, end, whole))
+                continue
+            middle = (begin + end) // 2
+            left = difference(begin, middle)
+            halves += [(begin, middle, left), (middle, end, whole - left)]
+        beam = sorted(halves, key=lambda half: -abs(half[2]))[:_ROWS]
+    return [begin for begin, _, _ in beam]
+
+
+def _measured(judge: Judge, i: int, position: int) -> ElementDifference:
+    """Return the finite difference of one element, by central differences extrapolated once."""
+    value, sample = judge.point.values[i], judge.samples[0]
+    part = torch.zeros_like(value).reshape(-1)
+    part[position] = 1.0
+    phi = judge.point.along(_along_leaf(judge, i, part), sample)
+    coarse = (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
+    fine = (phi(_STEP / 2) - phi(-_STEP / 2)) / _STEP
+    gradient = sample.gradients[i]
+    stated = 0.0 if gradient is None else float(gradient.reshape(-1)[position].real)
+    if i in sample.broken and bool(sample.broken[i].reshape(-1)[position]):
+        stated = math.nan
+    index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(position), value.shape)) if value.dim() else ()
+    return ElementDifference(index, stated, (4 * fine - coarse) / 3)
+
+
+def _along_leaf(judge: Judge, i: int, part: Tensor) -> Direction:
+    parts: list[Tensor | None] = [None] * len(judge.point.values)
+    parts[i] = part.reshape(judge.point.values[i].shape)
+    return Direction(parts, [])
