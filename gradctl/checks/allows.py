@@ -14,7 +14,6 @@ from gradctl.core.findings import Allowance, Finding
 __all__ = ["Allows"]
 
 
-
 class Allows:
     """The accepted findings of one run.
 
@@ -31,7 +30,8 @@ class Allows:
         for text in self.texts:
             if not re.fullmatch(r"GC\d{3}(:.+)?", text):
                 raise GradctlError(
-                    "GC151", f"--allow {text!r} is no rule code with an optional name. Give one like --allow GC408:Round."
+                    "GC151",
+                    f"--allow {text!r} is no rule code with an optional name. Give one like --allow GC408:Round.",
                 )
 
     def matching(self, allow: str | None) -> list[str]:

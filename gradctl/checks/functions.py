@@ -22,6 +22,7 @@ from gradctl.numerics.judge import Judge
 from gradctl.numerics.measures import dot, gaussian_like, relative_error
 from gradctl.numerics.point import NoGradient
 from gradctl.numerics.runner import ModelRunner, Outputs
+from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Leaf
 from gradctl.subject.seeding import seed_generators
 
@@ -88,7 +89,9 @@ class _FunctionRunner:
     def differentiate(self) -> Outputs:
         # Clones: a Function that changes an input in place (mark_dirty) must not be given a leaf.
         with torch.enable_grad():
-            clones = [leaf.tensor.detach() if k == self.off else leaf.tensor.clone() for k, leaf in enumerate(self.leaves)]
+            clones = [
+                leaf.tensor.detach() if k == self.off else leaf.tensor.clone() for k, leaf in enumerate(self.leaves)
+            ]
         return self.apply(self.arguments(clones))
 
     record = beside = differentiate
@@ -114,7 +117,10 @@ class _SecondOrder(_FunctionRunner):
         outputs = [t for _, t in super().differentiate() if t.requires_grad]
         self.leaves = [
             *self.leaves,
-            *(Leaf(f"cotangent.{k}", gaussian_like(t, generator).requires_grad_(), t.dtype) for k, t in enumerate(outputs)),
+            *(
+                Leaf(f"cotangent.{k}", gaussian_like(t, generator).requires_grad_(), t.dtype)
+                for k, t in enumerate(outputs)
+            ),
         ]
 
     def differentiate(self) -> Outputs:
@@ -143,7 +149,7 @@ def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Func
     except NoGradient:
         return None
     except Exception as error:  # the user's backward may raise anything
-        return FunctionFault(call.function, "first", f"{name}.backward raises {type(error).__name__}: {error}")
+        return FunctionFault(call.function, "first", f"{name}.backward raises {first_line(error)}")
     wrong = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
     if not wrong:
         return None
@@ -190,7 +196,9 @@ def _layout_fault(runner: _FunctionRunner) -> FunctionFault | None:
         try:
             found = runner.gradients(cotangents)
         except Exception as error:  # the user's backward may raise anything
-            return FunctionFault(function, "layout", f"{name}.backward raises for {words} cotangent: {_line(error)}")
+            return FunctionFault(
+                function, "layout", f"{name}.backward raises for {words} cotangent: {first_line(error)}"
+            )
         if (error := _largest_error(expected, found)) > _same(runner):
             message = f"{name}.backward gives another gradient for {words} cotangent: off by {error:.2e} (relative)"
             return FunctionFault(function, "layout", message, error)
@@ -210,10 +218,12 @@ def _undefined_fault(runner: _FunctionRunner) -> FunctionFault | None:
         try:
             found = _gradients_without(runner, k)
         except Exception as error:  # the user's backward may raise anything
-            message = f"{name}.backward raises where output {k} has no cotangent (None): {_line(error)}"
+            message = f"{name}.backward raises where output {k} has no cotangent (None): {first_line(error)}"
             return FunctionFault(runner.function, "layout", message)
         if (error := _largest_error(expected, found)) > _same(runner):
-            message = f"{name}.backward is wrong where output {k} has no cotangent (None): off by {error:.2e} (relative)"
+            message = (
+                f"{name}.backward is wrong where output {k} has no cotangent (None): off by {error:.2e} (relative)"
+            )
             return FunctionFault(runner.function, "layout", message, error)
     return None
 
@@ -244,7 +254,7 @@ def _input_off_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | 
         try:
             found = runner.gradients(_gaussian)
         except Exception as error:  # the user's backward may raise anything
-            message = f"{name}.backward raises where {leaf.name!r} asks for no gradient: {_line(error)}"
+            message = f"{name}.backward raises where {leaf.name!r} asks for no gradient: {first_line(error)}"
             return FunctionFault(call.function, "layout", message)
         if (error := _largest_error(expected, found)) > _same(runner):
             message = f"{name}.backward changes where {leaf.name!r} asks for no gradient: off by {error:.2e} (relative)"
@@ -260,11 +270,13 @@ def _forward_mode_fault(runner: _FunctionRunner) -> FunctionFault | None:
     name = function_name(runner.function)
     try:
         with forward_ad.dual_level():
-            duals = [forward_ad.make_dual(leaf.tensor.detach(), v) for leaf, v in zip(runner.leaves, tangents, strict=True)]
+            duals = [
+                forward_ad.make_dual(leaf.tensor.detach(), v) for leaf, v in zip(runner.leaves, tangents, strict=True)
+            ]
             named = runner.apply(runner.arguments(duals))
             pushed = [forward_ad.unpack_dual(t).tangent for _, t in named]
     except Exception as error:  # the user's jvp may raise anything
-        return FunctionFault(runner.function, "forward-mode", f"{name}.jvp raises {_line(error)}")
+        return FunctionFault(runner.function, "forward-mode", f"{name}.jvp raises {first_line(error)}")
     differentiable = [k for k, (_, t) in enumerate(runner.differentiate()) if t.requires_grad]
     cotangents = _gaussian([named[k][1] for k in differentiable])
     products = [(w, pushed[k]) for w, k in zip(cotangents, differentiable, strict=True) if pushed[k] is not None]
@@ -325,7 +337,3 @@ def _same(runner: _FunctionRunner) -> float:
 
 def _epsilon(runner: _FunctionRunner) -> float:
     return max((torch.finfo(leaf.tensor.dtype).eps for leaf in runner.leaves), default=torch.finfo(torch.float64).eps)
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -159,9 +159,7 @@ class _Check:
         for i, judged in self.judged.items():
             rows, count = worst_elements(self.probing, i) if i in worst else ([], None)
             kinked = self.probing.kinked
-            results.append(
-                tensor_result(leaves[i], judged, kinked=kinked, broken=i in broken, rows=rows, wrong=count)
-            )
+            results.append(tensor_result(leaves[i], judged, kinked=kinked, broken=i in broken, rows=rows, wrong=count))
         return results
 
     def findings(self) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,9 +32,12 @@ __all__ = [
 ]
 
 _RULES: dict[str, tuple[str, str]] = {
-    "first": ("GC408", "if it is meant (straight-through, gradient reversal), accept it with --allow {allow}"),
-    "layout": ("GC408", "read the cotangent through torch calls, not by its memory; or accept it with --allow {allow}"),
-    "forward-mode": ("GC413", "make jvp the derivative of forward, or accept it with --allow {allow}"),
+    "first": ("GC408", "a straight-through or reversed gradient is meant to differ: then accept it"),
+    "layout": (
+        "GC408",
+        "read the cotangent through torch calls, not by its memory, and take None for one that is not there",
+    ),
+    "forward-mode": ("GC413", "make jvp the derivative of forward"),
     "second": ("GC414", "mark backward @once_differentiable, or save inputs and outputs with ctx.save_for_backward"),
 }
 
@@ -48,7 +52,7 @@ def function_finding(fault: FunctionFault, *, spoiled: Sequence[str] = (), sever
         severity=severity,
         quantity="gradient",
         message=f"{fault.message}{spoils}.",
-        hint=hint.format(allow=f"{code}:{name}"),
+        hint=hint,
         allow=f"{code}:{name}",
         location=location(source_place(fault.function), op=name),
     )
@@ -101,7 +105,13 @@ def gradient_finding(leaf: Leaf, judged: TensorJudgement, cause: type | None, br
 
 
 def tensor_result(
-    leaf: Leaf, judged: TensorJudgement, *, kinked: bool, broken: bool, rows: Iterable[ElementDifference], wrong: int | None
+    leaf: Leaf,
+    judged: TensorJudgement,
+    *,
+    kinked: bool,
+    broken: bool,
+    rows: Iterable[ElementDifference],
+    wrong: int | None,
 ) -> TensorResult:
     """Return one leaf's row of the report."""
     verdict: TensorVerdict = "reference-wrong" if broken or judged.verdict == "wrong" else judged.verdict  # type: ignore[assignment]
@@ -228,7 +238,9 @@ def location(place: Place | None, op: str | None = None) -> Location | None:
     """Return a place in the user's program for the report."""
     if place is None:
         return Location(op=op) if op else None
-    return Location(file=place[0], line=place[1], op=op)
+    file = Path(place[0])
+    here = Path.cwd()
+    return Location(file=str(file.relative_to(here) if file.is_relative_to(here) else file), line=place[1], op=op)
 
 
 def _reached(sources: Iterable[Tensor], leaves: Sequence[Leaf]) -> set[str]:

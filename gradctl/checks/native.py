@@ -11,7 +11,7 @@ from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.findings import Finding, TensorResult, number
 from gradctl.numerics.measures import gaussian_like, relative_error
 from gradctl.numerics.point import NoGradient
-from gradctl.subject.frames import user_frames
+from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
 from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.subject import Subject
 
@@ -120,16 +120,14 @@ def _first_run(subject: Subject) -> tuple[Instance, dict[str, Tensor], Named]:
             ) from error
         except TargetError:
             raise
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
         except Exception as error:  # the user's model may raise anything
-            if "can't allocate memory" in str(error):
+            if is_out_of_memory(error):
                 raise
             failures.append(error)
     error = failures[-1]
     raise TargetError(
         "GC111",
-        f"{subject.target} raises on these inputs: {type(error).__name__}: {_first_line(error)}",
+        f"{subject.target} raises on these inputs: {first_line(error)}.",
         details=user_frames(error),
     ) from error
 
@@ -140,7 +138,9 @@ def _run(instance: Instance, subject: Subject) -> tuple[dict[str, Tensor], Named
         outputs = {name: t for name, t in instance.run() if t.is_floating_point() or t.is_complex()}
     if subject.loss is not None and any(t.numel() != 1 for t in outputs.values()):
         shape = list(next(iter(outputs.values())).shape)
-        raise TargetError("GC113", f"the loss returns a tensor of shape {shape}, not a scalar; end it in a sum or mean.")
+        raise TargetError(
+            "GC113", f"the loss returns a tensor of shape {shape}, not a scalar; end it in a sum or mean."
+        )
     differentiable = [t for t in outputs.values() if t.requires_grad]
     if not differentiable:
         raise NoGradient
@@ -174,7 +174,3 @@ def _not_finite(name: str, value: Tensor) -> Finding:
         hint="look for 0/0, log or sqrt of a negative number, or an overflow on these inputs.",
         allow=f"GC407:{name}",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or "no message"

@@ -12,6 +12,7 @@ from gradctl.numerics.functions import FunctionWatch
 from gradctl.numerics.measures import relative_error
 from gradctl.numerics.promotion import Promotion
 from gradctl.numerics.runner import ModelRunner
+from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.instance import InputMode, Instance, native_dtype
 from gradctl.subject.subject import Subject
 
@@ -49,13 +50,11 @@ def oracle_runner(subject: Subject, input_mode: InputMode, watch: FunctionWatch)
             outputs = [t for _, t in runner.differentiate() if t.requires_grad]
             with runner.promoted():
                 torch.autograd.backward(outputs, [torch.zeros_like(t) for t in outputs])
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
         except Exception as error:  # the program may refuse float64 in any way; then it runs as it is
-            first_line = (str(error).strip().split("\n") or [""])[0]
-            reason = f"the model refuses {'float64' if mode is None else 'its casts turned to float64'}: {first_line}"
-            if not promoted:
+            if is_out_of_memory(error) or not promoted:
                 raise
+            what = "float64" if mode is None else "its casts turned to float64"
+            reason = f"the model refuses {what}: {first_line(error)}"
             continue
         for leaf in runner.leaves:
             leaf.take_gradient()

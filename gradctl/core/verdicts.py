@@ -19,13 +19,20 @@ _ORDER = (3, 1, 4, 0, 5)
 def unit_verdict(
     status: UnitStatus, findings: Iterable[Finding], tensors: Iterable[TensorResult], fail_on: str = "error"
 ) -> UnitVerdict:
-    """Return a unit's verdict: a finding at ``fail_on`` or worse, not allowed, fails it; no verdict is no pass."""
+    """Return a unit's verdict: a finding at ``fail_on`` or worse, not allowed, fails it; no verdict is no pass.
+
+    A tensor without a verdict (``unresolved``) makes the unit inconclusive, unless the finding that says so is allowed.
+    """
+    findings = list(findings)
+    allowed = {finding.tensor for finding in findings if finding.allowed}
     failing = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
     if any(finding.severity in failing and not finding.allowed for finding in findings):
         return "fail"
     if status == "unsupported":
         return "skipped"
-    if status != "complete" or any(tensor.verdict in ("unresolved", "nondeterministic") for tensor in tensors):
+    if status != "complete" or any(
+        tensor.verdict in ("unresolved", "nondeterministic") and tensor.tensor not in allowed for tensor in tensors
+    ):
         return "inconclusive"
     return "pass"
 

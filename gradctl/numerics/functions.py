@@ -143,7 +143,7 @@ class FunctionWatch:
             self.calls.append(FunctionCall(function, copied_arguments(args), user_location()))
         if not self.linearised(function):
             return apply(*args)
-        linear = None if function in self.unjudged else linear_map(function, apply, copied_arguments(args))
+        linear = None if function in self.unjudged else linear_map(apply, copied_arguments(args))
         result = apply(*args)
         if linear is None:
             self.unjudged.add(function)
@@ -178,47 +178,41 @@ def watch_functions(watch: FunctionWatch) -> Iterator[None]:
         del _SingleLevelFunction.apply  # type: ignore[attr-defined]
 
 
-def linear_map(function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> LinearMap | None:
+def linear_map(apply: Apply, args: tuple[Any, ...]) -> LinearMap | None:
     """Return the linear map that a Function's backward states at ``args``, or None where it cannot be had.
 
-    It cannot be had where backward cannot be differentiated in its cotangent (numpy inside, a custom kernel), or is not
-    affine in it (gradient clipping).
+    It cannot be had where backward cannot be differentiated in its cotangent (``once_differentiable``, numpy inside), or
+    is not affine in it (gradient clipping).
     """
     leaves = {i: arg for i, arg in enumerate(args) if _is_differentiable(arg)}
     with torch.enable_grad():
         result = apply(*[leaves[i].clone() if i in leaves else arg for i, arg in enumerate(args)])
         outputs = result if isinstance(result, tuple) else (result,)
         cotangents = [torch.zeros_like(y).requires_grad_() for y in outputs if _is_differentiable(y)]
-        transposed = _vjp_with_graph(function, outputs, leaves, cotangents) if cotangents else None
+        transposed = _vjp_with_graph(outputs, leaves, cotangents) if cotangents else None
     if transposed is None:
         return None
     offsets = {i: value.detach() for i, value in transposed.items() if bool(value.detach().any())}
     inputs = {i: leaf.detach() for i, leaf in leaves.items() if i in transposed}
     linear = LinearMap(inputs, outputs, not isinstance(result, tuple), cotangents, transposed, offsets)
-    return linear if _is_affine(function, leaves, linear) else None
+    return linear if _is_affine(leaves, linear) else None
 
 
 def _vjp_with_graph(
-    function: FunctionClass, outputs: tuple[Any, ...], leaves: dict[int, Tensor], cotangents: list[Tensor]
+    outputs: tuple[Any, ...], leaves: dict[int, Tensor], cotangents: list[Tensor]
 ) -> dict[int, Tensor] | None:
-    """Return VJP(u) by input position, with its graph in u; past ``once_differentiable`` where that hides one."""
+    """Return VJP(u) by input position, with its graph in u; None if backward raises."""
     differentiable = [y for y in outputs if _is_differentiable(y)]
-    undecorated = getattr(getattr(function, "backward", None), "__wrapped__", None)
     try:
-        if undecorated is None:
-            found = torch.autograd.grad(
-                differentiable, list(leaves.values()), cotangents, create_graph=True, allow_unused=True
-            )
-            return {i: value for i, value in zip(leaves, found, strict=True) if value is not None}
-        every = iter(cotangents)
-        found = undecorated(differentiable[0].grad_fn, *[next(every) if _is_differentiable(y) else None for y in outputs])
+        found = torch.autograd.grad(
+            differentiable, list(leaves.values()), cotangents, create_graph=True, allow_unused=True
+        )
     except Exception:  # the user's backward may raise anything; then it states no map
         return None
-    found = found if isinstance(found, tuple) else (found,)
-    return {i: found[i] for i in leaves if i < len(found) and isinstance(found[i], Tensor)}
+    return {i: value for i, value in zip(leaves, found, strict=True) if value is not None}
 
 
-def _is_affine(function: FunctionClass, leaves: dict[int, Tensor], linear: LinearMap) -> bool:
+def _is_affine(leaves: dict[int, Tensor], linear: LinearMap) -> bool:
     """Tell whether <VJP(u), p> = <VJP(0), p> + <u, J p> at random u, small and large."""
     generator = torch.Generator().manual_seed(0)
 
@@ -226,12 +220,15 @@ def _is_affine(function: FunctionClass, leaves: dict[int, Tensor], linear: Linea
         return size * torch.randn(like.shape, dtype=torch.float64, generator=generator).to(like.device, like.dtype)
 
     tangents = {i: gaussian(x, 1.0) for i, x in linear.inputs.items()}
-    pushed = linear.push(tangents)
+    try:
+        pushed = linear.push(tangents)
+    except RuntimeError:  # once_differentiable speaks up only now
+        return False
     offset = sum(dot(value, tangents[i]) for i, value in linear.offsets.items())
     for size in (1e-3, 1e3):
         cotangents = [gaussian(u, size).requires_grad_() for u in linear.cotangents]
         with torch.enable_grad():
-            vjp = _vjp_with_graph(function, linear.outputs, leaves, cotangents)
+            vjp = _vjp_with_graph(linear.outputs, leaves, cotangents)
         if vjp is None or vjp.keys() != linear.transposed.keys():
             return False
         left = sum(dot(value.detach(), tangents[i]) for i, value in vjp.items())

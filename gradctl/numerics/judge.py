@@ -46,14 +46,12 @@ class Probe:
         predicted: <g, v>, which autograd says.
         tolerance: what the finite difference and rounding leave open: 10 err + 64 eps sum |g_i v_i|.
         lengths: the norm of the direction's part, by index of the tensor.
-        scale: the size that <g, v> typically has.
     """
 
     slope: Slope
     predicted: float
     tolerance: float
     lengths: dict[int, float]
-    scale: float
 
     @property
     def difference(self) -> float:
@@ -64,11 +62,6 @@ class Probe:
     def alarms(self) -> bool:
         """Whether the two disagree."""
         return abs(self.difference) > self.tolerance
-
-    @property
-    def is_resolved(self) -> bool:
-        """Whether the finite difference is good enough to speak at all."""
-        return math.isfinite(self.slope.error) and (self.scale == 0 or self.slope.error <= _APPROXIMATE * self.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +131,7 @@ class Judge:
         for number in range(self.probes):
             for group, is_quiet in self._groups([i for i in indices if i not in suspects]):
                 probe = self.probe(group, number)
-                if probe.alarms or not probe.is_resolved:
+                if probe.alarms or not probe.slope.resolved:
                     suspects.update(group)
                 elif not is_quiet:
                     for i in group:
@@ -200,7 +193,7 @@ class Judge:
         if not all(math.isfinite(p.slope.error) for p in probes):
             return TensorJudgement(i, "unresolved", None, None)
         if not any(p.alarms for p in probes):
-            verdict: Verdict = "same" if all(p.is_resolved for p in probes) else "unresolved"
+            verdict: Verdict = "same" if all(p.slope.resolved for p in probes) else "unresolved"
             return TensorJudgement(i, verdict, error, budget)
         if self._is_accepted(wrong_by, size):
             return TensorJudgement(i, "same", error, budget)
@@ -224,7 +217,7 @@ class Judge:
             scale = self._typical_slope(sample) if quiet else self._expected_slope(indices, sample, direction)
             slope = slope_at_zero(self.point.along(direction, sample), self.noise, scale, self.epsilon)
             if not slope.kinked or self.steps_off >= _STEPS_OFF:
-                return self._compared(indices, sample, direction, slope, scale)
+                return self._compared(indices, sample, direction, slope)
             self._step_off()
 
     def _expected_slope(self, indices: Sequence[int], sample: Sample, direction: Direction) -> float:
@@ -236,23 +229,23 @@ class Judge:
     def _typical_slope(self, sample: Sample) -> float:
         """Return the slope that a tensor with a gradient typically has: what a lost gradient is measured by."""
         loud = [i for i in range(len(sample.norms)) if not self._is_quiet(i)]
-        return statistics.median(
-            sample.norms[i] / math.sqrt(self.origin.values[i].numel()) for i in loud
-        ) if loud else 0.0
+        return (
+            statistics.median(sample.norms[i] / math.sqrt(self.origin.values[i].numel()) for i in loud) if loud else 0.0
+        )
 
-    def _compared(
-        self, indices: Sequence[int], sample: Sample, direction: Direction, slope: Slope, scale: float
-    ) -> Probe:
+    def _compared(self, indices: Sequence[int], sample: Sample, direction: Direction, slope: Slope) -> Probe:
         predicted, rounding = 0.0, 0.0
         for i in indices:
             gradient, part = sample.gradients[i], direction.parts[i]
             if gradient is not None and part is not None:
-                product = torch.view_as_real(gradient.conj().resolve_conj() * part) if part.is_complex() else gradient * part
+                product = (
+                    torch.view_as_real(gradient.conj().resolve_conj() * part) if part.is_complex() else gradient * part
+                )
                 product = product[..., 0] if part.is_complex() else product
                 predicted += float(product.sum())
                 rounding += float(product.abs().sum())
         tolerance = 10 * slope.error + 64 * self.epsilon * rounding
-        return Probe(slope, predicted, tolerance, {i: direction.lengths[i] for i in indices}, scale)
+        return Probe(slope, predicted, tolerance, {i: direction.lengths[i] for i in indices})
 
     def _direction(self, indices: Sequence[int], sample: Sample, *, equal_lengths: bool) -> Direction:
         """Return Gaussian parts, each of length 1 / ||g_t||, or all equal; then all scaled to unit norm together."""
@@ -282,4 +275,3 @@ class Judge:
         indices = [i for i, value in enumerate(self.point.values) if value.numel()]
         direction = self._direction(indices, self.samples[0], equal_lengths=True)
         self.noise = noise_floor(self.point.along(direction, self.samples[0]))
-

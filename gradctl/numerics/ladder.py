@@ -19,6 +19,8 @@ __all__ = ["Slope", "noise_floor", "slope_at_zero"]
 _LARGEST_STEP = 3e-2
 _SMALLEST_STEP = 2e-7
 _RATIO = 1 / 4
+# An error above this part of the slope resolves nothing worth saying.
+_RESOLVED = 1e-4
 # Units in the last place of |phi| at least: zero-initialised layers make phi exactly linear, and its noise 0.
 _LEAST_NOISE_ULPS = 8
 # Far below any step of the ladder, far above the rounding of an argument: high differences see the noise alone.
@@ -32,13 +34,15 @@ class Slope:
     Attributes:
         derivative: d/dt phi(t) at 0; NaN if no step gave finite values.
         error: estimate of its absolute error; infinite if no step gave finite values.
-        kinked: whether the one-sided slopes differ down to the smallest steps.
+        kinked: whether the one-sided slopes differ down to the smallest steps, or no step resolves the derivative.
+        resolved: whether the error is small enough to speak at all.
         step: the larger distance of the central differences that were kept.
     """
 
     derivative: float
     error: float
     kinked: bool
+    resolved: bool
     step: float
 
 
@@ -98,9 +102,13 @@ def slope_at_zero(
                 break
         step *= _RATIO
     if best is None:
-        return Slope(math.nan, math.inf, False, 0.0)
+        return Slope(math.nan, math.inf, kinked=True, resolved=False, step=0.0)
     error = max(best.error, _contradiction(levels, best))
-    return Slope(best.derivative, error, _is_kinked(levels) or (scale > 0 and error > 1e-4 * scale), best.step)
+    # Where nothing has a slope to measure by, the noise floor is the measure.
+    resolved = error <= _RESOLVED * scale or (
+        scale == 0 and error <= max(_RESOLVED * abs(best.derivative), 10 * best.floor)
+    )
+    return Slope(best.derivative, error, kinked=_is_kinked(levels) or not resolved, resolved=resolved, step=best.step)
 
 
 def _level(at: Callable[[float], float], step: float, noise: float, epsilon: float) -> _Level | None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gradctl.numerics.measures import dot, gaussian_like, norm, relative_error
-from gradctl.numerics.program import BranchChanged
 from gradctl.numerics.runner import Outputs, Runner
+from gradctl.subject.frames import is_out_of_memory
 
 __all__ = ["Direction", "NoGradient", "Point", "Sample", "rms"]
 
@@ -115,9 +115,9 @@ class Point:
             self.forwards += 1
             try:
                 outputs = dict(self.runner.beside())
-            except (MemoryError, torch.OutOfMemoryError):
-                raise
-            except Exception:  # the user's model may refuse a value beside the point (a probability above 1)
+            except Exception as error:  # the model may refuse a value beside the point (a probability above 1)
+                if is_out_of_memory(error):
+                    raise
                 return math.nan
             total = self.runner.extra
             for name, cotangent in sample.cotangents.items():
@@ -125,7 +125,9 @@ class Point:
                 if output is None or output.shape != cotangent.shape:
                     return math.nan
                 output = output.detach().to(cotangent.dtype)
-                total += dot(cotangent, torch.where(sample.finite[name], output, 0) if name in sample.finite else output)
+                total += dot(
+                    cotangent, torch.where(sample.finite[name], output, 0) if name in sample.finite else output
+                )
             return total
 
         return phi

@@ -101,11 +101,21 @@ class Program(TorchFunctionMode):
                 self.recording.hooks.append(Hook(user_location()))
             return _NoHandle()
         if func is F.embedding:
-            args, kwargs = _embedding_without_options(args, kwargs)
+            args, kwargs = self._without_frequency_scaling(args, kwargs)
         if self.hooks_only:
             return func(*args, **kwargs)
         self._number += 1
         return self._replay(func, args, kwargs) if self.replaying else self._record(func, args, kwargs)
+
+    def _without_frequency_scaling(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Set ``scale_grad_by_freq`` aside like a hook: by its documentation it makes the gradient another."""
+        if not (args[5] if len(args) > 5 else kwargs.get("scale_grad_by_freq")):
+            return args, kwargs
+        if not self.replaying:
+            self.recording.hooks.append(Hook(user_location()))
+        return args[:5], {key: value for key, value in kwargs.items() if key != "scale_grad_by_freq"} | (
+            {"sparse": args[6]} if len(args) > 6 else {}
+        )
 
     # ------------------------------------------------------------------ at the point
 
@@ -144,7 +154,7 @@ class Program(TorchFunctionMode):
         before = target.detach().clone() if behind else None
         if aliased:
             self.recording.written.add(_storage(target))
-        sources = _asking_for_gradient((args[1:], kwargs))
+        sources = _asking_for_gradient((args if target is not args[0] else args[1:], kwargs))
         result = func(*args, **kwargs)
         if before is not None:
             if target.shape == before.shape and target.dtype == before.dtype and target.is_floating_point():
@@ -241,13 +251,6 @@ _IN_PLACE_OPERATORS = {
 }
 # Properties that are assigned without touching a value.
 _ASSIGN_ASIDE = (Tensor.grad.__set__, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
-
-
-def _embedding_without_options(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Return the call without ``scale_grad_by_freq``, which by its documentation is not the derivative."""
-    if len(args) > 5:
-        return (*args[:5], False, *args[6:]), kwargs
-    return args, ({**kwargs, "scale_grad_by_freq": False} if kwargs.get("scale_grad_by_freq") else kwargs)
 
 
 def _embedding_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, int | None, float | None]:

@@ -165,5 +165,11 @@ def _refuses_double(error: Exception) -> bool:
     text = str(error)
     return any(
         words in text
-        for words in ("not implemented for 'Double'", "not implemented for 'ComplexDouble'", "expected scalar type", "float64", "Double")
+        for words in (
+            "not implemented for 'Double'",
+            "not implemented for 'ComplexDouble'",
+            "expected scalar type",
+            "float64",
+            "Double",
+        )
     )

@@ -1,0 +1,1 @@
+"""The catalogue of rule codes: one page a code."""

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import input_name, output_name, parameter_name
-from gradctl.subject.frames import user_frames
+from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs import input_names
+from gradctl.subject.signature import POSITIONAL, module_of, optimized_inner
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
@@ -84,7 +85,8 @@ class Instance:
         self._collect_inputs(promoted)
         self.set_aside_hooks = _set_aside_module_hooks(subject, module)
         self._state = State(
-            [self._model, self._args, self._kwargs, self._loss], [tensor for leaf in self.leaves for tensor in leaf.sharing]
+            [self._model, self._args, self._kwargs, self._loss],
+            [tensor for leaf in self.leaves for tensor in leaf.sharing],
         )
 
     def run(self, context: AbstractContextManager[Any] | None = None) -> list[tuple[str, Tensor]]:
@@ -103,7 +105,7 @@ class Instance:
         with context or nullcontext():
             value = self._model(*args, **kwargs)
             if self._loss is not None:
-                value = call_loss(self._loss, value, args, kwargs)
+                value = _call_loss(self._loss, value, args, kwargs)
         tensors = [(output_name(path), leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
         if not tensors:
             raise TargetError(
@@ -136,7 +138,7 @@ class Instance:
                 tensors[id(value)] = value
         for key, tensor in tensors.items():
             working = tensor.detach().clone()
-            working = working.to(wide(tensor.dtype)) if promoted else working
+            working = working.to(_wide(tensor.dtype)) if promoted else working
             self._inputs[key] = working
             if self.input_mode != "constant":
                 first, *others = names[key]
@@ -156,30 +158,21 @@ def native_dtype(subject: Subject) -> torch.dtype:
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else torch.get_default_dtype()
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def _wide(dtype: torch.dtype) -> torch.dtype:
     """Return float64 for a real float dtype, complex128 for a complex one, any other as it is."""
     return torch.complex128 if dtype.is_complex else torch.float64 if dtype.is_floating_point else dtype
 
 
-def call_loss(loss: Callable[..., Any], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call_loss(loss: Callable[..., Any], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return ``loss(outputs)``, or ``loss(outputs, *args, **kwargs)`` where it takes more than one argument."""
-    required = [
-        parameter
-        for parameter in inspect.signature(loss).parameters.values()
-        if parameter.default is parameter.empty and parameter.kind in (0, 1, 2)  # positional kinds and *args
-    ]
+    positional = inspect.signature(loss).parameters.values()
+    required = [p for p in positional if p.default is p.empty and p.kind in (*POSITIONAL, p.VAR_POSITIONAL)]
     return loss(value, *args, **kwargs) if len(required) > 1 else loss(value)
-
-
-def module_of(model: Any) -> nn.Module | None:
-    """Return the module that holds the parameters: the model itself, or the object whose method it is."""
-    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
-    return owner if isinstance(owner, nn.Module) else None
 
 
 def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
     """Return a deep copy, with torch.compile's wrappers taken off and tied parameters tied again."""
-    originals = (unwrapped(subject.model), subject.args, subject.kwargs, subject.loss)
+    originals = (optimized_inner(subject.model), subject.args, subject.kwargs, subject.loss)
     memo: dict[int, Any] = {}
     for tensor in _non_leaf_tensors(originals):
         memo[id(tensor)] = tensor.detach().clone()
@@ -188,30 +181,24 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
     except Exception as error:
         raise TargetError(
             "GC112",
-            f"{subject.target} cannot be copied, and a check never runs your own object: {type(error).__name__}: "
-            f"{error}. Build such members in forward, or give the class a __deepcopy__.",
+            f"{subject.target} cannot be copied, and a check never runs your own object: {first_line(error)}. "
+            "Build such members in forward, or give the class a __deepcopy__.",
             details=user_frames(error),
         ) from error
     source, module = module_of(originals[0]), module_of(copied[0])
     if source is not None and module is not None:
         _tie_again(source, module)
-        unwrap_children(module)
+        _unwrap_children(module)
     return copied
 
 
-def unwrapped(model: Any) -> Any:
-    """Return the module inside torch.compile's wrapper, or ``model`` itself: what is judged is eager."""
-    inner = getattr(model, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else model
-
-
-def unwrap_children(module: nn.Module) -> None:
+def _unwrap_children(module: nn.Module) -> None:
     """Take torch.compile's wrapper off every submodule, in place, so that names have no ``_orig_mod.``."""
     for name, child in module.named_children():
-        inner = unwrapped(child)
+        inner = optimized_inner(child)
         if inner is not child:
             setattr(module, name, inner)
-        unwrap_children(inner)
+        _unwrap_children(inner)
 
 
 def _non_leaf_tensors(originals: Any) -> list[Tensor]:
@@ -271,7 +258,7 @@ def _promote_module(module: nn.Module) -> None:
     promoted: dict[tuple[Any, ...], Tensor] = {}
 
     def promote(tensor: Tensor) -> Tensor:
-        return promoted.setdefault(_storage_key(tensor), tensor.detach().to(wide(tensor.dtype)))
+        return promoted.setdefault(_storage_key(tensor), tensor.detach().to(_wide(tensor.dtype)))
 
     for parameter in module.parameters():
         parameter.data = promote(parameter)
@@ -282,9 +269,11 @@ def _promote_module(module: nn.Module) -> None:
         for name, value in vars(child).items():
             if name not in _MODULE_TABLES and any(isinstance(leaf, Tensor) for _, leaf in leaves(value)):
                 vars(child)[name] = map_leaves(
-                    lambda _, leaf: promote(leaf).requires_grad_(leaf.requires_grad)
-                    if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)
-                    else leaf,
+                    lambda _, leaf: (
+                        promote(leaf).requires_grad_(leaf.requires_grad)
+                        if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)
+                        else leaf
+                    ),
                     value,
                 )
 
@@ -294,7 +283,7 @@ _MODULE_TABLES = frozenset(vars(nn.Module()))
 
 def _set_aside_module_hooks(subject: Subject, module: nn.Module | None) -> tuple[str, ...]:
     """Take backward hooks off the copy's modules; return the names of what had one, parameters too."""
-    source = module_of(unwrapped(subject.model))
+    source = module_of(optimized_inner(subject.model))
     if module is None or source is None:
         return ()
     hooked = [

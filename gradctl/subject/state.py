@@ -126,7 +126,7 @@ def _note_object(found: Any) -> _Note:
 
 
 def _note_function(function: types.FunctionType) -> _Note:
-    """Walk what a function closes over, and the tensors, modules and generators it reads by a global name."""
+    """Walk what a function closes over, and the tensors and modules it reads by a global name."""
     closed_over = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
     global_names = (function.__globals__.get(name) for name in function.__code__.co_names)
     return None, [*closed_over, *(value for value in global_names if isinstance(value, _GLOBALS_WORTH_KEEPING))]
@@ -165,7 +165,7 @@ def _note_array(array: np.ndarray[Any, Any]) -> _Note:
     return restore, ()
 
 
-_GLOBALS_WORTH_KEEPING = (Tensor, nn.Module, torch.Generator, np.random.Generator, random.Random)
+_GLOBALS_WORTH_KEEPING = (Tensor, nn.Module)
 
 _NOTES: dict[type, Callable[[Any], _Note]] = {
     list: _note_list,
@@ -188,4 +188,3 @@ _SUBCLASS_NOTES: tuple[tuple[Any, Callable[[Any], _Note]], ...] = (
     (list, _note_list),
     (dict, _note_dict),
 )
-

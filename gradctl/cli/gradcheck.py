@@ -1,0 +1,49 @@
+"""``gradctl gradcheck``: autograd against finite differences, every gradient, by name."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Any
+
+import click
+
+from gradctl.cli.options import TargetOptions, subject_from, target_options
+from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+
+__all__ = ["gradcheck"]
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  gradctl gradcheck sample_models/mlp.py\n"
+    "  gradctl gradcheck sample_models/straight_through.py --allow GC408:RoundStraightThrough"
+)
+@target_options
+@click.option("--thorough", is_flag=True, help="Probe each tensor by itself, not only on alarm.")
+@click.option("--probes", type=click.IntRange(min=1), default=2, show_default=True, help="Random directions tried.")
+@click.option("--tensor", default="*", metavar="GLOB", help="Judge only these, for example 'param:fc1.*'.")
+@click.option("--rtol", type=click.FloatRange(min=0), help="Accept an error up to this part of a gradient's norm.")
+@click.option("--atol", type=click.FloatRange(min=0), help="Accept an error up to this norm.")
+@report_options
+def gradcheck(checking: TargetOptions, reporting: ReportOptions, **settings: Any) -> int:
+    """Check whether autograd's gradient is the derivative of TARGET.
+
+    TARGET is path/to/file.py:NAME or package.module:NAME: a module, a class or factory, a function of tensors, or an
+    autograd.Function. Importing it runs it. Without NAME: make_model, model, or the only module in the file.
+
+    Every parameter and float input is judged in float64 by finite differences along random directions; what the program
+    cuts on purpose (detach, no_grad) is held fixed and noted.
+    """
+    with progress_line() as progress:
+        progress("importing torch")
+        from gradctl.checks.allows import Allows
+        from gradctl.checks.assemble import report_of
+        from gradctl.checks.gradcheck import gradcheck as check
+
+        allows = Allows(reporting.allows)
+        subject = subject_from(checking)
+        with contextlib.redirect_stdout(sys.stderr):  # what the model prints is not the report
+            unit = check(subject, allows=allows, fail_on=reporting.fail_on, progress=progress, **settings)
+    report = report_of("gradcheck", [unit], allows, seed=checking.seed, device=checking.device)
+    return emit(report, reporting)

@@ -1,0 +1,140 @@
+"""The options that say what to check, shared by every command with a TARGET, and the subject that they make."""
+
+from __future__ import annotations
+
+__all__ = ["TargetOptions", "subject_from", "target_options"]
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from gradctl.subject.subject import Subject
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class TargetOptions:
+    """What the user wants checked.
+
+    Attributes:
+        target: ``path/to/file.py:NAME`` or ``package.module:NAME``.
+        arguments: ``key=value`` for a class or factory.
+        input_specs: ``x=f32[8,784]``.
+        inputs_file: a file of inputs.
+        weights: a file of weights.
+        training: mode to set; None leaves it.
+        loss: name of a function beside the target.
+        seed: for every random generator.
+        device: where model and inputs go.
+        threads: for torch; None leaves them.
+        command: the subcommand that was called.
+    """
+
+    target: str
+    arguments: tuple[str, ...] = ()
+    input_specs: tuple[str, ...] = ()
+    inputs_file: Path | None = None
+    weights: Path | None = None
+    training: bool | None = None
+    loss: str | None = None
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None
+    command: str = "gradcheck"
+
+
+_OPTIONS = (
+    click.argument("target"),
+    click.option("--arg", "arguments", metavar="KEY=VALUE", multiple=True, help="Argument of the class or factory."),
+    click.option(
+        "--input",
+        "input_specs",
+        metavar="NAME=SPEC",
+        multiple=True,
+        help="An input: x=f32[8,784], ids=i64[8,16]@0..100, w=f32[4]~N(0,1), flag=True. The name may be left out.",
+    ),
+    click.option(
+        "--inputs",
+        "inputs_file",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="Inputs by name: .npz, .safetensors or .pt.",
+    ),
+    click.option(
+        "--weights", metavar="FILE", type=click.Path(path_type=Path), help="A state dict: .safetensors or .pt."
+    ),
+    click.option(
+        "--train/--eval", "training", default=None, help="Mode of the model.  [default: as the target leaves it]"
+    ),
+    click.option(
+        "--loss",
+        metavar="NAME",
+        help="A function beside the target, from outputs to a scalar.  [default: random cotangents on all outputs]",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of every random generator."),
+    click.option("--device", default="cpu", show_default=True, help="Where model and inputs go."),
+    click.option("--threads", type=click.IntRange(min=1), help="Threads of torch.  [default: as torch has them]"),
+)
+
+
+def target_options(command: _Command) -> _Command:
+    """Return ``command`` with TARGET and the options that say what to check, given as ``checking``."""
+    names = (
+        "target",
+        "arguments",
+        "input_specs",
+        "inputs_file",
+        "weights",
+        "training",
+        "loss",
+        "seed",
+        "device",
+        "threads",
+    )
+
+    @functools.wraps(command)
+    def with_options(*args: Any, **kwargs: Any) -> Any:
+        context = click.get_current_context(silent=True)
+        values = {name: kwargs.pop(name) for name in names}
+        name = (context.info_name if context else None) or "gradcheck"
+        return command(*args, checking=TargetOptions(**values, command=name), **kwargs)
+
+    for option in reversed(_OPTIONS):
+        with_options = option(with_options)
+    return with_options  # type: ignore[return-value]  # click options hang on the function, whose type stays
+
+
+def subject_from(checking: TargetOptions) -> Subject:
+    """Return the subject that the options ask for; what the user's code prints meanwhile goes to stderr.
+
+    Raises:
+        GradctlError: as ``load_subject``.
+    """
+    import torch
+
+    from gradctl.subject.load import load_subject
+
+    if checking.threads is not None:
+        torch.set_num_threads(checking.threads)
+    # Standard output is for the report: ``--format json | jq`` must parse also where a module prints on import.
+    with contextlib.redirect_stdout(sys.stderr):
+        return load_subject(
+            checking.target,
+            arguments=checking.arguments,
+            input_specs=checking.input_specs,
+            inputs_file=checking.inputs_file,
+            weights=checking.weights,
+            training=checking.training,
+            loss=checking.loss,
+            seed=checking.seed,
+            device=checking.device,
+            command=checking.command,
+        )

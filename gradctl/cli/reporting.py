@@ -1,0 +1,241 @@
+"""What every checking command shares at its two ends: the options of its report, and giving the report out.
+
+A command is decorated with ``report_options``, gets a ``ReportOptions``, and returns ``emit(report, options)``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+import click
+
+from gradctl.cli.main import silence_stdout
+from gradctl.core.errors import ResourceError, nearest
+from gradctl.core.names import FORMATS, SEVERITIES
+
+if TYPE_CHECKING:
+    from gradctl.core.findings import Report
+
+__all__ = ["ReportOptions", "emit", "progress_line", "report_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What the user wants to be told, and where.
+
+    Attributes:
+        format: what standard output gets.
+        files: more reports, as (format, path).
+        allows: findings that are accepted, as ``CODE`` or ``CODE:NAME``.
+        fail_on: the mildest severity that fails.
+    """
+
+    format: str = "console"
+    files: tuple[tuple[str, Path], ...] = ()
+    allows: tuple[str, ...] = ()
+    fail_on: str = "error"
+
+
+def _format_files(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
+    """Return format and path of each ``FORMAT=FILE``."""
+    files: list[tuple[str, Path]] = []
+    for value in values:
+        format_name, equals, file = value.partition("=")
+        if not equals or not file:
+            raise click.BadParameter(f"{value!r} is not FORMAT=FILE, for example junit=report.xml.")
+        if format_name not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise click.BadParameter(f"no format {format_name!r}{nearest(format_name, FORMATS)}. There are: {known}.")
+        if any(Path(file) == path for _, path in files):
+            raise click.BadParameter(f"{file!r} is named twice; give each report a file of its own.")
+        files.append((format_name, Path(file)))
+    return tuple(files)
+
+
+def _allows(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return each ``CODE[:NAME]``, its code one that has a page and in capitals."""
+    from gradctl.rules.catalogue import codes
+
+    allows = []
+    for value in values:
+        code, colon, name = value.partition(":")
+        code = code.upper()
+        if not re.fullmatch(r"GC\d{3}", code) or (colon and not name):
+            raise click.BadParameter(f"{value!r} is not CODE or CODE:NAME, for example GC408:RoundStraightThrough.")
+        if code not in codes():
+            raise click.BadParameter(f"no rule {code!r}{nearest(code, codes())}; 'gradctl explain' lists them.")
+        allows.append(f"{code}{colon}{name}")
+    return tuple(allows)
+
+
+_OPTIONS = (
+    click.option(
+        "--format",
+        "format_name",
+        type=click.Choice(FORMATS),
+        default="console",
+        show_default=True,
+        help="What standard output gets.",
+    ),
+    click.option(
+        "--report",
+        "files",
+        metavar="FORMAT=FILE",
+        callback=_format_files,
+        multiple=True,
+        help="Write this report too; may be repeated.",
+    ),
+    click.option(
+        "--allow",
+        "allows",
+        metavar="CODE[:NAME]",
+        callback=_allows,
+        multiple=True,
+        help="Accept a finding that is meant; may be repeated.",
+    ),
+    click.option(
+        "--fail-on",
+        type=click.Choice(SEVERITIES),
+        default="error",
+        show_default=True,
+        help="The mildest finding that fails.",
+    ),
+)
+
+
+def report_options(command: _Command) -> _Command:
+    """Return ``command`` with ``--format``, ``--report``, ``--allow`` and ``--fail-on``, given as ``reporting``.
+
+    Files are tried before the command starts, so that a long check does not end at a folder that is missing.
+
+    Raises:
+        ResourceError: GC131, when the command is called, if a file of ``--report`` cannot be written.
+    """
+
+    @functools.wraps(command)
+    def with_options(
+        *args: Any, format_name: str, files: tuple[Any, ...], allows: tuple[str, ...], fail_on: str, **kwargs: Any
+    ) -> Any:
+        from gradctl.report.formats import ensure_writable
+
+        for _, path in files:
+            ensure_writable(path)
+        return command(*args, reporting=ReportOptions(format_name, files, allows, fail_on), **kwargs)
+
+    for option in reversed(_OPTIONS):
+        with_options = option(with_options)
+    return with_options  # type: ignore[return-value]  # click options hang on the function, whose type stays
+
+
+def emit(report: Report, reporting: ReportOptions) -> int:
+    """Write the files, print the report, and return the exit code of its verdict.
+
+    Raises:
+        ResourceError: GC131 if a file or standard output cannot be written; a reader that left early is no error.
+    """
+    from gradctl.core.verdicts import exit_code_of
+    from gradctl.report.formats import render, write
+
+    for format_name, path in reporting.files:
+        write(path, render(report, format_name))
+    if "github" in (reporting.format, *(format_name for format_name, _ in reporting.files)):
+        _append_step_summary(report)
+    if reporting.format == "console":
+        from gradctl.report import console
+
+        _print(console.render(report, width=_width(), colour=_is_colourful()))
+    else:
+        _print(render(report, reporting.format))
+    return exit_code_of(report.verdict)
+
+
+@contextmanager
+def progress_line(stream: TextIO | None = None, *, after_seconds: float = 1.0) -> Iterator[Callable[[str], None]]:
+    """Give a function that shows one line of text on ``stream`` (stderr), each over the last; cleared at the end.
+
+    Args:
+        stream: where to show it; nothing is shown unless it is a terminal.
+        after_seconds: nothing is shown before, so that a quick check stays quiet.
+    """
+    stream = stream if stream is not None else sys.stderr
+    started, shown = time.monotonic(), ""
+
+    def progress(text: str) -> None:
+        nonlocal shown
+        if time.monotonic() - started >= after_seconds:
+            text = text[: _width() - 1]
+            stream.write(f"\r{text:<{len(shown)}}")
+            stream.flush()
+            shown = text
+
+    if not stream or not stream.isatty():
+        yield lambda text: None
+        return
+    try:
+        yield progress
+    finally:
+        if shown:
+            stream.write(f"\r{'':<{len(shown)}}\r")
+            stream.flush()
+
+
+def _append_step_summary(report: Report) -> None:
+    """Append to the page that GitHub shows for a step; the verdict does not hang on it."""
+    from gradctl.report.github import step_summary
+
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not page:
+        return
+    try:
+        with Path(page).open("a", encoding="utf-8") as file:
+            file.write(step_summary(report))
+    except OSError as error:
+        click.echo(f"the step summary {page!r} was not written: {error.strerror}", err=True)
+
+
+def _is_colourful() -> bool:
+    """Tell a terminal that wants colour (https://no-color.org)."""
+    return (
+        sys.stdout is not None
+        and sys.stdout.isatty()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    )
+
+
+def _width() -> int:
+    """Return the columns of the terminal, or 80 where there is none."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return max(40, shutil.get_terminal_size().columns) if terminal else 80
+
+
+def _print(text: str) -> None:
+    """Write to standard output, whole; UTF-8 whatever the locale, since JSON and XML are."""
+    if sys.stdout is None:
+        return
+    try:
+        binary = getattr(sys.stdout, "buffer", None)
+        if binary is None:
+            sys.stdout.write(text)
+        else:
+            sys.stdout.flush()
+            binary.write(text.encode("utf-8", "backslashreplace"))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+    except OSError as error:
+        raise ResourceError(
+            "GC131", f"standard output cannot be written: {error.strerror}. Send it elsewhere.", exit_code=2
+        ) from error

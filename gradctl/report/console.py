@@ -1,0 +1,238 @@
+"""The report on a screen: a matrix where there are several units, what differs worst first, and last the verdict.
+
+Names and messages are data: nothing in them is markup. What is there to be pasted (a path, an ``--allow``, the verdict)
+is never broken; everything else keeps to the width.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_number
+from gradctl.core.names import Quantity, TensorVerdict
+from gradctl.report.wording import (
+    VERDICT_WORDS,
+    counted,
+    differing,
+    printable,
+    shape_and_dtype,
+    spoiled_by_a_function,
+    verdict_line,
+    worst_first,
+)
+
+__all__ = ["render"]
+
+# A screen is read, a file is searched: what goes beyond these is counted, and stands in --format json.
+_MOST_BLOCKS = 5
+_MOST_LINES = 20
+
+_STYLES = {
+    "error": "bold red",
+    "warning": "yellow",
+    "note": "dim",
+    "fail": "bold red",
+    "pass": "bold green",
+    "inconclusive": "bold yellow",
+    "skipped": "yellow",
+}
+_QUANTITIES: tuple[Quantity, ...] = ("output", "gradient", "buffer")
+
+
+def render(report: Report, *, width: int = 80, colour: bool = False) -> str:
+    """Return the report for a screen of ``width`` columns; colour only repeats what the words say."""
+    screen = io.StringIO()
+    console = Console(
+        file=screen,
+        width=width,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        no_color=not colour,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    several = len(report.units) > 1
+    if several:
+        console.print(_matrix(report.units), "")
+    for unit in report.units:
+        _print_unit(console, unit, named=several)
+    _print_whole(console, printable(verdict_line(report)), _STYLES[report.verdict])
+    return "".join(f"{line.rstrip()}\n" for line in screen.getvalue().splitlines())
+
+
+def _matrix(units: Sequence[Unit]) -> Table:
+    """Return the table of units by quantity, each cell the worst verdict in it."""
+    targets = {unit.target for unit in units}
+    table = _table()
+    if len(targets) > 1:
+        table.add_column("target", overflow="fold")
+    for heading in ("form", "outputs", "gradients", "buffers"):
+        table.add_column(heading, no_wrap=True)
+    for unit in units:
+        cells = [_cell(unit, quantity) for quantity in _QUANTITIES]
+        if unit.status != "complete":
+            cells[0] = unit.status
+        table.add_row(*([_data(unit.target)] if len(targets) > 1 else []), _data(unit.form), *cells)
+    return table
+
+
+def _cell(unit: Unit, quantity: Quantity) -> str:
+    verdicts: set[TensorVerdict] = {tensor.verdict for tensor in unit.tensors if tensor.quantity == quantity}
+    return next((word for verdict, word in VERDICT_WORDS.items() if verdict in verdicts), "-")
+
+
+def _print_unit(console: Console, unit: Unit, *, named: bool) -> None:
+    """Print what of a unit is worth reading: Functions that are named, tensors, the other findings, notes."""
+    if named and unit.reason:
+        _print_indented(console, f"{unit.form}  {unit.status}: {unit.reason}", indent=0)
+    spoiled = spoiled_by_a_function(unit)
+    findings = [finding for finding in worst_first(unit.findings) if finding.tensor not in spoiled or not finding.cause]
+    headlines = [finding for finding in findings if finding.code == "GC408" and not finding.allowed]
+    loud = differing(unit.tensors)
+    blocks = [tensor for tensor in loud if tensor.tensor not in spoiled]
+    shown = blocks[:_MOST_BLOCKS]
+    about_shown = {tensor.tensor for tensor in shown}
+
+    for headline in headlines:
+        _print_finding(console, headline)
+    _print_spoiled(console, unit, [tensor for tensor in loud if tensor.tensor in spoiled], len(headlines))
+    for tensor in shown:
+        _print_tensor(console, unit, tensor, named=named)
+        for finding in findings:
+            if finding.tensor == tensor.tensor and finding.severity != "note" and finding not in headlines:
+                _print_finding(console, finding, indent=2)
+        console.print()
+    _print_rest(console, blocks[_MOST_BLOCKS:])
+    told = {tensor.tensor for tensor in blocks}
+    others = [f for f in findings if f not in headlines and f.severity != "note" and f.tensor not in about_shown]
+    for finding in [f for f in others if f.tensor not in told]:
+        _print_finding(console, finding)
+    _print_notes(console, [finding for finding in findings if finding.severity == "note"])
+
+
+def _print_spoiled(console: Console, unit: Unit, spoiled: Sequence[TensorResult], functions: int) -> None:
+    """Print the tensors behind a wrong Function, one a line, and the worst elements of the worst of them."""
+    if not spoiled:
+        return
+    gradients = counted(sum(tensor.quantity == "gradient" for tensor in unit.tensors), "gradient")
+    _print_indented(console, f"{'this spoils' if functions < 2 else 'these spoil'} {len(spoiled)} of {gradients}:")
+    console.print(Padding(_compact(spoiled[:_MOST_LINES]), (0, 0, 0, 2)))
+    _print_more(console, len(spoiled) - _MOST_LINES, "tensor")
+    if spoiled[0].worst:
+        known = f" ({_of_elements(spoiled[0])} wrong)" if spoiled[0].elements_wrong is not None else ""
+        _print_indented(console, f"the worst elements of {spoiled[0].tensor}{known}:")
+        console.print(Padding(_elements(unit, spoiled[0]), (0, 0, 0, 2)))
+    console.print()
+
+
+def _print_tensor(console: Console, unit: Unit, tensor: TensorResult, *, named: bool) -> None:
+    """Print one tensor: its name, how far off it is, and its worst elements."""
+    title = [unit.form] if named else []
+    title += [VERDICT_WORDS[tensor.verdict], tensor.tensor, shape_and_dtype(tensor)]
+    if tensor.elements_wrong is not None:
+        title.append(_of_elements(tensor))
+    console.print(Text(printable("  ".join(title)), style="bold", overflow="fold"))
+    if tensor.tied:
+        _print_indented(console, f"tied with {', '.join(tensor.tied)}", indent=0)
+    console.print(Text(f"error {format_number(tensor.error)}  budget {format_number(tensor.budget)}"))
+    if tensor.worst:
+        console.print(_elements(unit, tensor))
+
+
+def _of_elements(tensor: TensorResult) -> str:
+    total = 1
+    for size in tensor.shape:
+        total *= size
+    return f"{tensor.elements_wrong} of {counted(total, 'element')}"
+
+
+def _elements(unit: Unit, tensor: TensorResult) -> Table:
+    """Return the worst elements of a tensor; numbers to the right, none of them ever cut."""
+    table = _table()
+    table.add_column("index", overflow="fold")
+    of_eager = unit.form == "eager"
+    headings = ["autograd"] if of_eager else ["eager", unit.form]
+    for heading in [*headings, "finite diff", "abs error", "rel error"]:
+        table.add_column(printable(heading), justify="right", no_wrap=True)
+    for element in tensor.worst:
+        values = [element.reference] if of_eager else [element.reference, element.candidate]
+        numbers = [*values, element.finite_difference, element.absolute_error, element.relative_error]
+        table.add_row(str(list(element.index)), *map(format_number, numbers))
+    return table
+
+
+def _compact(tensors: Sequence[TensorResult]) -> Table:
+    """Return one line a tensor."""
+    table = _table()
+    table.show_header = False
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    for tensor in tensors:
+        errors = f"error {format_number(tensor.error)}", f"budget {format_number(tensor.budget)}"
+        table.add_row(_data(tensor.tensor), shape_and_dtype(tensor), VERDICT_WORDS[tensor.verdict], *errors)
+    return table
+
+
+def _print_rest(console: Console, tensors: Sequence[TensorResult]) -> None:
+    if tensors:
+        console.print(_compact(tensors[:_MOST_LINES]))
+        _print_more(console, len(tensors) - _MOST_LINES, "tensor", indent=0)
+        console.print()
+
+
+def _print_finding(console: Console, finding: Finding, *, indent: int = 0) -> None:
+    """Print one finding: what, where, the line that accepts it, and what to do."""
+    word = "allowed" if finding.allowed else finding.severity
+    code = f"{finding.code} ({finding.cause})" if finding.cause else finding.code
+    _print_indented(console, f"{word} {code} {finding.message}", _STYLES[finding.severity], indent=indent)
+    below = indent + 2
+    if finding.location is not None and str(finding.location):
+        _print_whole(console, " " * below + printable(f"at {finding.location}"))
+    if finding.allowed:
+        return
+    if finding.allow:
+        _print_whole(console, " " * below + printable(f"if it is meant: --allow {finding.allow}"))
+    if finding.hint:
+        _print_indented(console, finding.hint, indent=below)
+
+
+def _print_notes(console: Console, notes: Sequence[Finding]) -> None:
+    """Print notes last and short: one sentence and a place."""
+    for note in notes[:_MOST_LINES]:
+        word = "allowed" if note.allowed else "note"
+        place = f" ({note.location})" if note.location is not None and str(note.location) else ""
+        _print_indented(console, f"{word} {note.code} {note.message}{place}", _STYLES["note"], indent=0)
+    _print_more(console, len(notes) - _MOST_LINES, "note", indent=0)
+
+
+def _print_more(console: Console, count: int, noun: str, *, indent: int = 2) -> None:
+    if count > 0:
+        _print_indented(console, f"and {counted(count, f'more {noun}')} (--format json has them all)", indent=indent)
+
+
+def _print_indented(console: Console, text: str, style: str = "", *, indent: int = 2) -> None:
+    """Print text that may be broken between words, all its lines indented."""
+    console.print(Padding(Text(printable(text), style=style, overflow="fold"), (0, 0, 0, indent)))
+
+
+def _print_whole(console: Console, text: str, style: str = "") -> None:
+    """Print text that is there to be pasted: on one line, however long."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+
+
+def _data(text: str) -> Text:
+    return Text(printable(text), overflow="fold")

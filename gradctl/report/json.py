@@ -1,0 +1,36 @@
+"""The report as JSON: the contract that other tools read. ``schema.json`` beside this file is made from its types."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gradctl.core.errors import GradctlError
+from gradctl.core.findings import Report
+
+__all__ = ["load", "render", "schema"]
+
+
+def render(report: Report) -> str:
+    """Return the report as indented JSON; keys stand in the order of the types, those of mappings sorted."""
+    return msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2).decode() + "\n"
+
+
+def load(content: bytes) -> Report:
+    """Return the report in ``content``, decoded strictly: nothing is converted, unknown keys are passed over.
+
+    Raises:
+        GradctlError: GC132 if it is not JSON, or not a report of a version that this gradctl reads.
+    """
+    try:
+        return msgspec.json.decode(content, type=Report, strict=True)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise GradctlError(
+            "GC132", f"this is not a report of gradctl: {str(error)[0].lower()}{str(error)[1:]}. Write it anew."
+        ) from error
+
+
+def schema() -> str:
+    """Return the JSON schema of the report, which the package ships as ``report/schema.json``."""
+    described = msgspec.json.schema(Report)
+    named = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gradctl report", **described}
+    return msgspec.json.format(msgspec.json.encode(named, order="deterministic"), indent=2).decode() + "\n"

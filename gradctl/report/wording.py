@@ -1,0 +1,186 @@
+"""The words that all formats share: what comes first, what is counted, and the one line that a person can quote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from gradctl.core.findings import Finding, Number, Report, TensorResult, Unit
+from gradctl.core.names import SEVERITIES, TensorVerdict
+
+__all__ = [
+    "VERDICT_WORDS",
+    "counted",
+    "differing",
+    "failing",
+    "one_line",
+    "printable",
+    "shape_and_dtype",
+    "spoiled_by_a_function",
+    "unit_line",
+    "verdict_line",
+    "worst_first",
+]
+
+# The word of each tensor verdict on the screen, worst first; what is agreed is small, what is not is loud.
+VERDICT_WORDS: dict[TensorVerdict, str] = {
+    "missing": "MISSING",
+    "reference-wrong": "WRONG",
+    "wrong": "WRONG",
+    "differs": "DIFFERS",
+    "nondeterministic": "NONDETERMINISTIC",
+    "unresolved": "?",
+    "approximate": "approximate",
+    "non-differentiable": "same",
+    "same": "same",
+}
+_AGREES = ("same", "non-differentiable")
+_FAILS = ("missing", "reference-wrong", "wrong", "differs")
+_NO_VERDICT = ("unresolved", "nondeterministic")
+_RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
+
+
+def differing(tensors: Iterable[TensorResult]) -> list[TensorResult]:
+    """Return the tensors that do not plainly agree, worst first: by verdict, then by error, not-a-number first."""
+    loud = [tensor for tensor in tensors if tensor.verdict not in _AGREES]
+    return sorted(loud, key=lambda tensor: (_RANK[tensor.verdict], -_size(tensor.error)))
+
+
+def failing(unit: Unit) -> list[Finding]:
+    """Return the findings that made the unit fail: the worst that were not allowed, errors in any case."""
+    if unit.verdict != "fail":
+        return []
+    open_findings = [finding for finding in worst_first(unit.findings) if not finding.allowed]
+    return [finding for finding in open_findings if finding.severity == open_findings[0].severity]
+
+
+def worst_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Return the findings by severity; a Function that spoils tensors (GC408) before the tensors it spoils."""
+    return sorted(
+        findings, key=lambda finding: (finding.allowed, SEVERITIES.index(finding.severity), finding.code != "GC408")
+    )
+
+
+def spoiled_by_a_function(unit: Unit) -> set[str]:
+    """Return the names of the tensors that are wrong only because of a Function that is named."""
+    return {finding.tensor for finding in unit.findings if finding.cause == "GC408" and finding.tensor is not None}
+
+
+def verdict_line(report: Report) -> str:
+    """Return the verdict of the run in one line, with what a pass means, or how to go on."""
+    if len(report.units) == 1:
+        return unit_line(report.units[0])
+    if not report.units or report.verdict == "skipped":
+        return "NOTHING CHECKED: no form of any target could be judged"
+    of_forms = len({unit.target for unit in report.units}) == 1
+    total = counted(len(report.units), "form" if of_forms else "unit")
+    summary = report.summary
+    if report.verdict == "pass":
+        skipped = f", {summary.skipped} skipped" if summary.skipped else ""
+        return f"PASS: {summary.passed} of {total} agree{skipped}"
+    if report.verdict == "inconclusive":
+        undecided = [unit for unit in report.units if unit.verdict == "inconclusive"]
+        return f"INCONCLUSIVE: {len(undecided)} of {total} not decided{_how_to_go_on(undecided)}"
+    failed = [unit for unit in report.units if unit.verdict == "fail"]
+    gradients = all(any(_bad(unit.tensors, "gradient")) for unit in failed)
+    what = ("computes a wrong gradient" if len(failed) == 1 else "compute a wrong gradient") if gradients else ""
+    what = what or ("fails" if len(failed) == 1 else "fail")
+    return f"FAIL: {len(failed)} of {total} {what}{_how_to_go_on(failed)}"
+
+
+def unit_line(unit: Unit) -> str:
+    """Return the verdict of one unit in one line."""
+    if unit.verdict == "pass":
+        return f"PASS: {_agreement(unit)}{_allowed(unit)}{_bound(unit)}"
+    if unit.verdict == "skipped":
+        return f"NOTHING CHECKED: {one_line(unit.reason or 'there was nothing to judge')}"
+    if unit.verdict == "inconclusive":
+        return f"INCONCLUSIVE: {_undecided(unit)}{_how_to_go_on([unit])}"
+    wrong = _bad(unit.tensors, "gradient") or _bad(unit.tensors, "output") or _bad(unit.tensors, "buffer")
+    if not wrong:
+        return f"FAIL: {counted(len(failing(unit)), 'finding')}{_how_to_go_on([unit])}"
+    quantity = wrong[0].quantity
+    total = counted(sum(tensor.quantity == quantity for tensor in unit.tensors), quantity)
+    is_are = "is" if len(wrong) == 1 else "are"
+    missing = sum(tensor.verdict == "missing" for tensor in wrong)
+    word = "wrong" if not missing else "missing" if missing == len(wrong) else "wrong or missing"
+    return f"FAIL: {len(wrong)} of {total} {is_are} {word}{_how_to_go_on([unit])}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 gradient``, ``6 gradients``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def shape_and_dtype(tensor: TensorResult) -> str:
+    """Return ``float32[8, 3]``."""
+    return f"{tensor.dtype}[{', '.join(map(str, tensor.shape))}]"
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with control characters written out: a name or message must not move the cursor or colour it."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """Return ``text`` on one line."""
+    return printable(" ".join(text.split()))
+
+
+def _bad(tensors: Sequence[TensorResult], quantity: str) -> list[TensorResult]:
+    return [tensor for tensor in tensors if tensor.quantity == quantity and tensor.verdict in _FAILS]
+
+
+def _agreement(unit: Unit) -> str:
+    gradients = [tensor for tensor in unit.tensors if tensor.quantity == "gradient"]
+    reference = "finite differences" if unit.form == "eager" else "eager"
+    close = sum(tensor.verdict == "approximate" for tensor in gradients)
+    agree = "agrees" if len(gradients) - close == 1 else "agree"
+    approximately = f", {close} approximately" if close else ""
+    return f"{counted(len(gradients) - close, 'gradient')} {agree} with {reference}{approximately}"
+
+
+def _allowed(unit: Unit) -> str:
+    count = sum(finding.allowed for finding in unit.findings)
+    return f", {counted(count, 'finding')} allowed" if count else ""
+
+
+def _bound(unit: Unit) -> str:
+    probability = unit.oracle.missed_with_probability if unit.oracle else None
+    if unit.oracle is None or not isinstance(probability, (int, float)):
+        return ""
+    return (
+        f" (an error of {100 * unit.oracle.of_error:.3g} % in any one tensor would have been missed with probability "
+        f"{f'{probability:.0e}' if 0 < probability < 1 else f'{probability:.0f}'})"
+    )
+
+
+def _undecided(unit: Unit) -> str:
+    if unit.status != "complete":
+        return f"{unit.status}: {one_line(unit.reason)}" if unit.reason else unit.status
+    open_tensors = [tensor for tensor in unit.tensors if tensor.verdict in _NO_VERDICT]
+    if not open_tensors:
+        return one_line(unit.reason or "no verdict")
+    if any(tensor.verdict == "nondeterministic" for tensor in open_tensors):
+        return "the model differs from itself when run twice from the same seed"
+    total = counted(
+        sum(tensor.quantity == open_tensors[0].quantity for tensor in unit.tensors), open_tensors[0].quantity
+    )
+    return f"{len(open_tensors)} of {total} could not be resolved"
+
+
+def _how_to_go_on(units: Sequence[Unit]) -> str:
+    """Return the rule to read first: of what failed, or of what has no verdict."""
+    for unit in units:
+        unallowed = [finding for finding in worst_first(unit.findings) if not finding.allowed]
+        undecided = [finding for finding in unallowed if finding.verdict in _NO_VERDICT]
+        for finding in [*failing(unit), *undecided, *unallowed]:
+            return f" (gradctl explain {finding.code})"
+    return ""
+
+
+def _size(error: Number) -> float:
+    """Return an error for sorting: what is not a finite number is worst."""
+    if error is None:
+        return 0.0
+    return float("inf") if isinstance(error, str) else error

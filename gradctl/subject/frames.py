@@ -1,0 +1,94 @@
+"""The user's own part of a stack: what of an exception is worth showing, and where in their files a call came from.
+
+Frames of gradctl, of torch and of the import machinery are left out. Other libraries in site-packages (transformers,
+torchvision) count as the user's: they are part of the model that is checked.
+"""
+
+from __future__ import annotations
+
+__all__ = ["first_line", "is_out_of_memory", "user_frames", "user_location"]
+
+import functools
+import importlib
+import os
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+
+import torch
+
+_GRADCTL = str(Path(__file__).parents[1])
+_CLI = str(Path(_GRADCTL) / "cli") + os.sep
+_TORCH = str(Path(torch.__file__).parent)
+_FUNCTORCH = str(Path(_TORCH).with_name("functorch"))  # a package of its own in torch's wheel
+_IMPORTLIB = str(Path(importlib.__file__).parent)
+_NOT_THE_USERS = (_GRADCTL, _TORCH, _FUNCTORCH, _IMPORTLIB)
+_STANDARD_LIBRARY = tuple({sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib")})
+_SITE_PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+
+
+def user_frames(error: BaseException) -> str:
+    """Return the traceback of ``error`` with the user's frames only, and those of what it was raised from.
+
+    A ``SyntaxError`` has no frame in the file it is about; its own text shows the line and the place in it.
+    """
+    return "".join(_stripped(traceback.TracebackException.from_exception(error)).format()).rstrip()
+
+
+def user_location() -> tuple[str, int] | None:
+    """Return file and line of the innermost frame that is the user's, from the stack of this call; None if none is.
+
+    The standard library is passed over too (``contextlib`` stands between a decorated function and its caller), and so
+    is code that has no file (what torch.fx or a dataclass wrote). What called gradctl's command line is nobody's model.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if _is_users(file) and not _is_standard_library(file):
+            return file, frame.f_lineno
+        if file.startswith(_CLI):
+            return None
+        frame = frame.f_back  # type: ignore[assignment]  # None at the outermost, which ends the loop
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """Return type and first line of an exception: ``ValueError: width must be even``, without a full stop."""
+    said = next(iter(str(error).strip().splitlines()), "").rstrip(" .")
+    if isinstance(error, SyntaxError) and error.filename:
+        said = f"{error.msg} ({Path(error.filename).name}, line {error.lineno})"
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell a machine that has no more memory from a mistake: torch's CPU allocator raises a bare ``RuntimeError``."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _stripped(shown: traceback.TracebackException) -> traceback.TracebackException:
+    """Return ``shown``, and every exception it hangs on, with the user's frames only."""
+    users = [frame for frame in shown.stack if _is_users(frame.filename)]
+    # Without a frame of the user's there is no heading either: format() leaves it out for None.
+    shown.stack = traceback.StackSummary.from_list(users) if users else None  # type: ignore[assignment]
+    for other in (shown.__cause__, shown.__context__, *(getattr(shown, "exceptions", None) or ())):
+        if other is not None:
+            _stripped(other)
+    return shown
+
+
+@functools.cache
+def _is_users(file: str) -> bool:
+    """Tell the user's code, other libraries included, from gradctl's, torch's, importlib's and generated code."""
+    if file.startswith("<"):
+        return False
+    file = os.path.abspath(file)  # noqa: PTH100  # without following links, as the frames have it
+    return not any(file.startswith(folder + os.sep) for folder in _NOT_THE_USERS)
+
+
+@functools.cache
+def _is_standard_library(file: str) -> bool:
+    """Tell a file of python's own library; site-packages lies inside its folder and is not."""
+    return file.startswith(_STANDARD_LIBRARY) and not any(folder in file for folder in _SITE_PACKAGES)

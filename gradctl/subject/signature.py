@@ -1,0 +1,76 @@
+"""What a model is called with: the parameters of its forward, whatever kind of callable it is."""
+
+from __future__ import annotations
+
+__all__ = ["call_signature", "callee_name", "function_class", "module_of", "optimized_inner", "required_parameters"]
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.autograd import Function
+
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def call_signature(model: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the signature that a call of ``model`` follows, without ``self`` and ``ctx``; None for a builtin.
+
+    A module's is its forward's (also inside ``torch.compile``'s wrapper, which takes anything), a Function's
+    ``apply`` takes what its ``forward`` takes after ``ctx``.
+    """
+    model = optimized_inner(model)
+    function = function_class(model)
+    described: Callable[..., Any] = model
+    if function is not None:
+        described = function.forward
+    elif isinstance(model, nn.Module):
+        described = model.forward
+    try:
+        signature = inspect.signature(described)
+    except (ValueError, TypeError):
+        return None
+    # With setup_context of its own, forward has no ctx (torch 2.0 on).
+    if function is not None and function.setup_context is Function.setup_context:
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+    return signature
+
+
+def callee_name(model: Callable[..., Any]) -> str:
+    """Return how messages call what takes the inputs: ``forward``, ``ReLU.forward``, or the function's name."""
+    function = function_class(model)
+    if function is not None:
+        return f"{function.__name__}.forward"
+    if isinstance(model, nn.Module):
+        return "forward"
+    return getattr(model, "__name__", type(model).__name__)
+
+
+def function_class(model: Callable[..., Any]) -> type[Function] | None:
+    """Return the ``autograd.Function`` whose ``apply`` this is, or None."""
+    owner = getattr(model, "__self__", None)
+    is_function = isinstance(owner, type) and issubclass(owner, Function)
+    return owner if is_function and getattr(model, "__name__", "") == "apply" else None
+
+
+def module_of(model: Callable[..., Any]) -> nn.Module | None:
+    """Return the module that ``model`` is, or whose method it is; None for a function."""
+    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def optimized_inner(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the module inside ``torch.compile``'s wrapper, or ``model``."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def required_parameters(signature: inspect.Signature) -> list[inspect.Parameter]:
+    """Return the parameters that have no default; ``*args`` and ``**kwargs`` need nothing."""
+    return [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.default is parameter.empty and parameter.kind not in VARIADIC
+    ]

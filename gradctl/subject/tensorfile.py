@@ -1,0 +1,132 @@
+"""Files of tensors, read without running anything from them: ``.safetensors``, ``.pt`` (weights-only) and ``.npz``."""
+
+from __future__ import annotations
+
+__all__ = ["INPUT_SUFFIXES", "WEIGHT_SUFFIXES", "read_tensors"]
+
+import pickle
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from gradctl.core.errors import TargetError, TrustError, nearest
+from gradctl.subject.frames import first_line, is_out_of_memory
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+INPUT_SUFFIXES = (".npz", *WEIGHT_SUFFIXES)
+
+
+def read_tensors(path: Path, suffixes: Sequence[str], remedy: str) -> Any:
+    """Return what a file holds, its tensors on the CPU: a dict of tensors, or for ``.pt`` whatever plain value it is.
+
+    Args:
+        path: the file.
+        suffixes: those that are understood here.
+        remedy: what to do where the file holds pickled code; a sentence.
+
+    Raises:
+        TargetError: GC122 if the file is missing, of another kind, empty, truncated or not what its suffix says.
+        TrustError: GC901 if it could only be read by running code from it.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in suffixes:
+        raise TargetError("GC122", f"{path} is of no kind that is read here: {', '.join(suffixes)}.")
+    if path.is_dir():
+        raise TargetError("GC122", f"{path} is a folder; name a file in it.")
+    if not path.is_file():
+        near = nearest(path.name, (file.name for file in path.parent.glob(f"*{suffix}")))
+        raise TargetError("GC122", f"there is no file {str(path)!r}{near}.")
+    if path.stat().st_size == 0:
+        raise TargetError("GC122", f"{path} is empty. Write it again.")
+    readers: dict[str, Callable[[Path, str], Any]] = {".npz": _read_npz, ".safetensors": _read_safetensors}
+    try:
+        return readers.get(suffix, _read_pickled_weights)(path, remedy)
+    except OSError as error:
+        raise TargetError("GC122", f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
+
+
+def _read_safetensors(path: Path, remedy: str) -> dict[str, torch.Tensor]:
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise _damaged(path, "safetensors", str(error)) from error
+
+
+def _read_npz(path: Path, remedy: str) -> dict[str, torch.Tensor]:
+    if not zipfile.is_zipfile(path):
+        raise _damaged(path, "npz", "it is no zip archive")
+    tensors = {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                tensors[name] = _as_tensor(path, name, arrays[name])
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise TrustError("GC901", f"{path} holds pickled objects, which run code when loaded. {remedy}") from error
+        raise _damaged(path, "npz", str(error)) from error
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise _damaged(path, "npz", str(error)) from error
+    return tensors
+
+
+def _as_tensor(path: Path, name: str, array: Any) -> torch.Tensor:
+    try:
+        # Of a byte order of its own where that is not this machine's; torch knows no other.
+        return torch.from_numpy(np.asarray(array).astype(array.dtype.newbyteorder("="), copy=True, order="C"))
+    except TypeError:
+        raise TargetError(
+            "GC122", f"{path}: {name!r} is an array of {array.dtype}, which torch has no tensor for. Store numbers."
+        ) from None
+
+
+def _read_pickled_weights(path: Path, remedy: str) -> Any:
+    """Return what ``torch.load(weights_only=True)`` gives; it fails in many ways, some of them by a wrong byte."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a TorchScript archive looks like one: refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except pickle.UnpicklingError as error:
+        classes = _pickled_classes(path, str(error))
+        if not classes and not _looks_pickled(path):
+            raise _damaged(path, "torch.save", str(error)) from error
+        named = f" ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})" if classes else ""
+        raise TrustError("GC901", f"{path} holds pickled code{named}, which runs when loaded. {remedy}") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        if "weights_only=True" in str(error):  # TorchScript, and the tar archives of torch 0.1
+            what = "TorchScript program" if "TorchScript" in str(error) else "program"
+            raise TrustError("GC901", f"{path} is a {what}, which runs when loaded. {remedy}") from error
+        raise _damaged(path, "torch.save", str(error)) from error
+
+
+def _pickled_classes(path: Path, said: str) -> list[str]:
+    """Return the classes and functions that loading would call: torch lists them, or names one in its refusal."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # it reads only zip archives, and only whole ones
+        return re.findall(r"GLOBAL (\S+) was not an allowed global", said)[:1]
+
+
+def _looks_pickled(path: Path) -> bool:
+    """Tell a pickle (protocol 2 on starts with this byte), in a zip archive or bare, from any other bytes."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
+
+
+def _damaged(path: Path, kind: str, said: str) -> TargetError:
+    """Return GC122 for bytes that are not what they should be; ``said`` by the reader, its first sentence."""
+    sentence = re.split(r"\.\s|\n", said.strip())[0].rstrip(" .:")
+    why = f" ({sentence})" if sentence else ""
+    return TargetError("GC122", f"{path} is damaged, or no {kind} file{why}. Write or copy it again.")

@@ -1,0 +1,71 @@
+"""A model that differs from itself on the same input and seed cannot be judged: GC412, inconclusive, never a pass.
+
+Twins: randomness from generators that are seeded before each call (torch, numpy, python).
+"""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.judged import assert_passes, codes, judge
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+CALLS = itertools.count(1)
+UNSEEDED = np.random.default_rng(0)
+
+
+def counts_its_calls(x: Tensor) -> Tensor:
+    return x.tanh() * next(CALLS)
+
+
+def draws_from_its_own_generator(x: Tensor) -> Tensor:
+    return x.tanh() * UNSEEDED.random()
+
+
+@pytest.mark.parametrize("function", [counts_its_calls, draws_from_its_own_generator])
+def test_a_function_that_differs_from_itself_is_inconclusive(function):
+    unit = judge(function, X)
+    assert unit.verdict == "inconclusive"
+    assert "GC412" in codes(unit)
+
+
+def draws_from_torch(x: Tensor) -> Tensor:
+    return x.tanh() * torch.rand_like(x)
+
+
+def draws_from_numpy(x: Tensor) -> Tensor:
+    return x.tanh() * float(np.random.rand())
+
+
+def draws_from_python(x: Tensor) -> Tensor:
+    return x.tanh() * random.random()
+
+
+@pytest.mark.parametrize("function", [draws_from_torch, draws_from_numpy, draws_from_python])
+def test_a_generator_that_can_be_seeded_is_no_matter(function):
+    assert_passes(judge(function, X))
+
+
+def test_dropout_in_training_mode_passes():
+    torch.manual_seed(0)
+    assert_passes(judge(nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)), X))
+
+
+def test_a_module_that_counts_its_calls_passes():
+    """Every run is made on a copy, so an attribute that counts starts at the same value each time."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.calls = nn.Linear(6, 3), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.linear(x) / self.calls
+
+    torch.manual_seed(0)
+    assert_passes(judge(Counting(), X))

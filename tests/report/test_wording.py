@@ -1,0 +1,122 @@
+"""The one line that a person can quote."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradctl.core.findings import Finding, Oracle
+from gradctl.report.wording import differing, printable, verdict_line
+from tests.report.examples import crashed, gradient, passing, report_of, spoiled, unit, wrong_weight
+
+
+def found(code, severity="error", **more):
+    return Finding(code=code, severity=severity, message="…", **more)
+
+
+SAME, WRONG, MISSING = gradient("a"), gradient("b", "reference-wrong"), gradient("c", "missing")
+
+LINES = {
+    "pass": (
+        passing(),
+        "PASS: 6 gradients agree with finite differences (an error of 1 % in any one tensor would have been missed "
+        "with probability 6e-05)",
+    ),
+    "one gradient": (report_of(unit("pass", [SAME])), "PASS: 1 gradient agrees with finite differences"),
+    "a kink is agreement": (
+        report_of(unit("pass", [SAME, gradient("k", "non-differentiable")])),
+        "PASS: 2 gradients agree with finite differences",
+    ),
+    "approximate": (
+        report_of(unit("pass", [SAME, gradient("k", "approximate")])),
+        "PASS: 1 gradient agrees with finite differences, 1 approximately",
+    ),
+    "allowed": (
+        spoiled(allowed=True),
+        "PASS: 1 gradient agrees with finite differences, 1 finding allowed",
+    ),
+    "a bound that says nothing": (
+        report_of(unit("pass", [SAME], oracle=Oracle(dtype="float64", missed_with_probability=1.0, of_error=0.005))),
+        "PASS: 1 gradient agrees with finite differences (an error of 0.5 % in any one tensor would have been missed "
+        "with probability 1)",
+    ),
+    "wrong": (wrong_weight(), "FAIL: 1 of 3 gradients is wrong (gradctl explain GC401)"),
+    "behind a Function": (spoiled(), "FAIL: 2 of 3 gradients are wrong (gradctl explain GC408)"),
+    "missing": (
+        report_of(unit("fail", [SAME, MISSING], [found("GC403")])),
+        "FAIL: 1 of 2 gradients is missing (gradctl explain GC403)",
+    ),
+    "wrong and missing": (
+        report_of(unit("fail", [WRONG, MISSING], [found("GC401"), found("GC403")])),
+        "FAIL: 2 of 2 gradients are wrong or missing (gradctl explain GC401)",
+    ),
+    "only a finding": (
+        report_of(unit("fail", [SAME], [found("GC413"), found("GC404", "note")])),
+        "FAIL: 1 finding (gradctl explain GC413)",
+    ),
+    "a warning that fails": (
+        report_of(unit("fail", [gradient("a", "approximate")], [found("GC404", "note"), found("GC410", "warning")])),
+        "FAIL: 1 finding (gradctl explain GC410)",
+    ),
+    "unresolved": (
+        report_of(
+            unit(
+                "inconclusive",
+                [SAME, gradient("b", "unresolved")],
+                [found("GC404", "note"), found("GC406", "note", verdict="unresolved")],
+            )
+        ),
+        "INCONCLUSIVE: 1 of 2 gradients could not be resolved (gradctl explain GC406)",
+    ),
+    "nondeterministic": (
+        report_of(unit("inconclusive", [gradient("b", "nondeterministic")], [found("GC412")])),
+        "INCONCLUSIVE: the model differs from itself when run twice from the same seed (gradctl explain GC412)",
+    ),
+    "crashed": (
+        crashed(),
+        "INCONCLUSIVE: crashed: the process died of signal 11 (SIGSEGV) (gradctl explain GC801)",
+    ),
+    "skipped": (
+        report_of(unit("skipped", reason="no float leaf asks\nfor a gradient")),
+        "NOTHING CHECKED: no float leaf asks for a gradient",
+    ),
+    "no units": (report_of(), "NOTHING CHECKED: no form of any target could be judged"),
+    "one of two forms": (
+        report_of(unit("pass", [SAME]), unit("fail", [WRONG], [found("GC402")], form="compile")),
+        "FAIL: 1 of 2 forms computes a wrong gradient (gradctl explain GC402)",
+    ),
+    "an output of one of two units": (
+        report_of(unit("pass", target="a"), unit("fail", [], [found("GC301")], target="b")),
+        "FAIL: 1 of 2 units fails (gradctl explain GC301)",
+    ),
+    "all forms": (
+        report_of(unit("pass"), unit("pass", form="trace"), unit("skipped", form="script")),
+        "PASS: 2 of 3 forms agree, 1 skipped",
+    ),
+    "one form without an answer": (
+        report_of(unit("pass"), unit("inconclusive", form="trace", status="timeout")),
+        "INCONCLUSIVE: 1 of 2 forms not decided",
+    ),
+}
+
+
+@pytest.mark.parametrize(("report", "line"), LINES.values(), ids=LINES)
+def test_the_verdict_line(report, line):
+    assert verdict_line(report) == line
+
+
+def test_what_differs_is_sorted_worst_first():
+    tensors = [
+        gradient("same"),
+        gradient("approximate", "approximate", error=1e-5),
+        gradient("small", "reference-wrong", error=0.1),
+        gradient("unresolved", "unresolved", error=9.0),
+        gradient("large", "reference-wrong", error=0.9),
+        gradient("nan", "reference-wrong", error="nan"),
+        gradient("missing", "missing"),
+    ]
+    names = [tensor.tensor for tensor in differing(tensors)]
+    assert names == ["missing", "nan", "large", "small", "unresolved", "approximate"]
+
+
+def test_control_characters_are_written_out_and_line_breaks_kept():
+    assert printable("a\x1b[31mb\rc\x00\nd\té") == "a\\x1b[31mb\\rc\\x00\nd\té"
