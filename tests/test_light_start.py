@@ -21,7 +21,7 @@ LOADED = {
     ("explain", "GC401"): OF_EXPLAIN,
     ("explain", "--help"): OF_HELP | {"gradctl.cli.explain"},
     ("doctor", "--help"): OF_HELP | {"gradctl.cli.doctor"},
-    ("gradcheck", "--help"): OF_OPTIONS | {"gradctl.cli.gradcheck"},
+    ("gradcheck", "--help"): OF_OPTIONS | {"gradctl.cli.gradcheck", "gradctl.cli.options"},
 }
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "rich", "msgspec")
 

@@ -46,7 +46,7 @@ def report_of(command: str, units: Sequence[Unit], allows: Allows, *, seed: int,
 def environment(device: str) -> dict[str, str | int | None]:
     """Return versions, threads and device; None for a package that is not installed."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "onnx": _version("onnx"),
         "onnxruntime": _version("onnxruntime"),
         "python": platform.python_version(),

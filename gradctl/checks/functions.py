@@ -1,8 +1,8 @@
 """Custom ``autograd.Function``s by themselves: is each backward the derivative, whatever its caller hands it?
 
-First order by finite differences at the recorded inputs. Then what callers do sooner or later: a cotangent with stride 0
-(``sum().backward()``), one that is not contiguous, one that is undefined, an input that asks for no gradient; and, where
-the Function defines them, forward mode and second order.
+First order by finite differences at the recorded inputs. Then what callers do sooner or later: a cotangent with
+stride 0 (``sum().backward()``), one that is not contiguous, one that is undefined, an input that asks for no
+gradient; and, where the Function defines them, forward mode and second order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SAME_ON_AN_ISLAND = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class FunctionFault:
-    """What is wrong with a Function: the rule broken (``first``, ``layout``, ``forward-mode``, ``second``), in words."""
+    """What is wrong with a Function: the rule it breaks (``first``, ``layout``, ``forward-mode``, ``second``)."""
 
     function: type[Function]
     rule: str
@@ -46,7 +46,7 @@ class FunctionFault:
 def function_name(function: type[Function]) -> str:
     """Return the name that findings and ``--allow`` use: the class's, or ``library::op`` of a registered custom op."""
     name = function.__name__
-    if name.startswith("GeneratedBackwardFor_"):
+    if _is_registered_op(function):
         library, _, op = name.removeprefix("GeneratedBackwardFor_").rpartition("_")[0].partition("_")
         return f"{library}::{op}"
     return name
@@ -54,11 +54,16 @@ def function_name(function: type[Function]) -> str:
 
 def source_place(function: type[Function]) -> tuple[str, int] | None:
     """Return file and line of a Function's backward."""
-    backward = getattr(function, "backward", None)
-    if backward is Function.backward:
-        backward = getattr(function, "vjp", None)
-    code = getattr(inspect.unwrap(backward), "__code__", None) if backward is not None else None
+    backward: Any = function.backward if function.backward is not Function.backward else function.vjp
+    if _is_registered_op(function):  # torch wraps what was given to register_autograd
+        backward = inspect.getclosurevars(backward).nonlocals["info"]._backward_fn
+    code = getattr(inspect.unwrap(backward), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code is not None else None
+
+
+def _is_registered_op(function: type[Function]) -> bool:
+    """Tell the Function that torch makes for ``torch.library.register_autograd`` (seen in 2.10 to 2.14)."""
+    return function.__name__.startswith("GeneratedBackwardFor_")
 
 
 class _FunctionRunner:
@@ -199,9 +204,9 @@ def _layout_fault(runner: _FunctionRunner) -> FunctionFault | None:
             return FunctionFault(
                 function, "layout", f"{name}.backward raises for {words} cotangent: {first_line(error)}"
             )
-        if (error := _largest_error(expected, found)) > _same(runner):
-            message = f"{name}.backward gives another gradient for {words} cotangent: off by {error:.2e} (relative)"
-            return FunctionFault(function, "layout", message, error)
+        if (off := _largest_error(expected, found)) > _same(runner):
+            message = f"{name}.backward gives another gradient for {words} cotangent: off by {off:.2e} (relative)"
+            return FunctionFault(function, "layout", message, off)
     return _undefined_fault(runner)
 
 
@@ -220,11 +225,9 @@ def _undefined_fault(runner: _FunctionRunner) -> FunctionFault | None:
         except Exception as error:  # the user's backward may raise anything
             message = f"{name}.backward raises where output {k} has no cotangent (None): {first_line(error)}"
             return FunctionFault(runner.function, "layout", message)
-        if (error := _largest_error(expected, found)) > _same(runner):
-            message = (
-                f"{name}.backward is wrong where output {k} has no cotangent (None): off by {error:.2e} (relative)"
-            )
-            return FunctionFault(runner.function, "layout", message, error)
+        if (off := _largest_error(expected, found)) > _same(runner):
+            message = f"{name}.backward is wrong where output {k} has no cotangent (None): off by {off:.2e} (relative)"
+            return FunctionFault(runner.function, "layout", message, off)
     return None
 
 
@@ -232,7 +235,8 @@ def _gradients_without(runner: _FunctionRunner, k: int) -> list[Tensor | None]:
     """Return gradients with output ``k``'s cotangent undefined, as torch's own UndefinedGrad makes it."""
     outputs = [t for _, t in runner.differentiate() if t.requires_grad]
     cotangents = _gaussian(outputs)
-    outputs[k] = torch._C._functions.UndefinedGrad()(outputs[k])  # type: ignore[attr-defined]
+    undefined: Any = torch._C._functions.UndefinedGrad()
+    outputs[k] = undefined(outputs[k])
     with runner.promoted():
         return list(
             torch.autograd.grad(outputs, [leaf.tensor for leaf in runner.leaves], cotangents, allow_unused=True)
@@ -256,9 +260,9 @@ def _input_off_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | 
         except Exception as error:  # the user's backward may raise anything
             message = f"{name}.backward raises where {leaf.name!r} asks for no gradient: {first_line(error)}"
             return FunctionFault(call.function, "layout", message)
-        if (error := _largest_error(expected, found)) > _same(runner):
-            message = f"{name}.backward changes where {leaf.name!r} asks for no gradient: off by {error:.2e} (relative)"
-            return FunctionFault(call.function, "layout", message, error)
+        if (off := _largest_error(expected, found)) > _same(runner):
+            message = f"{name}.backward changes where {leaf.name!r} asks for no gradient: off by {off:.2e} (relative)"
+            return FunctionFault(call.function, "layout", message, off)
     return None
 
 
@@ -271,10 +275,11 @@ def _forward_mode_fault(runner: _FunctionRunner) -> FunctionFault | None:
     try:
         with forward_ad.dual_level():
             duals = [
-                forward_ad.make_dual(leaf.tensor.detach(), v) for leaf, v in zip(runner.leaves, tangents, strict=True)
+                forward_ad.make_dual(leaf.tensor.detach(), v)  # type: ignore[no-untyped-call]
+                for leaf, v in zip(runner.leaves, tangents, strict=True)
             ]
             named = runner.apply(runner.arguments(duals))
-            pushed = [forward_ad.unpack_dual(t).tangent for _, t in named]
+            pushed = [forward_ad.unpack_dual(t).tangent for _, t in named]  # type: ignore[no-untyped-call]
     except Exception as error:  # the user's jvp may raise anything
         return FunctionFault(runner.function, "forward-mode", f"{name}.jvp raises {first_line(error)}")
     differentiable = [k for k, (_, t) in enumerate(runner.differentiate()) if t.requires_grad]

@@ -1,7 +1,7 @@
 """``gradctl gradcheck``: is autograd's gradient the derivative of the user's own model?
 
-The order: the native model (does it run, repeat itself, stay finite), the float64 oracle, a joint screen over all tensors,
-and on alarm custom Functions alone and then tensor by tensor.
+The order: the native model (does it run, repeat itself, stay finite), the float64 oracle, a joint screen over all
+tensors, and on alarm custom Functions alone and then tensor by tensor.
 """
 
 from __future__ import annotations
@@ -165,8 +165,7 @@ class _Check:
     def findings(self) -> list[Finding]:
         """Return what is wrong: custom Functions first, then tensors, worst first."""
         leaves, broken = self.source.runner.leaves, self._broken()
-        spoiled = [leaves[i].name for i in self.behind if self.judged[i].verdict != "unresolved"]
-        heads = [function_finding(fault, spoiled=spoiled) for fault in self.blame.faults.values()]
+        heads = [function_finding(fault) for fault in self.blame.faults.values()]
         order = sorted(self.judged, key=lambda i: -(self.judged[i].error or 0.0))
         about = [gradient_finding(leaves[i], self.judged[i], self.behind.get(i), broken.get(i)) for i in order]
         overflow = native_gradient_findings(self.native, {leaves[i].name for i in broken})

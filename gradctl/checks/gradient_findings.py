@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,16 +43,15 @@ _RULES: dict[str, tuple[str, str]] = {
 }
 
 
-def function_finding(fault: FunctionFault, *, spoiled: Sequence[str] = (), severity: Severity = "error") -> Finding:
-    """Return the headline for a custom Function that breaks a rule, with the tensors it spoils."""
+def function_finding(fault: FunctionFault, *, severity: Severity = "error") -> Finding:
+    """Return the headline for a custom Function that breaks a rule."""
     code, hint = _RULES[fault.rule]
     name = function_name(fault.function)
-    spoils = f"; it spoils {_listed(spoiled)}" if spoiled else ""
     return Finding(
         code=code,
         severity=severity,
         quantity="gradient",
-        message=f"{fault.message}{spoils}.",
+        message=f"{fault.message}.",
         hint=hint,
         allow=f"{code}:{name}",
         location=location(source_place(fault.function), op=name),
@@ -209,7 +209,8 @@ def not_replayed() -> Finding:
         severity="warning",
         verdict="unresolved",
         quantity="gradient",
-        message="with its cuts held fixed the model gives other outputs at the same point: finite differences say little.",
+        message="with its cuts held fixed the model gives other outputs at the very same point: "
+        "finite differences say little.",
     )
 
 
@@ -246,7 +247,8 @@ def location(place: Place | None, op: str | None = None) -> Location | None:
 def _reached(sources: Iterable[Tensor], leaves: Sequence[Leaf]) -> set[str]:
     """Return the names of the leaves whose gradient would come through these tensors."""
     names = {id(tensor): leaf.name for leaf in leaves for tensor in (leaf.sharing or (leaf.tensor,))}
-    found, seen = set(), set()
+    found: set[str] = set()
+    seen: set[Any] = set()
     pending = [source.grad_fn for source in sources if source.grad_fn is not None]
     found.update(names[id(source)] for source in sources if id(source) in names)
     while pending:

@@ -1,4 +1,4 @@
-"""The user's own model in its own dtype, before anything is judged: does it run, does it repeat itself, is it finite?"""
+"""The user's own model in its own dtype, first of all: does it run, does it repeat itself, is it finite?"""
 
 from __future__ import annotations
 
@@ -124,12 +124,10 @@ def _first_run(subject: Subject) -> tuple[Instance, dict[str, Tensor], Named]:
             if is_out_of_memory(error):
                 raise
             failures.append(error)
-    error = failures[-1]
+    last = failures[-1]
     raise TargetError(
-        "GC111",
-        f"{subject.target} raises on these inputs: {first_line(error)}.",
-        details=user_frames(error),
-    ) from error
+        "GC111", f"{subject.target} raises on these inputs: {first_line(last)}.", details=user_frames(last)
+    ) from last
 
 
 def _run(instance: Instance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
@@ -159,7 +157,7 @@ def _difference(first: Tensor | None, second: Tensor | None) -> float:
 
 
 def _is_nan(value: Tensor) -> bool:
-    return bool(torch.isnan(value).any()) or not bool(torch.isfinite(value).any()) and value.numel() > 0
+    return bool(torch.isnan(value).any()) or (not bool(torch.isfinite(value).any()) and value.numel() > 0)
 
 
 def _not_finite(name: str, value: Tensor) -> Finding:

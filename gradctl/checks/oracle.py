@@ -18,8 +18,8 @@ from gradctl.subject.subject import Subject
 
 __all__ = ["OracleRunner", "cast_note", "oracle_runner"]
 
-# Casts are more than rounding where the float64 model's output is off by more than this many native epsilons: rounding of
-# deep float32 nets was seen at up to 1e3, a bfloat16 cast in a float32 net is 6e4.
+# Casts are more than rounding where the float64 model's output is off by more than this many native epsilons:
+# rounding of deep float32 nets was seen at up to 1e3, a bfloat16 cast in a float32 net is 6e4.
 _ROUNDING_EPSILONS = 1e4
 
 

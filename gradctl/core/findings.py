@@ -96,7 +96,7 @@ class Element(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TensorResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict on one tensor. ``error`` is norm-relative, against the oracle; ``budget`` is what rounding explains."""
+    """The verdict on one tensor. ``error`` is norm-relative, against the oracle; ``budget`` what rounding explains."""
 
     quantity: Quantity
     tensor: str
@@ -169,7 +169,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All of one run. Written and read strictly by ``gradctl.report``; ``schema_version`` changes when a reader must."""
+    """All of one run. Read strictly by ``gradctl.report``; ``schema_version`` changes when a reader must."""
 
     schema_version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
     tool: Tool

@@ -1,0 +1,1 @@
+"""One way to run a subject a file; the table of them comes with the first static form."""

@@ -38,8 +38,9 @@ class ElementDifference:
 def worst_elements(judge: Judge, i: int) -> tuple[list[ElementDifference], int | None]:
     """Return up to five of the worst elements of leaf ``i``, worst first, and how many are wrong if that is known.
 
-    Small tensors are measured whole. In larger ones the differences are followed down: a random direction over a stretch
-    of elements is split in halves, the five stretches with the largest difference are split again, down to elements.
+    Small tensors are measured whole. In larger ones the differences are followed down: a random direction over a
+    stretch of elements is split in halves, the five stretches with the largest difference are split again, down to
+    elements.
     """
     sample, count = judge.samples[0], judge.origin.values[i].numel()
     broken = sample.broken.get(i)

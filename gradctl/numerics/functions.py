@@ -1,10 +1,12 @@
-"""Custom ``autograd.Function``s of a program: seen as they are applied, and replaced by the linear map their backward states.
+"""Custom ``autograd.Function``s of a program: seen as they are applied, and replaced by the linear map their
+backward states.
 
-A Function whose backward is not its derivative on purpose (straight-through, gradient reversal) is judged around: beside
-the point it is y0 + J (x - x0), where J is the transpose of its own VJP, u ↦ VJP(u), differentiated in the cotangent u.
+A Function whose backward is not its derivative on purpose (straight-through, gradient reversal) is judged around:
+beside the point it is y0 + J (x - x0), where J is the transpose of its own VJP, u ↦ VJP(u), differentiated in the
+cotangent u.
 
-Private to torch (seen in 2.10 to 2.14): ``Function.apply`` ends in ``super().apply``, found on ``_SingleLevelFunction``; an
-attribute there is met by every apply, also by one bound to a name long ago.
+Private to torch (seen in 2.10 to 2.14): ``Function.apply`` ends in ``super().apply``, found on
+``_SingleLevelFunction``; an attribute there is met by every apply, also by one bound to a name long ago.
 """
 
 from __future__ import annotations
@@ -181,8 +183,8 @@ def watch_functions(watch: FunctionWatch) -> Iterator[None]:
 def linear_map(apply: Apply, args: tuple[Any, ...]) -> LinearMap | None:
     """Return the linear map that a Function's backward states at ``args``, or None where it cannot be had.
 
-    It cannot be had where backward cannot be differentiated in its cotangent (``once_differentiable``, numpy inside), or
-    is not affine in it (gradient clipping).
+    It cannot be had where backward cannot be differentiated in its cotangent (``once_differentiable``, numpy
+    inside), or is not affine in it (gradient clipping).
     """
     leaves = {i: arg for i, arg in enumerate(args) if _is_differentiable(arg)}
     with torch.enable_grad():
@@ -240,7 +242,7 @@ def _is_affine(leaves: dict[int, Tensor], linear: LinearMap) -> bool:
 
 
 def copied_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return arguments of a Function as they are now: tensors detached and copied, asking for a gradient as they did."""
+    """Return a Function's arguments as they are now: tensors detached and copied, asking for a gradient as they did."""
     return tuple(
         arg.detach().clone().requires_grad_(arg.requires_grad) if isinstance(arg, Tensor) else arg for arg in args
     )

@@ -1,8 +1,8 @@
 """Is this gradient the derivative? Joint probes over all tensors first, tensor by tensor on alarm.
 
-A probe compares autograd's <g, v> with a finite difference along a Gaussian direction v of unit norm. In the joint screen
-each tensor's part is divided by its gradient's norm, so that a small wrong one cannot hide behind large ones; tensors
-whose gradient is zero or nearly so share a probe of their own, where a slope is a lost gradient.
+A probe compares autograd's <g, v> with a finite difference along a Gaussian direction v of unit norm. In the joint
+screen each tensor's part is divided by its gradient's norm, so that a small wrong one cannot hide behind large ones;
+tensors whose gradient is zero or nearly so share a probe of their own, where a slope is a lost gradient.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ _QUIET = 1e-10
 _SPREAD = 1e-4
 _STEPS_OFF = 3
 _APPROXIMATE = 1e-4
-# A tensor in which an error of 1 % would be missed more often than this by the joint probes gets probes of its own; where
-# even those would miss it every second time, nothing was judged.
+_MORE_PROBES = 6
+# A tensor in which an error of 1 % would be missed more often than this by the joint probes gets probes of its own;
+# where even those would miss it every second time, nothing was judged.
 _WEAK = 1e-2
 _BLIND = 0.5
 
@@ -68,8 +69,8 @@ class Probe:
 class TensorJudgement:
     """The verdict on the tensor with this index among the leaves.
 
-    ``error`` is relative to the finite difference's norm, ``budget`` relative to the gradient's; both estimated from the
-    probes, None where only the joint screen has judged.
+    ``error`` is relative to the finite difference's norm, ``budget`` relative to the gradient's; both estimated from
+    the probes, None where only the joint screen has judged.
     """
 
     index: int
@@ -104,14 +105,15 @@ class Judge:
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.rtol, self.atol, self.epsilon, self.probes = rtol, atol, epsilon, probes
         self.steps_off = 0
+        self._resolved_beside = False
         self.noise = math.nan
         self.samples: list[Sample] = []
         self._draw_samples()
 
     @property
     def kinked(self) -> bool:
-        """Whether the judging was done beside the point, which is a kink."""
-        return self.steps_off > 0
+        """Whether the judging was done beside the point, which is a kink, and resolved there what it did not at it."""
+        return self._resolved_beside
 
     @property
     def relative_noise(self) -> float:
@@ -165,15 +167,13 @@ class Judge:
     # ------------------------------------------------------------------ tensor by tensor
 
     def each(self, indices: Iterable[int]) -> tuple[dict[int, TensorJudgement], float]:
-        """Return a verdict on each tensor by probes of its own, and the chance that 1 % was missed in one that agrees."""
+        """Return a verdict on each tensor by probes of its own, and the chance that 1 % was missed in one of them."""
         judged, missed = {}, 0.0
         for i in indices:
             probes = []
             for number in range(self.probes):
                 probes.append(self.probe([i], number))
-                if probes[-1].alarms and number:
-                    break
-            judged[i] = self._weigh(i, probes)
+            judged[i] = self._weigh(i, self._enough(i, probes))
             if judged[i].verdict == "same" and not self._is_quiet(i):
                 chance = math.prod(self._chance_missed(probe, number, i) for number, probe in enumerate(probes))
                 if chance > _BLIND:
@@ -192,7 +192,7 @@ class Judge:
         budget = tolerance / size if size else tolerance
         if not all(math.isfinite(p.slope.error) for p in probes):
             return TensorJudgement(i, "unresolved", None, None)
-        if not any(p.alarms for p in probes):
+        if not any(p.alarms and p.slope.usable for p in probes):
             verdict: Verdict = "same" if all(p.slope.resolved for p in probes) else "unresolved"
             return TensorJudgement(i, verdict, error, budget)
         if self._is_accepted(wrong_by, size):
@@ -200,6 +200,14 @@ class Judge:
         if all(sample.gradients[i] is None for sample in self.samples):
             return TensorJudgement(i, "missing", 1.0, budget)
         return TensorJudgement(i, "approximate" if wrong_by < _APPROXIMATE * size else "wrong", error, budget)
+
+    def _enough(self, i: int, probes: list[Probe]) -> list[Probe]:
+        """Return the probes, and more where the size of a small error decides: two can be small by chance."""
+        alarmed = any(probe.alarms for probe in probes) and not self._is_quiet(i)
+        differences = math.sqrt(sum(p.difference**2 for p in probes) / len(probes) * self.origin.values[i].numel())
+        if not alarmed or differences > 1e3 * _APPROXIMATE * self._size(i):
+            return probes
+        return [*probes, *(self.probe([i], number % len(self.samples)) for number in range(_MORE_PROBES))]
 
     def _is_accepted(self, wrong_by: float, size: float) -> bool:
         if self.rtol is None and self.atol is None:
@@ -217,6 +225,7 @@ class Judge:
             scale = self._typical_slope(sample) if quiet else self._expected_slope(indices, sample, direction)
             slope = slope_at_zero(self.point.along(direction, sample), self.noise, scale, self.epsilon)
             if not slope.kinked or self.steps_off >= _STEPS_OFF:
+                self._resolved_beside |= self.steps_off > 0 and slope.resolved
                 return self._compared(indices, sample, direction, slope)
             self._step_off()
 

@@ -1,14 +1,15 @@
 """The directional derivative of a function at 0, by a ladder of steps that knows a kink when it meets one.
 
-Central differences C(h), extrapolated R(h) = (4 C(h/2) - C(h)) / 3, and the second difference S(h), which shrinks with h
-where the function is smooth and does not at a kink. The noise floor comes from a difference table.
+Central differences C(h), extrapolated R(h) = (4 C(h/2) - C(h)) / 3, and the second difference S(h), which shrinks
+with h where the function is smooth and does not at a kink. The noise floor comes from a difference table.
 
-Source: Ridders, Adv. Eng. Software 4 (1982) 75; Moré and Wild, "Estimating computational noise", SIAM J. Sci. Comput. 33
-(2011) 1292.
+Source: Ridders, Adv. Eng. Software 4 (1982) 75; Moré and Wild, "Estimating computational noise", SIAM J. Sci.
+Comput. 33 (2011) 1292.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ _SMALLEST_STEP = 2e-7
 _RATIO = 1 / 4
 # An error above this part of the slope resolves nothing worth saying.
 _RESOLVED = 1e-4
+# float32 islands have a relative noise of 1e-7; above this the steps see something else than the derivative.
+_NOISIEST = 1e-5
 # Units in the last place of |phi| at least: zero-initialised layers make phi exactly linear, and its noise 0.
 _LEAST_NOISE_ULPS = 8
 # Far below any step of the ladder, far above the rounding of an argument: high differences see the noise alone.
@@ -35,7 +38,9 @@ class Slope:
         derivative: d/dt phi(t) at 0; NaN if no step gave finite values.
         error: estimate of its absolute error; infinite if no step gave finite values.
         kinked: whether the one-sided slopes differ down to the smallest steps, or no step resolves the derivative.
-        resolved: whether the error is small enough to speak at all.
+        resolved: whether the error is small enough to say that autograd is right.
+        usable: whether it is small enough to say that autograd is wrong: a function that oscillates faster than the
+            steps has a small error by luck, against a derivative that is large with reason.
         step: the larger distance of the central differences that were kept.
     """
 
@@ -43,7 +48,7 @@ class Slope:
     error: float
     kinked: bool
     resolved: bool
-    step: float
+    usable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ def noise_floor(phi: Callable[[float], float]) -> float:
     differences = [phi(_NOISE_SPACING * offset) for offset in range(-3, 4)]
     sigmas = []
     for order in range(1, 7):
-        differences = [right - left for left, right in zip(differences, differences[1:], strict=False)]
+        differences = [right - left for left, right in itertools.pairwise(differences)]
         gamma = math.factorial(order) ** 2 / math.factorial(2 * order)
         sigmas.append(math.sqrt(gamma * sum(d * d for d in differences) / len(differences)))
     return max(sigmas[3:]) if all(map(math.isfinite, sigmas)) else math.nan
@@ -102,13 +107,15 @@ def slope_at_zero(
                 break
         step *= _RATIO
     if best is None:
-        return Slope(math.nan, math.inf, kinked=True, resolved=False, step=0.0)
+        return Slope(math.nan, math.inf, kinked=True, resolved=False, usable=False)
     error = max(best.error, _contradiction(levels, best))
     # Where nothing has a slope to measure by, the noise floor is the measure.
     resolved = error <= _RESOLVED * scale or (
         scale == 0 and error <= max(_RESOLVED * abs(best.derivative), 10 * best.floor)
     )
-    return Slope(best.derivative, error, kinked=_is_kinked(levels) or not resolved, resolved=resolved, step=best.step)
+    quiet = not noise > _NOISIEST * max(map(abs, filter(math.isfinite, values.values())))
+    usable = quiet and error <= max(abs(best.derivative) / 10, 1e3 * best.floor)
+    return Slope(best.derivative, error, _is_kinked(levels) or not resolved, resolved and quiet, usable)
 
 
 def _level(at: Callable[[float], float], step: float, noise: float, epsilon: float) -> _Level | None:
@@ -142,6 +149,6 @@ def _contradiction(levels: list[_Level], best: _Level) -> float:
 def _is_kinked(levels: list[_Level]) -> bool:
     """Tell whether the second difference stops shrinking with the step, far above the noise, at the smallest steps."""
     clear = [level for level in levels if abs(level.second) > 20 * level.floor]
-    if len(clear) < 2 or clear[-1] is not levels[-1] and len(levels) - len(clear) > 2:
+    if len(clear) < 2 or (clear[-1] is not levels[-1] and len(levels) - len(clear) > 2):
         return False
     return all(abs(level.second_half) > 0.8 * abs(level.second) for level in clear[-2:])

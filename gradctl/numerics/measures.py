@@ -41,5 +41,5 @@ def relative_error(reference: Tensor, candidate: Tensor) -> float:
 
 
 def gaussian_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Return standard Gaussian noise in the shape, dtype and device of ``tensor``, drawn on the CPU by ``generator``."""
+    """Return standard Gaussian noise like ``tensor`` (shape, dtype, device), drawn on the CPU by ``generator``."""
     return torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator).to(tensor.device)

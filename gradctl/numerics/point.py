@@ -28,8 +28,8 @@ class NoGradient(Exception):
 class Sample:
     """One random cotangent for each output that has a gradient, and the VJP that autograd makes of it.
 
-    ``finite`` marks, by output name, elements that take part (a logit masked with -inf takes none). ``broken`` marks, by
-    index of the leaf, elements whose gradient is NaN or infinite; in ``gradients`` they are 0.
+    ``finite`` marks, by output name, elements that take part (a logit masked with -inf takes none). ``broken``
+    marks, by index of the leaf, elements whose gradient is NaN or infinite; in ``gradients`` they are 0.
     """
 
     cotangents: dict[str, Tensor]
@@ -61,6 +61,7 @@ class Point:
         self.runner = runner
         self.values = values or [leaf.tensor.detach().clone() for leaf in runner.leaves]
         self.forwards = 0
+        self._resting: dict[int, int] = {}  # version counter of each leaf that holds its value: others write to it too
         self.outputs: Outputs = self.record()
         self._place(None, 0.0)
         self.forwards += 1
@@ -154,13 +155,16 @@ class Point:
         return [leaf.take_gradient() for leaf in self.runner.leaves]
 
     def _place(self, direction: Direction | None, t: float) -> None:
+        """Write the leaves for one run: values + t direction. What still holds its value is left as it is."""
         with torch.no_grad():
             for i, (leaf, value) in enumerate(zip(self.runner.leaves, self.values, strict=True)):
                 part = direction.parts[i] if direction is not None else None
-                if part is None:
-                    leaf.tensor.copy_(value)
-                else:
+                if part is not None:
                     torch.add(value, part, alpha=t, out=leaf.tensor)
+                    self._resting.pop(i, None)
+                elif self._resting.get(i) != leaf.tensor._version:
+                    leaf.tensor.copy_(value)
+                    self._resting[i] = leaf.tensor._version
 
 
 def rms(tensor: Tensor) -> float:

@@ -1,10 +1,10 @@
 """What a program does that autograd does not differentiate: cuts, hooks, custom Functions; seen, recorded and replayed.
 
 A **cut** is a top-level torch call with a float argument that asks for a gradient and a float result (tensor or number)
-that does not: ``detach``, ``.data``, ``.item()``, anything under ``no_grad``. Autograd treats that value as a constant, so
-finite differences must too: calls are numbered, the values of cuts recorded at the point and replayed beside it. Calls
-that change a tensor in place behind autograd's back hold the *change* fixed. Another function at a recorded number means
-that a branch changed, and the point beside is of no use.
+that does not: ``detach``, ``.data``, ``.item()``, anything under ``no_grad``. Autograd treats that value as a
+constant, so finite differences must too: calls are numbered, the values of cuts recorded at the point and replayed
+beside it. Calls that change a tensor in place behind autograd's back hold the *change* fixed. Another function at a
+recorded number means that a branch changed, and the point beside is of no use.
 
 Private to torch (seen in 2.10 to 2.14): ``torch._C._functorch.peek_interpreter_stack``.
 """
@@ -243,14 +243,14 @@ def _is_in_place(func: Any, kwargs: Any) -> bool:
     name = getattr(func, "__name__", "")
     if name in _NO_RESULT or kwargs.get("out") is not None:
         return func not in _ASSIGN_ASIDE
-    return name.endswith("_") and not name.endswith("__") or name in _IN_PLACE_OPERATORS
+    return (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE_OPERATORS
 
 
 _IN_PLACE_OPERATORS = {
     f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow", "floordiv", "mod", "and", "or", "xor")
 }
 # Properties that are assigned without touching a value.
-_ASSIGN_ASIDE = (Tensor.grad.__set__, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+_ASSIGN_ASIDE = tuple(vars(torch._C.TensorBase)[name].__set__ for name in ("grad", "requires_grad"))
 
 
 def _embedding_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, int | None, float | None]:

@@ -1,22 +1,23 @@
-"""The float64 oracle, through casts: a dispatch mode that turns every narrower float dtype a program asks for into float64.
+"""The float64 oracle, through casts: a dispatch mode that turns every narrower float dtype a program asks for into
+float64.
 
 ``model.double()`` alone is not enough: real models cast inside (Llama's RMSNorm goes through float32), and finite
-differences over a float32 island resolve 1e-5 instead of 1e-11. Random operators draw in the dtype they would have drawn
-in, or the stream would differ from the native run's, and are cast afterwards.
+differences over a float32 island resolve 1e-5 instead of 1e-11. Random operators draw in the dtype they would have
+drawn in, or the stream would differ from the native run's, and are cast afterwards.
 
 Private to torch (seen in 2.10 to 2.14): the tag ``nondeterministic_seeded`` is public, ``aten.lift_fresh`` is not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 __all__ = ["Promotion", "default_dtype"]
 
@@ -32,7 +33,7 @@ _WIDE = {
 _aten = torch.ops.aten
 
 
-class Promotion(TorchDispatchMode):
+class Promotion(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
     """Run what is under it in float64, forwards and backward.
 
     Args:
@@ -45,7 +46,7 @@ class Promotion(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, native: torch.dtype) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.native = native
         self.islands: dict[str, None] = {}
 
@@ -60,10 +61,10 @@ class Promotion(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
             return self._draw(func, args, kwargs)
         if func in _DECOMPOSED:
-            return _DECOMPOSED[func](*tree_map(_widen, args))
-        args, kwargs = tree_map(_turn_dtype, (args, kwargs))
-        if not func._schema.is_mutable:
-            args, kwargs = tree_map(_widen, (args, kwargs))
+            return _DECOMPOSED[func](*_mapped(_widen, args))
+        turn = _turn_dtype if func._schema.is_mutable else _turn
+        args = tuple(_mapped(turn, value) for value in args)
+        kwargs = {name: _mapped(turn, value) for name, value in kwargs.items()}
         try:
             return func(*args, **kwargs)
         except (RuntimeError, NotImplementedError) as error:
@@ -86,15 +87,15 @@ class Promotion(TorchDispatchMode):
             return target.copy_(drawn)
         if not _has_float_tensor((args, kwargs)) and kwargs.get("dtype") is None and _takes_dtype(func):
             drawn = func(*args, **{**kwargs, "dtype": self.native}) if _draws_floats(func) else func(*args, **kwargs)
-            return tree_map(_widen, drawn)
-        args, kwargs = tree_map(self._narrow, (args, kwargs))
-        return tree_map(_widen, func(*args, **kwargs))
+            return _mapped(_widen, drawn)
+        args, kwargs = _mapped(self._narrow, (args, kwargs))
+        return _mapped(_widen, func(*args, **kwargs))
 
     def _island(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator that has no float64 kernel in the native dtype, and note it."""
         self.islands[str(func)] = None
-        args, kwargs = tree_map(self._narrow, (args, kwargs))
-        return tree_map(_widen, func(*args, **kwargs))
+        args, kwargs = _mapped(self._narrow, (args, kwargs))
+        return _mapped(_widen, func(*args, **kwargs))
 
     def _narrow(self, value: Any) -> Any:
         if isinstance(value, Tensor) and value.dtype == torch.float64:
@@ -103,11 +104,11 @@ class Promotion(TorchDispatchMode):
 
 
 def _grouped_mm(left: Tensor, right: Tensor, ends: Tensor | None = None, *_: Any) -> Tensor:
-    """Return ``_grouped_mm(Tensor self, Tensor mat2, Tensor? offs=None, …)`` from matrix products, which know float64."""
+    """Return ``_grouped_mm(Tensor self, Tensor mat2, Tensor? offs=None, …)`` from products that know float64."""
     if ends is None:
         return torch.bmm(left, right)
     bounds = [0, *ends.tolist()]
-    spans = [slice(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False)]
+    spans = [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
     if left.dim() == 2 and right.dim() == 2:  # groups along the contracted dimension
         return torch.stack([left[:, span] @ right[span] for span in spans])
     if left.dim() == 3:  # groups along the columns of the right
@@ -128,6 +129,19 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return ``value`` with ``function`` applied in tuples, lists and dictionaries: what operators are given."""
+    if isinstance(value, (tuple, list)):
+        return type(value)([_mapped(function, item) for item in value])
+    if isinstance(value, dict):
+        return {key: _mapped(function, item) for key, item in value.items()}
+    return function(value)
+
+
+def _turn(value: Any) -> Any:
+    return _turn_dtype(_widen(value))
 
 
 def _turn_dtype(value: Any) -> Any:

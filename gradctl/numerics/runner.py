@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 import torch
@@ -27,15 +27,22 @@ class Runner(Protocol):
     """
 
     leaves: Sequence[Leaf]
-    extra: float
 
-    def differentiate(self) -> Outputs: ...
+    @property
+    def extra(self) -> float:
+        """What the last run adds to the objective besides its outputs."""
 
-    def record(self) -> Outputs: ...
+    def differentiate(self) -> Outputs:
+        """Return the outputs with their graph."""
 
-    def beside(self) -> Outputs: ...
+    def record(self) -> Outputs:
+        """Return the outputs at the point."""
 
-    def promoted(self) -> contextmanager[None] | nullcontext[None]: ...  # type: ignore[type-arg]
+    def beside(self) -> Outputs:
+        """Return the outputs beside the point."""
+
+    def promoted(self) -> AbstractContextManager[None]:
+        """Return the context of a backward."""
 
 
 class ModelRunner:

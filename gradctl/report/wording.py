@@ -96,7 +96,9 @@ def unit_line(unit: Unit) -> str:
         return f"NOTHING CHECKED: {one_line(unit.reason or 'there was nothing to judge')}"
     if unit.verdict == "inconclusive":
         return f"INCONCLUSIVE: {_undecided(unit)}{_how_to_go_on([unit])}"
-    wrong = _bad(unit.tensors, "gradient") or _bad(unit.tensors, "output") or _bad(unit.tensors, "buffer")
+    accepted = {finding.tensor for finding in unit.findings if finding.allowed}
+    tensors = [tensor for tensor in unit.tensors if tensor.tensor not in accepted]
+    wrong = _bad(tensors, "gradient") or _bad(tensors, "output") or _bad(tensors, "buffer")
     if not wrong:
         return f"FAIL: {counted(len(failing(unit)), 'finding')}{_how_to_go_on([unit])}"
     quantity = wrong[0].quantity
@@ -132,12 +134,18 @@ def _bad(tensors: Sequence[TensorResult], quantity: str) -> list[TensorResult]:
 
 
 def _agreement(unit: Unit) -> str:
-    gradients = [tensor for tensor in unit.tensors if tensor.quantity == "gradient"]
+    """Return how many gradients agree; one that was accepted as it is, wrong or not judged, is not among them."""
+    verdicts = [tensor.verdict for tensor in unit.tensors if tensor.quantity == "gradient"]
     reference = "finite differences" if unit.form == "eager" else "eager"
-    close = sum(tensor.verdict == "approximate" for tensor in gradients)
-    agree = "agrees" if len(gradients) - close == 1 else "agree"
-    approximately = f", {close} approximately" if close else ""
-    return f"{counted(len(gradients) - close, 'gradient')} {agree} with {reference}{approximately}"
+    agreeing = sum(verdict in _AGREES for verdict in verdicts)
+    others = {
+        "approximately": verdicts.count("approximate"),
+        "wrong": sum(verdict in _FAILS for verdict in verdicts),
+        "not judged": sum(verdict in _NO_VERDICT for verdict in verdicts),
+    }
+    agree = "agrees" if agreeing == 1 else "agree"
+    rest = "".join(f", {count} {how}" for how, count in others.items() if count)
+    return f"{counted(agreeing, 'gradient')} {agree} with {reference}{rest}"
 
 
 def _allowed(unit: Unit) -> str:

@@ -1,7 +1,7 @@
 """One ``--input``: ``x=f32[8,784]``, its parts, and the value drawn for it.
 
-``[NAME=]DTYPE[SHAPE][RANGE]``, where RANGE is ``@low..high`` (integers and floats alike: low may occur, high may not,
-as in ``torch.randint``) or ``~N(mean,std)`` (floats and complex). Without a range: floats and complex numbers are
+``[NAME=]DTYPE[SHAPE][RANGE]``, where RANGE is ``@low..high`` (low may occur, high may not, as in ``torch.randint``;
+of floats high may by rounding) or ``~N(mean,std)`` (floats and complex). Without a range: floats and complex numbers are
 standard normal, integers from 0 to 9, bools a fair coin. ``[]`` is a tensor of one number. Anything else is a Python
 literal: ``n=3``, ``flag=True``, ``mask=None``, ``shape=[8,784]``.
 """
@@ -97,7 +97,8 @@ def draw(spec: TensorSpec, generator: torch.Generator) -> Tensor:
     if spec.between is not None:
         low, high = spec.between
         part = torch.rand(spec.shape, dtype=drawn_in, generator=generator)
-        values = low * (1 - part) + high * part  # high - low may be more than the dtype holds
+        # Two products, as high - low may be more than the dtype holds; their sum may be an ulp outside.
+        values = (low * (1 - part) + high * part).clamp(low, high)
     else:
         mean, std = spec.normal or (0.0, 1.0)
         values = mean + std * torch.randn(spec.shape, dtype=drawn_in, generator=generator)

@@ -19,13 +19,13 @@ from gradctl.core.errors import TargetError
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs import input_names
-from gradctl.subject.signature import POSITIONAL, module_of, optimized_inner
 from gradctl.subject.seeding import seed_generators
+from gradctl.subject.signature import POSITIONAL, module_of, optimized_inner
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["Instance", "InputMode", "Leaf", "native_dtype"]
+__all__ = ["InputMode", "Instance", "Leaf", "native_dtype"]
 
 InputMode = Literal["leaf", "clone", "constant"]
 
@@ -147,9 +147,9 @@ class Instance:
 
 
 def native_dtype(subject: Subject) -> torch.dtype:
-    """Return the float dtype that the subject mostly computes in: its parameters', else its inputs', else the default."""
+    """Return the float dtype of most of the subject's elements, parameters and inputs; the default if it has none."""
     module = module_of(subject.model)
-    tensors = list(module.parameters()) if module else []
+    tensors: list[Tensor] = list(module.parameters()) if module else []
     tensors += [leaf for _, leaf in leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
     sizes: dict[torch.dtype, int] = {}
     for tensor in tensors:
@@ -198,7 +198,7 @@ def _unwrap_children(module: nn.Module) -> None:
         inner = optimized_inner(child)
         if inner is not child:
             setattr(module, name, inner)
-        _unwrap_children(inner)
+        _unwrap_children(inner)  # type: ignore[arg-type]  # a module in, a module out
 
 
 def _non_leaf_tensors(originals: Any) -> list[Tensor]:

@@ -101,7 +101,10 @@ def import_target(target: Target) -> ModuleType:
     try:
         if target.file is not None and target.root == target.file.parent:
             return _run_file(target.file, target.module_name)
-        module = importlib.import_module(target.module_name)
+        _refuse_taken_package(target)
+        return importlib.import_module(target.module_name)
+    except TargetError:
+        raise
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if target.file is None and (target.module_name == missing or target.module_name.startswith(f"{missing}.")):
@@ -111,13 +114,6 @@ def import_target(target: Target) -> ModuleType:
         if is_out_of_memory(error):
             raise
         raise _import_error(target, error) from error
-    if target.file is not None and not _is_file_of(module, target.file):
-        raise TargetError(
-            "GC103",
-            f"{target.place} would be imported as {target.module_name!r}, but python has {module.__file__} under that "
-            "name. Rename the folder of the package, or remove its __init__.py.",
-        )
-    return module
 
 
 def find_target(target: Target, module: ModuleType) -> tuple[str, Any]:
@@ -193,6 +189,22 @@ def _package_of(file: Path) -> tuple[str, Path]:
         parts.insert(0, folder.name)
         folder = folder.parent
     return ".".join(parts) if parts else file.stem, folder
+
+
+def _refuse_taken_package(target: Target) -> None:
+    """Raise where python already has another package under the name of the file's: it would be taken for the user's."""
+    package = target.module_name.partition(".")[0]
+    taken = sys.modules.get(package)
+    if target.file is None or taken is None:
+        return
+    folders = [Path(folder).resolve() for folder in getattr(taken, "__path__", ())]
+    if target.root / package not in folders:
+        where = folders[0] if folders else getattr(taken, "__file__", None) or "one of its own"
+        raise TargetError(
+            "GC103",
+            f"{target.place} would be imported as {target.module_name!r}, but python has {where} under the name "
+            f"{package!r}. Rename the folder of the package, or remove its __init__.py.",
+        )
 
 
 def _run_file(file: Path, name: str) -> ModuleType:

@@ -11,7 +11,7 @@ __all__ = ["leaves", "map_leaves"]
 
 
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Return every leaf of ``value`` with its path, in order: ``[("mask", …), ("xs.0", …)]``; a bare leaf has path ``""``."""
+    """Return every leaf of ``value`` with its path, in order: ``[("mask", …), ("xs.0", …)]``; of a bare leaf ``""``."""
     children = _children(value)
     if children is None:
         return [(path, value)]

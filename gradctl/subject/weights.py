@@ -63,9 +63,9 @@ def load_weights(model: Callable[..., Any], path: Path, target: str) -> None:
     problems = _problems(expected, given, missing, unknown, tied)
     if problems:
         count = f"{len(problems)} of {len(expected.keys() | given.keys())}"
-        said = f"{count} names do not fit the model: {_listed(problems)}. Rename them in the file, or load it in your factory"
+        said = f"{count} names do not fit the model: {_listed(problems)}"
     if said:
-        raise TargetError("GC121", f"{path}: {said}.")
+        raise TargetError("GC121", f"{path}: {said}. Rename them in the file, or load it in your factory.")
 
 
 def _problems(
@@ -86,7 +86,8 @@ def _problems(
     for names in tied:
         first, *others = (name for name in names if isinstance(given.get(name), Tensor))
         for other in others:
-            if not torch.equal(given[first], given[other]) and given[first].shape == given[other].shape:
+            kept, lost = given[first], given[other].to(given[first].dtype)
+            if kept.shape == lost.shape and not torch.equal(kept, lost):
                 problems.append(("one tensor in the model and two in the file", f"{first} and {other}"))
     return problems
 

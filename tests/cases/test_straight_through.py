@@ -1,7 +1,8 @@
 """Backwards that are not the derivative on purpose: straight-through, clipped and scaled gradients, as Functions.
 
 GC408 until allowed. When allowed, the rest is judged as strictly as before: a mistake of a thousandth between two uses
-of the Function is named. What lies behind a backward that cannot be differentiated is not called ``same``.
+of the Function is named. What lies behind a backward that states no linear map (it cannot be differentiated, or it
+clips) is not judged: inconclusive, never ``same``.
 """
 
 from typing import Any
@@ -111,6 +112,12 @@ def test_allowed_it_hides_no_other_mistake(name, parameter):
 def test_behind_a_backward_that_states_no_linear_map_nothing_is_called_the_same(function):
     unit = judge(Net(function), X, allows=[f"GC408:{function.__name__}"])
     verdicts = {each.tensor: each.verdict for each in unit.tensors}
-    assert wrong_tensors(unit) == []
+    assert (unit.verdict, wrong_tensors(unit)) == ("inconclusive", [])
     assert verdicts["param:after.weight"] == "same"
-    assert "same" not in {verdicts.get(f"param:{layer}.weight") for layer in ("before", "between")}
+    assert {verdicts[f"param:{layer}.weight"] for layer in ("before", "between")} == {"unresolved"}
+
+
+@pytest.mark.parametrize("function", [RoundOnce, ClipGradient])
+def test_after_a_backward_that_states_no_linear_map_a_mistake_is_named(function):
+    model = plant(Net(function), "after.weight", "scale 1.001")
+    assert wrong_tensors(judge(model, X, allows=[f"GC408:{function.__name__}"])) == ["param:after.weight"]

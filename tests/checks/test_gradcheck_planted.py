@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.judged import assert_passes, codes, finding, judge, wrong_tensors
-from tests.zoo import GRADIENT_BUGS, LINEAR_BUGS, SQUARE_ONLY, plant
+from tests.zoo import GRADIENT_BUGS, LINEAR_BUGS, NATIVE_BUGS, plant
 
 # Hidden width of three square layers: 1e3, 1e4, 1e5 and 1e6 parameters.
 WIDTHS = {"1e3": 17, "1e4": 57, "1e5": 182, "1e6": 577}
@@ -32,6 +32,14 @@ def test_a_planted_mistake_is_named_and_nothing_else(bug):
     assert unit.verdict == "fail"
     assert wrong_tensors(unit) == [f"param:{parameter_of(bug)}"]
     assert ("GC403" if bug == "none" else "GC401") in codes(unit)
+
+
+@pytest.mark.parametrize("bug", NATIVE_BUGS)
+def test_a_mistake_made_of_torch_operators_is_named_and_no_function_is_blamed(bug):
+    model, x = mlp(WIDTHS["1e3"])
+    unit = judge(plant(model, "3.weight", bug, "native"), x)
+    assert (unit.verdict, wrong_tensors(unit)) == ("fail", ["param:3.weight"])
+    assert (codes(unit), finding(unit, "GC401").cause) == ({"GC401"}, None)
 
 
 @pytest.mark.parametrize("bug", HARDEST)
@@ -144,7 +152,7 @@ def test_two_mistakes_are_both_named():
 @pytest.mark.parametrize("bug", ["scale 1.001", "sign", "zeroed row", "transposed", "clipped"])
 def test_a_mistake_in_a_function_is_named_by_function_and_tensor(bug):
     model, x = mlp(WIDTHS["1e3"])
-    unit = judge(plant(model, "3.weight", bug, as_function=True), x)
+    unit = judge(plant(model, "3.weight", bug, "function"), x)
     headline, spoiled = finding(unit, "GC408"), finding(unit, "GC401")
     assert (headline.severity, headline.allow) == ("error", "GC408:Planted")
     assert (spoiled.tensor, spoiled.cause) == ("param:3.weight", "GC408")
@@ -152,32 +160,31 @@ def test_a_mistake_in_a_function_is_named_by_function_and_tensor(bug):
 
 def test_an_allowed_function_hides_no_other_mistake():
     model, x = mlp(WIDTHS["1e3"])
-    model = plant(plant(model, "3.weight", "sign", as_function=True), "0.weight", "scale 1.001")
+    model = plant(plant(model, "3.weight", "sign", "function"), "0.weight", "scale 1.001")
     unit = judge(model, x, allows=["GC408:Planted"])
     assert wrong_tensors(unit) == ["param:0.weight"]
 
 
 def test_an_allowed_function_is_no_failure():
     model, x = mlp(WIDTHS["1e3"])
-    unit = judge(plant(model, "3.weight", "sign", as_function=True), x, allows=["GC408:Planted"])
+    unit = judge(plant(model, "3.weight", "sign", "function"), x, allows=["GC408:Planted"])
     assert (unit.verdict, wrong_tensors(unit)) == ("pass", [])
 
 
-@pytest.mark.parametrize("as_function", [False, True])
-def test_a_gradient_that_is_none_where_there_is_a_slope_is_missing(as_function):
+@pytest.mark.parametrize("kind", ["custom op", "function"])
+def test_a_gradient_that_is_none_where_there_is_a_slope_is_missing(kind):
     model, x = mlp(WIDTHS["1e3"])
-    unit = judge(plant(model, "3.weight", "none", as_function=as_function), x)
+    unit = judge(plant(model, "3.weight", "none", kind), x)
     assert [each.verdict for each in unit.tensors if each.tensor == "param:3.weight"] == ["missing"]
     assert finding(unit, "GC403").tensor == "param:3.weight"
 
 
-@pytest.mark.parametrize("bug", SQUARE_ONLY)
-def test_a_symmetric_gradient_transposed_is_no_mistake(bug):
+def test_a_symmetric_gradient_transposed_is_no_mistake():
     """Twin of ``transposed``: where the true gradient is symmetric, there is nothing to find."""
     torch.manual_seed(0)
     quadratic = nn.Module()
     quadratic.weight = nn.Parameter(torch.randn(6, 6))
-    quadratic = plant(Quadratic(quadratic), "inner.weight", bug)
+    quadratic = plant(Quadratic(quadratic), "inner.weight", "transposed")
     assert_passes(judge(quadratic, torch.randn(6)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -96,6 +97,14 @@ def test_inconclusive_is_never_printed_as_a_pass(status):
     screen = render(examples.report_of(examples.unit("inconclusive", tensors, status=status, reason="…")))
     assert "PASS" not in screen
     assert screen.splitlines()[-1].startswith("INCONCLUSIVE: ")
+
+
+def test_in_the_block_of_the_worst_spoiled_tensor_the_elements_are_counted():
+    report = examples.spoiled(count=1)
+    (unit,) = report.units
+    tensor = msgspec.structs.replace(unit.tensors[1], elements_wrong=7)
+    screen = render(examples.report_of(msgspec.structs.replace(unit, tensors=(unit.tensors[0], tensor))))
+    assert "  the worst elements of param:layers.0.weight (7 of 12 elements wrong):\n" in screen
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], derandomize=True, deadline=None)

@@ -34,6 +34,26 @@ LINES = {
         spoiled(allowed=True),
         "PASS: 1 gradient agrees with finite differences, 1 finding allowed",
     ),
+    "accepted as it is": (
+        report_of(
+            unit(
+                "pass",
+                [SAME, WRONG, gradient("d", "unresolved")],
+                [found("GC401", tensor="b", allowed=True), found("GC406", tensor="d", allowed=True)],
+            )
+        ),
+        "PASS: 1 gradient agrees with finite differences, 1 wrong, 1 not judged, 2 findings allowed",
+    ),
+    "what fails is not what was accepted": (
+        report_of(
+            unit(
+                "fail",
+                [SAME, WRONG, MISSING],
+                [found("GC401", tensor="b", allowed=True), found("GC403", tensor="c")],
+            )
+        ),
+        "FAIL: 1 of 3 gradients is missing (gradctl explain GC403)",
+    ),
     "a bound that says nothing": (
         report_of(unit("pass", [SAME], oracle=Oracle(dtype="float64", missed_with_probability=1.0, of_error=0.005))),
         "PASS: 1 gradient agrees with finite differences (an error of 0.5 % in any one tensor would have been missed "

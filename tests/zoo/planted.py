@@ -6,21 +6,28 @@ operator that returns the same values and passes a wrong gradient on. The parame
 1. ``GRADIENT_BUGS``: functions of the true gradient, for any parameter;
 2. ``LINEAR_BUGS``: mistakes that need the layer's input, for weight and bias of an ``nn.Linear``.
 
-By default the operator is a ``torch.library.custom_op``: to a checker it is one more operator of torch whose rule is
-wrong, and only finite differences can tell. With ``as_function=True`` it is an ``autograd.Function`` named ``Planted``.
+The operator comes in three kinds:
+
+- ``custom op``: a ``torch.library.custom_op`` with a wrong backward;
+- ``function``: an ``autograd.Function`` named ``Planted``;
+- ``native``: operators of torch alone, so that nothing but finite differences can tell. ``scatter`` with an index that
+  occurs twice keeps the value written last and sends the gradient to both: writing L(w) and then w over it returns w
+  with the gradient g + Lᵀg. ``NATIVE_BUGS`` has the L of each.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GRADIENT_BUGS", "LINEAR_BUGS", "SQUARE_ONLY", "Planted", "plant"]
+__all__ = ["GRADIENT_BUGS", "LINEAR_BUGS", "NATIVE_BUGS", "Kind", "Planted", "plant"]
+
+Kind = Literal["custom op", "function", "native"]
 
 
 def _row(gradient: Tensor, factor: float) -> Tensor:
@@ -58,7 +65,21 @@ GRADIENT_BUGS: dict[str, Callable[[Tensor], Tensor | None]] = {
     "a constant added": lambda g: g + 0.1 * g.abs().mean(),
     "one is added": lambda g: g + 1,
 }
-SQUARE_ONLY = ("transposed",)
+
+# L(w) = B(w) - w for the transposed B of each wrong gradient that is linear.
+NATIVE_BUGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "scale 1.001": lambda w: 0.001 * w,
+    "scale 1.1": lambda w: 0.1 * w,
+    "scale 2": lambda w: w,
+    "sign": lambda w: -2 * w,
+    "zero": lambda w: -w,
+    "transposed": lambda w: w.t() - w,
+    "rows swapped": lambda w: w.flip(0) - w,
+    "off by one": lambda w: w.roll(-1, dims=-1) - w,
+    "dropped broadcast sum": lambda w: w.mean(0, keepdim=True).expand_as(w) - w,
+    "first row zeroed": lambda w: torch.cat([-w[:1], torch.zeros_like(w[1:])]),
+    "first half negated": lambda w: torch.cat([-2 * w[: len(w) // 2], torch.zeros_like(w[len(w) // 2 :])]),
+}
 
 # (the parameter it spoils, from (input, weight, cotangent) to the wrong gradient), each 2-dimensional.
 LINEAR_BUGS: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
@@ -119,7 +140,20 @@ class Planted(torch.autograd.Function):
         return GRADIENT_BUGS[ctx.bug](gradient), None
 
 
-def plant(model: nn.Module, parameter: str, bug: str, *, as_function: bool = False) -> nn.Module:
+def _overwritten(parameter: Tensor, bug: str) -> Tensor:
+    flat = parameter.reshape(-1)
+    index = torch.arange(flat.numel()).repeat(2)
+    return flat.scatter(0, index, torch.cat([NATIVE_BUGS[bug](parameter).reshape(-1), flat])).view_as(parameter)
+
+
+_OPERATORS: dict[Kind, Callable[[Tensor, str], Tensor]] = {
+    "custom op": _planted,
+    "function": Planted.apply,
+    "native": _overwritten,
+}
+
+
+def plant(model: nn.Module, parameter: str, bug: str, kind: Kind = "custom op") -> nn.Module:
     """Return a copy of ``model`` in which the gradient of ``parameter`` is wrong by ``bug``; forward is bit-equal.
 
     The module that owns the parameter becomes an instance of a subclass whose attribute of that name passes the
@@ -128,12 +162,12 @@ def plant(model: nn.Module, parameter: str, bug: str, *, as_function: bool = Fal
     model = copy.deepcopy(model)
     path, _, name = parameter.rpartition(".")
     module = model.get_submodule(path)
-    assert isinstance(getattr(module, name), nn.Parameter), f"{parameter} is no parameter"
+    assert name in module._parameters, f"{parameter} is no parameter"
     if bug in LINEAR_BUGS:
-        assert type(module) is nn.Linear and LINEAR_BUGS[bug][0] == name and not as_function
+        assert type(module) is nn.Linear and LINEAR_BUGS[bug][0] == name and kind == "custom op"
         changed = {"forward": lambda self, x: _planted_linear(x, self.weight, self.bias, bug)}
     else:
-        operator = Planted.apply if as_function else _planted
+        operator = _OPERATORS[kind]
         changed = {name: property(lambda self: operator(self._parameters[name], bug))}
     module.__class__ = type(type(module).__name__, (type(module),), changed)
     return model
