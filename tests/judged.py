@@ -40,4 +40,5 @@ def finding(unit: Unit, code: str) -> Finding:
 
 def assert_passes(unit: Unit) -> None:
     """Assert a clean bill: verdict pass, and nothing above a note."""
-    assert (unit.verdict, wrong_tensors(unit), serious(unit)) == ("pass", [], []), unit.reason
+    found = (unit.verdict, unit.reason, wrong_tensors(unit), serious(unit))
+    assert found == ("pass", None, [], []), found

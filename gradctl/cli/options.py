@@ -104,7 +104,7 @@ def target_options(command: _Command) -> _Command:
     def with_options(*args: Any, **kwargs: Any) -> Any:
         context = click.get_current_context(silent=True)
         values = {name: kwargs.pop(name) for name in names}
-        name = (context.info_name if context else None) or "gradcheck"
+        name = (context.command.name if context else None) or "gradcheck"
         return command(*args, checking=TargetOptions(**values, command=name), **kwargs)
 
     for option in reversed(_OPTIONS):

@@ -41,7 +41,7 @@ def run_verdict(verdicts: Sequence[UnitVerdict]) -> UnitVerdict:
     """Return the verdict of a whole run: fail before inconclusive before pass; skipped if nothing was checked."""
     for verdict in ("fail", "inconclusive", "pass"):
         if verdict in verdicts:
-            return verdict  # type: ignore[return-value]  # a member of the tuple above
+            return verdict
     return "skipped"
 
 

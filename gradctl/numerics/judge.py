@@ -223,10 +223,15 @@ class Judge:
             quiet = all(map(self._is_quiet, indices))
             direction = self._direction(indices, sample, equal_lengths=quiet)
             scale = self._typical_slope(sample) if quiet else self._expected_slope(indices, sample, direction)
-            slope = slope_at_zero(self.point.along(direction, sample), self.noise, scale, self.epsilon)
+            phi = self.point.along(direction, sample)
+            slope = slope_at_zero(phi, self.noise, scale, self.epsilon)
+            probe = self._compared(indices, sample, direction, slope)
+            if probe.alarms and slope.resolved:  # make sure, before anybody is called wrong
+                slope = slope_at_zero(phi, self.noise, scale, self.epsilon, to_the_end=True)
+                probe = self._compared(indices, sample, direction, slope)
             if not slope.kinked or self.steps_off >= _STEPS_OFF:
                 self._resolved_beside |= self.steps_off > 0 and slope.resolved
-                return self._compared(indices, sample, direction, slope)
+                return probe
             self._step_off()
 
     def _expected_slope(self, indices: Sequence[int], sample: Sample, direction: Direction) -> float:

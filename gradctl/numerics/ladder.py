@@ -76,7 +76,12 @@ def noise_floor(phi: Callable[[float], float]) -> float:
 
 
 def slope_at_zero(
-    phi: Callable[[float], float], noise: float, scale: float, epsilon: float = sys.float_info.epsilon
+    phi: Callable[[float], float],
+    noise: float,
+    scale: float,
+    epsilon: float = sys.float_info.epsilon,
+    *,
+    to_the_end: bool = False,
 ) -> Slope:
     """Return the derivative of ``phi`` at 0 with an estimate of its error, from steps 3e-2 down to 2e-7.
 
@@ -85,6 +90,8 @@ def slope_at_zero(
         noise: the absolute noise floor of ``phi``.
         scale: the size a derivative typically has here; 0 if unknown. An error above 1e-4 of it counts as a kink.
         epsilon: machine epsilon of the dtype in which ``phi`` computes.
+        to_the_end: take the smallest steps too where larger ones seem to do: a function rounded to three decimals is
+            linear to those, and flat to these.
 
     Source: the error of a level is |R(h) - C(h/2)| + |S(h) - 2 S(h/2)| / 2 + 2 max(noise, 8 eps max|phi|) / h.
     """
@@ -103,7 +110,7 @@ def slope_at_zero(
         if level is not None:
             levels.append(level)
             best = level if best is None or level.error < best.error else best
-            if level.floor > best.error:
+            if level.floor > best.error and not to_the_end:
                 break
         step *= _RATIO
     if best is None:
@@ -135,15 +142,9 @@ def _level(at: Callable[[float], float], step: float, noise: float, epsilon: flo
 
 
 def _contradiction(levels: list[_Level], best: _Level) -> float:
-    """Return how far a larger step that also looked resolved disagrees: a staircase is flat between its steps."""
-    return max(
-        (
-            abs(level.derivative - best.derivative)
-            for level in levels
-            if level.step > best.step and abs(level.derivative - best.derivative) > 10 * (level.error + best.error)
-        ),
-        default=0.0,
-    )
+    """Return how far another step that also looks resolved disagrees: a staircase is flat between its steps."""
+    gaps = ((abs(level.derivative - best.derivative), level.error + best.error) for level in levels)
+    return max((gap for gap, error in gaps if gap > 10 * error), default=0.0)
 
 
 def _is_kinked(levels: list[_Level]) -> bool:

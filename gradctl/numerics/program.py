@@ -122,6 +122,8 @@ class Program(TorchFunctionMode):
     def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is F.embedding:
             return self._record_embedding(func, args, kwargs)
+        if func in _STRAIGHT_THROUGH:
+            return self._record_straight_through(func, args, kwargs)
         if _is_in_place(func, kwargs) and args and isinstance(args[0], Tensor):
             return self._record_in_place(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -145,6 +147,16 @@ class Program(TorchFunctionMode):
         if weight.requires_grad and (padding is not None or before is not None):
             change = None if before is None else weight.detach() - before
             self.recording.cuts[self._number] = Cut(func, (result.detach().clone(), change), False, None)
+        return result
+
+    def _record_straight_through(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Record torch's own fake quantisation: by its documentation its gradient is that of a clamp, elementwise."""
+        x = args[0] if args else kwargs["input"]
+        result = func(*args, **kwargs)
+        if result.requires_grad and x.requires_grad:
+            (mask,) = torch.autograd.grad(result, x, torch.ones_like(result), retain_graph=True)
+            value = (x.detach().clone(), result.detach().clone(), mask)
+            self.recording.cuts[self._number] = Cut(func, value, False, user_location(), moves=True)
         return result
 
     def _record_in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -175,6 +187,9 @@ class Program(TorchFunctionMode):
             raise BranchChanged
         if func is F.embedding:
             return _replay_embedding(cut, func, args, kwargs)
+        if func in _STRAIGHT_THROUGH:
+            x0, y0, mask = cut.value
+            return y0 + mask * ((args[0] if args else kwargs["input"]) - x0)
         if cut.writes:
             return _replay_write(cut, func, args)
         if _is_in_place(func, kwargs):
@@ -235,6 +250,11 @@ class _NoHandle:
         self.remove()
 
 
+_STRAIGHT_THROUGH = {
+    torch.fake_quantize_per_tensor_affine,
+    torch.fake_quantize_per_channel_affine,
+    torch.fused_moving_avg_obs_fake_quant,
+}
 _REGISTER_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 _NO_RESULT = ("__setitem__", "__set__")
 

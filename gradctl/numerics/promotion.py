@@ -50,6 +50,11 @@ class Promotion(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self.native = native
         self.islands: dict[str, None] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True, the default, imports all of Dynamo at the first operator (0.8 s) to keep it out of this very method.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator with its dtypes turned."""
         kwargs = kwargs or {}

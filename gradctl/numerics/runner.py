@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -100,5 +100,23 @@ class ModelRunner:
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(watch_functions(self.watch))
+            stack.enter_context(_plain_cond())
             stack.enter_context(self.promoted())
             return self.instance.run(program)
+
+
+@contextmanager
+def _plain_cond() -> Iterator[None]:
+    """Let ``torch.cond`` call the branch that its predicate picks: it refuses dispatch modes, and means just that."""
+
+    def plain_cond(
+        pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Sequence[Any] = ()
+    ) -> Any:
+        return (true_fn if pred else false_fn)(*operands)
+
+    original = torch.cond
+    torch.cond = plain_cond
+    try:
+        yield
+    finally:
+        torch.cond = original

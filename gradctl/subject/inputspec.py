@@ -1,9 +1,9 @@
 """One ``--input``: ``x=f32[8,784]``, its parts, and the value drawn for it.
 
 ``[NAME=]DTYPE[SHAPE][RANGE]``, where RANGE is ``@low..high`` (low may occur, high may not, as in ``torch.randint``;
-of floats high may by rounding) or ``~N(mean,std)`` (floats and complex). Without a range: floats and complex numbers are
-standard normal, integers from 0 to 9, bools a fair coin. ``[]`` is a tensor of one number. Anything else is a Python
-literal: ``n=3``, ``flag=True``, ``mask=None``, ``shape=[8,784]``.
+of floats high may by rounding) or ``~N(mean,std)`` (floats and complex). Without a range: floats and complex numbers
+are standard normal, integers from 0 to 9, bools a fair coin. ``[]`` is a tensor of one number. Anything else is a
+Python literal: ``n=3``, ``flag=True``, ``mask=None``, ``shape=[8,784]``.
 """
 
 from __future__ import annotations
@@ -87,7 +87,12 @@ def parse_input(text: str) -> InputSpec:
 
 def draw(spec: TensorSpec, generator: torch.Generator) -> Tensor:
     """Return a tensor as ``spec`` says, on the CPU; half precision is drawn in float32 and rounded."""
-    dtype: torch.dtype = getattr(torch, DTYPES[spec.dtype])
+    with torch.device("cpu"):  # where the generator is, whatever default device the user's code set
+        return _drawn(spec, getattr(torch, DTYPES[spec.dtype]), generator)
+
+
+def _drawn(spec: TensorSpec, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Return the tensor, its dtype looked up."""
     if dtype is torch.bool:
         return torch.randint(0, 2, spec.shape, generator=generator).bool()
     if not (dtype.is_floating_point or dtype.is_complex):

@@ -174,7 +174,7 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
     """Return a deep copy, with torch.compile's wrappers taken off and tied parameters tied again."""
     originals = (optimized_inner(subject.model), subject.args, subject.kwargs, subject.loss)
     memo: dict[int, Any] = {}
-    for tensor in _non_leaf_tensors(originals):
+    for tensor in _uncopyable_tensors(originals):
         memo[id(tensor)] = tensor.detach().clone()
     try:
         copied = copy.deepcopy(originals, memo)
@@ -201,14 +201,14 @@ def _unwrap_children(module: nn.Module) -> None:
         _unwrap_children(inner)  # type: ignore[arg-type]  # a module in, a module out
 
 
-def _non_leaf_tensors(originals: Any) -> list[Tensor]:
-    """Return tensors with a history that modules keep (old weight_norm): ``copy.deepcopy`` refuses those."""
+def _uncopyable_tensors(originals: Any) -> list[Tensor]:
+    """Return what ``copy.deepcopy`` refuses: tensors with a history (old weight_norm), and compressed sparse ones."""
     model, args, kwargs, _ = originals
     module = module_of(model)
     kept = [vars(child) for child in module.modules()] if module else []
     buffers = [child._buffers for child in module.modules()] if module else []
     found = [leaf for _, leaf in leaves([args, kwargs, *kept, *buffers]) if isinstance(leaf, Tensor)]
-    return [tensor for tensor in found if not tensor.is_leaf]
+    return [tensor for tensor in found if not tensor.is_leaf or tensor.layout not in (torch.strided, torch.sparse_coo)]
 
 
 def _storage_key(tensor: Tensor) -> tuple[Any, ...]:

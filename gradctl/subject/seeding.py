@@ -26,7 +26,7 @@ def seed_generators(seed: int) -> None:
 def borrowed_generators() -> Iterator[None]:
     """Put the global generators back as they were on leaving, also after an exception."""
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["Target", "find_in", "find_target", "import_target", "on_import_path", "parse_target"]
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -14,7 +15,6 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -61,18 +61,18 @@ def parse_target(text: str) -> Target:
         place, name = text, ""
     elif not all(part.isidentifier() or part.isdecimal() for part in name.split(".")):
         raise TargetError("GC102", f"{name!r} after the colon of {text!r} is not a name. Write FILE.py:NAME.")
-    path = Path(place)
-    is_package = path.is_dir() and (path / "__init__.py").is_file()
-    if place.endswith(".py") or "/" in place or "\\" in place or (path.exists() and not is_package):
-        file = _existing(path)
-        module_name, root = _package_of(file)
-        return Target(text, place, name or None, file, module_name, root)
-    if not place or not all(part.isidentifier() for part in place.split(".")):
+    try:
+        if _is_file_name(place):
+            file = _existing(Path(place))
+            return Target(text, place, name or None, file, *_package_of(file))
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise TargetError("GC101", f"{place!r} cannot be looked up: {error.strerror}.") from error
+    if not all(part.isidentifier() for part in place.split(".")):
         raise TargetError("GC101", f"{place!r} is neither a file nor a module. Write FILE.py:NAME or MODULE:NAME.")
     return Target(text, place, name or None, None, place, Path.cwd())
 
 
-@contextmanager
+@contextlib.contextmanager
 def on_import_path(root: Path) -> Iterator[None]:
     """Let ``root`` come first on ``sys.path``, as for a script; afterwards last, unless it was there before.
 
@@ -84,7 +84,8 @@ def on_import_path(root: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(entry)
+        with contextlib.suppress(ValueError):  # the user's code may have taken it off
+            sys.path.remove(entry)
         if not was_there:
             sys.path.append(entry)
 
@@ -162,6 +163,14 @@ def find_in(module: ModuleType, name: str, place: str, code: str) -> Any:
             raise TargetError("GC103", f"{within}:{part} raised {said}.", details=user_frames(error)) from error
         within = f"{within}:{part}" if within == place else f"{within}.{part}"
     return found
+
+
+def _is_file_name(place: str) -> bool:
+    """Tell a file or folder from the name of a module; a package in this folder is a module."""
+    path = Path(place)
+    is_package = path.is_dir() and (path / "__init__.py").is_file()
+    is_written_so = place.endswith(".py") or "/" in place or "\\" in place
+    return is_written_so or (bool(place) and path.exists() and not is_package)
 
 
 def _existing(path: Path) -> Path:

@@ -40,15 +40,15 @@ def read_tensors(path: Path, suffixes: Sequence[str], remedy: str) -> Any:
     suffix = path.suffix.lower()
     if suffix not in suffixes:
         raise TargetError("GC122", f"{path} is of no kind that is read here: {', '.join(suffixes)}.")
-    if path.is_dir():
-        raise TargetError("GC122", f"{path} is a folder; name a file in it.")
-    if not path.is_file():
-        near = nearest(path.name, (file.name for file in path.parent.glob(f"*{suffix}")))
-        raise TargetError("GC122", f"there is no file {str(path)!r}{near}.")
-    if path.stat().st_size == 0:
-        raise TargetError("GC122", f"{path} is empty. Write it again.")
     readers: dict[str, Callable[[Path, str], Any]] = {".npz": _read_npz, ".safetensors": _read_safetensors}
     try:
+        if path.is_dir():
+            raise TargetError("GC122", f"{path} is a folder; name a file in it.")
+        if not path.is_file():
+            near = nearest(path.name, (file.name for file in path.parent.glob(f"*{suffix}")))
+            raise TargetError("GC122", f"there is no file {str(path)!r}{near}.")
+        if path.stat().st_size == 0:
+            raise TargetError("GC122", f"{path} is empty. Write it again.")
         return readers.get(suffix, _read_pickled_weights)(path, remedy)
     except OSError as error:
         raise TargetError("GC122", f"{path} cannot be read: {error.strerror or first_line(error)}.") from error

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradctl.core.errors import TargetError
 from gradctl.core.findings import Unit
 from gradctl.subject.tree import leaves, map_leaves
 from tests.judged import judge, serious
@@ -35,8 +36,19 @@ def operators() -> dict[str, Any]:
 OPERATORS = operators()
 SAMPLED = frozenset(random.Random(0).sample(sorted(OPERATORS), 40))
 
-# What is not "pass", with the reason.
-KNOWN: dict[str, tuple[str, str]] = {}
+# What is not "pass", with the reason. A refusal stands by its code.
+KNOWN: dict[str, tuple[str, str]] = {
+    "__rpow__": ("fail", "the samples raise negative numbers to fractions: the output is NaN, GC407"),
+    "as_strided_scatter": ("fail", "the strides overlap, and every source that was overwritten gets a gradient"),
+    "erfc": ("inconclusive", "at -4.8 the slope is 1e-10 of the value: float64 does not resolve it"),
+    "nn.functional.max_unpool1d": ("fail", "an index occurs twice, and both sources get the gradient"),
+    "nn.functional.max_unpool2d": ("fail", "as max_unpool1d"),
+    "nn.functional.max_unpool3d": ("fail", "as max_unpool1d"),
+    "normal": ("fail", "the gradient is stated to be 0, by design; with the seed held the draw moves with its mean"),
+    "normal.number_mean": ("fail", "as normal, with its deviation"),
+    "sparse.mm.reduce": ("GC112", "torch cannot copy a sparse CSR tensor"),
+    "sparse.sampled_addmm": ("GC112", "torch cannot copy a sparse CSR tensor"),
+}
 
 
 def samples(name: str) -> Iterator[tuple[Any, list[Tensor]]]:
@@ -83,7 +95,10 @@ def _constant(leaf: Any) -> Any:
 
 
 def verdict_of(name: str) -> tuple[str, list[str]]:
-    units: list[Unit] = [judge(function, *inputs) for function, inputs in samples(name)]
+    try:
+        units: list[Unit] = [judge(function, *inputs) for function, inputs in samples(name)]
+    except TargetError as refusal:
+        return refusal.code, [str(refusal)]
     assert units, f"{name} has no differentiable sample"
     for verdict in ("fail", "inconclusive", "skipped"):
         for unit in units:

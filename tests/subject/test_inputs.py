@@ -245,8 +245,8 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path):
 def test_a_file_with_pickled_objects_is_refused(tmp_path):
     np.savez(tmp_path / "inputs.npz", x=np.array([{}, None], dtype=object))
     assert message(lambda: inputs_from_file(tmp_path / "inputs.npz", TwoInputs())) == (
-        f"GC901 {tmp_path}/inputs.npz holds pickled objects, which run code when loaded. Save tensors only: in a dict by "
-        "name, with torch.save or numpy.savez."
+        f"GC901 {tmp_path}/inputs.npz holds pickled objects, which run code when loaded. Save tensors only: in a dict "
+        "by name, with torch.save or numpy.savez."
     )
     torch.save({"x": nn.Linear(1, 1)}, tmp_path / "inputs.pt")
     assert message(lambda: inputs_from_file(tmp_path / "inputs.pt", TwoInputs())) == (

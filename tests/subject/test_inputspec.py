@@ -148,6 +148,11 @@ def test_half_precision_is_float32_rounded():
     assert drawn("bf16[64]").equal(drawn("f32[64]").bfloat16())
 
 
+def test_a_default_device_of_the_users_does_not_move_what_is_drawn():
+    with torch.device("meta"):
+        assert [drawn(f"{dtype}[2]").device.type for dtype in DTYPES] == ["cpu"] * len(DTYPES)
+
+
 # Mistakes
 
 DTYPE_NAMES = "there are f16, bf16, f32, f64, c64, c128, i8, i16, i32, i64, u8, bool"

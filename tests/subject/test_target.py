@@ -212,7 +212,12 @@ def test_a_missing_module_names_the_nearest(write):
 
 
 def test_what_is_neither_a_file_nor_a_module_is_refused(write):
+    assert message(":Net") == "GC101 '' is neither a file nor a module. Write FILE.py:NAME or MODULE:NAME."
     assert message("net-2:Net") == ("GC101 'net-2' is neither a file nor a module. Write FILE.py:NAME or MODULE:NAME.")
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    assert message("x" * 300 + ".py") == f"GC101 '{'x' * 300}.py' cannot be looked up: File name too long."
 
 
 # Importing
@@ -294,8 +299,8 @@ def test_a_package_whose_name_is_taken_is_refused_instead_of_mistaken(write):
     write("json/__init__.py", "")
     write("json/decoder.py", "from torch import nn\nmodel = nn.Linear(1, 1)\n")
     assert message("json/decoder.py") == (
-        f"GC103 json/decoder.py would be imported as 'json.decoder', but python has {Path(json.__file__).parent} under the "
-        "name 'json'. Rename the folder of the package, or remove its __init__.py."
+        f"GC103 json/decoder.py would be imported as 'json.decoder', but python has {Path(json.__file__).parent} under "
+        "the name 'json'. Rename the folder of the package, or remove its __init__.py."
     )
 
 
@@ -530,8 +535,8 @@ def test_a_function_of_tensors_is_the_model(write, name, inputs):
 def test_a_factory_of_plain_types_lacks_its_arguments(write):
     write("functions.py", FUNCTIONS)
     assert message("functions.py:plain_types") == (
-        "GC108 plain_types needs 'width' and 'bias'. Add --arg width=INT --arg bias=BOOL. If plain_types is a function of "
-        "tensors, give --input instead."
+        "GC108 plain_types needs 'width' and 'bias'. Add --arg width=INT --arg bias=BOOL. If plain_types is a function "
+        "of tensors, give --input instead."
     )
 
 
