@@ -77,9 +77,9 @@ def gradcheck(
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     with borrowed_generators():
         native = run_native(subject)
-        if native.unequal:
+        if native.unrepeated:
             check = None
-            findings, tensors = [*subject.notes, *native.findings()], native.results()
+            findings, tensors = [*subject.notes, *native.findings()], list(native.unrepeated)
         else:
             check = _Check(subject, native, accepted, progress or (lambda text: None))
             check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})

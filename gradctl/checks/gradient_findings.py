@@ -221,14 +221,14 @@ def not_replayed() -> Finding:
 def native_gradient_findings(native: Native, already: set[str]) -> list[Finding]:
     """Return findings for gradients that overflow in the model's own dtype though they are finite in float64."""
     found = []
-    for name, gradient in native.gradients.items():
-        if gradient is None or name in already or bool(torch.isfinite(gradient).all()):
+    for name, native_dtype in native.overflowing.items():
+        if name in already:
             continue
-        dtype = str(gradient.dtype).removeprefix("torch.")
+        dtype = str(native_dtype).removeprefix("torch.")
         found.append(
             Finding(
                 code="GC407",
-                severity="error" if gradient.dtype == torch.float32 else "warning",
+                severity="error" if native_dtype == torch.float32 else "warning",
                 quantity="gradient",
                 tensor=name,
                 message=f"the gradient of {name} is NaN or infinite in {dtype}, though finite in float64.",

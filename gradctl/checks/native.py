@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gradctl.core.errors import NothingToCheck, TargetError
-from gradctl.core.findings import Finding, TensorResult, number
+from gradctl.core.findings import Finding, TensorResult, format_number, number
+from gradctl.core.names import Quantity
 from gradctl.numerics.measures import gaussian_like, relative_error
 from gradctl.numerics.point import NoGradient
 from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
@@ -22,54 +24,40 @@ Named = dict[str, Tensor | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Native:
-    """Two seeded runs of the user's model, forward and backward.
+    """What two seeded runs of the user's model showed, forward and backward. Gradients themselves are not kept.
 
     Attributes:
         input_mode: how float inputs can be given to this model.
         outputs: float outputs of the first run.
-        gradients: by leaf; None where autograd gives none.
-        unequal: outputs and gradients that differ between the two runs, with the relative error.
+        overflowing: native dtype by name of the leaves whose gradient is NaN or infinite.
+        unrepeated: a row for each output and gradient that differs between the two runs.
+        compared: how many were compared.
     """
 
     input_mode: InputMode
     outputs: dict[str, Tensor]
-    gradients: Named
-    unequal: dict[str, float]
+    overflowing: dict[str, torch.dtype]
+    unrepeated: tuple[TensorResult, ...]
+    compared: int
 
     def findings(self) -> list[Finding]:
         """Return what is wrong with the model whatever its gradients are: NaN, and results that do not repeat."""
         found = [_not_finite(name, value) for name, value in self.outputs.items() if _is_nan(value)]
-        if self.unequal:
-            name, error = max(self.unequal.items(), key=lambda item: item[1])
+        if self.unrepeated:
+            worst = max(self.unrepeated, key=lambda row: math.inf if isinstance(row.error, str) else row.error or 0.0)
             found.append(
                 Finding(
                     code="GC412",
                     severity="warning",
                     verdict="nondeterministic",
-                    quantity="gradient" if name in self.gradients else "output",
-                    tensor=name,
-                    message=f"two runs from the same seed differ: {len(self.unequal)} of "
-                    f"{len(self.outputs) + len(self.gradients)} tensors, {name} by {error:.2e} (relative); "
-                    "nothing can be judged.",
+                    quantity=worst.quantity,
+                    tensor=worst.tensor,
+                    message=f"two runs from the same seed differ: {len(self.unrepeated)} of {self.compared} tensors, "
+                    f"{worst.tensor} by {format_number(worst.error)} (relative); nothing can be judged.",
                     hint="draw from torch's, numpy's or python's global generator, or keep the generator in the model.",
                 )
             )
         return found
-
-    def results(self) -> list[TensorResult]:
-        """Return a result for each tensor that does not repeat."""
-        tensors = {**self.outputs, **self.gradients}
-        return [
-            TensorResult(
-                quantity="gradient" if name in self.gradients else "output",
-                tensor=name,
-                verdict="nondeterministic",
-                shape=tuple(value.shape) if (value := tensors[name]) is not None else (),
-                dtype=str(value.dtype).removeprefix("torch.") if value is not None else "none",
-                error=number(error),
-            )
-            for name, error in self.unequal.items()
-        ]
 
 
 def run_native(subject: Subject) -> Native:
@@ -84,15 +72,38 @@ def run_native(subject: Subject) -> Native:
     """
     instance, outputs, gradients = _first_run(subject)
     again_outputs, again_gradients = _run(instance, subject)
-    unequal = {}
-    for name, first, second in [
-        *((name, value, again_outputs.get(name)) for name, value in outputs.items()),
-        *((name, value, again_gradients.get(name)) for name, value in gradients.items()),
-    ]:
-        error = _difference(first, second)
-        if first is not None and error > 1e3 * torch.finfo(first.dtype).eps:
-            unequal[name] = error
-    return Native(instance.input_mode, outputs, gradients, unequal)
+    rows = [
+        *(_unrepeated("output", name, value, again_outputs.get(name)) for name, value in outputs.items()),
+        *(_unrepeated("gradient", name, value, again_gradients.get(name)) for name, value in gradients.items()),
+    ]
+    overflowing = {
+        name: gradient.dtype
+        for name, gradient in gradients.items()
+        if gradient is not None and not bool(torch.isfinite(gradient).all())
+    }
+    unrepeated = tuple(row for row in rows if row is not None)
+    return Native(instance.input_mode, outputs, overflowing, unrepeated, len(rows))
+
+
+def _unrepeated(quantity: Quantity, name: str, first: Tensor | None, second: Tensor | None) -> TensorResult | None:
+    """Return a row for a tensor that differs between two runs by more than the order of a sum explains."""
+    if first is None or second is None:
+        if first is second:
+            return None
+        error, shown = math.inf, first if first is not None else second
+    else:
+        error, shown = relative_error(first, second), first
+        if error <= 1e3 * torch.finfo(first.dtype).eps:
+            return None
+    assert shown is not None
+    return TensorResult(
+        quantity=quantity,
+        tensor=name,
+        verdict="nondeterministic",
+        shape=tuple(shown.shape),
+        dtype=str(shown.dtype).removeprefix("torch."),
+        error=number(error),
+    )
 
 
 def _first_run(subject: Subject) -> tuple[Instance, dict[str, Tensor], Named]:
@@ -148,12 +159,6 @@ def _run(instance: Instance, subject: Subject) -> tuple[dict[str, Tensor], Named
     return {name: t.detach() for name, t in outputs.items()}, {
         leaf.name: leaf.take_gradient() for leaf in instance.leaves
     }
-
-
-def _difference(first: Tensor | None, second: Tensor | None) -> float:
-    if first is None or second is None:
-        return 0.0 if first is second else float("inf")
-    return relative_error(first, second)
 
 
 def _is_nan(value: Tensor) -> bool:

@@ -252,12 +252,9 @@ class Judge:
         for i in indices:
             gradient, part = sample.gradients[i], direction.parts[i]
             if gradient is not None and part is not None:
-                product = (
-                    torch.view_as_real(gradient.conj().resolve_conj() * part) if part.is_complex() else gradient * part
-                )
-                product = product[..., 0] if part.is_complex() else product
+                product = (gradient.conj() * part).real if part.is_complex() else gradient * part
                 predicted += float(product.sum())
-                rounding += float(product.abs().sum())
+                rounding += float(product.abs_().sum())
         tolerance = 10 * slope.error + 64 * self.epsilon * rounding
         return Probe(slope, predicted, tolerance, {i: direction.lengths[i] for i in indices})
 

@@ -120,7 +120,8 @@ def slope_at_zero(
     resolved = error <= _RESOLVED * scale or (
         scale == 0 and error <= max(_RESOLVED * abs(best.derivative), 10 * best.floor)
     )
-    quiet = not noise > _NOISIEST * max(map(abs, filter(math.isfinite, values.values())))
+    largest = max(map(abs, filter(math.isfinite, values.values())))
+    quiet = largest == 0 or not noise > _NOISIEST * largest
     usable = quiet and error <= max(abs(best.derivative) / 10, 1e3 * best.floor)
     return Slope(best.derivative, error, _is_kinked(levels) or not resolved, resolved and quiet, usable)
 

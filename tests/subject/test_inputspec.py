@@ -148,6 +148,12 @@ def test_half_precision_is_float32_rounded():
     assert drawn("bf16[64]").equal(drawn("f32[64]").bfloat16())
 
 
+def test_a_narrow_range_is_kept_to_the_last_bit():
+    lowest, highest = torch.tensor([0.1, 0.1000001])
+    values = drawn("f32[1000]@0.1..0.1000001")
+    assert ((lowest <= values) & (values <= highest)).all()
+
+
 def test_a_default_device_of_the_users_does_not_move_what_is_drawn():
     with torch.device("meta"):
         assert [drawn(f"{dtype}[2]").device.type for dtype in DTYPES] == ["cpu"] * len(DTYPES)

@@ -199,6 +199,14 @@ def test_one_seed_gives_one_model_and_one_set_of_inputs(write):
     assert not first.args[0].equal(other.args[0])
 
 
+def test_model_and_inputs_each_begin_at_the_seed_whatever_the_import_drew(write):
+    write("net.py", DRAWING)
+    subject = load_subject("net.py", seed=1)
+    first = float(torch.rand(1, generator=torch.Generator().manual_seed(1)))
+    assert subject.model.drawn[2:] == (first, first)
+    assert float(subject.args[0][0]) == first
+
+
 def test_loading_leaves_the_generators_as_they_were(write):
     write("net.py", DRAWING)
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors  # noqa: F401  # a library that is imported already
 import torch
 from torch import nn
 
@@ -265,12 +266,12 @@ def test_two_files_of_one_name_are_two_modules(write):
     assert (built("one/net.py").in_features, built("two/net.py").in_features) == (1, 2)
 
 
-def test_a_file_named_like_a_module_of_python_does_not_replace_it(write):
-    import random
-
-    write("random.py", "from torch import nn\nmodel = nn.Linear(1, 1)\n")
-    assert built("random.py").in_features == 1
-    assert sys.modules["random"] is random
+@pytest.mark.parametrize("name", ["random", "wave", "safetensors"])
+def test_a_file_named_like_another_module_does_not_replace_it(write, name):
+    there = sys.modules.get(name)  # of these, wave is not imported yet
+    write(f"{name}.py", "from torch import nn\nmodel = nn.Linear(1, 1)\n")
+    assert built(f"{name}.py").in_features == 1
+    assert sys.modules.get(name) is there
 
 
 def test_a_file_with_dots_and_dashes_in_its_name_is_imported(write):
