@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -75,7 +76,8 @@ def gradcheck(
     """
     start = time.perf_counter()
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
-    with borrowed_generators():
+    with borrowed_generators(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the model's own, over and over, and torch's about leaves that we made
         native = run_native(subject)
         if native.unrepeated:
             check = None

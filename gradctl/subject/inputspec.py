@@ -102,8 +102,7 @@ def _drawn(spec: TensorSpec, dtype: torch.dtype, generator: torch.Generator) -> 
     if spec.between is not None:
         low, high = spec.between
         part = torch.rand(spec.shape, dtype=drawn_in, generator=generator)
-        # Two products, as high - low may be more than the dtype holds; their sum may be an ulp outside.
-        values = (low * (1 - part) + high * part).clamp(low, high)
+        values = low * (1 - part) + high * part  # high - low may be more than the dtype holds
     else:
         mean, std = spec.normal or (0.0, 1.0)
         values = mean + std * torch.randn(spec.shape, dtype=drawn_in, generator=generator)

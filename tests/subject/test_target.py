@@ -311,21 +311,20 @@ def test_a_package_whose_name_is_taken_is_refused_instead_of_mistaken(write):
 def details(text, *arguments):
     with pytest.raises(TargetError) as caught:
         built(text, *arguments)
-    return caught.value.details
+    # Versions of python differ in where they put the marks below a line.
+    return "\n".join(line for line in caught.value.details.splitlines() if line.strip(" ^~"))
 
 
 def test_an_error_on_import_shows_only_the_users_frames(write, tmp_path):
-    write("helper_that_fails.py", "def width():\n    return sizes['large']\n")
-    write("net.py", "from helper_that_fails import width\nWIDTH = width()\n")
+    write("sizes_that_fail.py", "def width():\n    return sizes['large']\n")
+    write("net.py", "from sizes_that_fail import width\nWIDTH = width()\n")
     assert message("net.py") == "GC103 net.py cannot be imported: NameError: name 'sizes' is not defined."
     assert details("net.py") == (
         "Traceback (most recent call last):\n"
         f'  File "{tmp_path}/net.py", line 2, in <module>\n'
         "    WIDTH = width()\n"
-        "            ^^^^^^^\n"
-        f'  File "{tmp_path}/helper_that_fails.py", line 2, in width\n'
+        f'  File "{tmp_path}/sizes_that_fail.py", line 2, in width\n'
         "    return sizes['large']\n"
-        "           ^^^^^\n"
         "NameError: name 'sizes' is not defined"
     )
 
