@@ -45,18 +45,17 @@ class FunctionFault:
 
 def function_name(function: type[Function]) -> str:
     """Return the name that findings and ``--allow`` use: the class's, or ``library::op`` of a registered custom op."""
-    name = function.__name__
     if _is_registered_op(function):
-        library, _, op = name.removeprefix("GeneratedBackwardFor_").rpartition("_")[0].partition("_")
-        return f"{library}::{op}"
-    return name
+        schema = _of_registered_op(function, "op")._schema
+        return str(schema.name)
+    return function.__name__
 
 
 def source_place(function: type[Function]) -> tuple[str, int] | None:
     """Return file and line of a Function's backward."""
     backward: Any = function.backward if function.backward is not Function.backward else function.vjp
     if _is_registered_op(function):  # torch wraps what was given to register_autograd
-        backward = inspect.getclosurevars(backward).nonlocals["info"]._backward_fn
+        backward = _of_registered_op(function, "info")._backward_fn
     code = getattr(inspect.unwrap(backward), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code is not None else None
 
@@ -64,6 +63,11 @@ def source_place(function: type[Function]) -> tuple[str, int] | None:
 def _is_registered_op(function: type[Function]) -> bool:
     """Tell the Function that torch makes for ``torch.library.register_autograd`` (seen in 2.10 to 2.14)."""
     return function.__name__.startswith("GeneratedBackwardFor_")
+
+
+def _of_registered_op(function: type[Function], name: str) -> Any:
+    """Return what torch's generated backward closes over: ``op``, the operator, or ``info``, what was registered."""
+    return inspect.getclosurevars(function.backward).nonlocals[name]
 
 
 class _FunctionRunner:
@@ -298,7 +302,7 @@ def _second_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Fu
     """Judge the double backward by finite differences of the backward, where there is one."""
     try:
         runner = _SecondOrder(call, model)
-        judge = Judge(runner, seed=seed, epsilon=_epsilon(runner))
+        judge = Judge(runner, seed=seed, probes=1, epsilon=_epsilon(runner))  # one: a double backward costs much
         suspects, _ = judge.screen(range(len(runner.leaves)))
         judged, _ = judge.each(suspects)
     except Exception:  # once_differentiable, or a backward that is no torch program: second order is not offered
@@ -316,6 +320,9 @@ def _second_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Fu
 
 def _argument_name(function: type[Function], position: int) -> str:
     """Return the name of an argument of ``forward``, past its ``ctx``."""
+    if _is_registered_op(function):
+        arguments = _of_registered_op(function, "op")._schema.arguments
+        return arguments[position].name if position < len(arguments) else f"args.{position}"
     names = list(inspect.signature(function.forward).parameters.values())
     if function.setup_context is Function.setup_context:
         names = names[1:]

@@ -37,6 +37,7 @@ from gradctl.core.verdicts import unit_verdict
 from gradctl.numerics.elements import worst_elements
 from gradctl.numerics.functions import FunctionClass, FunctionWatch
 from gradctl.numerics.judge import Judge, TensorJudgement
+from gradctl.numerics.program import Recording
 from gradctl.subject.seeding import borrowed_generators
 from gradctl.subject.subject import Subject
 
@@ -119,6 +120,7 @@ class _Check:
     missed: float = 0.0
     blame: Blame = field(default_factory=Blame)
     contracts: list[Finding] = field(default_factory=list)
+    recording: Recording = field(default_factory=Recording)
 
     def judge(self, thorough: bool, pattern: str, settings: dict[str, Any]) -> None:
         """Fill in a verdict for each leaf whose name matches."""
@@ -138,6 +140,7 @@ class _Check:
             judged, missed = self.probing.each([i])
             self.judged |= judged
             self.missed = max(self.missed, missed)
+        self.recording = runner.recording  # those made for culprits later see fewer directions
         for i in tensors_behind(self.probing, runner):
             if i in self.judged and self.judged[i].verdict == "same":
                 self.judged[i] = replace(self.judged[i], verdict="unresolved")
@@ -179,8 +182,8 @@ class _Check:
         norms = self.probing.samples[0].norms
         without = {leaf.name for i, leaf in enumerate(runner.leaves) if norms[i] == 0}
         notes = [
-            *cut_notes(runner.recording, runner.leaves, without),
-            *hook_notes(runner.recording, runner.instance.set_aside_hooks),
+            *cut_notes(self.recording, runner.leaves, without),
+            *hook_notes(self.recording, runner.instance.set_aside_hooks),
         ]
         cast = cast_note(self.native.outputs, self.probing.origin.outputs)
         notes += [cast] if cast is not None else []
@@ -190,7 +193,6 @@ class _Check:
 
     def oracle(self, probes: int) -> Oracle:
         """Return how the finite differences were made, and what they could have missed."""
-        cuts = self.source.runner.recording.cuts.values()
         return Oracle(
             dtype=str(self.source.dtype).removeprefix("torch."),
             islands=self.source.islands,
@@ -198,7 +200,7 @@ class _Check:
             forwards=self.probing.point.forwards + self.blame.forwards,
             probes=probes,
             missed_with_probability=number(self.missed),
-            held_fixed=sum(cut.moves for cut in cuts),
+            held_fixed=sum(cut.moves for cut in self.recording.cuts.values()),
         )
 
     def _broken(self) -> dict[int, torch.Tensor]:

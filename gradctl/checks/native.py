@@ -144,7 +144,11 @@ def _first_run(subject: Subject) -> tuple[Instance, dict[str, Tensor], Named]:
 def _run(instance: Instance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
     """Return outputs and gradients of one run with unit Gaussian cotangents."""
     with torch.enable_grad():
-        outputs = {name: t for name, t in instance.run() if t.is_floating_point() or t.is_complex()}
+        outputs = {
+            name: t
+            for name, t in instance.run()
+            if (t.is_floating_point() or t.is_complex()) and t.layout == torch.strided
+        }
     if subject.loss is not None and any(t.numel() != 1 for t in outputs.values()):
         shape = list(next(iter(outputs.values())).shape)
         raise TargetError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 __all__ = ["Slope", "noise_floor", "slope_at_zero"]
 
-_LARGEST_STEP = 3e-2
+_LARGEST_STEP = 3.07e-2  # 3e-2 is a whole multiple of the thousandths that programs round to
 _SMALLEST_STEP = 2e-7
 _RATIO = 1 / 4
 # An error above this part of the slope resolves nothing worth saying.
@@ -123,7 +123,8 @@ def slope_at_zero(
     largest = max(map(abs, filter(math.isfinite, values.values())))
     quiet = largest == 0 or not noise > _NOISIEST * largest
     usable = quiet and error <= max(abs(best.derivative) / 10, 1e3 * best.floor)
-    return Slope(best.derivative, error, _is_kinked(levels) or not resolved, resolved and quiet, usable)
+    resolved = resolved and quiet
+    return Slope(best.derivative, error, _is_kinked(levels) or not resolved, resolved, usable)
 
 
 def _level(at: Callable[[float], float], step: float, noise: float, epsilon: float) -> _Level | None:

@@ -174,4 +174,4 @@ def rms(tensor: Tensor) -> float:
 
 
 def _is_float(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
+    return tensor.layout == torch.strided and (tensor.is_floating_point() or tensor.is_complex())

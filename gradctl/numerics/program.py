@@ -331,7 +331,9 @@ def _copied_array(item: Any) -> Any:
 
 def _equal(recorded: Any, now: Any) -> bool:
     if isinstance(recorded, Tensor):
-        return isinstance(now, Tensor) and recorded.shape == now.shape and torch.equal(recorded, now)
+        if not isinstance(now, Tensor) or recorded.shape != now.shape:
+            return False
+        return recorded.layout != torch.strided or torch.equal(recorded, now)  # torch compares no sparse tensors
     if isinstance(recorded, np.ndarray):
         return bool(np.array_equal(recorded, now))
     if isinstance(recorded, (tuple, list)):

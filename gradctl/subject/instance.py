@@ -133,7 +133,9 @@ class Instance:
         names: dict[int, list[str]] = {}
         tensors: dict[int, Tensor] = {}
         for name, value in input_names(self.subject.model, self._args, self._kwargs):
-            if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+            # A sparse tensor is a constant here: there is no direction to move it along that keeps it sparse.
+            is_float = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+            if is_float and value.layout == torch.strided:
                 names.setdefault(id(value), []).append(input_name(name))
                 tensors[id(value)] = value
         for key, tensor in tensors.items():

@@ -40,7 +40,9 @@ def test_the_error_covers_the_truth_for_any_polynomial(coefficients):
     assert slope.error < 1e-6
 
 
-@pytest.mark.parametrize("phi", [abs, lambda t: max(t, 0.0), lambda t: max(t, 0.0) + math.sin(t)], ids=str)
+@pytest.mark.parametrize(
+    "phi", [abs, lambda t: max(t, 0.0), lambda t: max(t, 0.0) + math.sin(t)], ids=["abs", "relu", "relu and sine"]
+)
 def test_a_kink_at_the_point_is_seen(phi):
     assert slope_at_zero(phi, noise_floor(phi), scale=1.0).kinked
 

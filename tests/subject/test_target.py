@@ -333,7 +333,7 @@ def test_a_syntax_error_shows_its_line(write, tmp_path):
     write("net.py", "import torch\n\ndef make_model(:\n    pass\n")
     assert message("net.py") == "GC103 net.py cannot be imported: SyntaxError: invalid syntax (net.py, line 3)."
     assert details("net.py") == (
-        f'  File "{tmp_path}/net.py", line 3\n    def make_model(:\n                   ^\nSyntaxError: invalid syntax'
+        f'  File "{tmp_path}/net.py", line 3\n    def make_model(:\nSyntaxError: invalid syntax'
     )
 
 
