@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradctl.numerics.ladder import Slope, noise_floor, slope_at_zero
-from gradctl.numerics.measures import gaussian_like, norm
+from gradctl.numerics.measures import dot, gaussian_like, norm
 from gradctl.numerics.point import Direction, Point, Sample
 from gradctl.numerics.runner import Runner
 
@@ -45,7 +45,7 @@ class Probe:
     Attributes:
         slope: the finite difference.
         predicted: <g, v>, which autograd says.
-        tolerance: what the finite difference and rounding leave open: 10 err + 64 eps sum |g_i v_i|.
+        tolerance: what the finite difference and rounding leave open: 10 err + 64 eps ||g|| ||v||.
         lengths: the norm of the direction's part, by index of the tensor.
     """
 
@@ -252,9 +252,8 @@ class Judge:
         for i in indices:
             gradient, part = sample.gradients[i], direction.parts[i]
             if gradient is not None and part is not None:
-                product = (gradient.conj() * part).real if part.is_complex() else gradient * part
-                predicted += float(product.sum())
-                rounding += float(product.abs_().sum())
+                predicted += dot(gradient, part)
+                rounding += sample.norms[i] * direction.lengths[i]
         tolerance = 10 * slope.error + 64 * self.epsilon * rounding
         return Probe(slope, predicted, tolerance, {i: direction.lengths[i] for i in indices})
 
@@ -266,9 +265,8 @@ class Judge:
         total = math.sqrt(sum(weight**2 for weight in weights.values()))
         for i in indices:
             part = gaussian_like(self.point.values[i], self.generator)
-            usable = torch.isfinite(self.point.values[i])
-            usable = usable & ~sample.broken[i] if i in sample.broken else usable
-            part = part if bool(usable.all()) else torch.where(usable, part, 0)
+            for unusable in (self.point.infinite.get(i), sample.broken.get(i)):
+                part = part if unusable is None else torch.where(unusable, 0, part)
             lengths[i] = weights[i] / total
             parts[i] = part.mul_(lengths[i] / (norm(part) or 1.0))
         return Direction(parts, lengths)

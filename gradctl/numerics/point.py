@@ -52,6 +52,7 @@ class Point:
 
     Attributes:
         values: the leaves' values at the point.
+        infinite: by index, where a leaf's value is not finite (a mask of -inf): no direction moves there.
         outputs: names and values of the float outputs at the point.
         forwards: how often the function was run.
         consistent: whether replaying at the point itself gives what was recorded there.
@@ -60,6 +61,8 @@ class Point:
     def __init__(self, runner: Runner, values: list[Tensor] | None = None) -> None:
         self.runner = runner
         self.values = values or [leaf.tensor.detach().clone() for leaf in runner.leaves]
+        masks = {i: ~torch.isfinite(value) for i, value in enumerate(self.values)}
+        self.infinite = {i: mask for i, mask in masks.items() if bool(mask.any())}
         self.forwards = 0
         self._resting: dict[int, int] = {}  # version counter of each leaf that holds its value: others write to it too
         self.outputs: Outputs = self.record()
