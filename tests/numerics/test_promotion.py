@@ -66,7 +66,7 @@ def test_a_float32_leaf_made_inside_does_not_break_the_backward():
 RANDOM = {
     "rand": lambda x: torch.rand(7),
     "randn float64": lambda x: torch.randn(7, dtype=torch.float64),
-    "rand_like": lambda x: torch.rand_like(x),
+    "rand_like": torch.rand_like,
     "dropout": lambda x: nn.functional.dropout(x, 0.4, training=True),
     "bernoulli": lambda x: torch.bernoulli(x.abs().clamp(max=1)),
     "uniform_": lambda x: torch.empty_like(x).uniform_(),
