@@ -98,7 +98,8 @@ def test_an_output_without_a_tensor_is_an_error(value):
         instance_of(lambda x: value, X).run()
     kind = type(value).__name__
     assert str(caught.value) == (
-        f"GC114 test returns {kind!r} without a tensor in it; return a tensor, or a tuple, dict or dataclass of tensors."
+        f"GC114 test returns {kind!r} without a tensor in it; "
+        "return a tensor, or a tuple, dict or dataclass of tensors."
     )
 
 
