@@ -1,12 +1,7 @@
-"""Every test runs on one thread of torch: tiny tensors gain nothing from more, and two busy processes lose a lot."""
+"""Every test runs on one thread of torch, and so do the processes it starts: tiny tensors gain nothing from more, and
+two busy processes lose a lot. Set before torch is imported, which reads it once.
+"""
 
-import pytest
-import torch
+import os
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
