@@ -12,13 +12,21 @@ import torch
 from gradctl import __version__
 from gradctl.checks.allows import Allows
 from gradctl.core.findings import Finding, Report, Tool, Unit
-from gradctl.core.verdicts import run_verdict, summarise
+from gradctl.core.verdicts import run_verdict, summarise, unit_verdict
 
 __all__ = ["environment", "report_of"]
 
 
-def report_of(command: str, units: Sequence[Unit], allows: Allows, *, seed: int, device: str = "cpu") -> Report:
-    """Return the report of a run; an allow that accepted nothing is noted in its first unit."""
+def report_of(
+    command: str,
+    units: Sequence[Unit],
+    allows: Allows,
+    *,
+    seed: int,
+    device: str = "cpu",
+    fail_on: str = "error",
+) -> Report:
+    """Return the report of a run; an allow that accepted nothing is noted in its first unit, which ``note`` fails."""
     unused = [
         Finding(
             code="GC150",
@@ -29,7 +37,9 @@ def report_of(command: str, units: Sequence[Unit], allows: Allows, *, seed: int,
         for text in allows.unused()
     ]
     if unused and units:
-        units = [msgspec.structs.replace(units[0], findings=(*units[0].findings, *unused)), *units[1:]]
+        first, findings = units[0], (*units[0].findings, *unused)
+        verdict = unit_verdict(first.status, findings, first.tensors, fail_on)
+        units = [msgspec.structs.replace(first, findings=findings, verdict=verdict), *units[1:]]
     verdicts = [unit.verdict for unit in units]
     return Report(
         tool=Tool(version=__version__),

@@ -31,7 +31,7 @@ from gradctl.checks.gradient_findings import (
 )
 from gradctl.checks.native import Native, run_native
 from gradctl.checks.oracle import OracleRunner, cast_note, oracle_runner
-from gradctl.core.errors import TargetError
+from gradctl.core.errors import TargetError, nearest
 from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, fingerprint, number
 from gradctl.core.verdicts import unit_verdict
 from gradctl.numerics.elements import worst_elements
@@ -214,6 +214,10 @@ class _Check:
             if leaf.tensor.numel() and any(fnmatch.fnmatchcase(name, pattern) for name in (leaf.name, *leaf.tied))
         ]
         if not indices:
-            names = ", ".join(leaf.name for leaf in leaves[:4])
-            raise TargetError("GC115", f"no tensor matches --tensor {pattern!r}; there are {len(leaves)}: {names} …")
+            names = [leaf.name for leaf in leaves]
+            listed = ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
+            raise TargetError(
+                "GC115",
+                f"no tensor matches --tensor {pattern!r}{nearest(pattern, names)}; there are {len(names)}: {listed}.",
+            )
         return indices

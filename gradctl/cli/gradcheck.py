@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
+import math
 from typing import Any
 
 import click
 
 from gradctl.cli.options import TargetOptions, subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.users_code import users_code
 
 __all__ = ["gradcheck"]
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Return a tolerance; NaN compares with nothing, and infinity accepts everything."""
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise click.BadParameter(f"{value!r} is not a finite number from 0.")
+    return value
 
 
 @click.command(
@@ -23,8 +30,8 @@ __all__ = ["gradcheck"]
 @click.option("--thorough", is_flag=True, help="Probe each tensor by itself, not only on alarm.")
 @click.option("--probes", type=click.IntRange(min=1), default=2, show_default=True, help="Random directions tried.")
 @click.option("--tensor", default="*", metavar="GLOB", help="Judge only these, for example 'param:fc1.*'.")
-@click.option("--rtol", type=click.FloatRange(min=0), help="Accept an error up to this part of a gradient's norm.")
-@click.option("--atol", type=click.FloatRange(min=0), help="Accept an error up to this norm.")
+@click.option("--rtol", type=float, callback=_finite, help="Accept an error up to this part of a gradient's norm.")
+@click.option("--atol", type=float, callback=_finite, help="Accept an error up to this norm.")
 @report_options
 def gradcheck(checking: TargetOptions, reporting: ReportOptions, **settings: Any) -> int:
     """Check whether autograd's gradient is the derivative of TARGET.
@@ -43,7 +50,9 @@ def gradcheck(checking: TargetOptions, reporting: ReportOptions, **settings: Any
 
         allows = Allows(reporting.allows)
         subject = subject_from(checking)
-        with contextlib.redirect_stdout(sys.stderr):  # what the model prints is not the report
+        with users_code():
             unit = check(subject, allows=allows, fail_on=reporting.fail_on, progress=progress, **settings)
-    report = report_of("gradcheck", [unit], allows, seed=checking.seed, device=checking.device)
+    report = report_of(
+        "gradcheck", [unit], allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
+    )
     return emit(report, reporting)

@@ -26,6 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+# How torch's CPU allocator, and C++ below it, say in a RuntimeError that there is no memory.
+_REFUSALS = ("can't allocate memory", "bad_alloc")
+
+
 class _ClosedPipe(Exception):
     """The reader of standard output left while a help text or a page was written."""
 
@@ -153,7 +157,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, RuntimeError) and any(said in str(error) for said in _REFUSALS))
     )
 
 

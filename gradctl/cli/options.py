@@ -4,15 +4,15 @@ from __future__ import annotations
 
 __all__ = ["TargetOptions", "subject_from", "target_options"]
 
-import contextlib
 import functools
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from gradctl.cli.users_code import users_code
 
 if TYPE_CHECKING:
     from gradctl.subject.subject import Subject
@@ -124,8 +124,7 @@ def subject_from(checking: TargetOptions) -> Subject:
 
     if checking.threads is not None:
         torch.set_num_threads(checking.threads)
-    # Standard output is for the report: ``--format json | jq`` must parse also where a module prints on import.
-    with contextlib.redirect_stdout(sys.stderr):
+    with users_code():
         return load_subject(
             checking.target,
             arguments=checking.arguments,

@@ -15,12 +15,13 @@ __all__ = [
     "TensorVerdict",
     "UnitStatus",
     "UnitVerdict",
+    "buffer_name",
     "input_name",
     "output_name",
     "parameter_name",
 ]
 
-FormName = Literal["eager"]
+FormName = Literal["eager", "trace", "script", "export", "aot", "compile", "onnx"]
 FORMS: tuple[str, ...] = get_args(FormName)
 
 FORMATS = ("console", "json", "jsonl", "markdown", "junit", "github")
@@ -62,6 +63,11 @@ TensorVerdict = Literal[
 def parameter_name(qualified_name: str) -> str:
     """Return the report's name of a parameter, for example ``param:fc1.weight``."""
     return f"param:{qualified_name}"
+
+
+def buffer_name(qualified_name: str) -> str:
+    """Return the report's name of a buffer, for example ``buffer:bn.running_mean``."""
+    return f"buffer:{qualified_name}"
 
 
 def input_name(path: str) -> str:

@@ -61,7 +61,7 @@ def call_with(callee: Callable[..., Any], name: str, values: dict[str, Any], *, 
         args, kwargs = _bound(signature, values)
     try:
         return callee(*args, **kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in values.items())

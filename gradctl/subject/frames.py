@@ -64,7 +64,7 @@ def first_line(error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell a machine that has no more memory from a mistake: torch's CPU allocator raises a bare ``RuntimeError``."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(said in str(error) for said in ("can't allocate memory", "bad_alloc"))
     )
 
 

@@ -128,7 +128,7 @@ def inputs_from_beside(name: str, found: Any, model: Callable[..., Any]) -> Inpu
     """
     try:
         value = found() if callable(found) else found
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
         said = f"{name}() raised {first_line(error)}."

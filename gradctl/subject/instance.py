@@ -67,25 +67,33 @@ class Instance:
         promoted: whether parameters, buffers, float inputs and float tensors kept as attributes become float64.
         input_mode: how float inputs are given: as leaves that ask for a gradient, as clones of such leaves (for
             programs that change their inputs in place), or as constants.
+        keep_hooks: leave backward hooks of modules where they are (forms are compared with them).
 
     Raises:
         TargetError: GC112 if the model cannot be copied.
     """
 
-    def __init__(self, subject: Subject, *, promoted: bool = False, input_mode: InputMode = "leaf") -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        promoted: bool = False,
+        input_mode: InputMode = "leaf",
+        keep_hooks: bool = False,
+    ) -> None:
         self.subject = subject
         self.input_mode = input_mode
-        self._model, self._args, self._kwargs, self._loss = _copied(subject)
-        module = module_of(self._model)
+        self.model, self._args, self._kwargs, self._loss = _copied(subject)
+        module = module_of(self.model)
         parameter_dtypes = {name: p.dtype for name, p in module.named_parameters()} if module else {}
         if promoted and module is not None:
             _promote_module(module)
         self.leaves: list[Leaf] = _parameter_leaves(module, parameter_dtypes) if module else []
         self._inputs: dict[int, Tensor] = {}
         self._collect_inputs(promoted)
-        self.set_aside_hooks = _set_aside_module_hooks(subject, module)
+        self.set_aside_hooks = () if keep_hooks else _set_aside_module_hooks(subject, module)
         self._state = State(
-            [self._model, self._args, self._kwargs, self._loss],
+            [self.model, self._args, self._kwargs, self._loss],
             [tensor for leaf in self.leaves for tensor in leaf.sharing],
         )
 
@@ -100,12 +108,26 @@ class Instance:
             TargetError: GC114 if the output holds no tensor.
         """
         self._state.restore()
-        seed_generators(self.subject.seed)
-        args, kwargs = map_leaves(lambda _, leaf: self._fresh(leaf), (self._args, self._kwargs))
+        args, kwargs = self.inputs()
         with context or nullcontext():
-            value = self._model(*args, **kwargs)
-            if self._loss is not None:
-                value = _call_loss(self._loss, value, args, kwargs)
+            return self.call(self.model, args, kwargs)
+
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the inputs for one call, positional and by keyword: leaves as they are, all else copied."""
+        args, kwargs = map_leaves(lambda _, leaf: self._fresh(leaf), (self._args, self._kwargs))
+        return args, kwargs
+
+    def call(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[tuple[str, Tensor]]:
+        """Return the tensors that ``model`` (this one, or a form of it) gives on these inputs, the loss applied.
+
+        Random generators are seeded before. Raises as ``run``.
+        """
+        seed_generators(self.subject.seed)
+        value = model(*args, **kwargs)
+        if self._loss is not None:
+            value = _call_loss(self._loss, value, args, kwargs)
         tensors = [(output_name(path), leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
         if not tensors:
             raise TargetError(

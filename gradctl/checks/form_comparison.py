@@ -1,0 +1,204 @@
+"""One captured form against eager, tensor by tensor: the worst over inputs and calls, and whether it differs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from gradctl.checks.outcomes import outcomes
+from gradctl.checks.reference import Reference, Trial
+from gradctl.core.names import Quantity
+from gradctl.forms.form import CannotCapture, Captured, Form, Outcome
+from gradctl.numerics.agreement import agreement, scale_of
+from gradctl.subject.frames import first_line
+from gradctl.subject.state import State
+
+__all__ = ["FormComparison", "TensorComparison"]
+
+Key = tuple[Quantity, str]
+# Forms that Dynamo compiles: it runs eagerly under a dispatch mode, so their float64 runs do without the promotion.
+_COMPILED = ("aot", "compile")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorComparison:
+    """How far one tensor of a form is from eager's, at its worst.
+
+    Attributes:
+        error, budget: relative, in the native dtype.
+        meaning: relative, both in float64; None if not had.
+        trial: the variation where it is worst, with the number of the call after the first.
+        eager, form: the tensors there; None where one has none.
+        persists: for a gradient over its budget: whether it is so on fresh inputs too.
+        structure: what differs besides values (shape, dtype), or empty.
+    """
+
+    error: float
+    budget: float
+    trial: str
+    eager: Tensor | None
+    form: Tensor | None
+    meaning: float | None = None
+    persists: bool = True
+    structure: str = ""
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether one has the tensor and the other does not."""
+        return (self.eager is None) != (self.form is None)
+
+    @property
+    def means_another(self) -> bool:
+        """Whether the form computes something else, whatever the dtype; 3e-8 is what a baked float32 constant does."""
+        return self.meaning is not None and self.meaning > 1e-6
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the native difference is more than rounding explains."""
+        return self.error > self.budget
+
+    @property
+    def differs(self) -> bool:
+        """Whether the form is wrong about this tensor, whoever is right."""
+        return self.is_missing or bool(self.structure) or self.means_another or (self.exceeds and self.persists)
+
+    @property
+    def severity(self) -> float:
+        """How bad it is, to keep the worst."""
+        if self.is_missing or self.structure:
+            return math.inf
+        return self.error / self.budget if self.budget else (math.inf if self.error else 0.0)
+
+
+@dataclass(slots=True)
+class FormComparison:
+    """Runs ``captured`` on every trial of ``reference`` and keeps the worst of each tensor.
+
+    Attributes:
+        tried: variations on which the form ran.
+        skipped: those it did not run on, with the reason.
+        worst: by quantity and name.
+        wide: the form's first float64 call on the example, if it could be had.
+        error: what the form raises on the example, if it does.
+    """
+
+    reference: Reference
+    captured: Captured
+    tried: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    worst: dict[Key, TensorComparison] = field(default_factory=dict)
+    wide: Outcome | None = None
+    error: Exception | None = None
+
+    def run(self, form: Form) -> None:
+        """Compare natively, then, in float64, what it means; widening changes what was captured, so it comes last."""
+        state = State([self.captured.parameters, self.captured.buffers])
+        self.skipped.extend(self.reference.skipped)
+        for trial in self.reference.trials:
+            self._try(trial, state)
+        if self.error is None:
+            self._see_what_persists(state)
+            self._compare_meaning(form)
+
+    @property
+    def outputs_agree(self) -> bool:
+        """Whether no output differs."""
+        return not any(each.differs for (quantity, _), each in self.worst.items() if quantity == "output")
+
+    def _try(self, trial: Trial, state: State) -> None:
+        calls = outcomes(self.captured, trial.instance, state, differentiable=trial.native[0].differentiable)
+        if calls[-1].error is not None:
+            if trial.name == "example":
+                self.error = calls[-1].error
+            else:
+                self.skipped.append(f"{trial.name} (the form raises {first_line(calls[-1].error)})")
+            return
+        self.tried.append(trial.name)
+        for number, (native, oracle, call) in enumerate(zip(trial.native, trial.oracle, calls, strict=True)):
+            where = trial.name if number == 0 else f"{trial.name}, call {number + 1}"
+            for key, found in self._rows(native, oracle, call, where):
+                if key not in self.worst or found.severity > self.worst[key].severity:
+                    self.worst[key] = found
+
+    def _rows(
+        self, native: Outcome, oracle: Outcome, call: Outcome, where: str
+    ) -> Iterator[tuple[Key, TensorComparison]]:
+        for quantity in self.captured.gives:
+            mine, truth, theirs = _part(native, quantity), _part(oracle, quantity), _part(call, quantity)
+            neighbours = max((scale_of(t) for t in truth.values() if t is not None), default=0.0)
+            for name in sorted(mine.keys() | theirs.keys()):
+                yield (quantity, name), _compared(mine.get(name), truth.get(name), theirs.get(name), neighbours, where)
+
+    def _see_what_persists(self, state: State) -> None:
+        """A gradient over its budget whose outputs agree may be one rounding that flipped a relu: ask fresh inputs."""
+        over = {
+            key for key, each in self.worst.items() if key[0] == "gradient" and each.exceeds and not each.is_missing
+        }
+        if not over or not self.outputs_agree:
+            return
+        for trial in self.reference.fresh_trials():
+            calls = outcomes(
+                self.captured, trial.instance, state, differentiable=trial.native[0].differentiable, calls=1
+            )
+            if calls[0].error is not None:
+                continue
+            rows = dict(self._rows(trial.native[0], trial.oracle[0], calls[0], trial.name))
+            over = {key for key in over if key in rows and rows[key].exceeds}
+        for key, each in self.worst.items():
+            if key[0] == "gradient" and each.exceeds and key not in over:
+                self.worst[key] = replace(each, persists=False)
+
+    def _compare_meaning(self, form: Form) -> None:
+        example = self.reference.trials[0]
+        if example.wide is None:
+            return
+        compiled = self.captured.form in _COMPILED
+        truth = self.reference.plainly_wide() if compiled else example.oracle[0]
+        if truth is None:
+            return
+        instance = self.reference.instance(promoted=True)
+        try:
+            wide = form.widened(self.captured, instance)
+        except CannotCapture:
+            return
+        context = nullcontext if compiled else self.reference.promoting
+        state = State([wide.parameters, wide.buffers])
+        call = outcomes(wide, instance, state, differentiable=truth.differentiable, calls=1, context=context)[0]
+        if call.error is not None:
+            return
+        self.wide = call
+        for key, each in self.worst.items():
+            eager, mine = _part(truth, key[0]).get(key[1]), _part(call, key[0]).get(key[1])
+            if eager is not None and mine is not None and eager.shape == mine.shape:
+                neighbours = max((scale_of(t) for t in _part(truth, key[0]).values() if t is not None), default=0.0)
+                self.worst[key] = replace(each, meaning=agreement(eager, eager, mine, neighbours)[0])
+
+
+def _part(outcome: Outcome, quantity: Quantity) -> dict[str, Tensor | None]:
+    parts: dict[Quantity, dict[str, Tensor | None]] = {
+        "output": dict(outcome.outputs),
+        "gradient": outcome.gradients,
+        "buffer": dict(outcome.state),
+    }
+    return parts[quantity]
+
+
+def _compared(
+    mine: Tensor | None, truth: Tensor | None, theirs: Tensor | None, neighbours: float, where: str
+) -> TensorComparison:
+    if mine is None or theirs is None:
+        return TensorComparison(0.0 if mine is theirs else math.inf, 0.0, where, mine, theirs)
+    if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+        structure = f"{_described(theirs)} instead of {_described(mine)}"
+        return TensorComparison(math.inf, 0.0, where, mine, theirs, structure=structure)
+    error, budget = agreement(mine, mine if truth is None else truth, theirs, neighbours)
+    return TensorComparison(error, budget, where, mine, theirs)
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

@@ -1,0 +1,26 @@
+"""``torch.compile`` with inductor."""
+
+from __future__ import annotations
+
+import torch._inductor.config
+
+from gradctl.forms.compiled import compiled_with
+from gradctl.forms.form import Captured
+from gradctl.subject.instance import Instance
+
+__all__ = ["capture", "widened"]
+
+
+def capture(instance: Instance) -> Captured:
+    """Return the model compiled with inductor; random numbers drawn as eager draws them (pytorch 113169).
+
+    Raises:
+        CannotCapture: as ``compiled_with``.
+    """
+    with torch._inductor.config.patch(fallback_random=True):
+        return compiled_with("compile", instance, "inductor", {})
+
+
+def widened(captured: Captured, instance: Instance) -> Captured:
+    """Return the promoted copy compiled anew: Dynamo runs eagerly under a dispatch mode."""
+    return capture(instance)

@@ -1,0 +1,106 @@
+"""What every form has in common: what was captured, what a run of it gives, and how a capture is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gradctl.core.names import Quantity
+from gradctl.subject.instance import Instance, Leaf
+
+__all__ = ["CannotCapture", "Captured", "Form", "Outcome", "gradient_of"]
+
+
+class CannotCapture(Exception):
+    """A form cannot take this model.
+
+    Args:
+        reason: one sentence of ours.
+        details: the stack of what refused, for the report.
+    """
+
+    def __init__(self, reason: str, details: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.details = details
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Captured:
+    """A model in one form, ready to be called like the model it came from.
+
+    Attributes:
+        form: its name.
+        call: takes the model's inputs and gives its outputs.
+        parameters: what collects gradients, by each qualified name in the user's model.
+        buffers: by qualified name.
+        seconds: what capturing took.
+        gives: which quantities can be compared.
+        operators: calls by operator, for the summary; empty where the form has no graph to show.
+        artifact: what can be saved (a ScriptModule, an ExportedProgram), or None.
+    """
+
+    form: str
+    call: Callable[..., Any]
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    seconds: float = 0.0
+    gives: frozenset[Quantity] = frozenset({"output", "gradient", "buffer"})
+    operators: dict[str, int] = field(default_factory=dict)
+    artifact: Any = None
+
+
+class Form(Protocol):
+    """How one form captures. Adding one is adding a file with these two functions, and a row in the table."""
+
+    def capture(self, instance: Instance) -> Captured:
+        """Return the private copy in this form.
+
+        Raises:
+            CannotCapture: with the reason.
+        """
+
+    def widened(self, captured: Captured, instance: Instance) -> Captured:
+        """Return the same in float64: what was captured, turned, or captured again from the promoted copy.
+
+        Raises:
+            CannotCapture: it cannot be had.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What one call gave, forward and backward.
+
+    Attributes:
+        outputs: by name, detached.
+        gradients: by leaf; None where autograd gives none.
+        state: buffers after the call, and inputs that the call changed, by name.
+        differentiable: the outputs that asked for a gradient.
+        error: what the call raised, if it did; the rest is empty then.
+    """
+
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    differentiable: frozenset[str] = frozenset()
+    error: Exception | None = None
+
+
+def gradient_of(leaf: Leaf, captured: Captured) -> Tensor | None:
+    """Return the gradient that a form left for a leaf, summed over the tensors that stand for one storage; clear it."""
+    if not leaf.name.startswith("param:"):
+        return leaf.take_gradient()
+    names = (name.removeprefix("param:") for name in (leaf.name, *leaf.tied))
+    tensors = {id(tensor): tensor for name in names if (tensor := captured.parameters.get(name)) is not None}
+    total: Tensor | None = None
+    for tensor in tensors.values():
+        gradient, tensor.grad = tensor.grad, None
+        if gradient is not None:
+            gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
+            total = gradient if total is None else total + gradient
+    return total

@@ -1,0 +1,72 @@
+"""What ``trace`` and ``script`` share: TorchScript is deprecated, and absent on new Pythons."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from gradctl.forms.form import CannotCapture, Captured
+from gradctl.subject.frames import first_line
+from gradctl.subject.instance import Instance
+
+__all__ = ["captured_by", "widened"]
+
+
+def captured_by(form: str, compile_to_script: Callable[[], Any]) -> Captured:
+    """Return what ``torch.jit`` makes of a model.
+
+    Raises:
+        CannotCapture: TorchScript is absent, or refuses the model.
+    """
+    start = perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scripted = compile_to_script()
+    except Exception as error:  # the compiler or the user's model may raise anything
+        raise CannotCapture(
+            f"torch.jit.{form} refuses the model: {first_line(error)}", traceback.format_exc()
+        ) from error
+    is_module = isinstance(scripted, torch.nn.Module)
+    return Captured(
+        form,
+        scripted,
+        dict(scripted.named_parameters(remove_duplicate=False)) if is_module else {},
+        dict(scripted.named_buffers(remove_duplicate=False)) if is_module else {},
+        perf_counter() - start,
+        operators=_operators(scripted),
+        artifact=scripted,
+    )
+
+
+def widened(captured: Captured, instance: Instance) -> Captured:
+    """Return the same script with float64 parameters and buffers, to be run under the promotion (in place)."""
+    if isinstance(captured.artifact, torch.nn.Module):
+        captured.artifact.double()
+        return Captured(
+            captured.form,
+            captured.call,
+            dict(captured.artifact.named_parameters(remove_duplicate=False)),
+            dict(captured.artifact.named_buffers(remove_duplicate=False)),
+            artifact=captured.artifact,
+        )
+    return captured
+
+
+def _operators(scripted: Any) -> dict[str, int]:
+    """Return calls by operator in the inlined graph, the most frequent first."""
+    graph = getattr(scripted, "inlined_graph", None)
+    kinds: Counter[str] = Counter()
+    pending = list(graph.nodes()) if graph is not None else []
+    while pending:
+        node = pending.pop()
+        if node.kind().startswith(("aten::", "quantized::")):
+            kinds[node.kind().partition("::")[2]] += 1
+        pending.extend(inner for block in node.blocks() for inner in block.nodes())
+    return dict(kinds.most_common())

@@ -1,0 +1,33 @@
+"""``torch.jit.trace``: the operators of one run, recorded. Branches, loops and Python numbers are baked in."""
+
+from __future__ import annotations
+
+import torch
+
+from gradctl.forms.form import Captured
+from gradctl.forms.torchscript import captured_by, widened
+from gradctl.subject.instance import Instance
+
+__all__ = ["capture", "widened"]
+
+
+def capture(instance: Instance) -> Captured:
+    """Return the model traced on its own inputs; tracing's own check is left to the comparison.
+
+    Raises:
+        CannotCapture: as ``captured_by``.
+    """
+    args, kwargs = instance.inputs()
+    instance.restore()
+    if kwargs:
+        return captured_by(
+            "trace",
+            lambda: torch.jit.trace(
+                instance.model,
+                example_inputs=args or None,
+                example_kwarg_inputs=kwargs,
+                check_trace=False,
+                strict=False,
+            ),
+        )
+    return captured_by("trace", lambda: torch.jit.trace(instance.model, args, check_trace=False, strict=False))

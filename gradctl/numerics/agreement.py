@@ -1,0 +1,61 @@
+"""How far a form is from eager in one tensor, and how far rounding lets it be.
+
+The budget is measured, not guessed: what eager's own native run is off by from float64, times four. A tensor whose true
+value is zero by cancellation (attention's key bias) is judged against the scale of its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradctl.numerics.measures import norm
+
+__all__ = ["agreement", "scale_of"]
+
+_TIMES_EAGER = 4.0
+# Rounding that eager happens not to show: another order of a sum, a fused multiply-add.
+_FLOOR_EPSILONS = 64.0
+_CANCELLED = 1e-6
+
+
+def agreement(native: Tensor, oracle: Tensor, candidate: Tensor, neighbours: float) -> tuple[float, float]:
+    """Return ||candidate - oracle|| / scale, and what rounding explains of it.
+
+    Args:
+        native: eager's tensor, in its own dtype.
+        oracle: the same in float64 (or ``native`` again, where there is no float64 run).
+        candidate: the form's, of the same shape and dtype as ``native``.
+        neighbours: the largest norm among tensors of this kind.
+    """
+    if not (native.is_floating_point() or native.is_complex()):
+        return (0.0 if torch.equal(native, candidate) else math.inf), 0.0
+    own = scale_of(oracle)
+    scale = (own if own >= _CANCELLED * neighbours else neighbours) or 1.0
+    budget = _TIMES_EAGER * _distance(native, oracle, scale) + _FLOOR_EPSILONS * torch.finfo(native.dtype).eps
+    return _distance(candidate, oracle, scale), budget
+
+
+def scale_of(tensor: Tensor) -> float:
+    """Return the norm of the finite elements, 0 for integers."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0.0
+    wide = _wide(tensor)
+    return norm(torch.where(torch.isfinite(wide), wide, 0))
+
+
+def _distance(left: Tensor, right: Tensor, scale: float) -> float:
+    """Return ||left - right|| / scale over finite elements; infinite where NaN and Inf are not in the same places."""
+    left, right = _wide(left), _wide(right)
+    finite = torch.isfinite(right)
+    if not torch.equal(finite, torch.isfinite(left)):
+        return math.inf
+    if not torch.equal(torch.nan_to_num(left[~finite]), torch.nan_to_num(right[~finite])):
+        return math.inf
+    return norm((left - right)[finite]) / scale
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

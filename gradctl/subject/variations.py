@@ -1,0 +1,63 @@
+"""More inputs than the example: what a form that baked something in gets wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gradctl.subject.subject import Subject
+from gradctl.subject.tree import map_leaves
+
+__all__ = ["VARIATIONS", "fresh", "varied"]
+
+
+def varied(subject: Subject, name: str) -> Subject:
+    """Return the subject with its inputs varied: ``example``, ``seed``, ``flipped signs`` or ``non-contiguous``."""
+    return _mapped(subject, VARIATIONS[name])
+
+
+def fresh(subject: Subject, seed: int) -> Subject:
+    """Return the subject with new random inputs of the same shapes, sizes and sets of integers."""
+    generator = torch.Generator().manual_seed(seed)
+    return _mapped(subject, lambda tensor: _redrawn(tensor, generator))
+
+
+def _mapped(subject: Subject, function: Callable[[Tensor], Tensor]) -> Subject:
+    args, kwargs = map_leaves(
+        lambda _, leaf: function(leaf.detach()) if isinstance(leaf, Tensor) else leaf, (subject.args, subject.kwargs)
+    )
+    return dataclasses.replace(subject, args=args, kwargs=kwargs)
+
+
+def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return floats drawn with the same root mean square, and integers in another order (each index stays legal)."""
+    if tensor.layout != torch.strided or not tensor.numel():
+        return tensor
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+        return tensor.reshape(-1)[order].reshape(tensor.shape)
+    finite = torch.isfinite(tensor)
+    size = tensor[finite].abs().double().square().mean().sqrt() if bool(finite.any()) else torch.tensor(1.0)
+    drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device) * size
+    return torch.where(finite, drawn.to(tensor.dtype), tensor)
+
+
+def _flipped(tensor: Tensor) -> Tensor:
+    return -tensor if tensor.is_floating_point() or tensor.is_complex() else tensor
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided:
+        return tensor
+    return torch.stack([tensor, torch.zeros_like(tensor)], dim=-1).select(-1, 0)
+
+
+VARIATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "example": lambda tensor: tensor,
+    "seed": lambda tensor: _redrawn(tensor, torch.Generator().manual_seed(1)),
+    "flipped signs": _flipped,
+    "non-contiguous": _strided,
+}
