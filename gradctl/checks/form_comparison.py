@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from gradctl.checks.outcomes import outcomes
@@ -32,7 +31,8 @@ class TensorComparison:
     Attributes:
         error, budget: relative, in the native dtype.
         meaning: relative, both in float64; None if not had.
-        trial: the variation where it is worst, with the number of the call after the first.
+        trial: the variation where it is worst.
+        call: the number of the call there, from 1.
         eager, form: the tensors there; None where one has none.
         persists: for a gradient over its budget: whether it is so on fresh inputs too.
         structure: what differs besides values (shape, dtype), or empty.
@@ -40,7 +40,8 @@ class TensorComparison:
 
     error: float
     budget: float
-    trial: str
+    trial: Trial
+    call: int
     eager: Tensor | None
     form: Tensor | None
     meaning: float | None = None
@@ -54,8 +55,11 @@ class TensorComparison:
 
     @property
     def means_another(self) -> bool:
-        """Whether the form computes something else, whatever the dtype; 3e-8 is what a baked float32 constant does."""
-        return self.meaning is not None and self.meaning > 1e-6
+        """Whether the form computes something else, whatever the dtype; 3e-8 is what a baked float32 constant does.
+
+        A form that is ten times nearer natively than in float64 has only taken float64 badly.
+        """
+        return self.meaning is not None and 1e-6 < self.meaning < 10 * self.error
 
     @property
     def exceeds(self) -> bool:
@@ -120,19 +124,21 @@ class FormComparison:
             return
         self.tried.append(trial.name)
         for number, (native, oracle, call) in enumerate(zip(trial.native, trial.oracle, calls, strict=True)):
-            where = trial.name if number == 0 else f"{trial.name}, call {number + 1}"
-            for key, found in self._rows(native, oracle, call, where):
+            for key, found in self._rows(native, oracle, call, trial, number + 1):
                 if key not in self.worst or found.severity > self.worst[key].severity:
                     self.worst[key] = found
 
     def _rows(
-        self, native: Outcome, oracle: Outcome, call: Outcome, where: str
+        self, native: Outcome, oracle: Outcome, call: Outcome, trial: Trial, number: int
     ) -> Iterator[tuple[Key, TensorComparison]]:
         for quantity in self.captured.gives:
             mine, truth, theirs = _part(native, quantity), _part(oracle, quantity), _part(call, quantity)
             neighbours = max((scale_of(t) for t in truth.values() if t is not None), default=0.0)
             for name in sorted(mine.keys() | theirs.keys()):
-                yield (quantity, name), _compared(mine.get(name), truth.get(name), theirs.get(name), neighbours, where)
+                yield (
+                    (quantity, name),
+                    _compared(mine.get(name), truth.get(name), theirs.get(name), neighbours, trial, number),
+                )
 
     def _see_what_persists(self, state: State) -> None:
         """A gradient over its budget whose outputs agree may be one rounding that flipped a relu: ask fresh inputs."""
@@ -147,7 +153,7 @@ class FormComparison:
             )
             if calls[0].error is not None:
                 continue
-            rows = dict(self._rows(trial.native[0], trial.oracle[0], calls[0], trial.name))
+            rows = dict(self._rows(trial.native[0], trial.oracle[0], calls[0], trial, 1))
             over = {key for key in over if key in rows and rows[key].exceeds}
         for key, each in self.worst.items():
             if key[0] == "gradient" and each.exceeds and key not in over:
@@ -189,15 +195,15 @@ def _part(outcome: Outcome, quantity: Quantity) -> dict[str, Tensor | None]:
 
 
 def _compared(
-    mine: Tensor | None, truth: Tensor | None, theirs: Tensor | None, neighbours: float, where: str
+    mine: Tensor | None, truth: Tensor | None, theirs: Tensor | None, neighbours: float, trial: Trial, call: int
 ) -> TensorComparison:
     if mine is None or theirs is None:
-        return TensorComparison(0.0 if mine is theirs else math.inf, 0.0, where, mine, theirs)
+        return TensorComparison(0.0 if mine is theirs else math.inf, 0.0, trial, call, mine, theirs)
     if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
         structure = f"{_described(theirs)} instead of {_described(mine)}"
-        return TensorComparison(math.inf, 0.0, where, mine, theirs, structure=structure)
+        return TensorComparison(math.inf, 0.0, trial, call, mine, theirs, structure=structure)
     error, budget = agreement(mine, mine if truth is None else truth, theirs, neighbours)
-    return TensorComparison(error, budget, where, mine, theirs)
+    return TensorComparison(error, budget, trial, call, mine, theirs)
 
 
 def _described(tensor: Tensor) -> str:

@@ -22,7 +22,7 @@ from gradctl.numerics.judge import Judge
 from gradctl.numerics.measures import dot, gaussian_like, relative_error
 from gradctl.numerics.point import NoGradient
 from gradctl.numerics.runner import ModelRunner, Outputs
-from gradctl.subject.frames import first_line
+from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.instance import Leaf
 from gradctl.subject.seeding import seed_generators
 
@@ -158,7 +158,7 @@ def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Func
     except NoGradient:
         return None
     except Exception as error:  # the user's backward may raise anything
-        return FunctionFault(call.function, "first", f"{name}.backward raises {first_line(error)}")
+        return FunctionFault(call.function, "first", f"{name}.backward raises {_refusal(error)}")
     wrong = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
     if not wrong:
         return None
@@ -205,9 +205,7 @@ def _layout_fault(runner: _FunctionRunner) -> FunctionFault | None:
         try:
             found = runner.gradients(cotangents)
         except Exception as error:  # the user's backward may raise anything
-            return FunctionFault(
-                function, "layout", f"{name}.backward raises for {words} cotangent: {first_line(error)}"
-            )
+            return FunctionFault(function, "layout", f"{name}.backward raises for {words} cotangent: {_refusal(error)}")
         if (off := _largest_error(expected, found)) > _same(runner):
             message = f"{name}.backward gives another gradient for {words} cotangent: off by {off:.2e} (relative)"
             return FunctionFault(function, "layout", message, off)
@@ -227,7 +225,7 @@ def _undefined_fault(runner: _FunctionRunner) -> FunctionFault | None:
         try:
             found = _gradients_without(runner, k)
         except Exception as error:  # the user's backward may raise anything
-            message = f"{name}.backward raises where output {k} has no cotangent (None): {first_line(error)}"
+            message = f"{name}.backward raises where output {k} has no cotangent (None): {_refusal(error)}"
             return FunctionFault(runner.function, "layout", message)
         if (off := _largest_error(expected, found)) > _same(runner):
             message = f"{name}.backward is wrong where output {k} has no cotangent (None): off by {off:.2e} (relative)"
@@ -262,7 +260,7 @@ def _input_off_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | 
         try:
             found = runner.gradients(_gaussian)
         except Exception as error:  # the user's backward may raise anything
-            message = f"{name}.backward raises where {leaf.name!r} asks for no gradient: {first_line(error)}"
+            message = f"{name}.backward raises where {leaf.name!r} asks for no gradient: {_refusal(error)}"
             return FunctionFault(call.function, "layout", message)
         if (off := _largest_error(expected, found)) > _same(runner):
             message = f"{name}.backward changes where {leaf.name!r} asks for no gradient: off by {off:.2e} (relative)"
@@ -285,7 +283,7 @@ def _forward_mode_fault(runner: _FunctionRunner) -> FunctionFault | None:
             named = runner.apply(runner.arguments(duals))
             pushed = [forward_ad.unpack_dual(t).tangent for _, t in named]  # type: ignore[no-untyped-call]
     except Exception as error:  # the user's jvp may raise anything
-        return FunctionFault(runner.function, "forward-mode", f"{name}.jvp raises {first_line(error)}")
+        return FunctionFault(runner.function, "forward-mode", f"{name}.jvp raises {_refusal(error)}")
     differentiable = [k for k, (_, t) in enumerate(runner.differentiate()) if t.requires_grad]
     cotangents = _gaussian([named[k][1] for k in differentiable])
     products = [(w, pushed[k]) for w, k in zip(cotangents, differentiable, strict=True) if pushed[k] is not None]
@@ -305,7 +303,8 @@ def _second_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Fu
         judge = Judge(runner, seed=seed, probes=1, epsilon=_epsilon(runner))  # one: a double backward costs much
         suspects, _ = judge.screen(range(len(runner.leaves)))
         judged, _ = judge.each(suspects)
-    except Exception:  # once_differentiable, or a backward that is no torch program: second order is not offered
+    except Exception as error:  # once_differentiable, or a backward that is no torch program: not offered
+        _refusal(error)
         return None
     wrong = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
     if not wrong:
@@ -316,6 +315,13 @@ def _second_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Fu
         f"off by {wrong[worst].error:.2e} (relative)"
     )
     return FunctionFault(call.function, "second", message, wrong[worst].error)
+
+
+def _refusal(error: Exception) -> str:
+    """Return what the user's code raised; a machine without memory is no mistake of theirs, and raises on."""
+    if is_out_of_memory(error):
+        raise error
+    return first_line(error)
 
 
 def _argument_name(function: type[Function], position: int) -> str:

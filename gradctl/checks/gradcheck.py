@@ -172,7 +172,13 @@ class _Check:
         leaves, broken = self.source.runner.leaves, self._broken()
         heads = [function_finding(fault) for fault in self.blame.faults.values()]
         order = sorted(self.judged, key=lambda i: -(self.judged[i].error or 0.0))
-        about = [gradient_finding(leaves[i], self.judged[i], self.behind.get(i), broken.get(i)) for i in order]
+        is_output_broken = bool(self.native.findings())
+        about = [
+            gradient_finding(
+                leaves[i], self.judged[i], self.behind.get(i), broken.get(i), is_output_broken=is_output_broken
+            )
+            for i in order
+        ]
         overflow = native_gradient_findings(self.native, {leaves[i].name for i in broken})
         return [*heads, *(finding for finding in about if finding is not None), *overflow, *self.contracts]
 
@@ -215,9 +221,9 @@ class _Check:
         ]
         if not indices:
             names = [leaf.name for leaf in leaves]
-            listed = ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
+            listed = ", ".join(names[:4]) + (" …" if len(names) > 4 else ".")
             raise TargetError(
                 "GC115",
-                f"no tensor matches --tensor {pattern!r}{nearest(pattern, names)}; there are {len(names)}: {listed}.",
+                f"no tensor matches --tensor {pattern!r}{nearest(pattern, names)}; there are {len(names)}: {listed}",
             )
         return indices

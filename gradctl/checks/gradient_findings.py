@@ -65,7 +65,14 @@ def contract_finding(fault: FunctionFault, *, is_target: bool) -> Finding:
     return function_finding(fault, severity="error" if is_target or fault.rule != "second" else "note")
 
 
-def gradient_finding(leaf: Leaf, judged: TensorJudgement, cause: type | None, broken: Tensor | None) -> Finding | None:
+def gradient_finding(
+    leaf: Leaf,
+    judged: TensorJudgement,
+    cause: type | None,
+    broken: Tensor | None,
+    *,
+    is_output_broken: bool = False,
+) -> Finding | None:
     """Return the finding about one leaf's gradient, or None if there is nothing to say."""
     module = leaf.name.partition(":")[2].rpartition(".")[0] or None
     place = Location(module=module) if leaf.name.startswith("param:") and module else None
@@ -75,6 +82,7 @@ def gradient_finding(leaf: Leaf, judged: TensorJudgement, cause: type | None, br
         code = "GC407"
         message = f"the gradient of {leaf.name} is NaN or infinite in {int(broken.sum())} of {broken.numel()} elements."
         hint = "a branch not taken still passes NaN (where with sqrt or log): make its argument safe before the where."
+        hint = "an output is NaN, and this with it: begin there." if is_output_broken else hint
     elif judged.verdict == "missing":
         code, verdict = "GC403", "missing"
         message = f"autograd gives {leaf.name} no gradient, but the output changes with it."

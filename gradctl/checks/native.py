@@ -15,6 +15,7 @@ from gradctl.numerics.measures import gaussian_like, relative_error
 from gradctl.numerics.point import NoGradient
 from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
 from gradctl.subject.instance import InputMode, Instance
+from gradctl.subject.misfit import first_layer_remedy, given_inputs
 from gradctl.subject.subject import Subject
 
 __all__ = ["Native", "run_native"]
@@ -107,7 +108,7 @@ def _unrepeated(quantity: Quantity, name: str, first: Tensor | None, second: Ten
 
 
 def _first_run(subject: Subject) -> tuple[Instance, dict[str, Tensor], Named]:
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     modes: tuple[InputMode, ...] = ("leaf", "clone", "constant")
     for mode in modes:
         if mode == "clone" and "leaf Variable that requires grad" not in str(failures[0]):
@@ -131,13 +132,15 @@ def _first_run(subject: Subject) -> tuple[Instance, dict[str, Tensor], Named]:
             ) from error
         except TargetError:
             raise
-        except Exception as error:  # the user's model may raise anything
+        except (Exception, SystemExit) as error:  # the user's model may raise anything
             if is_out_of_memory(error):
                 raise
             failures.append(error)
     last = failures[-1]
+    given = given_inputs(subject.model, subject.args, subject.kwargs)
+    remedy = first_layer_remedy(subject.model, subject.args, subject.kwargs) if isinstance(last, Exception) else ""
     raise TargetError(
-        "GC111", f"{subject.target} raises on these inputs: {first_line(last)}.", details=user_frames(last)
+        "GC111", f"{subject.target} raises on {given}: {first_line(last)}.{remedy}", details=user_frames(last)
     ) from last
 
 

@@ -1,4 +1,4 @@
-"""Runs of a form: outputs, gradients, buffers and changed inputs of three calls in a row, on the same state and seed."""
+"""Runs of a form: outputs, gradients and state of three calls in a row, from the same state and seed."""
 
 from __future__ import annotations
 

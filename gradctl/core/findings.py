@@ -20,6 +20,7 @@ __all__ = [
     "Report",
     "Summary",
     "TensorResult",
+    "Timing",
     "Tool",
     "Unit",
     "fingerprint",
@@ -129,6 +130,16 @@ class Oracle(msgspec.Struct, frozen=True, kw_only=True):
     held_fixed: int = 0
 
 
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """What a form costs and buys, in seconds: medians of calls interleaved with eager's. Null where it has no such run."""
+
+    capture: float
+    forward: float | None = None
+    eager_forward: float | None = None
+    training: float | None = None
+    eager_training: float | None = None
+
+
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """One target in one form. ``reason`` says in one sentence why a unit is not complete; ``details`` holds stacks."""
 
@@ -141,6 +152,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     oracle: Oracle | None = None
     variations: tuple[str, ...] = ()
+    timing: Timing | None = None
     tensors: tuple[TensorResult, ...] = ()
     findings: tuple[Finding, ...] = ()
 

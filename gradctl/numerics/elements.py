@@ -10,9 +10,9 @@ from torch import Tensor
 
 from gradctl.numerics.judge import Judge
 from gradctl.numerics.measures import gaussian_like
-from gradctl.numerics.point import Direction, Sample
+from gradctl.numerics.point import Direction, Point, Sample
 
-__all__ = ["ElementDifference", "worst_elements"]
+__all__ = ["ElementDifference", "along_leaf", "element_slope", "worst_elements"]
 
 # Up to this many elements each gets a finite difference, and the number of wrong ones is known.
 _ALL = 64
@@ -67,7 +67,7 @@ def _followed_down(judge: Judge, sample: Sample, i: int, count: int) -> list[int
         part = torch.zeros_like(weights)
         part[begin:end] = weights[begin:end]
         length = float(torch.linalg.vector_norm(part)) or 1.0
-        phi = judge.point.along(_along_leaf(judge, i, part / length), sample)
+        phi = judge.point.along(along_leaf(judge.point, i, part / length), sample)
         slope = length * (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
         return slope - float(totals[end] - totals[begin])
 
@@ -85,23 +85,28 @@ def _followed_down(judge: Judge, sample: Sample, i: int, count: int) -> list[int
     return [begin for begin, _, _ in beam]
 
 
-def _measured(judge: Judge, i: int, position: int) -> ElementDifference:
-    """Return the finite difference of one element, by central differences extrapolated once."""
-    value, sample = judge.point.values[i], judge.samples[0]
-    part = torch.zeros_like(value).reshape(-1)
+def element_slope(point: Point, sample: Sample, i: int, position: int) -> float:
+    """Return the finite difference of one element of leaf ``i``, by central differences extrapolated once."""
+    part = torch.zeros_like(point.values[i]).reshape(-1)
     part[position] = 1.0
-    phi = judge.point.along(_along_leaf(judge, i, part), sample)
+    phi = point.along(along_leaf(point, i, part), sample)
     coarse = (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
     fine = (phi(_STEP / 2) - phi(-_STEP / 2)) / _STEP
+    return (4 * fine - coarse) / 3
+
+
+def _measured(judge: Judge, i: int, position: int) -> ElementDifference:
+    value, sample = judge.point.values[i], judge.samples[0]
     gradient = sample.gradients[i]
     stated = 0.0 if gradient is None else float(gradient.reshape(-1)[position].real)
     if i in sample.broken and bool(sample.broken[i].reshape(-1)[position]):
         stated = math.nan
     index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(position), value.shape)) if value.dim() else ()
-    return ElementDifference(index, stated, (4 * fine - coarse) / 3)
+    return ElementDifference(index, stated, element_slope(judge.point, sample, i, position))
 
 
-def _along_leaf(judge: Judge, i: int, part: Tensor) -> Direction:
-    parts: list[Tensor | None] = [None] * len(judge.point.values)
-    parts[i] = part.reshape(judge.point.values[i].shape)
+def along_leaf(point: Point, i: int, part: Tensor) -> Direction:
+    """Return the direction that moves leaf ``i`` alone, by ``part`` (any shape of its size)."""
+    parts: list[Tensor | None] = [None] * len(point.values)
+    parts[i] = part.reshape(point.values[i].shape)
     return Direction(parts, [])

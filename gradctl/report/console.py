@@ -95,15 +95,19 @@ def _print_unit(console: Console, unit: Unit, *, named: bool) -> None:
         _print_indented(console, f"{unit.form}  {unit.status}: {unit.reason}", indent=0)
     spoiled = spoiled_by_a_function(unit)
     findings = [finding for finding in worst_first(unit.findings) if finding.tensor not in spoiled or not finding.cause]
-    headlines = [finding for finding in findings if finding.code == "GC408" and not finding.allowed]
+    functions = [finding for finding in findings if finding.code == "GC408" and not finding.allowed]
     loud = differing(unit.tensors)
+    # An output that is NaN comes before the gradients that are NaN for it.
+    rows = {tensor.tensor for tensor in loud}
+    outputs = [each for each in findings if each.quantity == "output" and each.tensor not in rows and not each.allowed]
+    headlines = [*functions, *(finding for finding in outputs if finding.severity != "note")]
     blocks = [tensor for tensor in loud if tensor.tensor not in spoiled]
     shown = blocks[:_MOST_BLOCKS]
     about_shown = {tensor.tensor for tensor in shown}
 
     for headline in headlines:
         _print_finding(console, headline)
-    _print_spoiled(console, unit, [tensor for tensor in loud if tensor.tensor in spoiled], len(headlines))
+    _print_spoiled(console, unit, [tensor for tensor in loud if tensor.tensor in spoiled], len(functions))
     for tensor in shown:
         _print_tensor(console, unit, tensor, named=named)
         for finding in findings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["no_inputs", "proposed_input", "proposed_inputs"]
+__all__ = ["first_layer", "no_inputs", "proposed_input", "proposed_inputs"]
 
 import inspect
 import shlex
@@ -52,7 +52,7 @@ def proposed_inputs(model: Callable[..., Any]) -> list[str]:
         return [str(_UNKNOWN)]
     named = [parameter for parameter in signature.parameters.values() if parameter.kind not in VARIADIC]
     needed = required_parameters(signature) or named[:1]
-    return [proposed_input(model, parameter) for parameter in needed] or [str(_first_layer_input(model))]
+    return [proposed_input(model, parameter) for parameter in needed] or [str(first_layer(model)[2])]
 
 
 def proposed_input(model: Callable[..., Any], parameter: inspect.Parameter) -> str:
@@ -61,22 +61,25 @@ def proposed_input(model: Callable[..., Any], parameter: inspect.Parameter) -> s
     plain = next((text for kind, text in _PLAIN.items() if annotation in (kind, kind.__name__)), None)
     if plain is not None:
         return f"{parameter.name}={plain}"
-    spec = _first_layer_input(model)
+    spec = first_layer(model)[2]
     if "mask" in parameter.name:
         spec = TensorSpec("bool", spec.shape)
     return f"{parameter.name}={spec}"
 
 
-def _first_layer_input(model: Callable[..., Any]) -> TensorSpec:
-    """Return what the first layer that has a width of its own takes, in order of definition."""
+def first_layer(model: Callable[..., Any]) -> tuple[str, nn.Module | None, TensorSpec]:
+    """Return name and module of the first layer that has a width of its own, in order of definition, and what it takes.
+
+    The layer is None where there is no such; then the input is a guess out of the blue.
+    """
     owner = module_of(model)
-    for module in owner.modules() if owner is not None else ():
+    for name, module in owner.named_modules() if owner is not None else ():
         for kind, guess in _GUESSES.items():
             if isinstance(module, kind):
                 spec = guess(module)
                 if 0 not in spec.shape:  # a lazy layer does not know yet
-                    return spec
-    return _UNKNOWN
+                    return name, module, spec
+    return "", None, _UNKNOWN
 
 
 def _image(layer: Any) -> TensorSpec:

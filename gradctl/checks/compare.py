@@ -1,0 +1,146 @@
+"""``gradctl compare``: is each static form still the model, outputs, gradients and state? Eager is judged first.
+
+Two questions, asked apart: does the form mean the same (in float64, where it can be had), and does it round no worse
+than eager does. Where gradients differ, finite differences say who is right. A form that equals eager passes, even where
+eager is wrong: eager's own unit has failed already.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+
+from gradctl.checks.allows import Allows
+from gradctl.checks.arbiter import Arbiter
+from gradctl.checks.form_comparison import FormComparison
+from gradctl.checks.form_findings import findings_and_rows
+from gradctl.checks.gradcheck import gradcheck
+from gradctl.checks.native import run_native
+from gradctl.checks.reference import Reference
+from gradctl.checks.timing import timing_of
+from gradctl.core.findings import Unit, fingerprint
+from gradctl.core.names import FORMS
+from gradctl.core.verdicts import unit_verdict
+from gradctl.forms.form import CannotCapture, Captured, Form
+from gradctl.forms.table import form_named
+from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.subject import Subject
+
+__all__ = ["STATIC_FORMS", "Comparing", "compare"]
+
+STATIC_FORMS = tuple(name for name in FORMS if name != "eager")
+
+
+class Comparing:
+    """Eager, run once on all inputs, and the forms that are held against it.
+
+    Args:
+        subject: the model and its inputs; not changed.
+        allows: accepted findings.
+        fail_on: the severity from which a finding fails a unit.
+
+    Raises:
+        TargetError, NothingToCheck: as ``gradcheck``.
+    """
+
+    def __init__(self, subject: Subject, allows: Allows, *, fail_on: str = "error") -> None:
+        self.subject, self.allows, self.fail_on = subject, allows, fail_on
+        with _quietly():
+            self.reference = Reference(subject, run_native(subject).input_mode)
+        self.arbiter = Arbiter(self.reference, allows)
+
+    def form(self, name: str, *, named: bool) -> Unit:
+        """Return the verdict on one form; one that cannot take the model is skipped, or inconclusive where ``named``."""
+        start = time.perf_counter()
+        form = form_named(name)
+        with _quietly():
+            try:
+                captured = form.capture(self.reference.instance())
+            except CannotCapture as refusal:
+                return Unit(
+                    target=self.subject.target,
+                    form=name,
+                    status="unsupported",
+                    verdict="inconclusive" if named else "skipped",
+                    reason=refusal.reason,
+                    details=refusal.details or None,
+                    seconds=time.perf_counter() - start,
+                )
+            return self.captured(captured, form, start=start)
+
+    def captured(self, captured: Captured, form: Form, *, start: float | None = None) -> Unit:
+        """Return the verdict on what was captured just now, or loaded from a file."""
+        start = time.perf_counter() if start is None else start
+        with _quietly():
+            timing = timing_of(captured, self.reference)
+            comparison = FormComparison(self.reference, captured)
+            comparison.run(form)
+            found, tensors = findings_and_rows(comparison, self.arbiter)
+        findings = [
+            msgspec.structs.replace(
+                each, fingerprint=fingerprint(each.code, self.subject.target, captured.form, each.quantity, each.tensor)
+            )
+            for each in self.allows.apply(found)
+        ]
+        return Unit(
+            target=self.subject.target,
+            form=captured.form,
+            verdict=unit_verdict("complete", findings, tensors, self.fail_on),
+            reason="; ".join(f"not tried: {each}" for each in comparison.skipped) or None,
+            seconds=time.perf_counter() - start,
+            variations=tuple(comparison.tried),
+            timing=timing,
+            tensors=tuple(tensors),
+            findings=tuple(findings),
+        )
+
+
+def compare(
+    subject: Subject,
+    *,
+    forms: Sequence[str] = (),
+    allows: Allows | Sequence[str] = (),
+    fail_on: str = "error",
+    progress: Callable[[str], None] | None = None,
+) -> list[Unit]:
+    """Return eager's own gradcheck as the first unit, then one a form, in this process.
+
+    Args:
+        subject: the model and its inputs; not changed.
+        forms: which; none means all.
+        allows, fail_on, progress: as in ``gradcheck``.
+    """
+    accepted = allows if isinstance(allows, Allows) else Allows(allows)
+    units = [gradcheck(subject, allows=accepted, fail_on=fail_on, progress=progress)]
+    with borrowed_generators():
+        comparing = Comparing(subject, accepted, fail_on=fail_on)
+        for name in forms or STATIC_FORMS:
+            (progress or (lambda text: None))(f"comparing {name}")
+            units.append(comparing.form(name, named=bool(forms)))
+    return units
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the compilers' logging to themselves; what they refuse is a reason in the report."""
+    import warnings
+
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with borrowed_generators(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def compare_one(
+    subject: Subject, form_name: str, *, named: bool, allows: Sequence[str], fail_on: str = "error"
+) -> Unit:
+    """Return the verdict on one form: what a process of its own does."""
+    return Comparing(subject, Allows(allows), fail_on=fail_on).form(form_name, named=named)

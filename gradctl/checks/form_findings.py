@@ -1,0 +1,110 @@
+"""From one form's comparison to its unit: the words of GC301, GC302, GC303, GC402 and GC403."""
+
+from __future__ import annotations
+
+
+from gradctl.checks.arbiter import Arbiter
+from gradctl.checks.form_comparison import FormComparison, TensorComparison
+from gradctl.core.findings import Finding, TensorResult, number
+from gradctl.core.names import Quantity, TensorVerdict
+from gradctl.subject.frames import first_line
+
+__all__ = ["findings_and_rows"]
+
+# The rows of one tensor cost 20 forwards and want a person's eye: only the worst few have them.
+_TENSORS_WITH_ROWS = 3
+_CODES: dict[Quantity, str] = {"output": "GC301", "buffer": "GC302", "gradient": "GC402"}
+_SIDES: dict[TensorVerdict, str] = {
+    "wrong": "finite differences agree with eager",
+    "reference-wrong": "finite differences agree with {form}, so it is eager's that is wrong",
+    "differs": "finite differences cannot say who is right",
+}
+
+
+def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[list[Finding], list[TensorResult]]:
+    """Return what a form gets wrong, worst first, and a row for each of its tensors."""
+    form = comparison.captured.form
+    findings, rows = [], []
+    if comparison.error is not None:
+        findings.append(_raises(form, comparison.error))
+    order = sorted(comparison.worst.items(), key=lambda item: -item[1].severity)
+    with_rows = [key for key, each in order if key[0] == "gradient" and each.differs][:_TENSORS_WITH_ROWS]
+    for (quantity, name), each in order:
+        verdict = _verdict(quantity, name, each, arbiter)
+        elements, count = arbiter.rows(name, each) if (quantity, name) in with_rows else ((), None)
+        rows.append(
+            TensorResult(
+                quantity=quantity,
+                tensor=name,
+                verdict=verdict,
+                shape=tuple(tensor.shape)
+                if (tensor := each.eager if each.eager is not None else each.form) is not None
+                else (),
+                dtype=str(tensor.dtype).removeprefix("torch.") if tensor is not None else "none",
+                error=number(each.error),
+                budget=number(each.budget),
+                elements_wrong=count,
+                worst=elements,
+            )
+        )
+        if each.differs:
+            findings.append(_difference(form, quantity, name, verdict, each))
+        elif each.exceeds:
+            findings.append(_flipped(form, name, each))
+    return findings, rows
+
+
+def _verdict(quantity: Quantity, name: str, each: TensorComparison, arbiter: Arbiter) -> TensorVerdict:
+    if not each.differs:
+        return "same"
+    if each.is_missing:
+        return "missing"
+    return arbiter.verdict(name, each) if quantity == "gradient" and not each.structure else "differs"
+
+
+def _difference(form: str, quantity: Quantity, name: str, verdict: TensorVerdict, each: TensorComparison) -> Finding:
+    what = {"output": name, "buffer": f"{name} after the call", "gradient": f"the gradient of {name}"}[quantity]
+    code = _CODES[quantity]
+    where = "" if each.trial.name == "example" else f" with {each.trial.name}"
+    where += f" at call {each.call}" if each.call > 1 else ""
+    if each.is_missing:
+        code = "GC403" if quantity == "gradient" else code
+        has, lacks = (form, "eager") if each.eager is None else ("eager", form)
+        message = f"{has} gives {what}{where}, and {lacks} gives none."
+    elif each.structure:
+        message = f"{what} is {each.structure} in {form}{where}."
+    else:
+        size = each.error if each.exceeds or each.meaning is None else each.meaning
+        dtype = " in float64" if not each.exceeds else f", rounding explains {each.budget:.2e}"
+        side = f"; {_SIDES[verdict].format(form=form)}" if quantity == "gradient" else ""
+        message = f"{what} differs from eager's in {form}{where}: by {size:.2e} (relative{dtype}){side}."
+    return Finding(
+        code=code,
+        severity="error",
+        quantity=quantity,
+        tensor=name,
+        verdict=verdict,
+        message=message,
+        allow=f"{code}:{name}",
+    )
+
+
+def _flipped(form: str, name: str, each: TensorComparison) -> Finding:
+    return Finding(
+        code="GC415",
+        severity="note",
+        quantity="gradient",
+        tensor=name,
+        verdict="same",
+        message=f"the gradient of {name} differs in {form} with {each.trial.name} by {each.error:.2e} (relative), and not "
+        "on fresh inputs: a relu or a max fell to the other side by one rounding.",
+    )
+
+
+def _raises(form: str, error: Exception) -> Finding:
+    return Finding(
+        code="GC303",
+        severity="error",
+        message=f"{form} captures the model and raises where eager runs: {first_line(error)}.",
+        allow=f"GC303:{form}",
+    )
