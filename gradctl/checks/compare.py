@@ -28,6 +28,7 @@ from gradctl.core.verdicts import unit_verdict
 from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.table import form_named
 from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 
 __all__ = ["STATIC_FORMS", "Comparing", "compare"]
@@ -76,8 +77,9 @@ class Comparing:
         """Return the verdict on what was captured just now, or loaded from a file."""
         start = time.perf_counter() if start is None else start
         with _quietly():
+            state = State([captured.parameters, captured.buffers])
             timing = timing_of(captured, self.reference)
-            comparison = FormComparison(self.reference, captured)
+            comparison = FormComparison(self.reference, captured, state)
             comparison.run(form)
             found, tensors = findings_and_rows(comparison, self.arbiter)
         findings = [

@@ -84,6 +84,7 @@ class FormComparison:
     """Runs ``captured`` on every trial of ``reference`` and keeps the worst of each tensor.
 
     Attributes:
+        state: of the form, as it was captured; put back before each trial.
         tried: variations on which the form ran.
         skipped: those it did not run on, with the reason.
         worst: by quantity and name.
@@ -93,6 +94,7 @@ class FormComparison:
 
     reference: Reference
     captured: Captured
+    state: State
     tried: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     worst: dict[Key, TensorComparison] = field(default_factory=dict)
@@ -101,12 +103,11 @@ class FormComparison:
 
     def run(self, form: Form) -> None:
         """Compare natively, then, in float64, what it means; widening changes what was captured, so it comes last."""
-        state = State([self.captured.parameters, self.captured.buffers])
         self.skipped.extend(self.reference.skipped)
         for trial in self.reference.trials:
-            self._try(trial, state)
+            self._try(trial)
         if self.error is None:
-            self._see_what_persists(state)
+            self._see_what_persists()
             self._compare_meaning(form)
 
     @property
@@ -114,8 +115,8 @@ class FormComparison:
         """Whether no output differs."""
         return not any(each.differs for (quantity, _), each in self.worst.items() if quantity == "output")
 
-    def _try(self, trial: Trial, state: State) -> None:
-        calls = outcomes(self.captured, trial.instance, state, differentiable=trial.native[0].differentiable)
+    def _try(self, trial: Trial) -> None:
+        calls = outcomes(self.captured, trial.instance, self.state, differentiable=trial.native[0].differentiable)
         if calls[-1].error is not None:
             if trial.name == "example":
                 self.error = calls[-1].error
@@ -140,7 +141,7 @@ class FormComparison:
                     _compared(mine.get(name), truth.get(name), theirs.get(name), neighbours, trial, number),
                 )
 
-    def _see_what_persists(self, state: State) -> None:
+    def _see_what_persists(self) -> None:
         """A gradient over its budget whose outputs agree may be one rounding that flipped a relu: ask fresh inputs."""
         over = {
             key for key, each in self.worst.items() if key[0] == "gradient" and each.exceeds and not each.is_missing
@@ -149,7 +150,7 @@ class FormComparison:
             return
         for trial in self.reference.fresh_trials():
             calls = outcomes(
-                self.captured, trial.instance, state, differentiable=trial.native[0].differentiable, calls=1
+                self.captured, trial.instance, self.state, differentiable=trial.native[0].differentiable, calls=1
             )
             if calls[0].error is not None:
                 continue

@@ -17,10 +17,10 @@ def capture(instance: Instance) -> Captured:
     Raises:
         CannotCapture: as ``captured_by``.
     """
-    args, kwargs = instance.inputs()
     instance.restore()
+    args, kwargs = instance.inputs()
     if kwargs:
-        return captured_by(
+        captured = captured_by(
             "trace",
             lambda: torch.jit.trace(
                 instance.model,
@@ -30,4 +30,7 @@ def capture(instance: Instance) -> Captured:
                 strict=False,
             ),
         )
-    return captured_by("trace", lambda: torch.jit.trace(instance.model, args, check_trace=False, strict=False))
+    else:
+        captured = captured_by("trace", lambda: torch.jit.trace(instance.model, args, check_trace=False, strict=False))
+    instance.restore()  # tracing runs the model, which moves the very buffers that the script shares
+    return captured

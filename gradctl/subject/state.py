@@ -75,7 +75,13 @@ def _note_tensor(tensor: Tensor) -> _Note:
 
     def restore() -> None:
         nonlocal version
-        if tensor._version != version or tensor.shape != saved.shape or tensor.dtype != saved.dtype:
+        # batch_norm writes its running statistics without counting a version; a frozen weight is big, and is not.
+        if (
+            not isinstance(tensor, nn.Parameter)
+            or tensor._version != version
+            or tensor.shape != saved.shape
+            or tensor.dtype != saved.dtype
+        ):
             if tensor.shape == saved.shape and tensor.dtype == saved.dtype:
                 tensor.copy_(saved)
             else:

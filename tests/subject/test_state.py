@@ -108,3 +108,11 @@ def test_an_excluded_tensor_is_left_as_it_is():
         module.weight.fill_(7.0)
     state.restore()
     assert module.weight.tolist() == [[7.0, 7.0], [7.0, 7.0]]
+
+
+def test_running_statistics_are_put_back_though_batch_norm_counts_no_version():
+    module = nn.BatchNorm1d(3).train()
+    state = State([module])
+    module(torch.randn(4, 3) + 5)
+    state.restore()
+    assert module.running_mean is not None and module.running_mean.tolist() == [0.0, 0.0, 0.0]
