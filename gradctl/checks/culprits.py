@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,11 @@ import torch
 from gradctl.checks.allows import Allows
 from gradctl.checks.functions import FunctionFault, broken_contracts, first_order_fault, function_name
 from gradctl.checks.gradient_findings import contract_finding, function_finding
+from gradctl.core.errors import NothingToCheck
 from gradctl.core.findings import Finding
 from gradctl.numerics.functions import FunctionCall, FunctionClass, is_torch_own
 from gradctl.numerics.judge import Judge, TensorJudgement
+from gradctl.numerics.point import NoGradient
 from gradctl.numerics.runner import ModelRunner
 
 __all__ = ["Blame", "blame_functions", "contract_findings", "is_allowed", "tensors_behind"]
@@ -55,6 +57,8 @@ def blame_functions(judge: Judge, runner: ModelRunner, wrong: Sequence[int], set
             judged, _ = around.each(suspects)
             blame.own = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
             blame.forwards = around.point.forwards
+        except NoGradient:  # every output is behind a Function that states no linear map: nothing is left to judge
+            blame.own = {}
         finally:
             watch.linearised, watch.unjudged = allowed, unjudged
     judge.point.record()
@@ -81,6 +85,16 @@ def contract_findings(
 def is_allowed(function: FunctionClass, allows: Allows) -> bool:
     """Tell whether the user accepts that this Function's backward is not its derivative."""
     return bool(allows.matching(f"GC408:{function_name(function)}"))
+
+
+def nothing_in_front(target: str, functions: Iterable[FunctionClass]) -> NothingToCheck:
+    """Return GC110 for a model all of whose outputs come through allowed Functions that state no linear map."""
+    names = ", ".join(sorted(function_name(function) for function in functions))
+    return NothingToCheck(
+        "GC110",
+        f"every output of {target} is behind {names}, which is allowed and cannot be judged around: its backward is "
+        "once_differentiable or not linear in its cotangent. Make it a torch program, or check what comes before it.",
+    )
 
 
 def tensors_behind(judge: Judge, runner: ModelRunner) -> set[int]:

@@ -126,7 +126,8 @@ class FormComparison:
         self.tried.append(trial.name)
         for number, (native, oracle, call) in enumerate(zip(trial.native, trial.oracle, calls, strict=True)):
             for key, found in self._rows(native, oracle, call, trial, number + 1):
-                if key not in self.worst or found.severity > self.worst[key].severity:
+                # The example comes first and is what a person tries: another input must be clearly worse.
+                if key not in self.worst or found.severity > 2 * self.worst[key].severity:
                     self.worst[key] = found
 
     def _rows(

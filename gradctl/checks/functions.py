@@ -112,8 +112,9 @@ class _FunctionRunner:
         """Return the VJP of what ``cotangents`` makes of the differentiable outputs; None for an input without one."""
         outputs = [t for _, t in self.differentiate() if t.requires_grad]
         wanted = [leaf.tensor for k, leaf in enumerate(self.leaves) if k != self.off]
+        handed = cotangents(outputs)  # drawn in float64: under the promotion, draws are rounded as the model's own are
         with self.promoted():
-            return list(torch.autograd.grad(outputs, wanted, cotangents(outputs), allow_unused=True))
+            return list(torch.autograd.grad(outputs, wanted, handed, allow_unused=True))
 
 
 class _SecondOrder(_FunctionRunner):
@@ -162,6 +163,8 @@ def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Func
     wrong = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
     if not wrong:
         return None
+    if in_place := _in_place_fault(runner):
+        return in_place
     worst = max(wrong, key=lambda i: wrong[i].error or 0.0)
     what = "gives no gradient for" if wrong[worst].verdict == "missing" else "is not the derivative in"
     places = ", ".join(repr(runner.leaves[i].name) for i in wrong)
@@ -174,7 +177,8 @@ def broken_contracts(call: FunctionCall, model: ModelRunner, seed: int) -> list[
     runner = _FunctionRunner(call, model)
     if not runner.leaves or not any(t.requires_grad for _, t in runner.differentiate()):
         return []
-    faults = [fault for fault in (_layout_fault(runner), _input_off_fault(call, model)) if fault is not None]
+    layout = _in_place_fault(runner) or _layout_fault(runner)
+    faults = [fault for fault in (layout, _input_off_fault(call, model)) if fault is not None]
     if getattr(call.function, "jvp", Function.jvp) is not Function.jvp:
         faults += [fault] if (fault := _forward_mode_fault(runner)) is not None else []
     return [*faults, fault] if (fault := _second_order_fault(call, model, seed)) is not None else faults
@@ -190,11 +194,29 @@ def _expanded(outputs: list[Tensor]) -> list[Tensor]:
 
 
 def _strided(outputs: list[Tensor]) -> list[Tensor]:
-    return [torch.stack([w, torch.zeros_like(w)], dim=-1).select(-1, 0) for w in _gaussian(outputs)]
+    """Return Gaussian cotangents with gaps between elements and the dimensions the other way round: no view is flat."""
+    turned = [w.permute(*reversed(range(w.ndim))) for w in _gaussian(outputs)]
+    gapped = [torch.stack([w, torch.zeros_like(w)], dim=-1).select(-1, 0) for w in turned]
+    return [w.permute(*reversed(range(w.ndim))) for w in gapped]
 
 
 def _dense(cotangents: Callable[[list[Tensor]], list[Tensor]]) -> Callable[[list[Tensor]], list[Tensor]]:
     return lambda outputs: [w.clone(memory_format=torch.contiguous_format) for w in cotangents(outputs)]
+
+
+def _in_place_fault(runner: _FunctionRunner) -> FunctionFault | None:
+    """Look at a cotangent after backward had it: others may still read it."""
+    handed: list[Tensor] = []
+
+    def kept(outputs: list[Tensor]) -> list[Tensor]:
+        handed.extend(_gaussian(outputs))
+        return handed
+
+    runner.gradients(kept)
+    if all(map(torch.equal, handed, _gaussian(handed))):
+        return None
+    message = f"{function_name(runner.function)}.backward changes its cotangent in place"
+    return FunctionFault(runner.function, "layout", message)
 
 
 def _layout_fault(runner: _FunctionRunner) -> FunctionFault | None:

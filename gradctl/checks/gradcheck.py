@@ -17,7 +17,14 @@ import msgspec
 import torch
 
 from gradctl.checks.allows import Allows
-from gradctl.checks.culprits import Blame, blame_functions, contract_findings, is_allowed, tensors_behind
+from gradctl.checks.culprits import (
+    Blame,
+    blame_functions,
+    contract_findings,
+    is_allowed,
+    nothing_in_front,
+    tensors_behind,
+)
 from gradctl.checks.gradient_findings import (
     constant_inputs_note,
     cut_notes,
@@ -37,6 +44,7 @@ from gradctl.core.verdicts import unit_verdict
 from gradctl.numerics.elements import worst_elements
 from gradctl.numerics.functions import FunctionClass, FunctionWatch
 from gradctl.numerics.judge import Judge, TensorJudgement
+from gradctl.numerics.point import NoGradient
 from gradctl.numerics.program import Recording
 from gradctl.subject.seeding import borrowed_generators
 from gradctl.subject.subject import Subject
@@ -73,7 +81,7 @@ def gradcheck(
 
     Raises:
         TargetError: the model cannot be run (GC111) or copied (GC112), or no tensor matches (GC115).
-        NothingToCheck: GC110.
+        NothingToCheck: GC110, also where all outputs are behind an allowed Function that cannot be judged around.
     """
     start = time.perf_counter()
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
@@ -130,7 +138,10 @@ class _Check:
         indices = self._matching(pattern)
         settings = {**settings, "seed": self.subject.seed, "epsilon": torch.finfo(self.source.dtype).eps}
         self.progress(f"screening {len(indices)} tensors")
-        self.probing = Judge(runner, **settings)
+        try:
+            self.probing = Judge(runner, **settings)
+        except NoGradient as error:
+            raise nothing_in_front(self.subject.target, watch.unjudged) from error
         calls = list(watch.calls)
         suspects, self.missed = self.probing.screen(indices)
         self.judged = {i: TensorJudgement(i, "same") for i in indices}
@@ -172,7 +183,7 @@ class _Check:
         leaves, broken = self.source.runner.leaves, self._broken()
         heads = [function_finding(fault) for fault in self.blame.faults.values()]
         order = sorted(self.judged, key=lambda i: -(self.judged[i].error or 0.0))
-        is_output_broken = bool(self.native.findings())
+        is_output_broken = any(not self.accepted.matching(finding.allow) for finding in self.native.findings())
         about = [
             gradient_finding(
                 leaves[i], self.judged[i], self.behind.get(i), broken.get(i), is_output_broken=is_output_broken

@@ -38,7 +38,8 @@ _RULES: dict[str, tuple[str, str]] = {
     "first": ("GC408", "a straight-through or reversed gradient is meant to differ: then accept it"),
     "layout": (
         "GC408",
-        "read the cotangent through torch calls, not by its memory, and take None for one that is not there",
+        "read the cotangent through torch calls, not by its memory, never write to it, and take None for one that is "
+        "not there",
     ),
     "forward-mode": ("GC413", "make jvp the derivative of forward"),
     "second": ("GC414", "mark backward @once_differentiable, or save inputs and outputs with ctx.save_for_backward"),
@@ -73,7 +74,15 @@ def gradient_finding(
     *,
     is_output_broken: bool = False,
 ) -> Finding | None:
-    """Return the finding about one leaf's gradient, or None if there is nothing to say."""
+    """Return the finding about one leaf's gradient, or None if there is nothing to say.
+
+    Args:
+        leaf: the leaf.
+        judged: the verdict on its gradient.
+        cause: a custom Function that it is wrong for.
+        broken: the gradient's elements that are NaN or infinite, as a mask; None if there is none.
+        is_output_broken: whether an output is NaN, which then is the cause of a broken gradient.
+    """
     module = leaf.name.partition(":")[2].rpartition(".")[0] or None
     place = Location(module=module) if leaf.name.startswith("param:") and module else None
     by = f" (relative error {judged.error:.2e})" if judged.error is not None else ""
@@ -105,7 +114,7 @@ def gradient_finding(
     return Finding(
         code=code,
         severity=severity,  # type: ignore[arg-type]  # a literal above
-        cause="GC408" if cause is not None else None,
+        cause="GC408" if cause is not None else "GC407" if broken is not None and is_output_broken else None,
         quantity="gradient",
         tensor=leaf.name,
         verdict=verdict,  # type: ignore[arg-type]  # a literal above

@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "cli", "main", "run", "silence_stdout"]
 # Name → (module that defines a click command of the same name, its line in ``gradctl --help``).
 COMMANDS: dict[str, tuple[str, str]] = {
     "gradcheck": ("gradctl.cli.gradcheck", "Check whether autograd's gradient is the derivative of TARGET."),
+    "compare": ("gradctl.cli.compare", "Compare the static forms of TARGET with eager: outputs, gradients, state."),
     "explain": ("gradctl.cli.explain", "Say what a rule code means and what to do about it."),
     "doctor": ("gradctl.cli.doctor", "Say what this machine can run."),
 }

@@ -22,7 +22,7 @@ from gradctl.report.wording import (
     differing,
     printable,
     shape_and_dtype,
-    spoiled_by_a_function,
+    spoiled_tensors,
     verdict_line,
     worst_first,
 )
@@ -76,12 +76,28 @@ def _matrix(units: Sequence[Unit]) -> Table:
         table.add_column("target", overflow="fold")
     for heading in ("form", "outputs", "gradients", "buffers"):
         table.add_column(heading, no_wrap=True)
+    timed = any(unit.timing is not None for unit in units)
+    for heading in ("capture", "forward", "and backward") if timed else ():
+        table.add_column(heading, justify="right", no_wrap=True)
     for unit in units:
         cells = [_cell(unit, quantity) for quantity in _QUANTITIES]
         if unit.status != "complete":
             cells[0] = unit.status
+        cells += _times(unit) if timed else []
         table.add_row(*([_data(unit.target)] if len(targets) > 1 else []), _data(unit.form), *cells)
     return table
+
+
+def _times(unit: Unit) -> list[str]:
+    """Return the seconds of the capture, and the time of a call as a part of eager's."""
+    timing = unit.timing
+    if timing is None:
+        return ["-", "-", "-"]
+    pairs = ((timing.forward, timing.eager_forward), (timing.training, timing.eager_training))
+    return [
+        f"{timing.capture:.2f} s",
+        *(f"{mine / theirs:.2f} x" if mine and theirs else "-" for mine, theirs in pairs),
+    ]
 
 
 def _cell(unit: Unit, quantity: Quantity) -> str:
@@ -93,21 +109,17 @@ def _print_unit(console: Console, unit: Unit, *, named: bool) -> None:
     """Print what of a unit is worth reading: Functions that are named, tensors, the other findings, notes."""
     if named and unit.reason:
         _print_indented(console, f"{unit.form}  {unit.status}: {unit.reason}", indent=0)
-    spoiled = spoiled_by_a_function(unit)
+    spoiled = spoiled_tensors(unit)
     findings = [finding for finding in worst_first(unit.findings) if finding.tensor not in spoiled or not finding.cause]
-    functions = [finding for finding in findings if finding.code == "GC408" and not finding.allowed]
     loud = differing(unit.tensors)
-    # An output that is NaN comes before the gradients that are NaN for it.
-    rows = {tensor.tensor for tensor in loud}
-    outputs = [each for each in findings if each.quantity == "output" and each.tensor not in rows and not each.allowed]
-    headlines = [*functions, *(finding for finding in outputs if finding.severity != "note")]
+    headlines = _headlines(findings, loud)
     blocks = [tensor for tensor in loud if tensor.tensor not in spoiled]
     shown = blocks[:_MOST_BLOCKS]
     about_shown = {tensor.tensor for tensor in shown}
 
     for headline in headlines:
         _print_finding(console, headline)
-    _print_spoiled(console, unit, [tensor for tensor in loud if tensor.tensor in spoiled], len(functions))
+    _print_spoiled(console, unit, [tensor for tensor in loud if tensor.tensor in spoiled], len(headlines))
     for tensor in shown:
         _print_tensor(console, unit, tensor, named=named)
         for finding in findings:
@@ -122,12 +134,20 @@ def _print_unit(console: Console, unit: Unit, *, named: bool) -> None:
     _print_notes(console, [finding for finding in findings if finding.severity == "note"])
 
 
-def _print_spoiled(console: Console, unit: Unit, spoiled: Sequence[TensorResult], functions: int) -> None:
-    """Print the tensors behind a wrong Function, one a line, and the worst elements of the worst of them."""
+def _headlines(findings: Sequence[Finding], loud: Sequence[TensorResult]) -> list[Finding]:
+    """Return what spoils tensors and stands before them: wrong Functions, then outputs that are NaN and have no row."""
+    rows = {tensor.tensor for tensor in loud}
+    serious = [finding for finding in findings if not finding.allowed and finding.severity != "note"]
+    functions = [finding for finding in serious if finding.code == "GC408"]
+    return functions + [each for each in serious if each.quantity == "output" and each.tensor not in rows]
+
+
+def _print_spoiled(console: Console, unit: Unit, spoiled: Sequence[TensorResult], causes: int) -> None:
+    """Print the tensors behind a wrong Function or output, one a line, and the worst elements of the worst of them."""
     if not spoiled:
         return
     gradients = counted(sum(tensor.quantity == "gradient" for tensor in unit.tensors), "gradient")
-    _print_indented(console, f"{'this spoils' if functions < 2 else 'these spoil'} {len(spoiled)} of {gradients}:")
+    _print_indented(console, f"{'this spoils' if causes < 2 else 'these spoil'} {len(spoiled)} of {gradients}:")
     console.print(Padding(_compact(spoiled[:_MOST_LINES]), (0, 0, 0, 2)))
     _print_more(console, len(spoiled) - _MOST_LINES, "tensor")
     if spoiled[0].worst:

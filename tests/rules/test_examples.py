@@ -1,4 +1,4 @@
-"""The example of each rule page, run: it gives the code of its page, and no other above a note."""
+"""The example of each rule page, run by the command it shows: it gives the code of its page, and no other above a note."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from gradctl.checks.compare import compare_one
 from gradctl.checks.gradcheck import gradcheck
 from gradctl.core.errors import GradctlError
 from gradctl.rules.catalogue import codes, page
@@ -23,8 +24,10 @@ def codes_given(source):
     names = {"__name__": "example"}
     exec(compile(source, "example.py", "exec"), names)
     subject = Subject(target="example.py", model=names["make_model"](), args=names["example_inputs"]())
+    form = re.search(r"# gradctl compare example.py --form (\w+)", source)
     try:
-        findings = [finding for finding in gradcheck(subject).findings if finding.cause is None]
+        unit = compare_one(subject, form[1], named=True, allows=()) if form else gradcheck(subject)
+        findings = [finding for finding in unit.findings if finding.cause is None]
     except GradctlError as error:
         return {error.code}
     loud = [finding for finding in findings if finding.severity != "note"]
