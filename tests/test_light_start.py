@@ -21,7 +21,9 @@ LOADED = {
     ("explain", "GC401"): OF_EXPLAIN,
     ("explain", "--help"): OF_HELP | {"gradctl.cli.explain"},
     ("doctor", "--help"): OF_HELP | {"gradctl.cli.doctor"},
-    ("gradcheck", "--help"): OF_OPTIONS | {"gradctl.cli.gradcheck", "gradctl.cli.options"},
+    ("gradcheck", "--help"): OF_OPTIONS | {"gradctl.cli.gradcheck", "gradctl.cli.options", "gradctl.cli.users_code"},
+    ("trace", "--help"): OF_OPTIONS | {"gradctl.cli.trace", "gradctl.cli.options", "gradctl.cli.users_code"},
+    ("inspect", "--help"): OF_OPTIONS | {"gradctl.cli.inspect", "gradctl.cli.options", "gradctl.cli.users_code"},
 }
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "rich", "msgspec")
 

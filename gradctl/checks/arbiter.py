@@ -1,7 +1,7 @@
 """Who is right where a form's gradient differs from eager's: finite differences along the difference.
 
-Four forwards a step, no loss by the size of the tensor: along the unit vector of g_form - g_eager the two predictions lie
-their whole distance apart, and the slope lies on one of them, or on neither.
+Four forwards a step, no loss by the size of the tensor: along the unit vector of g_form - g_eager the two
+predictions lie their whole distance apart, and the slope lies on one of them, or on neither.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Arbiter:
     _benches: dict[str, _Bench | None] = field(default_factory=dict)
 
     def verdict(self, leaf_name: str, difference: TensorComparison) -> TensorVerdict:
-        """Return ``wrong`` where eager is right, ``reference-wrong`` where the form is, ``differs`` where neither or unknown."""
+        """Return ``wrong`` where eager is right, ``reference-wrong`` where the form is, else ``differs``."""
         bench = self._bench(difference.trial) if difference.call == 1 else None
         if bench is None or bench.runner.recording.hooks or bench.runner.instance.set_aside_hooks:
             return "differs"  # a hook changes the gradient on purpose: finite differences know nothing of it

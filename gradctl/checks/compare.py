@@ -1,8 +1,8 @@
 """``gradctl compare``: is each static form still the model, outputs, gradients and state? Eager is judged first.
 
 Two questions, asked apart: does the form mean the same (in float64, where it can be had), and does it round no worse
-than eager does. Where gradients differ, finite differences say who is right. A form that equals eager passes, even where
-eager is wrong: eager's own unit has failed already.
+than eager does. Where gradients differ, finite differences say who is right. A form that equals eager passes, even
+where eager is wrong: eager's own unit has failed already.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Comparing:
         self.arbiter = Arbiter(self.reference, allows)
 
     def form(self, name: str, *, named: bool) -> Unit:
-        """Return the verdict on one form; one that cannot take the model is skipped, or inconclusive where ``named``."""
+        """Return the verdict on one form; one that refuses the model is skipped, or inconclusive where ``named``."""
         start = time.perf_counter()
         form = form_named(name)
         with _quietly():

@@ -139,7 +139,7 @@ class FormComparison:
             for name in sorted(mine.keys() | theirs.keys()):
                 yield (
                     (quantity, name),
-                    _compared(mine.get(name), truth.get(name), theirs.get(name), neighbours, trial, number),
+                    _compared(mine.get(name), truth.get(name), theirs.get(name), neighbours, trial=trial, call=number),
                 )
 
     def _see_what_persists(self) -> None:
@@ -197,7 +197,7 @@ def _part(outcome: Outcome, quantity: Quantity) -> dict[str, Tensor | None]:
 
 
 def _compared(
-    mine: Tensor | None, truth: Tensor | None, theirs: Tensor | None, neighbours: float, trial: Trial, call: int
+    mine: Tensor | None, truth: Tensor | None, theirs: Tensor | None, neighbours: float, *, trial: Trial, call: int
 ) -> TensorComparison:
     if mine is None or theirs is None:
         return TensorComparison(0.0 if mine is theirs else math.inf, 0.0, trial, call, mine, theirs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from gradctl.checks.arbiter import Arbiter
 from gradctl.checks.form_comparison import FormComparison, TensorComparison
 from gradctl.core.findings import Finding, TensorResult, number
@@ -96,8 +95,8 @@ def _flipped(form: str, name: str, each: TensorComparison) -> Finding:
         quantity="gradient",
         tensor=name,
         verdict="same",
-        message=f"the gradient of {name} differs in {form} with {each.trial.name} by {each.error:.2e} (relative), and not "
-        "on fresh inputs: a relu or a max fell to the other side by one rounding.",
+        message=f"the gradient of {name} differs in {form} with {each.trial.name} by {each.error:.2e} (relative), and "
+        "not on fresh inputs: a relu or a max fell to the other side by one rounding.",
     )
 
 

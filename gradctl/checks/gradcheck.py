@@ -25,6 +25,7 @@ from gradctl.checks.culprits import (
     nothing_in_front,
     tensors_behind,
 )
+from gradctl.checks.form_runner import form_runner
 from gradctl.checks.gradient_findings import (
     constant_inputs_note,
     cut_notes,
@@ -34,6 +35,7 @@ from gradctl.checks.gradient_findings import (
     kink_note,
     native_gradient_findings,
     not_replayed,
+    of_form,
     tensor_result,
 )
 from gradctl.checks.native import Native, run_native
@@ -58,6 +60,7 @@ _TENSORS_WITH_ROWS = 3
 def gradcheck(
     subject: Subject,
     *,
+    form: str = "eager",
     thorough: bool = False,
     probes: int = 2,
     tensor: str = "*",
@@ -71,6 +74,7 @@ def gradcheck(
 
     Args:
         subject: the model and its inputs; not changed.
+        form: whose gradient is judged; finite differences are eager's always.
         thorough: probe each tensor by itself also where the joint probes are silent.
         probes: number of joint probes, and of probes a tensor.
         tensor: glob of the names to judge, for example ``param:fc1.*``.
@@ -81,6 +85,7 @@ def gradcheck(
 
     Raises:
         TargetError: the model cannot be run (GC111) or copied (GC112), or no tensor matches (GC115).
+        TargetError: GC116 the form cannot take the model in float64, GC117 it has no gradients.
         NothingToCheck: GC110, also where all outputs are behind an allowed Function that cannot be judged around.
     """
     start = time.perf_counter()
@@ -92,19 +97,19 @@ def gradcheck(
             check = None
             findings, tensors = [*subject.notes, *native.findings()], list(native.unrepeated)
         else:
-            check = _Check(subject, native, accepted, progress or (lambda text: None))
+            check = _Check(subject, native, accepted, progress or (lambda text: None), form)
             check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
-            tensors = check.results()
-            findings = [*subject.notes, *native.findings(), *check.findings(), *check.notes()]
+            found, tensors = of_form(form, check.findings(), check.results())
+            findings = [*subject.notes, *native.findings(), *found, *check.notes()]
     findings = [
         msgspec.structs.replace(
-            finding, fingerprint=fingerprint(finding.code, subject.target, "eager", finding.quantity, finding.tensor)
+            finding, fingerprint=fingerprint(finding.code, subject.target, form, finding.quantity, finding.tensor)
         )
         for finding in accepted.apply(findings)
     ]
     return Unit(
         target=subject.target,
-        form="eager",
+        form=form,
         verdict=unit_verdict("complete", findings, tensors, fail_on),
         seconds=time.perf_counter() - start,
         oracle=check.oracle(probes) if check is not None else None,
@@ -121,6 +126,7 @@ class _Check:
     native: Native
     accepted: Allows
     progress: Callable[[str], None]
+    form: str = "eager"
     source: OracleRunner = field(init=False)
     probing: Judge = field(init=False)
     judged: dict[int, TensorJudgement] = field(default_factory=dict)
@@ -134,7 +140,7 @@ class _Check:
         """Fill in a verdict for each leaf whose name matches."""
         watch = FunctionWatch(linearised=lambda f: is_allowed(f, self.accepted), calls_per_class=1)
         self.source = oracle_runner(self.subject, self.native.input_mode, watch)
-        runner = self.source.runner
+        runner = self.source.runner if self.form == "eager" else form_runner(self.source.runner, self.form)
         indices = self._matching(pattern)
         settings = {**settings, "seed": self.subject.seed, "epsilon": torch.finfo(self.source.dtype).eps}
         self.progress(f"screening {len(indices)} tensors")
@@ -156,6 +162,8 @@ class _Check:
             if i in self.judged and self.judged[i].verdict == "same":
                 self.judged[i] = replace(self.judged[i], verdict="unresolved")
                 self.behind[i] = next(iter(watch.unjudged))
+        if self.form != "eager":  # its Functions are captured or gone; eager's own check is about those
+            return
         wrong = [i for i in indices if self.judged[i].verdict in ("wrong", "missing", "approximate")]
         if wrong:
             self.progress("checking custom Functions alone")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -29,6 +30,8 @@ __all__ = [
     "kink_note",
     "native_gradient_findings",
     "not_replayed",
+    "of_form",
+    "reached_leaves",
     "tensor_result",
 ]
 
@@ -164,6 +167,30 @@ def tensor_result(
     )
 
 
+def of_form(
+    form: str, findings: list[Finding], tensors: list[TensorResult]
+) -> tuple[list[Finding], list[TensorResult]]:
+    """Return findings and rows in a form's name: what is wrong then is the form's gradient, and not eager's."""
+    if form == "eager":
+        return findings, tensors
+    told = [
+        msgspec.structs.replace(
+            finding,
+            code="GC402",
+            verdict="wrong",
+            message=finding.message.replace("autograd's gradient", f"{form}'s gradient"),
+            allow=f"GC402:{finding.tensor}",
+        )
+        if finding.code == "GC401"
+        else finding
+        for finding in findings
+    ]
+    rows = [
+        msgspec.structs.replace(row, verdict="wrong") if row.verdict == "reference-wrong" else row for row in tensors
+    ]
+    return told, rows
+
+
 def cut_notes(recording: Recording, leaves: Sequence[Leaf], without: set[str]) -> list[Finding]:
     """Return a note for each place where the program cuts a value that moves, and whom that leaves without gradient.
 
@@ -175,7 +202,7 @@ def cut_notes(recording: Recording, leaves: Sequence[Leaf], without: set[str]) -
     lost: dict[Place | None, set[str]] = {}
     for cut in recording.cuts.values():
         if cut.moves:
-            reached = _reached(cut.sources, leaves) & without if without else set()
+            reached = reached_leaves(cut.sources, leaves) & without if without else set()
             lost.setdefault(cut.place, set()).update(reached)
     return [
         Finding(
@@ -265,7 +292,7 @@ def location(place: Place | None, op: str | None = None) -> Location | None:
     return Location(file=str(file.relative_to(here) if file.is_relative_to(here) else file), line=place[1], op=op)
 
 
-def _reached(sources: Iterable[Tensor], leaves: Sequence[Leaf]) -> set[str]:
+def reached_leaves(sources: Iterable[Tensor], leaves: Sequence[Leaf]) -> set[str]:
     """Return the names of the leaves whose gradient would come through these tensors."""
     names = {id(tensor): leaf.name for leaf in leaves for tensor in (leaf.sharing or (leaf.tensor,))}
     found: set[str] = set()

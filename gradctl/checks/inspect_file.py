@@ -151,8 +151,10 @@ def _inspect_onnx(path: Path) -> Inspection:
         for graph in [model.graph, *model.functions]
         for node in _nodes(graph)
     )
-    sizes = [(_count(row.shape), onnx.helper.tensor_dtype_to_np_dtype(each.data_type).itemsize) for row, each in
-             zip(parameters, model.graph.initializer, strict=True)]
+    sizes = [
+        (_count(row.shape), onnx.helper.tensor_dtype_to_np_dtype(each.data_type).itemsize)
+        for row, each in zip(parameters, model.graph.initializer, strict=True)
+    ]
     return Inspection(
         subject=str(path),
         source="onnx",
@@ -173,7 +175,7 @@ def _read_onnx(path: Path) -> Any:
         TargetError: GC142; ``onnx.load`` itself takes an empty file for a model.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         if path.is_dir():
@@ -207,7 +209,9 @@ def _onnx_port(value: Any) -> Port:
     if kind != "tensor_type":
         return Port(name=value.name, type=str(kind or "unknown").removesuffix("_type"))
     tensor = value.type.tensor_type
-    sizes = [each.dim_param or (str(each.dim_value) if each.HasField("dim_value") else "?") for each in tensor.shape.dim]
+    sizes = [
+        each.dim_param or (str(each.dim_value) if each.HasField("dim_value") else "?") for each in tensor.shape.dim
+    ]
     shape = f"[{', '.join(sizes)}]" if tensor.HasField("shape") else ""
     return Port(name=value.name, type=f"{_onnx_dtype(tensor.elem_type)}{shape}")
 
@@ -215,9 +219,10 @@ def _onnx_port(value: Any) -> Port:
 def _onnx_dtype(number: int) -> str:
     import onnx
 
-    known = number in onnx.TensorProto.DataType.values()
-    return str(onnx.TensorProto.DataType.Name(number)).lower().replace("float", "float32" if number == 1 else "float") \
-        if known else f"type {number}"
+    if number not in onnx.TensorProto.DataType.values():
+        return f"type {number}"
+    name = str(onnx.TensorProto.DataType.Name(number)).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def _count(shape: Sequence[int]) -> int:

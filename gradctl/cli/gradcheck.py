@@ -10,6 +10,7 @@ import click
 from gradctl.cli.options import TargetOptions, subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
 from gradctl.cli.users_code import users_code
+from gradctl.core.names import FORMS
 
 __all__ = ["gradcheck"]
 
@@ -27,6 +28,13 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     "  gradctl gradcheck sample_models/straight_through.py --allow GC408:RoundStraightThrough"
 )
 @target_options
+@click.option(
+    "--form",
+    type=click.Choice(FORMS),
+    default="eager",
+    show_default=True,
+    help="Whose gradient is judged, against finite differences of eager.",
+)
 @click.option("--thorough", is_flag=True, help="Probe each tensor by itself, not only on alarm.")
 @click.option("--probes", type=click.IntRange(min=1), default=2, show_default=True, help="Random directions tried.")
 @click.option("--tensor", default="*", metavar="GLOB", help="Judge only these, for example 'param:fc1.*'.")

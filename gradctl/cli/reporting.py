@@ -139,8 +139,13 @@ def report_options(command: _Command) -> _Command:
     return with_options  # type: ignore[return-value]  # click options hang on the function, whose type stays
 
 
-def emit(report: Report, reporting: ReportOptions) -> int:
+def emit(report: Report, reporting: ReportOptions, *, preface: str = "") -> int:
     """Write the files, print the report, and return the exit code of its verdict.
+
+    Args:
+        report: what was found.
+        reporting: where it goes.
+        preface: lines before it on a screen, which no other format has.
 
     Raises:
         ResourceError: GC131 if a file or standard output cannot be written; a reader that left early is no error.
@@ -155,7 +160,7 @@ def emit(report: Report, reporting: ReportOptions) -> int:
     if reporting.format == "console":
         from gradctl.report import console
 
-        _print(console.render(report, width=_width(), colour=_is_colourful()))
+        _print(preface + console.render(report, width=_width(), colour=_is_colourful()))
     else:
         _print(render(report, reporting.format))
     return exit_code_of(report.verdict)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NoReturn
 
 import click
@@ -45,6 +44,8 @@ def _standard_output_elsewhere() -> Iterator[None]:
 
 def _flush() -> None:
     """Write out what waits in Python's buffers and in C's."""
+    import ctypes
+
     for stream in (sys.stdout, sys.__stdout__):
         with contextlib.suppress(OSError, ValueError):  # a reader that left, a stream that is closed
             if stream is not None:
@@ -70,8 +71,7 @@ def _no_exit_without_a_word() -> Iterator[None]:
             status = 4
         leave(status)
 
-    replaced: Callable[[int], NoReturn] = explained
-    os._exit = replaced
+    os._exit = explained
     try:
         yield
     finally:

@@ -131,7 +131,7 @@ class Oracle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """What a form costs and buys, in seconds: medians of calls interleaved with eager's. Null where it has no such run."""
+    """What a form costs and buys, in seconds: medians of calls interleaved with eager's; null where it has none."""
 
     capture: float
     forward: float | None = None

@@ -9,6 +9,7 @@ __all__ = [
     "FORMATS",
     "FORMS",
     "SEVERITIES",
+    "WITHOUT_GRADIENTS",
     "FormName",
     "Quantity",
     "Severity",
@@ -23,6 +24,8 @@ __all__ = [
 
 FormName = Literal["eager", "trace", "script", "export", "aot", "compile", "onnx"]
 FORMS: tuple[str, ...] = get_args(FormName)
+
+WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx",)
 
 FORMATS = ("console", "json", "jsonl", "markdown", "junit", "github")
 

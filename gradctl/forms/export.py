@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import traceback
 from collections import Counter
 from time import perf_counter
@@ -11,39 +13,76 @@ import torch
 from torch import nn
 
 from gradctl.forms.form import CannotCapture, Captured
+from gradctl.subject.dynamic import Dynamic, by_leaf
 from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Instance
+from gradctl.subject.signature import call_signature
 
 __all__ = ["capture", "of_exported_program", "widened"]
 
 
 class _Wrapped(nn.Module):
-    """A plain function as the module that torch.export wants."""
+    """A plain function as the module that torch.export wants; its inputs keep the names that the function gives."""
 
     def __init__(self, function: Any) -> None:
         super().__init__()
-        self.function = function
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function."""
-        return self.function(*args, **kwargs)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        signature = call_signature(function)
+        if signature is not None:
+            forward.__signature__ = signature  # type: ignore[attr-defined]
+        self.forward = forward
 
 
-def capture(instance: Instance) -> Captured:
+def capture(instance: Instance, *, dynamic: Dynamic | None = None) -> Captured:
     """Return the model exported on its own inputs (non-strict).
+
+    Args:
+        instance: the private copy.
+        dynamic: sizes that stay free, by input and axis; all others are fixed to those of the inputs.
 
     Raises:
         CannotCapture: torch.export refuses the model.
+        TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
     """
     args, kwargs = instance.inputs()
     instance.restore()
     module = instance.model if isinstance(instance.model, nn.Module) else _Wrapped(instance.model)
+    shapes = _dynamic_shapes(module, args, kwargs, dynamic) if dynamic else None
     start = perf_counter()
     try:
-        program = torch.export.export(module, args, kwargs, strict=False)
+        program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
     except Exception as error:  # the exporter or the user's model may raise anything
-        raise CannotCapture(f"torch.export refuses the model: {first_line(error)}", traceback.format_exc()) from error
+        raise CannotCapture(f"torch.export refuses the model: {_reason(error)}", traceback.format_exc()) from error
     return of_exported_program(program, perf_counter() - start)
+
+
+def _dynamic_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic) -> Any:
+    """Return what torch.export calls dynamic shapes: the inputs by parameter, each leaf its free axes or None."""
+    signature = inspect.signature(module.forward)
+    sizes = {name: torch.export.Dim(name) for axes in dynamic.values() for name in axes.values()}
+    args, kwargs = by_leaf(
+        module,
+        args,
+        kwargs,
+        dynamic,
+        lambda axes: {axis: sizes[name] for axis, name in axes.items()} or None,
+    )
+    shapes: dict[str, Any] = dict(signature.bind(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            shapes.update(shapes.pop(name, {}))
+    return shapes
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of a refusal; of a size that is not as free as asked, which."""
+    fixed = re.search(
+        r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", str(error)
+    )
+    return f"it is fixed to {fixed[1]}={fixed[2]}, and --dynamic asks for any" if fixed else first_line(error)
 
 
 def of_exported_program(program: torch.export.ExportedProgram, seconds: float = 0.0) -> Captured:

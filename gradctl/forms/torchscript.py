@@ -15,7 +15,7 @@ from gradctl.forms.form import CannotCapture, Captured
 from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Instance
 
-__all__ = ["captured_by", "widened"]
+__all__ = ["captured_by", "of_script", "widened"]
 
 
 def captured_by(form: str, compile_to_script: Callable[[], Any]) -> Captured:
@@ -33,13 +33,18 @@ def captured_by(form: str, compile_to_script: Callable[[], Any]) -> Captured:
         raise CannotCapture(
             f"torch.jit.{form} refuses the model: {first_line(error)}", traceback.format_exc()
         ) from error
+    return of_script(form, scripted, perf_counter() - start)
+
+
+def of_script(form: str, scripted: Any, seconds: float = 0.0) -> Captured:
+    """Return a script, just compiled or loaded from a file, as a form."""
     is_module = isinstance(scripted, torch.nn.Module)
     return Captured(
         form,
         scripted,
         dict(scripted.named_parameters(remove_duplicate=False)) if is_module else {},
         dict(scripted.named_buffers(remove_duplicate=False)) if is_module else {},
-        perf_counter() - start,
+        seconds,
         operators=_operators(scripted),
         artifact=scripted,
     )

@@ -11,6 +11,7 @@ Private to torch (seen in 2.10 to 2.14): the tag ``nondeterministic_seeded`` is 
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,7 +56,9 @@ class Promotion(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         # True, the default, imports all of Dynamo at the first operator (0.8 s) to keep it out of this very method.
         return False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # noqa: PLR0911  # a case a line
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Run one operator with its dtypes turned."""
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):  # a higher-order operator: its body escapes the mode
@@ -65,8 +68,8 @@ class Promotion(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             return _widen(func(*args, **kwargs))
         if func is _aten._assert_tensor_metadata.default:  # torch.export's note of a dtype that is another now
             return None
-        if func is _aten.equal.default and not isinstance(args[0], Tensor):  # TorchScript's optimiser, of constants
-            return args[0] == args[1]
+        if func in _OF_NUMBERS and not isinstance(args[0], Tensor):
+            return _OF_NUMBERS[func](*args)
         if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
             return self._draw(func, args, kwargs)
         if func in _DECOMPOSED:
@@ -124,6 +127,12 @@ def _grouped_mm(left: Tensor, right: Tensor, ends: Tensor | None = None, *_: Any
         return torch.cat([left[i] @ right[:, span] for i, span in enumerate(spans)], dim=1)
     return torch.cat([left[span] @ right[i] for i, span in enumerate(spans)])
 
+
+# TorchScript's optimiser asks these of its constants, which reach a dispatch mode as Python numbers.
+_OF_NUMBERS: dict[Any, Callable[..., Any]] = {
+    _aten.equal.default: operator.eq,
+    _aten._local_scalar_dense.default: lambda value: value,
+}
 
 # Operators without a float64 kernel on any device, written in ones that have it.
 _DECOMPOSED = {_aten._grouped_mm.default: _grouped_mm} if hasattr(_aten, "_grouped_mm") else {}

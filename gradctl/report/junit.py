@@ -47,7 +47,7 @@ def _add_case(suite: ET.Element, unit: Unit) -> None:
     line = _legal(unit_line(unit))
     if unit.verdict == "fail":
         told = [finding for finding in findings if finding.severity != "note"]
-        failure = ET.SubElement(case, "failure", {"message": line, "type": told[0].code if told else "fail"})
+        failure = ET.SubElement(case, "failure", {"message": line, "type": _legal(told[0].code if told else "fail")})
         failure.text = _legal("\n".join(map(_finding, told or findings)))
     elif unit.verdict == "inconclusive":
         kind = "inconclusive" if unit.status == "complete" else unit.status

@@ -16,7 +16,7 @@ __all__ = [
     "one_line",
     "printable",
     "shape_and_dtype",
-    "spoiled_by_a_function",
+    "spoiled_tensors",
     "unit_line",
     "verdict_line",
     "worst_first",
@@ -61,9 +61,10 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     )
 
 
-def spoiled_by_a_function(unit: Unit) -> set[str]:
-    """Return the names of the tensors that are wrong only because of a Function that is named."""
-    return {finding.tensor for finding in unit.findings if finding.cause == "GC408" and finding.tensor is not None}
+def spoiled_tensors(unit: Unit) -> set[str]:
+    """Return the names of the tensors that are wrong only because of a Function, or an output that is NaN."""
+    causes = ("GC408", "GC407")
+    return {finding.tensor for finding in unit.findings if finding.cause in causes and finding.tensor is not None}
 
 
 def verdict_line(report: Report) -> str:
@@ -136,7 +137,7 @@ def _bad(tensors: Sequence[TensorResult], quantity: str) -> list[TensorResult]:
 def _agreement(unit: Unit) -> str:
     """Return how many gradients agree; one that was accepted as it is, wrong or not judged, is not among them."""
     verdicts = [tensor.verdict for tensor in unit.tensors if tensor.quantity == "gradient"]
-    reference = "finite differences" if unit.form == "eager" else "eager"
+    reference = "finite differences" if unit.form == "eager" or unit.oracle is not None else "eager"
     agreeing = sum(verdict in _AGREES for verdict in verdicts)
     others = {
         "approximately": verdicts.count("approximate"),

@@ -1,0 +1,95 @@
+"""``gradctl trace``: a static form in a file, verified against eager before it takes its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gradctl.cli.options import TargetOptions, subject_from, target_options
+from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.users_code import users_code
+
+__all__ = ["trace"]
+
+_FORMS = ("trace", "script", "export")
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  gradctl trace sample_models/mlp.py -o mlp.pt\n"
+    "  gradctl trace sample_models/mlp.py --form export --dynamic x:0=batch -o mlp.pt2"
+)
+@target_options
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The file to write: .pt for trace and script, .pt2 for export.",
+)
+@click.option("--form", type=click.Choice(_FORMS), default="trace", show_default=True, help="What to capture.")
+@click.option(
+    "--dynamic",
+    metavar="NAME:AXIS=SIZE",
+    multiple=True,
+    help="Leave the size of an input free, for example x:0=batch; with --form export. May be repeated.",
+)
+@click.option("--keep-unverified", is_flag=True, help="Write the file also where it does not agree with eager.")
+@report_options
+def trace(
+    checking: TargetOptions,
+    reporting: ReportOptions,
+    *,
+    output: Path,
+    form: str,
+    dynamic: tuple[str, ...],
+    keep_unverified: bool,
+) -> int:
+    """Capture a static form of TARGET in a file that is verified: outputs, gradients, state.
+
+    The file is loaded again and compared with eager before it takes its place. Where it differs, or the form cannot
+    take the model, no file is left, and an older one is as it was.
+    """
+    if dynamic and form != "export":
+        raise click.UsageError(f"--dynamic is for --form export: {form} fixes the sizes it sees, or none at all.")
+    with progress_line() as progress:
+        progress("importing torch")
+        from gradctl.checks.allows import Allows
+        from gradctl.checks.assemble import report_of
+        from gradctl.checks.trace import trace as capture
+        from gradctl.subject.dynamic import parse_dynamic
+
+        try:
+            free = parse_dynamic(dynamic)
+        except ValueError as error:
+            raise click.UsageError(f"--dynamic {error}") from error
+        allows = Allows(reporting.allows)
+        subject = subject_from(checking)
+        traced = capture(
+            subject,
+            output,
+            form=form,
+            dynamic=free,
+            keep_unverified=keep_unverified,
+            allows=allows,
+            fail_on=reporting.fail_on,
+            progress=progress,
+            around=users_code,
+        )
+    report = report_of(
+        "trace", [traced.unit], allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
+    )
+    if traced.graph is None:
+        return emit(report, reporting)
+    from gradctl.report.inspection import summary
+
+    lines = [*summary(traced.graph), _written(output, traced.written, traced.unit.verdict), ""]
+    return emit(report, reporting, preface="".join(f"{line}\n" for line in lines))
+
+
+def _written(output: Path, written: bool, verdict: str) -> str:
+    if not written:
+        return f"{output} is not written"
+    return f"{output} is written" if verdict == "pass" else f"{output} is written, and not verified"
