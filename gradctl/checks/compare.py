@@ -11,13 +11,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import msgspec
 
 from gradctl.checks.allows import Allows
 from gradctl.checks.arbiter import Arbiter
 from gradctl.checks.form_comparison import FormComparison
-from gradctl.checks.form_findings import findings_and_rows
+from gradctl.checks.form_findings import findings_and_rows, stale_values
 from gradctl.checks.gradcheck import gradcheck
 from gradctl.checks.native import run_native
 from gradctl.checks.reference import Reference
@@ -25,6 +26,7 @@ from gradctl.checks.timing import timing_of
 from gradctl.core.findings import Unit, fingerprint
 from gradctl.core.names import FORMS
 from gradctl.core.verdicts import unit_verdict
+from gradctl.forms.artifact import fits, load
 from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.table import form_named
 from gradctl.subject.seeding import borrowed_generators
@@ -72,6 +74,26 @@ class Comparing:
                     seconds=time.perf_counter() - start,
                 )
             return self.captured(captured, form, start=start)
+
+    def file(self, path: Path, *, trusted: bool) -> Unit:
+        """Return the verdict on a file that somebody wrote: is it this model, values and all?
+
+        Raises:
+            TargetError: the file cannot be read, or holds another model.
+            TrustError: it is code, and not ``trusted``.
+        """
+        instance = self.reference.instance()
+        if path.suffix == ".onnx":
+            from gradctl.forms.onnx import captured_from_file  # onnxruntime is not imported for other files
+
+            captured = captured_from_file(path, instance)
+        else:
+            captured = load(path, trusted=trusted)
+            fits(captured, instance, str(path))
+        unit = self.captured(captured, form_named(captured.form))
+        findings = (*self.allows.apply(stale_values(captured, instance, path)), *unit.findings)
+        verdict = unit_verdict("complete", findings, unit.tensors, self.fail_on)
+        return msgspec.structs.replace(unit, findings=findings, verdict=verdict)
 
     def captured(self, captured: Captured, form: Form, *, start: float | None = None) -> Unit:
         """Return the verdict on what was captured just now, or loaded from a file."""

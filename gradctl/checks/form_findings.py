@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+
 from gradctl.checks.arbiter import Arbiter
 from gradctl.checks.form_comparison import FormComparison, TensorComparison
 from gradctl.core.findings import Finding, TensorResult, number
 from gradctl.core.names import Quantity, TensorVerdict
+from gradctl.forms.form import Captured
+from gradctl.numerics.measures import relative_error
 from gradctl.subject.frames import first_line
+from gradctl.subject.instance import Instance
+from gradctl.subject.signature import module_of
 
-__all__ = ["findings_and_rows"]
+__all__ = ["findings_and_rows", "stale_values"]
 
 # The rows of one tensor cost 20 forwards and want a person's eye: only the worst few have them.
 _TENSORS_WITH_ROWS = 3
@@ -51,6 +59,31 @@ def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[lis
         elif each.exceeds:
             findings.append(_flipped(form, name, each))
     return findings, rows
+
+
+def stale_values(captured: Captured, instance: Instance, path: Path) -> list[Finding]:
+    """Return a finding for each parameter and buffer whose value in a file is not the model's: it was trained on."""
+    module = module_of(instance.model)
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())} if module is not None else {}
+    held = {**captured.parameters, **captured.buffers}
+    findings = []
+    for name, value in named.items():
+        kept = held.get(name)
+        if kept is None or kept.shape != value.shape or torch.equal(kept, value):
+            continue
+        kind = "param" if isinstance(value, torch.nn.Parameter) else "buffer"
+        findings.append(
+            Finding(
+                code="GC304",
+                severity="error",
+                tensor=f"{kind}:{name}",
+                verdict="differs",
+                message=f"{kind}:{name} in {path} is not the model's: off by {relative_error(value, kept):.2e} (relative).",
+                hint="the file is of another state of the model; write it again, or load its weights with --weights.",
+                allow=f"GC304:{kind}:{name}",
+            )
+        )
+    return findings
 
 
 def _verdict(quantity: Quantity, name: str, each: TensorComparison, arbiter: Arbiter) -> TensorVerdict:
