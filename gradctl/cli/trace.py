@@ -13,6 +13,7 @@ from gradctl.cli.users_code import users_code
 __all__ = ["trace"]
 
 _FORMS = ("trace", "script", "export")
+_SUFFIXES = {"trace": (".pt", ".pth", ".ts"), "script": (".pt", ".pth", ".ts"), "export": (".pt2",)}
 
 
 @click.command(
@@ -53,7 +54,9 @@ def trace(
     take the model, no file is left, and an older one is as it was.
     """
     if dynamic and form != "export":
-        raise click.UsageError(f"--dynamic is for --form export: {form} fixes the sizes it sees, or none at all.")
+        raise click.UsageError(f"--dynamic is for --form export, not for {form}.")
+    if output.suffix.lower() not in _SUFFIXES[form]:
+        raise click.UsageError(f"{output}: --form {form} writes {' or '.join(_SUFFIXES[form])}.")
     with progress_line() as progress:
         progress("importing torch")
         from gradctl.checks.allows import Allows

@@ -7,6 +7,7 @@ tensors, and tries that again where the safe loader refused (``torch/_export/ser
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import traceback
@@ -40,7 +41,7 @@ _FEW = 3  # names of each kind that a message lists
 
 @contextmanager
 def written_beside(target: Path) -> Iterator[Path]:
-    """Give a path in a folder of its own beside ``target``, with its name (torch writes it into the archive).
+    """Give a path of the name of ``target``, in a folder of its own beside it.
 
     Whatever is left of the folder goes when the context ends: what is to stay is moved away with ``place``.
 
@@ -80,20 +81,23 @@ def save(captured: Captured, path: Path) -> None:
         CannotCapture: torch cannot save this one.
         ResourceError: GC131 if the disk refuses.
     """
+    content = io.BytesIO()  # given a path on a disk that fills up, torch's C++ writer ends the process
     try:
         with quiet():
             if isinstance(captured.artifact, torch.export.ExportedProgram):
-                torch.export.save(captured.artifact, path)
+                torch.export.save(captured.artifact, content)
             else:
-                torch.jit.save(captured.artifact, str(path))
-    except OSError as error:
-        raise _unwritable(path, error) from error
+                torch.jit.save(captured.artifact, content)
     except Exception as error:  # serialising may raise anything
-        if "failed writing" in str(error) or "iostream error" in str(error):  # how torch's C++ writer says a full disk
-            raise _unwritable(path, OSError(0, "the disk refuses it (full, or over a limit)")) from error
+        if is_out_of_memory(error):
+            raise
         raise CannotCapture(
             f"{captured.form} takes the model, and torch cannot save it: {first_line(error)}", traceback.format_exc()
         ) from error
+    try:
+        path.write_bytes(content.getbuffer())
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def load(path: Path, *, trusted: bool) -> Captured:
@@ -111,7 +115,7 @@ def load(path: Path, *, trusted: bool) -> Captured:
     if not trusted:
         what = "a TorchScript program" if kind == "torchscript" else "an exported program with pickled parts"
         raise TrustError(
-            "GC901", f"{path} is {what}, which is code and runs when loaded. Pass --trust if you trust it."
+            "GC901", f"{path} is {what}, code that runs when loaded. Pass --trust if you trust its author."
         )
     _ensure_undamaged(path)
     try:
@@ -192,6 +196,9 @@ def _members(path: Path) -> list[str]:
         if path.stat().st_size == 0:
             raise TargetError("GC142", f"{path} is empty. Write it again.")
         with zipfile.ZipFile(path) as archive:
+            # Cut off, a .pt2 still ends in the directory of another archive: the example inputs are one inside it.
+            if min((member.header_offset for member in archive.infolist()), default=0) > 0:
+                raise zipfile.BadZipFile
             return archive.namelist()
     except zipfile.BadZipFile as error:
         with path.open("rb") as file:

@@ -38,8 +38,8 @@ class Cut:
 
     Attributes:
         func: the torch function called.
-        value: what to give back: the result at the point, or with ``writes`` the change of the first argument.
-        writes: whether the call changes its first argument in place.
+        value: what to give back: the result at the point, or with ``writes`` one write a target, None for no matter.
+        writes: whether the call changes tensors in place.
         place: file and line in the user's program.
         sources: the tensors that the cut keeps from a gradient; dropped once asked.
         alias: the storage that the result shares with a source, if it does.
@@ -53,6 +53,14 @@ class Cut:
     sources: tuple[Tensor, ...] = ()
     alias: int | None = None
     moves: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Write:
+    """What a call did to one tensor: the change, or the value that it left."""
+
+    value: Tensor
+    is_change: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +132,7 @@ class Program(TorchFunctionMode):
             return self._record_embedding(func, args, kwargs)
         if func in _STRAIGHT_THROUGH:
             return self._record_straight_through(func, args, kwargs)
-        if _is_in_place(func, kwargs) and args and isinstance(args[0], Tensor):
+        if _is_in_place(func, kwargs) and args and _targets(args, kwargs):
             return self._record_in_place(func, args, kwargs)
         result = func(*args, **kwargs)
         if not _is_float_without_gradient(result):
@@ -160,22 +168,37 @@ class Program(TorchFunctionMode):
         return result
 
     def _record_in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
-        target = kwargs.get("out", args[0])
-        aliased = isinstance(target, Tensor) and not target.requires_grad and _storage(target) in self.recording.aliases
-        behind = isinstance(target, Tensor) and (aliased or (target.requires_grad and not torch.is_grad_enabled()))
-        before = target.detach().clone() if behind else None
-        if aliased:
-            self.recording.written.add(_storage(target))
-        sources = _asking_for_gradient((args if target is not args[0] else args[1:], kwargs))
+        """Record what a call does to its targets behind autograd's back: a change, or a value from what has a gradient."""
+        targets = _targets(args, kwargs)
+        before = [t.detach().clone() if self._is_behind(func, t) else None for t in targets]
+        others = args if kwargs.get("out") is not None else args[1:]
         result = func(*args, **kwargs)
-        if before is not None:
-            if target.shape == before.shape and target.dtype == before.dtype and target.is_floating_point():
-                change = target.detach() - before
-                cut = Cut(func, change, True, user_location(), (target,), moves=bool(change.any()))
-                self.recording.cuts[self._number] = cut
-        elif isinstance(target, Tensor) and not target.requires_grad and sources and target.is_floating_point():
-            self.recording.cuts[self._number] = Cut(func, target.detach().clone(), False, user_location(), sources)
+        sources = _asking_for_gradient((others, kwargs))
+        writes = [
+            self._write(target, then, bool(sources)) if target.is_floating_point() else None
+            for target, then in zip(targets, before, strict=True)
+        ]
+        if any(write is not None for write in writes):
+            moves = any(write is not None and write.is_change and bool(write.value.any()) for write in writes)
+            tensors = (*sources, *(t for t in targets if t.requires_grad))
+            self.recording.cuts[self._number] = Cut(func, writes, True, user_location(), tensors, moves=moves)
         return result
+
+    def _is_behind(self, func: Any, target: Tensor) -> bool:
+        """Tell whether autograd does not see a write: through an alias, under no_grad, to a leaf, by ``.data =``."""
+        storage = _storage(target)
+        if not target.requires_grad and storage in self.recording.aliases:
+            self.recording.written.add(storage)
+            return True
+        return func == _SET_DATA or (target.requires_grad and (target.is_leaf or not torch.is_grad_enabled()))
+
+    def _write(self, target: Tensor, before: Tensor | None, from_gradient: bool) -> _Write | None:
+        if before is not None:
+            same = target.shape == before.shape and target.dtype == before.dtype
+            return _Write(target.detach() - before, True) if same else None
+        if from_gradient and not target.requires_grad:
+            return _Write(target.detach().clone(), False)
+        return None
 
     # ------------------------------------------------------------------ beside it
 
@@ -191,9 +214,7 @@ class Program(TorchFunctionMode):
             x0, y0, mask = cut.value
             return y0 + mask * ((args[0] if args else kwargs["input"]) - x0)
         if cut.writes:
-            return _replay_write(cut, func, args)
-        if _is_in_place(func, kwargs):
-            return _replay_assignment(cut, func, args, kwargs)
+            return _replay_writes(cut, func, args, kwargs)
         # Made all the same: it may draw random numbers, and whether its value moves is to be seen.
         result = func(*args, **kwargs)
         cut.moves = cut.moves or not _equal(cut.value, result)
@@ -215,24 +236,25 @@ def _replay_embedding(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
     return torch.where((index == padding % weight.shape[0]).unsqueeze(-1), recorded, result)
 
 
-def _replay_write(cut: Cut, func: Any, args: Any) -> Any:
-    target = args[0]
-    if target.shape != cut.value.shape:
+def _replay_writes(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
+    """Add the recorded changes instead of making the call; where it set values, make it and set the recorded ones."""
+    targets = _targets(args, kwargs)
+    if len(targets) != len(cut.value) or any(
+        write is not None and write.value.shape != t.shape for write, t in zip(cut.value, targets, strict=True)
+    ):
         raise BranchChanged
+    changes_only = all(write is not None and write.is_change for write in cut.value)
+    result = args[0] if changes_only else func(*args, **kwargs)
     with torch.no_grad():
-        target.detach().add_(cut.value)
-    return None if func.__name__ in _NO_RESULT else target
-
-
-def _replay_assignment(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
-    result = func(*args, **kwargs)
-    target = kwargs.get("out", args[0])
-    if target.shape != cut.value.shape:
-        raise BranchChanged
-    cut.moves = cut.moves or not _equal(cut.value, target)
-    with torch.no_grad():
-        target.copy_(cut.value)
-    return result
+        for write, target in zip(cut.value, targets, strict=True):
+            if write is None:
+                continue
+            if not write.is_change:
+                cut.moves = cut.moves or not _equal(write.value, target)
+                target.copy_(write.value)
+            elif changes_only:
+                target.detach().add_(write.value)
+    return None if getattr(func, "__name__", "") in _NO_RESULT else result
 
 
 class _NoHandle:
@@ -259,17 +281,26 @@ _REGISTER_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hoo
 _NO_RESULT = ("__setitem__", "__set__")
 
 
+def _targets(args: Any, kwargs: Any) -> list[Tensor]:
+    """Return the tensors that an in-place call writes to: its first argument (a list for ``_foreach``), or ``out``."""
+    return _tensors(kwargs["out"] if kwargs.get("out") is not None else args[0])
+
+
 def _is_in_place(func: Any, kwargs: Any) -> bool:
     name = getattr(func, "__name__", "")
+    if name in _WRITES_NOTHING:
+        return False
     if name in _NO_RESULT or kwargs.get("out") is not None:
         return func not in _ASSIGN_ASIDE
     return (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE_OPERATORS
 
 
+_WRITES_NOTHING = {"requires_grad_", "retain_grad", "share_memory_", "rename_", "refine_names", "pin_memory"}
 _IN_PLACE_OPERATORS = {
     f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow", "floordiv", "mod", "and", "or", "xor")
 }
 # Properties that are assigned without touching a value.
+_SET_DATA = vars(torch._C.TensorBase)["data"].__set__
 _ASSIGN_ASIDE = tuple(vars(torch._C.TensorBase)[name].__set__ for name in ("grad", "requires_grad"))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -76,7 +77,7 @@ def _print_semantics(console: Console, semantics: Sequence[Semantic]) -> None:
         place = f" ({each.location})" if each.location is not None and str(each.location) else ""
         times = f" {each.count} times" if each.count > 1 else ""
         _print(console, f"{each.kind}: {each.name}{times}{place}")
-        _print(console, f"  {each.message}")
+        console.print(Padding(Text(printable(each.message), overflow="fold"), (0, 0, 0, 2)))
     _print_more(console, len(semantics) - _MOST_ROWS)
 
 

@@ -124,6 +124,24 @@ def test_a_name_cannot_colour_or_clear_the_screen():
     assert "\\x1b[2Jgone\\x07" in render(examples.report_of(examples.unit("fail", findings=[found])))
 
 
+def test_an_output_that_is_nan_comes_before_the_gradients_that_are_nan_for_it():
+    spoiled = examples.gradient("param:fc.weight", "reference-wrong")
+    of_output = Finding(code="GC407", severity="error", quantity="output", tensor="output", message="output is NaN.")
+    of_gradient = Finding(
+        code="GC407",
+        cause="GC407",
+        severity="error",
+        quantity="gradient",
+        tensor="param:fc.weight",
+        message="so is it.",
+    )
+    screen = render(examples.report_of(examples.unit("fail", [spoiled], [of_gradient, of_output])))
+    first, second, third, *_ = screen.splitlines()
+    assert (first, second) == ("error GC407 output is NaN.", "  this spoils 1 of 1 gradient:")
+    assert third.startswith("  param:fc.weight  ")
+    assert "so is it" not in screen
+
+
 def test_long_names_are_folded_and_numbers_never_cut():
     name = "param:" + ".".join(f"encoder_layer_{index}" for index in range(8)) + ".weight"
     report = examples.spoiled()

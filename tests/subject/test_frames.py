@@ -124,5 +124,6 @@ def test_running_out_of_memory_is_told_from_other_errors():
         torch.empty(2**50)
     assert is_out_of_memory(caught.value)
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("std::bad_alloc"))
     assert is_out_of_memory(torch.OutOfMemoryError())
     assert not is_out_of_memory(RuntimeError("shapes do not match"))

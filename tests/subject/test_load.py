@@ -352,3 +352,26 @@ def test_mistakes_in_the_options_are_found_before_anything_is_imported(write):
         with pytest.raises(TargetError) as caught:
             load_subject("net.py", **options)
         assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("make_model", "GC108 make_model() raised SystemExit: 0."), ("net", "GC104 net_inputs() raised SystemExit: 3.")],
+)
+def test_an_exit_of_the_users_own_is_no_exit_of_ours(write, name, said):
+    write(
+        "exits.py",
+        """
+        import sys
+        from torch import nn
+
+        net = nn.Linear(2, 2)
+
+        def make_model():
+            sys.exit(0)
+
+        def net_inputs():
+            sys.exit(3)
+        """,
+    )
+    assert message(f"exits.py:{name}") == said
