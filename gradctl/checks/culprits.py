@@ -105,7 +105,7 @@ def tensors_behind(judge: Judge, runner: ModelRunner) -> set[int]:
     cut, functions = judge.samples[0], watch.unjudged
     watch.unjudged = set()
     try:
-        whole = judge.point.gradients(cut.cotangents)
+        whole = judge.point.gradients(cut.cotangents, judge.generator)
     finally:
         watch.unjudged = functions
     return {

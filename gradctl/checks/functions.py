@@ -74,6 +74,7 @@ class _FunctionRunner:
     """One Function at recorded inputs, as the oracle wants it."""
 
     extra = 0.0
+    writes = False
 
     def __init__(self, call: FunctionCall, model: ModelRunner, off: int | None = None) -> None:
         self.function, self.args, self.model, self.off = call.function, call.args, model, off
@@ -175,13 +176,24 @@ def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Func
 def broken_contracts(call: FunctionCall, model: ModelRunner, seed: int) -> list[FunctionFault]:
     """Return what a Function does wrong for callers other than this one, at recorded inputs where it is right."""
     runner = _FunctionRunner(call, model)
-    if not runner.leaves or not any(t.requires_grad for _, t in runner.differentiate()):
+    if not runner.leaves or not _stands_alone(runner):
         return []
     layout = _in_place_fault(runner) or _layout_fault(runner)
     faults = [fault for fault in (layout, _input_off_fault(call, model)) if fault is not None]
     if getattr(call.function, "jvp", Function.jvp) is not Function.jvp:
         faults += [fault] if (fault := _forward_mode_fault(runner)) is not None else []
     return [*faults, fault] if (fault := _second_order_fault(call, model, seed)) is not None else faults
+
+
+def _stands_alone(runner: _FunctionRunner) -> bool:
+    """Tell whether a Function runs and differentiates outside its model; a recomputing one may want more around it."""
+    try:
+        outputs = [t for _, t in runner.differentiate() if t.requires_grad]
+        return bool(outputs) and any(gradient is not None for gradient in runner.gradients(_gaussian))
+    except Exception as error:  # the user's backward may raise anything
+        if is_out_of_memory(error):
+            raise
+        return False
 
 
 def _gaussian(outputs: list[Tensor]) -> list[Tensor]:
@@ -282,6 +294,10 @@ def _input_off_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | 
         try:
             found = runner.gradients(_gaussian)
         except Exception as error:  # the user's backward may raise anything
+            # A recomputing Function may say so where it is not given what its model always gives it; that the engine
+            # refuses what it returns ("returned an incorrect number of gradients") is its own fault.
+            if call.function is not model.instance.subject.function and "returned an in" not in str(error):
+                continue
             message = f"{name}.backward raises where {leaf.name!r} asks for no gradient: {_refusal(error)}"
             return FunctionFault(call.function, "layout", message)
         if (off := _largest_error(expected, found)) > _same(runner):

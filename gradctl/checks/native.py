@@ -146,6 +146,11 @@ def _first_run(subject: Subject) -> tuple[Instance, dict[str, Tensor], Named]:
 
 def _run(instance: Instance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
     """Return outputs and gradients of one run with unit Gaussian cotangents."""
+    with instance.leaves_kept():
+        return _run_once(instance, subject)
+
+
+def _run_once(instance: Instance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
     with torch.enable_grad():
         outputs = {
             name: t
@@ -163,7 +168,7 @@ def _run(instance: Instance, subject: Subject) -> tuple[dict[str, Tensor], Named
     generator = torch.Generator().manual_seed(subject.seed)
     cotangents = [gaussian_like(t, generator) for t in differentiable]
     torch.autograd.backward(differentiable, cotangents)
-    return {name: t.detach() for name, t in outputs.items()}, {
+    return {name: t.detach().clone() for name, t in outputs.items()}, {
         leaf.name: leaf.take_gradient() for leaf in instance.leaves
     }
 

@@ -47,9 +47,10 @@ def oracle_runner(subject: Subject, input_mode: InputMode, watch: FunctionWatch)
     for promoted, mode in ((True, Promotion(native)), (True, None), (False, None)):
         runner = ModelRunner(Instance(subject, promoted=promoted, input_mode=input_mode), mode, watch)
         try:
-            outputs = [t for _, t in runner.differentiate() if t.requires_grad]
-            with runner.promoted():
-                torch.autograd.backward(outputs, [torch.zeros_like(t) for t in outputs])
+            with runner.instance.leaves_kept():
+                outputs = [t for _, t in runner.differentiate() if t.requires_grad]
+                with runner.promoted():
+                    torch.autograd.backward(outputs, [torch.zeros_like(t) for t in outputs])
         except Exception as error:  # the program may refuse float64 in any way; then it runs as it is
             if is_out_of_memory(error) or not promoted:
                 raise

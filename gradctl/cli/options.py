@@ -6,49 +6,18 @@ __all__ = ["TargetOptions", "subject_from", "target_options"]
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from gradctl.cli.users_code import users_code
+from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.subject.subject import Subject
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, slots=True)
-class TargetOptions:
-    """What the user wants checked.
-
-    Attributes:
-        target: ``path/to/file.py:NAME`` or ``package.module:NAME``.
-        arguments: ``key=value`` for a class or factory.
-        input_specs: ``x=f32[8,784]``.
-        inputs_file: a file of inputs.
-        weights: a file of weights.
-        training: mode to set; None leaves it.
-        loss: name of a function beside the target.
-        seed: for every random generator.
-        device: where model and inputs go.
-        threads: for torch; None leaves them.
-        command: the subcommand that was called.
-    """
-
-    target: str
-    arguments: tuple[str, ...] = ()
-    input_specs: tuple[str, ...] = ()
-    inputs_file: Path | None = None
-    weights: Path | None = None
-    training: bool | None = None
-    loss: str | None = None
-    seed: int = 0
-    device: str = "cpu"
-    threads: int | None = None
-    command: str = "gradcheck"
 
 
 _OPTIONS = (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradctl.numerics.judge import Judge
 from gradctl.numerics.measures import gaussian_like
-from gradctl.numerics.point import Direction, Point, Sample
+from gradctl.numerics.point import Direction, Point, Sample, natural_scale
 
 __all__ = ["ElementDifference", "along_leaf", "element_slope", "worst_elements"]
 
@@ -66,7 +66,7 @@ def _followed_down(judge: Judge, sample: Sample, i: int, count: int) -> list[int
     def difference(begin: int, end: int) -> float:
         part = torch.zeros_like(weights)
         part[begin:end] = weights[begin:end]
-        length = float(torch.linalg.vector_norm(part)) or 1.0
+        length = (float(torch.linalg.vector_norm(part)) or 1.0) / natural_scale(judge.point.values[i])
         phi = judge.point.along(along_leaf(judge.point, i, part / length), sample)
         slope = length * (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
         return slope - float(totals[end] - totals[begin])
@@ -88,11 +88,12 @@ def _followed_down(judge: Judge, sample: Sample, i: int, count: int) -> list[int
 def element_slope(point: Point, sample: Sample, i: int, position: int) -> float:
     """Return the finite difference of one element of leaf ``i``, by central differences extrapolated once."""
     part = torch.zeros_like(point.values[i]).reshape(-1)
-    part[position] = 1.0
+    scale = natural_scale(point.values[i])
+    part[position] = scale
     phi = point.along(along_leaf(point, i, part), sample)
     coarse = (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
     fine = (phi(_STEP / 2) - phi(-_STEP / 2)) / _STEP
-    return (4 * fine - coarse) / 3
+    return (4 * fine - coarse) / (3 * scale)
 
 
 def _measured(judge: Judge, i: int, position: int) -> ElementDifference:

@@ -143,7 +143,7 @@ class FunctionWatch:
     def _record(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         if sum(call.function is function for call in self.calls) < self.calls_per_class:
             self.calls.append(FunctionCall(function, copied_arguments(args), user_location()))
-        if not self.linearised(function):
+        if not self.linearised(function) or not any(map(_is_differentiable, args)):
             return apply(*args)
         linear = None if function in self.unjudged else linear_map(apply, copied_arguments(args))
         result = apply(*args)

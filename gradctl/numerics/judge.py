@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gradctl.numerics.ladder import Slope, noise_floor, slope_at_zero
 from gradctl.numerics.measures import dot, gaussian_like, norm
-from gradctl.numerics.point import Direction, Point, Sample
+from gradctl.numerics.point import Direction, Point, Sample, natural_scale
 from gradctl.numerics.runner import Runner
 
 __all__ = ["Judge", "Probe", "TensorJudgement"]
@@ -102,6 +102,7 @@ class Judge:
     ) -> None:
         self.point = Point(runner)
         self.origin = self.point
+        self.scales = [natural_scale(value) for value in self.origin.values]
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.rtol, self.atol, self.epsilon, self.probes = rtol, atol, epsilon, probes
         self.steps_off = 0
@@ -153,10 +154,11 @@ class Judge:
         return [*groups, (quiet, True)] if quiet else groups
 
     def _size(self, i: int) -> float:
-        return max(sample.norms[i] for sample in self.samples)
+        """Return how much the objective changes as leaf ``i`` moves by its own scale."""
+        return self.scales[i] * max(sample.norms[i] for sample in self.samples)
 
     def _is_quiet(self, i: int) -> bool:
-        return self._size(i) <= _QUIET * max(max(sample.norms) for sample in self.samples)
+        return self._size(i) <= _QUIET * max(map(self._size, range(len(self.scales))))
 
     def _chance_missed(self, probe: Probe, number: int, i: int, of_error: float = 0.01) -> float:
         """Return P(an error of 1 % in tensor ``i`` stays below this probe's tolerance): Gaussian, unit norm."""
@@ -195,7 +197,7 @@ class Judge:
         if not any(p.alarms and p.slope.usable for p in probes):
             verdict: Verdict = "same" if all(p.slope.resolved for p in probes) else "unresolved"
             return TensorJudgement(i, verdict, error, budget)
-        if self._is_accepted(wrong_by, size):
+        if self._is_accepted(wrong_by / self.scales[i], size / self.scales[i]):
             return TensorJudgement(i, "same", error, budget)
         if all(sample.gradients[i] is None for sample in self.samples):
             return TensorJudgement(i, "missing", 1.0, budget)
@@ -244,7 +246,9 @@ class Judge:
         """Return the slope that a tensor with a gradient typically has: what a lost gradient is measured by."""
         loud = [i for i in range(len(sample.norms)) if not self._is_quiet(i)]
         return (
-            statistics.median(sample.norms[i] / math.sqrt(self.origin.values[i].numel()) for i in loud) if loud else 0.0
+            statistics.median(self.scales[i] * sample.norms[i] / math.sqrt(self.origin.values[i].numel()) for i in loud)
+            if loud
+            else 0.0
         )
 
     def _compared(self, indices: Sequence[int], sample: Sample, direction: Direction, slope: Slope) -> Probe:
@@ -258,16 +262,19 @@ class Judge:
         return Probe(slope, predicted, tolerance, {i: direction.lengths[i] for i in indices})
 
     def _direction(self, indices: Sequence[int], sample: Sample, *, equal_lengths: bool) -> Direction:
-        """Return Gaussian parts, each of length 1 / ||g_t||, or all equal; then all scaled to unit norm together."""
+        """Return Gaussian parts, each of length 1 / ||g_t||, or all equal; then all scaled to unit norm together.
+
+        Lengths count in units of the leaves' natural scales.
+        """
         parts: list[Tensor | None] = [None] * len(self.point.values)
         lengths = [0.0] * len(parts)
-        weights = {i: 1.0 if equal_lengths else 1 / (sample.norms[i] or 1.0) for i in indices}
+        weights = {i: 1.0 if equal_lengths else 1 / (self.scales[i] * sample.norms[i] or 1.0) for i in indices}
         total = math.sqrt(sum(weight**2 for weight in weights.values()))
         for i in indices:
             part = gaussian_like(self.point.values[i], self.generator)
             for unusable in (self.point.infinite.get(i), sample.broken.get(i)):
                 part = part if unusable is None else torch.where(unusable, 0, part)
-            lengths[i] = weights[i] / total
+            lengths[i] = self.scales[i] * weights[i] / total
             parts[i] = part.mul_(lengths[i] / (norm(part) or 1.0))
         return Direction(parts, lengths)
 

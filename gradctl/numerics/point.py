@@ -13,7 +13,7 @@ from gradctl.numerics.measures import dot, gaussian_like, norm, relative_error
 from gradctl.numerics.runner import Outputs, Runner
 from gradctl.subject.frames import is_out_of_memory
 
-__all__ = ["Direction", "NoGradient", "Point", "Sample", "rms"]
+__all__ = ["Direction", "NoGradient", "Point", "Sample", "natural_scale", "rms"]
 
 # Outputs of one model can differ by many decades (energies and forces); each takes an equal part, but rounding noise
 # around zero is not blown up to the size of the others.
@@ -68,7 +68,7 @@ class Point:
         self.outputs: Outputs = self.record()
         self._place(None, 0.0)
         self.forwards += 1
-        again = dict(self.runner.beside())
+        again = self._replayed()
         self.consistent = all(
             name in again and relative_error(value, again[name]) < 1e-9 for name, value in self.outputs
         )
@@ -77,7 +77,8 @@ class Point:
         """Return the float outputs at the point, and have the runner note anew what must be held fixed beside it."""
         self._place(None, 0.0)
         self.forwards += 1
-        return [(name, t.detach()) for name, t in self.runner.record() if _is_float(t)]
+        # Cloned: an output can be a leaf itself, which moves.
+        return [(name, t.detach().clone()) for name, t in self.runner.record() if _is_float(t)]
 
     def sample(self, generator: torch.Generator) -> Sample:
         """Return Gaussian cotangents and autograd's gradient of them.
@@ -107,9 +108,13 @@ class Point:
         norms = [norm(gradient) if gradient is not None else 0.0 for gradient in gradients]
         return Sample(cotangents, finite, gradients, norms, broken)
 
-    def gradients(self, cotangents: dict[str, Tensor]) -> list[Tensor | None]:
-        """Return autograd's gradient of the given cotangents, one a leaf."""
-        return self._vjp(self._differentiable_outputs(), cotangents)
+    def gradients(self, cotangents: dict[str, Tensor], generator: torch.Generator | None = None) -> list[Tensor | None]:
+        """Return autograd's gradient of the given cotangents; ``generator`` draws those that are missing."""
+        outputs = self._differentiable_outputs()
+        if generator is not None:
+            missing = {name: gaussian_like(t, generator) for name, t in outputs.items() if name not in cotangents}
+            cotangents = cotangents | missing
+        return self._vjp({name: t for name, t in outputs.items() if name in cotangents}, cotangents)
 
     def along(self, direction: Direction, sample: Sample) -> Callable[[float], float]:
         """Return phi(t) = <cotangents, outputs(values + t direction)>; NaN where the function is not to be had."""
@@ -140,11 +145,20 @@ class Point:
         """Return the point beside this one, every leaf moved by 1e-3 of its rms (1e-4 at least): off a kink."""
         values = []
         for value in self.values:
-            size = max(1e-3 * rms(value), 1e-4)
+            size = 1e-3 * natural_scale(value) if natural_scale(value) != 1.0 else max(1e-3 * rms(value), 1e-4)
             values.append(value + torch.where(torch.isfinite(value), size * gaussian_like(value, generator), 0))
         point = Point(self.runner, values)
         point.forwards += self.forwards
         return point
+
+    def _replayed(self) -> dict[str, Tensor]:
+        """Return the outputs with what was recorded held fixed, at the point itself; nothing if that raises."""
+        try:
+            return dict(self.runner.beside())
+        except Exception as error:  # a replay of a program that hides what it does may raise anything
+            if is_out_of_memory(error):
+                raise
+            return {}
 
     def _differentiable_outputs(self) -> dict[str, Tensor]:
         self._place(None, 0.0)
@@ -154,7 +168,8 @@ class Point:
     def _vjp(self, outputs: dict[str, Tensor], cotangents: dict[str, Tensor]) -> list[Tensor | None]:
         """Take gradients as training takes them: ``backward`` into ``.grad`` (reversible nets refuse autograd.grad)."""
         with self.runner.promoted():
-            torch.autograd.backward(list(outputs.values()), [cotangents[name] for name in outputs])
+            # Cloned: a backward that writes to its cotangent would change the objective too.
+            torch.autograd.backward(list(outputs.values()), [cotangents[name].clone() for name in outputs])
         return [leaf.take_gradient() for leaf in self.runner.leaves]
 
     def _place(self, direction: Direction | None, t: float) -> None:
@@ -165,7 +180,7 @@ class Point:
                 if part is not None:
                     torch.add(value, part, alpha=t, out=leaf.tensor)
                     self._resting.pop(i, None)
-                elif self._resting.get(i) != leaf.tensor._version:
+                elif self.runner.writes or self._resting.get(i) != leaf.tensor._version:
                     leaf.tensor.copy_(value)
                     self._resting[i] = leaf.tensor._version
 
@@ -174,6 +189,12 @@ def rms(tensor: Tensor) -> float:
     """Return the root mean square of the finite elements, 0 if there is none."""
     finite = tensor[torch.isfinite(tensor)] if not bool(torch.isfinite(tensor).all()) else tensor
     return norm(finite) / math.sqrt(finite.numel()) if finite.numel() else 0.0
+
+
+def natural_scale(tensor: Tensor) -> float:
+    """Return the unit in which a leaf is moved: 1, or the rms of a leaf whose values are all large or all tiny."""
+    size = rms(tensor)
+    return 1.0 if size == 0 or 1e-3 <= size <= 1e3 else size
 
 
 def _is_float(tensor: Tensor) -> bool:

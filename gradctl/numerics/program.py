@@ -127,12 +127,14 @@ class Program(TorchFunctionMode):
 
     # ------------------------------------------------------------------ at the point
 
-    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0911  # a kind of call a line
         if func is F.embedding:
             return self._record_embedding(func, args, kwargs)
         if func in _STRAIGHT_THROUGH:
             return self._record_straight_through(func, args, kwargs)
-        if _is_in_place(func, kwargs) and args and _targets(args, kwargs):
+        if _is_hard_gumbel(func, args, kwargs):
+            return self._record_hard_gumbel(args, kwargs)
+        if _is_in_place(func, kwargs) and _targets(args, kwargs):
             return self._record_in_place(func, args, kwargs)
         result = func(*args, **kwargs)
         if not _is_float_without_gradient(result):
@@ -167,8 +169,18 @@ class Program(TorchFunctionMode):
             self.recording.cuts[self._number] = Cut(func, value, False, user_location(), moves=True)
         return result
 
+    def _record_hard_gumbel(self, args: Any, kwargs: Any) -> Any:
+        """Record what hard sampling adds to the soft sample: inside, that is straight-through by detach."""
+        state = torch.get_rng_state()
+        hard = F.gumbel_softmax(*args, **kwargs)
+        torch.set_rng_state(state)
+        soft = _soft_gumbel(args, kwargs)
+        value = (hard - soft).detach()
+        self.recording.cuts[self._number] = Cut(F.gumbel_softmax, value, False, user_location(), moves=True)
+        return hard
+
     def _record_in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Record what a call does to its targets behind autograd's back: a change, or a value from what has a gradient."""
+        """Record what a call does behind autograd's back: a change, or a value from what has a gradient."""
         targets = _targets(args, kwargs)
         before = [t.detach().clone() if self._is_behind(func, t) else None for t in targets]
         others = args if kwargs.get("out") is not None else args[1:]
@@ -213,6 +225,8 @@ class Program(TorchFunctionMode):
         if func in _STRAIGHT_THROUGH:
             x0, y0, mask = cut.value
             return y0 + mask * ((args[0] if args else kwargs["input"]) - x0)
+        if func is F.gumbel_softmax:
+            return _soft_gumbel(args, kwargs) + cut.value
         if cut.writes:
             return _replay_writes(cut, func, args, kwargs)
         # Made all the same: it may draw random numbers, and whether its value moves is to be seen.
@@ -244,7 +258,7 @@ def _replay_writes(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
     ):
         raise BranchChanged
     changes_only = all(write is not None and write.is_change for write in cut.value)
-    result = args[0] if changes_only else func(*args, **kwargs)
+    result = (args[0] if args else kwargs.get("tensor")) if changes_only else func(*args, **kwargs)
     with torch.no_grad():
         for write, target in zip(cut.value, targets, strict=True):
             if write is None:
@@ -281,9 +295,24 @@ _REGISTER_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hoo
 _NO_RESULT = ("__setitem__", "__set__")
 
 
+def _gumbel_arguments(args: Any, kwargs: Any) -> dict[str, Any]:
+    given: dict[str, Any] = dict(zip(("logits", "tau", "hard", "eps", "dim"), args, strict=False))
+    return given | kwargs
+
+
+def _is_hard_gumbel(func: Any, args: Any, kwargs: Any) -> bool:
+    return func is F.gumbel_softmax and bool(_gumbel_arguments(args, kwargs).get("hard"))
+
+
+def _soft_gumbel(args: Any, kwargs: Any) -> Tensor:
+    return F.gumbel_softmax(**{**_gumbel_arguments(args, kwargs), "hard": False})
+
+
 def _targets(args: Any, kwargs: Any) -> list[Tensor]:
     """Return the tensors that an in-place call writes to: its first argument (a list for ``_foreach``), or ``out``."""
-    return _tensors(kwargs["out"] if kwargs.get("out") is not None else args[0])
+    if kwargs.get("out") is not None:
+        return _tensors(kwargs["out"])
+    return _tensors(args[0] if args else kwargs.get("tensor"))  # nn.init passes its tensor by name
 
 
 def _is_in_place(func: Any, kwargs: Any) -> bool:

@@ -56,11 +56,12 @@ class Promotion(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         # True, the default, imports all of Dynamo at the first operator (0.8 s) to keep it out of this very method.
         return False
 
-    def __torch_dispatch__(  # noqa: PLR0911  # a case a line
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run one operator with its dtypes turned."""
-        kwargs = kwargs or {}
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator with its dtypes turned, unseen by function modes: TorchScript calls it from outside them."""
+        with torch._C.DisableTorchFunction():
+            return self._dispatch(func, args, kwargs or {})
+
+    def _dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0911  # a case a line
         if not isinstance(func, torch._ops.OpOverload):  # a higher-order operator: its body escapes the mode
             self.islands[str(func)] = None
             return func(*args, **kwargs)

@@ -32,6 +32,10 @@ class Runner(Protocol):
     def extra(self) -> float:
         """What the last run adds to the objective besides its outputs."""
 
+    @property
+    def writes(self) -> bool:
+        """Whether a run may change a leaf without counting a version."""
+
     def differentiate(self) -> Outputs:
         """Return the outputs with their graph."""
 
@@ -64,6 +68,11 @@ class ModelRunner:
     def extra(self) -> float:
         """What linear maps with an offset add to the objective in the last run."""
         return self.watch.extra
+
+    @property
+    def writes(self) -> bool:
+        """Whether the program was seen to write behind autograd's back, where version counters do not count."""
+        return bool(self.recording.written) or any(cut.writes for cut in self.recording.cuts.values())
 
     def differentiate(self) -> Outputs:
         """Return the outputs with their graph, hooks set aside."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import input_name, output_name, parameter_name
@@ -137,6 +138,17 @@ class Instance:
             )
         return tensors
 
+    @contextmanager
+    def leaves_kept(self) -> Iterator[None]:
+        """Put the leaves' values back on leaving: a model may write to its own weights."""
+        saved = [leaf.tensor.detach().clone() for leaf in self.leaves]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for leaf, value in zip(self.leaves, saved, strict=True):
+                    leaf.tensor.copy_(value)
+
     def restore(self) -> None:
         """Put the state back, as before each run."""
         self._state.restore()
@@ -201,7 +213,8 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
     for tensor in _uncopyable_tensors(originals):
         memo[id(tensor)] = tensor.detach().clone()
     try:
-        copied = copy.deepcopy(originals, memo)
+        with torch.no_grad():  # or the copy of a ScriptModule's parameter keeps a graph to the user's own
+            copied = copy.deepcopy(originals, memo)
     except Exception as error:
         raise TargetError(
             "GC112",
@@ -210,7 +223,15 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
             details=user_frames(error),
         ) from error
     source, module = module_of(originals[0]), module_of(copied[0])
+    lazy = [name for name, p in source.named_parameters() if isinstance(p, UninitializedParameter)] if source else []
+    if lazy:
+        raise TargetError(
+            "GC112",
+            f"{subject.target} has lazy parameters, without a shape yet ({', '.join(lazy[:3])}); run it once on an input in its "
+            "factory.",
+        )
     if source is not None and module is not None:
+        _ask_again(source, module)
         _tie_again(source, module)
         _unwrap_children(module)
     return copied
@@ -240,6 +261,14 @@ def _storage_key(tensor: Tensor) -> tuple[Any, ...]:
     if tensor.layout != torch.strided or not tensor.numel() or not tensor.data_ptr():
         return (id(tensor),)
     return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def _ask_again(source: nn.Module, module: nn.Module) -> None:
+    """Let each parameter of the copy ask for a gradient as the original does; ScriptModules copy without."""
+    copies = dict(module.named_parameters())
+    for name, parameter in source.named_parameters():
+        if name in copies and copies[name].requires_grad != parameter.requires_grad:
+            copies[name].requires_grad_(parameter.requires_grad)
 
 
 def _tie_again(source: nn.Module, module: nn.Module) -> None:

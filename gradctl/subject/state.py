@@ -70,19 +70,22 @@ _Note = tuple[Callable[[], None] | None, Iterable[Any]]
 
 
 def _note_tensor(tensor: Tensor) -> _Note:
+    if _overlaps(tensor):
+        return None, ()  # an expanded input: nothing can be written to it in place
     saved, version = tensor.detach().clone(), tensor._version
     grad = tensor.grad if tensor.is_leaf else None
+    # A version counts no write through ``.data``, nor batch_norm's to its statistics. A frozen weight is big and seldom
+    # written: it is looked at once or twice, and put back always if it was found changed.
+    looks, always = 2, not isinstance(tensor, nn.Parameter)
 
     def restore() -> None:
-        nonlocal version
-        # batch_norm writes its running statistics without counting a version; a frozen weight is big, and is not.
-        if (
-            not isinstance(tensor, nn.Parameter)
-            or tensor._version != version
-            or tensor.shape != saved.shape
-            or tensor.dtype != saved.dtype
-        ):
-            if tensor.shape == saved.shape and tensor.dtype == saved.dtype:
+        nonlocal version, looks, always
+        alike = tensor.shape == saved.shape and tensor.dtype == saved.dtype
+        if looks and not always:
+            looks -= 1
+            always = not alike or not torch.equal(tensor, saved)
+        if always or tensor._version != version or not alike:
+            if alike:
                 tensor.copy_(saved)
             else:
                 tensor.data = saved.clone()
@@ -91,6 +94,13 @@ def _note_tensor(tensor: Tensor) -> _Note:
             tensor.grad = grad
 
     return restore, ()
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Tell an expanded tensor, whose elements share memory."""
+    return tensor.layout == torch.strided and any(
+        stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def _note_list(items: Any) -> _Note:

@@ -74,7 +74,6 @@ class Net(nn.Module):
         return self.after(self.function.apply(self.inner, 1, h, *self.inner.parameters()))
 
 
-@pytest.mark.xfail(strict=True, reason="a Function is made to face what its caller never hands it, and may raise there")
 @pytest.mark.parametrize("function", [Recompute, RecomputeStrictly, RefusesGrad])
 def test_a_right_function_that_cannot_stand_alone_passes(function):
     assert_passes(judge(Net(function), X))
@@ -108,9 +107,6 @@ class Spiking(nn.Module):
         return Step.apply(membrane - 1), self.out(membrane)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="applied to a constant a Function is taken to state no linear map, and then a name is missed"
-)
 def test_an_allowed_function_that_also_meets_a_constant_passes():
     unit = judge(Spiking(), X, allows=["GC408:Step"])
     assert (unit.verdict, wrong_tensors(unit)) == ("pass", [])

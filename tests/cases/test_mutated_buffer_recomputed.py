@@ -1,5 +1,5 @@
 """A buffer that forward adds to and then multiplies with: AOTAutograd computes the sum again in the backward, from the
-buffer as the forward left it, and the gradient is one count too large. Found by gradctl on torch 2.13; aot and inductor.
+buffer as the forward left it, and the gradient is one count too large. Found by gradctl on torch 2.13 (aot, compile).
 
 Eager and trace are right, and so is the twin that only counts.
 """

@@ -81,7 +81,6 @@ class InnerOptimiser(Net):
         return self.second(z.detach() + x).tanh()
 
 
-@pytest.mark.xfail(strict=True, reason="requires_grad_ on what detach returned is replayed as a write and never made")
 @pytest.mark.parametrize("net", [InnerGradient, InnerBackward, Adversarial, Langevin])
 def test_a_detached_leaf_asks_for_a_gradient_beside_the_point_too(net):
     assert_passes(judge(net(), X))

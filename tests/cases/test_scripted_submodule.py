@@ -30,15 +30,11 @@ def traced() -> nn.Module:
     return torch.jit.trace(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), X)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="parameters of a copied ScriptModule are no leaves: their gradient is called missing"
-)
 @pytest.mark.parametrize("inner", [scripted, traced])
 def test_a_scripted_submodule_passes(inner):
     assert_passes(judge(Net(inner()), X))
 
 
-@pytest.mark.xfail(strict=True, reason="the backward of a copied ScriptModule reaches the user's own parameters")
 def test_a_scripted_submodule_is_left_without_gradients():
     model = Net(scripted())
     judge(model, X)

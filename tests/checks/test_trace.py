@@ -59,7 +59,12 @@ def test_a_file_that_agrees_takes_its_place(form, tmp_path):
 def test_the_graph_is_that_of_the_file(tmp_path):
     graph = trace(subject_of(two_layers()), tmp_path / "net.pt").graph
     assert graph.operators == {"linear": 2, "tanh": 1}
-    assert [row.name for row in graph.parameters] == ["param:0.weight", "param:0.bias", "param:2.weight", "param:2.bias"]
+    assert [row.name for row in graph.parameters] == [
+        "param:0.weight",
+        "param:0.bias",
+        "param:2.weight",
+        "param:2.bias",
+    ]
     assert (graph.elements, graph.bytes) == (4 * 3 + 3 + 3 * 2 + 2, 4 * 23)
 
 
@@ -136,9 +141,7 @@ def test_a_size_that_the_model_fixes_is_a_refusal(tmp_path):
         return x.reshape(5, 4).sin()
 
     traced = trace(subject_of(of_five), tmp_path / "net.pt2", form="export", dynamic={"x": {0: "batch"}})
-    assert traced.unit.reason == (
-        "torch.export refuses the model: it is fixed to batch=5, and --dynamic asks for any"
-    )
+    assert traced.unit.reason == ("torch.export refuses the model: it is fixed to batch=5, and --dynamic asks for any")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,11 @@ SUFFIX = {"trace": ".pt", "script": ".pt", "export": ".pt2"}
 
 # What each form takes of the sample models, and keeps outputs, gradients and state of.
 AGREE = [
-    *((sample, form) for sample in ("linear", "mlp", "resnet", "transformer", "gru", "tied_weights") for form in SUFFIX),
+    *(
+        (sample, form)
+        for sample in ("linear", "mlp", "resnet", "transformer", "gru", "tied_weights")
+        for form in SUFFIX
+    ),
     ("no_grad_inside", "export"),
     ("straight_through_detach", "trace"),
     ("straight_through_detach", "export"),

@@ -25,7 +25,9 @@ def two_layers(hidden=3):
 
 
 def instance_of(model, inputs=None):
-    return Instance(Subject(target="net.py:model", model=model, args=(torch.randn(5, 4) if inputs is None else inputs,)))
+    return Instance(
+        Subject(target="net.py:model", model=model, args=(torch.randn(5, 4) if inputs is None else inputs,))
+    )
 
 
 @pytest.fixture(params=FORMS)
@@ -242,7 +244,9 @@ def test_a_disk_that_refuses_is_no_fault_of_the_model(form, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
     try:
-        with pytest.raises(ResourceError, match="GC131 .* cannot be written: File too large. Give a path that you may write to."):
+        with pytest.raises(
+            ResourceError, match="GC131 .* cannot be written: File too large. Give a path that you may write to."
+        ):
             save(captured, tmp_path / f"model{FORMS[form]}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,0 +1,160 @@
+"""What the supervisor and the process of a unit tell each other: one JSON file each way, in a folder of the unit's own.
+
+An answer counts only if it is complete and carries the nonce of its assignment: what a model writes, or an earlier
+process left, is none.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from gradctl.core.findings import Finding, Location, Unit, fingerprint
+from gradctl.core.names import UnitStatus
+from gradctl.core.target_options import TargetOptions
+
+__all__ = [
+    "ANSWER",
+    "ASSIGNMENT",
+    "Answer",
+    "Assignment",
+    "UnitRequest",
+    "is_refusal_of_memory",
+    "read_answer",
+    "read_whole",
+    "undecided",
+    "write_whole",
+]
+
+ASSIGNMENT, ANSWER = "assignment.json", "answer.json"
+
+_Message = TypeVar("_Message")
+
+# How Python, torch's allocator, C++ and the dynamic linker say that there is no memory.
+_REFUSALS = (
+    "MemoryError",
+    "can't allocate memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    "failed to map segment",
+    "out of memory",
+)
+
+
+class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One target in one form, and how it is to be judged: all that a process of its own has to know.
+
+    Attributes:
+        checking: the target and what goes with it.
+        form: ``eager`` for autograd against finite differences, else the form to compare with eager.
+        allows: accepted findings, ``CODE`` or ``CODE:NAME``.
+        fail_on: the severity from which a finding fails the unit.
+        named: whether the user asked for this form by name; then it is not skipped in silence.
+        timeout_seconds: when the process is ended, counted from its start.
+        memory_limit_bytes: of the address space of the process; on the CPU only.
+    """
+
+    checking: TargetOptions
+    form: str = "eager"
+    allows: tuple[str, ...] = ()
+    fail_on: str = "error"
+    named: bool = False
+    timeout_seconds: float = 300.0
+    memory_limit_bytes: int | None = None
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """A request, the word that its answer must carry, and the process that asks."""
+
+    request: UnitRequest
+    nonce: str
+    supervisor: int
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """A verdict, and the nonce of the assignment that it answers."""
+
+    nonce: str
+    unit: Unit
+
+
+def write_whole(path: Path, message: Any) -> None:
+    """Write ``message`` beside ``path`` and move it there: nobody sees half of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(msgspec.json.encode(message, enc_hook=_encoded))
+    os.replace(part, path)  # noqa: PTH105  # named as what it is: the move that is whole or not at all
+
+
+def read_whole(path: Path, kind: type[_Message]) -> _Message:
+    """Return the message at ``path``, read strictly.
+
+    Raises:
+        OSError, ValueError: there is none, or it is torn, or of another kind.
+    """
+    return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=_decoded)
+
+
+def read_answer(path: Path, nonce: str) -> Unit | None:
+    """Return the unit of the answer at ``path``; None if there is none, or it is torn, or has another nonce."""
+    try:
+        answer = read_whole(path, Answer)
+    except (OSError, ValueError, RecursionError):
+        return None
+    return answer.unit if answer.nonce == nonce else None
+
+
+def undecided(
+    request: UnitRequest,
+    status: UnitStatus,
+    code: str,
+    reason: str,
+    *,
+    hint: str = "",
+    details: str = "",
+    location: Location | None = None,
+    seconds: float = 0.0,
+) -> Unit:
+    """Return the unit of a check that came to no verdict, with one finding that says why.
+
+    The finding is a warning: an error would fail the unit, and nothing is known about its gradients.
+    """
+    target = request.checking.target
+    finding = Finding(
+        code=code,
+        severity="warning",
+        message=f"{reason.rstrip('.')}.",
+        hint=hint,
+        location=location,
+        fingerprint=fingerprint(code, target, request.form, None, None),
+    )
+    return Unit(
+        target=target,
+        form=request.form,
+        status=status,
+        verdict="inconclusive",
+        reason=reason.rstrip("."),
+        details=details or None,
+        seconds=seconds,
+        findings=(finding,),
+    )
+
+
+def is_refusal_of_memory(text: str) -> bool:
+    """Tell from its words whether an error says that there is no memory."""
+    return any(refusal in text for refusal in _REFUSALS)
+
+
+def _encoded(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"a message holds no {type(value).__name__}")
+
+
+def _decoded(kind: type, value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(f"a message holds no {kind.__name__}")

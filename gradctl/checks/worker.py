@@ -1,0 +1,174 @@
+"""The process of one unit: ``python -m gradctl.checks.worker FOLDER`` reads its assignment and leaves its answer there.
+
+The user's code and the compilers may do here what they like: print, exit, hang, crash. Whatever they do is told by the
+answer, or by its absence (``gradctl.checks.unit_process``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import faulthandler
+import io
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from gradctl.checks.assignment import (
+    ANSWER,
+    ASSIGNMENT,
+    Answer,
+    Assignment,
+    UnitRequest,
+    is_refusal_of_memory,
+    read_whole,
+    undecided,
+    write_whole,
+)
+from gradctl.core.errors import GradctlError
+from gradctl.core.findings import Location, Unit
+
+__all__ = ["main", "run_unit"]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_NOTHING_TO_CHECK = 5
+_LESS_MEMORY = "give a smaller batch (it runs the same code), or a larger memory limit."
+
+
+def run_unit(request: UnitRequest) -> Unit:
+    """Return the verdict on one target in one form, in this process.
+
+    Raises:
+        GradctlError: as ``load_subject`` and the check.
+    """
+    import torch
+
+    from gradctl.subject.load import load_subject
+
+    options = {field.name: getattr(request.checking, field.name) for field in dataclasses.fields(request.checking)}
+    target, threads = options.pop("target"), options.pop("threads")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    subject = load_subject(target, **options)
+    if request.form == "eager":
+        from gradctl.checks.gradcheck import gradcheck
+
+        return gradcheck(subject, allows=request.allows, fail_on=request.fail_on)
+    from gradctl.checks.compare import compare_one
+
+    return compare_one(subject, request.form, named=request.named, allows=request.allows, fail_on=request.fail_on)
+
+
+def main() -> NoReturn:
+    """Answer the assignment in the folder that ``sys.argv`` names, and end."""
+    faulthandler.enable()
+    if hasattr(faulthandler, "register"):  # not on Windows
+        # A process that is ended for its time says where it was; the signal then does what it did before.
+        faulthandler.register(signal.SIGTERM, chain=True)
+    leave, folder = os._exit, Path(sys.argv[1])
+    assignment = read_whole(folder / ASSIGNMENT, Assignment)
+    _die_with(assignment.supervisor)
+    request = assignment.request
+    sys.argv = [request.checking.target]  # a target that parses arguments finds none of ours
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what was printed before a crash is not lost with its buffer
+
+    def answer(unit: Unit) -> None:
+        write_whole(folder / ANSWER, Answer(nonce=assignment.nonce, unit=unit))
+
+    _limit_memory(request)
+    with _no_exit_without_a_word(request, answer):
+        answer(_attempted(request))
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the user may have put anything there
+            stream.flush()
+    # Threads, exit handlers and destructors of the user's can hang or crash; the answer is given, and nothing is lost.
+    leave(0)
+
+
+def _attempted(request: UnitRequest) -> Unit:
+    """Return the unit, whatever the user's code and the compilers raise."""
+    start = time.perf_counter()
+    try:
+        return run_unit(request)
+    except BaseException as error:
+        return _explained(request, error, time.perf_counter() - start)
+
+
+def _explained(request: UnitRequest, error: BaseException, seconds: float) -> Unit:
+    """Return the unit of a check that ended with an exception."""
+    if isinstance(error, GradctlError):
+        unit = undecided(request, "error", error.code, error.message, details=error.details, seconds=seconds)
+        if error.exit_code == _NOTHING_TO_CHECK:
+            return msgspec.structs.replace(unit, status="unsupported", verdict="skipped")
+        return unit
+    said = (next(iter(str(error).strip().splitlines()), "") or type(error).__name__).rstrip(".")
+    details = "".join(traceback.format_exception(error))
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or is_refusal_of_memory(said):
+        reason = f"out of memory: {said}"
+        return undecided(request, "error", "GC803", reason, hint=_LESS_MEMORY, details=details, seconds=seconds)
+    if isinstance(error, SystemExit):
+        reason = f"the program that is checked ended the process: sys.exit({error.code!r})"
+        return undecided(request, "crashed", "GC801", reason, details=details, seconds=seconds)
+    unit = undecided(
+        request, "error", "GC801", f"gradctl itself broke: {type(error).__name__}: {said}", details=details
+    )
+    hint = "please report it with the traceback and the output of 'gradctl doctor'."
+    findings = tuple(msgspec.structs.replace(finding, hint=hint) for finding in unit.findings)
+    return msgspec.structs.replace(unit, findings=findings, seconds=seconds)
+
+
+@contextmanager
+def _no_exit_without_a_word(request: UnitRequest, answer: Callable[[Unit], None]) -> Iterator[None]:
+    """Let ``os._exit`` answer who called it; a child process of the user's ends as it wants."""
+    process, leave, start = os.getpid(), os._exit, time.perf_counter()
+
+    def explained(status: int) -> NoReturn:
+        if os.getpid() == process:
+            caller = sys._getframe(1)
+            location = Location(file=caller.f_code.co_filename, line=caller.f_lineno)
+            reason = f"the program that is checked ended the process: os._exit({status})"
+            hint, seconds = "raise an exception there instead.", time.perf_counter() - start
+            answer(undecided(request, "crashed", "GC801", reason, hint=hint, location=location, seconds=seconds))
+        leave(status)
+
+    os._exit = explained
+    try:
+        yield
+    finally:
+        os._exit = leave
+
+
+def _die_with(supervisor: int) -> None:
+    """Let the kernel kill this process when the thread that started it is gone; end now if it is gone already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if hasattr(os, "getppid") and os.getppid() != supervisor:
+        os._exit(1)
+
+
+def _limit_memory(request: UnitRequest) -> None:
+    """Limit the address space; a GPU's driver maps far more than it uses, so on the CPU only."""
+    if request.memory_limit_bytes is None or request.checking.device != "cpu":
+        return
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = request.memory_limit_bytes
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    main()
