@@ -13,7 +13,7 @@ from gradctl.cli.main import COMMANDS
 # Of ours, what each command line loads. To add to this list is a decision: it is what every ``--help`` waits for.
 OF_HELP = {"gradctl", "gradctl.cli", "gradctl.cli.main", "gradctl.core", "gradctl.core.errors"}
 OF_EXPLAIN = OF_HELP | {"gradctl.cli.explain", "gradctl.rules", "gradctl.rules.catalogue"}
-OF_OPTIONS = OF_HELP | {"gradctl.cli.reporting", "gradctl.core.names"}
+OF_OPTIONS = OF_HELP | {"gradctl.cli.reporting", "gradctl.core.names", "gradctl.core.target_options"}
 LOADED = {
     ("--help",): OF_HELP,
     ("--version",): OF_HELP,
@@ -22,6 +22,7 @@ LOADED = {
     ("explain", "--help"): OF_HELP | {"gradctl.cli.explain"},
     ("doctor", "--help"): OF_HELP | {"gradctl.cli.doctor"},
     ("gradcheck", "--help"): OF_OPTIONS | {"gradctl.cli.gradcheck", "gradctl.cli.options", "gradctl.cli.users_code"},
+    ("compare", "--help"): OF_OPTIONS | {"gradctl.cli.compare", "gradctl.cli.options", "gradctl.cli.users_code"},
     ("trace", "--help"): OF_OPTIONS | {"gradctl.cli.trace", "gradctl.cli.options", "gradctl.cli.users_code"},
     ("inspect", "--help"): OF_OPTIONS | {"gradctl.cli.inspect", "gradctl.cli.options", "gradctl.cli.users_code"},
 }

@@ -83,13 +83,8 @@ class Comparing:
             TrustError: it is code, and not ``trusted``.
         """
         instance = self.reference.instance()
-        if path.suffix == ".onnx":
-            from gradctl.forms.onnx import captured_from_file  # onnxruntime is not imported for other files
-
-            captured = captured_from_file(path, instance)
-        else:
-            captured = load(path, trusted=trusted)
-            fits(captured, instance, str(path))
+        captured = load(path, trusted=trusted)
+        fits(captured, instance, str(path))
         unit = self.captured(captured, form_named(captured.form))
         findings = (*self.allows.apply(stale_values(captured, instance, path)), *unit.findings)
         verdict = unit_verdict("complete", findings, unit.tensors, self.fail_on)
@@ -126,7 +121,8 @@ class Comparing:
 def compare(
     subject: Subject,
     *,
-    forms: Sequence[str] = (),
+    forms: Sequence[str] = STATIC_FORMS,
+    named: bool = False,
     allows: Allows | Sequence[str] = (),
     fail_on: str = "error",
     progress: Callable[[str], None] | None = None,
@@ -135,16 +131,17 @@ def compare(
 
     Args:
         subject: the model and its inputs; not changed.
-        forms: which; none means all.
+        forms: which.
+        named: whether the user asked for just these: one that refuses the model is inconclusive then.
         allows, fail_on, progress: as in ``gradcheck``.
     """
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     units = [gradcheck(subject, allows=accepted, fail_on=fail_on, progress=progress)]
     with borrowed_generators():
         comparing = Comparing(subject, accepted, fail_on=fail_on)
-        for name in forms or STATIC_FORMS:
+        for name in forms:
             (progress or (lambda text: None))(f"comparing {name}")
-            units.append(comparing.form(name, named=bool(forms)))
+            units.append(comparing.form(name, named=named))
     return units
 
 

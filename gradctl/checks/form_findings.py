@@ -78,7 +78,8 @@ def stale_values(captured: Captured, instance: Instance, path: Path) -> list[Fin
                 severity="error",
                 tensor=f"{kind}:{name}",
                 verdict="differs",
-                message=f"{kind}:{name} in {path} is not the model's: off by {relative_error(value, kept):.2e} (relative).",
+                message=f"{kind}:{name} in {path} is not the model's: "
+                f"off by {relative_error(value, kept):.2e} (relative).",
                 hint="the file is of another state of the model; write it again, or load its weights with --weights.",
                 allow=f"GC304:{kind}:{name}",
             )

@@ -63,7 +63,7 @@ class _Run:
     def __init__(self, processes: Sequence[UnitProcess], jobs: int) -> None:
         self._processes = processes
         self._waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._ended: queue.SimpleQueue[tuple[int, Unit | None | Exception]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[int, Unit | Exception | None]] = queue.SimpleQueue()
         self._taken: dict[int, Unit | None] = {}
         for index in range(len(processes)):
             self._waiting.put(index)

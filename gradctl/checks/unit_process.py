@@ -30,6 +30,7 @@ from gradctl.checks.assignment import (
     write_whole,
 )
 from gradctl.core.findings import Location, Unit
+from gradctl.core.names import UnitStatus
 
 __all__ = ["UnitProcess"]
 
@@ -76,7 +77,7 @@ class UnitProcess:
         clock = threading.Timer(self._request.timeout_seconds, self._time_out)
         clock.daemon = True
         clock.start()
-        # The kernel ends the process with the thread that started it: this one waits here until there is nothing to end.
+        # The kernel ends the process with the thread that started it, which therefore waits here for the end.
         exit_status = process.wait()
         clock.cancel()
         self._killer.cancel()
@@ -160,7 +161,7 @@ class _Tail:
 
 def _signal_group(leader: int, name: str) -> None:
     """Send a signal to the process and to all that it has started; nothing if they are gone."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers so for a group of zombies
+    with contextlib.suppress(OSError):  # macOS refuses a group of zombies, where Linux finds none
         if hasattr(os, "killpg"):
             os.killpg(leader, getattr(signal, name))
         else:  # Windows: no groups, and one way to end
@@ -169,15 +170,18 @@ def _signal_group(leader: int, name: str) -> None:
 
 def _without_answer(request: UnitRequest, exit_status: int, *, is_late: bool, said: str, seconds: float) -> Unit:
     """Return the unit of a process that ended, or was ended, before it had answered."""
+    status: UnitStatus = "timeout" if is_late else "crashed"
     hint, location = "", _where(said)
+    # What a library says of memory stands before the traceback of its abort.
+    last_words = (said.rpartition("Fatal Python error")[0] or said)[-2000:]
     if is_late:
-        status, code, reason = "timeout", "GC802", f"no answer in {request.timeout_seconds:g} s"
+        code, reason = "GC802", f"no answer in {request.timeout_seconds:g} s"
         hint = "give a longer --timeout, or a smaller batch (it runs the same code)."
-    elif is_refusal_of_memory(said[-2000:]):
-        status, code, reason = "crashed", "GC803", f"out of memory: {_ending(exit_status)}"
+    elif is_refusal_of_memory(last_words):
+        code, reason = "GC803", f"out of memory: {_ending(exit_status)}"
         hint = "give a smaller batch (it runs the same code), or a larger memory limit."
     else:
-        status, code, reason = "crashed", "GC801", _ending(exit_status)
+        code, reason = "GC801", _ending(exit_status)
         if exit_status == -getattr(signal, "SIGKILL", 9):
             hint = "on Linux this is most often the kernel, out of memory: see gradctl explain GC803."
     return undecided(request, status, code, reason, hint=hint, details=said, location=location, seconds=seconds)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +10,7 @@ import click
 
 from gradctl.cli.options import TargetOptions, subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS
 
 if TYPE_CHECKING:
@@ -20,12 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
+# Forms that can hang or crash run in a process of their own, under a time limit.
+_APART = ("compile", "onnx")
+
 
 @click.command(
     epilog="\b\nExamples:\n"
     "  gradctl compare sample_models/mlp.py --form trace --form export\n"
-    "  gradctl compare sample_models/mlp.py model.onnx\n"
-    "  gradctl compare a.onnx b.onnx --inputs test_data_set_0"
+    "  gradctl compare sample_models/mlp.py mlp.pt2 --trust"
 )
 @target_options
 @click.argument("file", required=False, type=click.Path(path_type=Path))
@@ -55,13 +56,13 @@ def compare(
     trust: bool,
     timeout: float,
 ) -> int:
-    """Compare the static forms of TARGET with eager: outputs, gradients, state.
+    """Compare the static forms of TARGET with eager.
 
-    Eager's own gradients are checked first. Then each form is captured from a private copy and run on the example, on
+    Outputs, gradients and state. Eager's own gradients are checked first. Then each form is captured from a private copy and run on the example, on
     other values, flipped signs and strided inputs, three calls each; what differs is named, and finite differences say
     who is right. A form that cannot take the model is skipped with its reason, or inconclusive if it was named.
 
-    With FILE (.onnx, .pt2, TorchScript): is it this model? With two .onnx files: do they compute the same?
+    With FILE (.pt2, TorchScript): is it this model, values and all?
     """
     if file is not None and forms:
         raise click.UsageError("--form captures TARGET; with a FILE there is nothing to capture. Give one of them.")
@@ -71,14 +72,12 @@ def compare(
         from gradctl.checks.assemble import report_of
 
         allows = Allows(reporting.allows)
-        with contextlib.redirect_stdout(sys.stderr):  # what the model and the compilers print is not the report
-            if file is not None and checking.target.endswith(".onnx"):
-                units = [_two_files(checking, file)]
-            elif file is not None:
+        with users_code():  # what the model and the compilers print is not the report
+            if file is not None:
                 units = _file(checking, file, allows, reporting, trust=trust, progress=progress)
             else:
                 units = _forms(checking, forms, allows, reporting, timeout=timeout, progress=progress)
-    report = report_of("compare", units, allows, seed=checking.seed, device=checking.device)
+    report = report_of("compare", units, allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on)
     return emit(report, reporting)
 
 
@@ -91,11 +90,35 @@ def _forms(
     timeout: float,
     progress: Callable[[str], None],
 ) -> list[Unit]:
-    from gradctl.checks.compare import compare as compare_forms
+    import msgspec
 
-    return compare_forms(
-        subject_from(checking), forms=forms, allows=allows, fail_on=reporting.fail_on, progress=progress
+    from gradctl.checks.assignment import UnitRequest
+    from gradctl.checks.compare import STATIC_FORMS
+    from gradctl.checks.compare import compare as compare_forms
+    from gradctl.checks.suite import run_units
+
+    chosen = forms or STATIC_FORMS
+    here = [form for form in chosen if form not in _APART]
+    subject = subject_from(checking)
+    units = compare_forms(
+        subject, forms=here, named=bool(forms), allows=allows, fail_on=reporting.fail_on, progress=progress
     )
+    requests = [
+        UnitRequest(
+            checking=checking,
+            form=form,
+            allows=reporting.allows,
+            fail_on=reporting.fail_on,
+            named=bool(forms),
+            timeout_seconds=timeout,
+        )
+        for form in chosen
+        if form in _APART
+    ]
+    progress(f"comparing {', '.join(request.form for request in requests)}")
+    # What was accepted there is marked here too, or an allow that was needed would be called unused.
+    apart = [msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in run_units(requests)]
+    return [*units, *apart]
 
 
 def _file(
@@ -111,9 +134,3 @@ def _file(
 
     progress(f"comparing {file}")
     return [Comparing(subject_from(checking), allows, fail_on=reporting.fail_on).file(file, trusted=trust)]
-
-
-def _two_files(checking: TargetOptions, file: Path) -> Unit:
-    from gradctl.checks.compare_onnx import compare_files
-
-    return compare_files(Path(checking.target), file, inputs_file=checking.inputs_file, seed=checking.seed)

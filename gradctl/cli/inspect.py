@@ -27,7 +27,9 @@ _FILE_SUFFIXES = (".pt", ".pth", ".ts", ".pt2", ".onnx")
     help="What standard output gets.",
 )
 def inspect(checking: TargetOptions, trust: bool, format_name: str) -> int:
-    """Show parameters, buffers and what the gradients of TARGET hang on; of a FILE, its graph.
+    """Show what the gradients of TARGET hang on.
+
+    Parameters, buffers and gradient semantics; of a FILE, its graph.
 
     One eager call is watched, before anything is captured: custom Functions and operators, hooks, values that are cut
     from the gradient, branches on data, random numbers, modules in training mode, each with its line. A FILE (.onnx,

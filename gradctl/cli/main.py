@@ -21,9 +21,9 @@ __all__ = ["COMMANDS", "cli", "main", "run", "silence_stdout"]
 # Name → (module that defines a click command of the same name, its line in ``gradctl --help``).
 COMMANDS: dict[str, tuple[str, str]] = {
     "gradcheck": ("gradctl.cli.gradcheck", "Check whether autograd's gradient is the derivative of TARGET."),
-    "compare": ("gradctl.cli.compare", "Compare the static forms of TARGET with eager: outputs, gradients, state."),
-    "trace": ("gradctl.cli.trace", "Capture a static form of TARGET in a file that is verified."),
-    "inspect": ("gradctl.cli.inspect", "Show parameters, buffers and what the gradients of TARGET hang on."),
+    "compare": ("gradctl.cli.compare", "Compare the static forms of TARGET with eager."),
+    "trace": ("gradctl.cli.trace", "Capture a static form of TARGET in a verified file."),
+    "inspect": ("gradctl.cli.inspect", "Show what the gradients of TARGET hang on."),
     "explain": ("gradctl.cli.explain", "Say what a rule code means and what to do about it."),
     "doctor": ("gradctl.cli.doctor", "Say what this machine can run."),
 }

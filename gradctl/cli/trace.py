@@ -48,9 +48,9 @@ def trace(
     dynamic: tuple[str, ...],
     keep_unverified: bool,
 ) -> int:
-    """Capture a static form of TARGET in a file that is verified: outputs, gradients, state.
+    """Capture a static form of TARGET in a verified file.
 
-    The file is loaded again and compared with eager before it takes its place. Where it differs, or the form cannot
+    Outputs, gradients and state are verified: the file is loaded again and compared with eager before it takes its place. Where it differs, or the form cannot
     take the model, no file is left, and an older one is as it was.
     """
     if dynamic and form != "export":

@@ -18,10 +18,10 @@ from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import call_signature
 
-__all__ = ["capture", "of_exported_program", "widened"]
+__all__ = ["FunctionModule", "capture", "of_exported_program", "widened"]
 
 
-class _Wrapped(nn.Module):
+class FunctionModule(nn.Module):
     """A plain function as the module that torch.export wants; its inputs keep the names that the function gives."""
 
     def __init__(self, function: Any) -> None:
@@ -49,7 +49,7 @@ def capture(instance: Instance, *, dynamic: Dynamic | None = None) -> Captured:
     """
     args, kwargs = instance.inputs()
     instance.restore()
-    module = instance.model if isinstance(instance.model, nn.Module) else _Wrapped(instance.model)
+    module = instance.model if isinstance(instance.model, nn.Module) else FunctionModule(instance.model)
     shapes = _dynamic_shapes(module, args, kwargs, dynamic) if dynamic else None
     start = perf_counter()
     try:

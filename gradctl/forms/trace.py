@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from gradctl.forms.form import Captured
@@ -9,6 +11,8 @@ from gradctl.forms.torchscript import captured_by, widened
 from gradctl.subject.instance import Instance
 
 __all__ = ["capture", "widened"]
+
+_trace: Any = torch.jit.trace  # torch gives it no types
 
 
 def capture(instance: Instance) -> Captured:
@@ -22,7 +26,7 @@ def capture(instance: Instance) -> Captured:
     if kwargs:
         captured = captured_by(
             "trace",
-            lambda: torch.jit.trace(
+            lambda: _trace(
                 instance.model,
                 example_inputs=args or None,
                 example_kwarg_inputs=kwargs,
@@ -31,6 +35,6 @@ def capture(instance: Instance) -> Captured:
             ),
         )
     else:
-        captured = captured_by("trace", lambda: torch.jit.trace(instance.model, args, check_trace=False, strict=False))
+        captured = captured_by("trace", lambda: _trace(instance.model, args, check_trace=False, strict=False))
     instance.restore()  # tracing runs the model, which moves the very buffers that the script shares
     return captured

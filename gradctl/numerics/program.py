@@ -296,8 +296,7 @@ _NO_RESULT = ("__setitem__", "__set__")
 
 
 def _gumbel_arguments(args: Any, kwargs: Any) -> dict[str, Any]:
-    given: dict[str, Any] = dict(zip(("logits", "tau", "hard", "eps", "dim"), args, strict=False))
-    return given | kwargs
+    return {**dict(zip(("logits", "tau", "hard", "eps", "dim"), args, strict=False)), **kwargs}
 
 
 def _is_hard_gumbel(func: Any, args: Any, kwargs: Any) -> bool:

@@ -227,8 +227,8 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
     if lazy:
         raise TargetError(
             "GC112",
-            f"{subject.target} has lazy parameters, without a shape yet ({', '.join(lazy[:3])}); run it once on an input in its "
-            "factory.",
+            f"{subject.target} has lazy parameters, without a shape yet ({', '.join(lazy[:3])}); run it once on an "
+            "input in its factory.",
         )
     if source is not None and module is not None:
         _ask_again(source, module)

@@ -44,7 +44,8 @@ def _children(value: Any) -> list[tuple[Any, Any]] | None:
     """Return the keys and children of a container, or None for a leaf."""
     if isinstance(value, Mapping):
         return list(value.items())
-    if type(value) is tuple or hasattr(value, "_fields"):  # other subclasses are values (a shape, e3nn's Irreps)
+    # Other subclasses of tuple are values (a shape, e3nn's Irreps); torch's own results (topk, max) are structures.
+    if type(value) is tuple or hasattr(value, "_fields") or type(value).__module__ == "torch.return_types":
         return list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
     if isinstance(value, list):
         return list(enumerate(value))

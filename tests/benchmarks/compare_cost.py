@@ -2,8 +2,8 @@
 
     python tests/benchmarks/compare_cost.py [--without-compile]
 
-Each side runs in a fresh process, imports counted: the bare one captures sample_models/mlp.py in each form once, and runs
-it forward and backward once where it has gradients.
+Each side runs in a fresh process, imports counted: the bare one captures sample_models/mlp.py in each form once, and
+runs it forward and backward once where it has gradients.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def test_the_json_is_an_inspection_read_strictly():
     inspection = msgspec.json.decode(finished.stdout, type=Inspection, strict=True)
     assert (inspection.schema_version, inspection.source) == (1, "program")
     assert {row.name for row in inspection.buffers if row.changes} >= {"buffer:block1.bn1.running_mean"}
-    assert set(json.loads(finished.stdout)) == {field for field in Inspection.__struct_fields__}
+    assert set(json.loads(finished.stdout)) == set(Inspection.__struct_fields__)
 
 
 @pytest.mark.parametrize(

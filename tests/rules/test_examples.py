@@ -1,4 +1,4 @@
-"""The example of each rule page, run by the command it shows: it gives the code of its page, and no other above a note."""
+"""The example of each rule page, run by the command it shows: it gives its page's code, and no other above a note."""
 
 from __future__ import annotations
 
