@@ -58,9 +58,10 @@ def compare(
 ) -> int:
     """Compare the static forms of TARGET with eager.
 
-    Outputs, gradients and state. Eager's own gradients are checked first. Then each form is captured from a private copy and run on the example, on
-    other values, flipped signs and strided inputs, three calls each; what differs is named, and finite differences say
-    who is right. A form that cannot take the model is skipped with its reason, or inconclusive if it was named.
+    Outputs, gradients and state. Eager's own gradients are checked first. Then each form is captured from a private
+    copy and run on the example, on other values, flipped signs and strided inputs, three calls each; what differs is
+    named, and finite differences say who is right. A form that cannot take the model is skipped with its reason, or
+    inconclusive if it was named.
 
     With FILE (.pt2, TorchScript): is it this model, values and all?
     """

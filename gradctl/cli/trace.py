@@ -50,8 +50,8 @@ def trace(
 ) -> int:
     """Capture a static form of TARGET in a verified file.
 
-    Outputs, gradients and state are verified: the file is loaded again and compared with eager before it takes its place. Where it differs, or the form cannot
-    take the model, no file is left, and an older one is as it was.
+    Outputs, gradients and state are verified: the file is loaded again and compared with eager before it takes its
+    place. Where it differs, or the form cannot take the model, no file is left, and an older one is as it was.
     """
     if dynamic and form != "export":
         raise click.UsageError(f"--dynamic is for --form export, not for {form}.")

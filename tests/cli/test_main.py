@@ -65,7 +65,8 @@ def test_a_misspelt_command_names_the_nearest():
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr == (
         "Usage: gradctl [OPTIONS] COMMAND [ARGS]...\nTry 'gradctl --help'.\n\n"
-        "Error: no command 'gradchek' (did you mean 'gradcheck'?). There are: gradcheck, compare, trace, inspect, explain, doctor.\n"
+        "Error: no command 'gradchek' (did you mean 'gradcheck'?). "
+        "There are: gradcheck, compare, trace, inspect, explain, doctor.\n"
     )
 
 

@@ -124,7 +124,8 @@ def test_a_folder_is_no_file(tmp_path):
 def test_a_state_dict_is_no_model(tmp_path):
     torch.save(two_layers().state_dict(), tmp_path / "weights.pt")
     assert message_of(tmp_path / "weights.pt") == (
-        "GC142 FILE holds no model: it is what torch.save wrote, weights or a pickled object. Give weights with --weights."
+        "GC142 FILE holds no model: it is what torch.save wrote, weights or a pickled object. "
+        "Give weights with --weights."
     )
 
 
@@ -227,7 +228,8 @@ def test_a_folder_that_is_missing_is_named(tmp_path):
         pass
     assert caught.value.exit_code == 2
     assert str(caught.value) == (
-        f"GC131 {str(target)!r} cannot be written: there is no folder {str(target.parent)!r}. Create it, or give another "
+        f"GC131 {str(target)!r} cannot be written: there is no folder {str(target.parent)!r}. "
+        "Create it, or give another "
         "path."
     )
 
