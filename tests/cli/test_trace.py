@@ -42,7 +42,7 @@ def test_a_sample_that_the_form_takes_is_written(sample, form, tmp_path):
         ("no_grad_inside", "trace", "GC402"),
         ("straight_through", "export", "GC402"),
         ("gradient_reversal", "export", "GC402"),
-        ("control_flow", "trace", "GC301"),
+        ("control_flow", "trace", "GC403"),
     ],
 )
 def test_a_sample_that_the_form_changes_is_not_written(sample, form, code, tmp_path):

@@ -186,10 +186,11 @@ def test_a_frozen_program_holds_no_parameter(tmp_path):
         fits(load(tmp_path / "model.pt", trusted=True), instance_of(two_layers()))
 
 
-def test_a_plain_function_comes_back_and_fits(tmp_path):
-    def doubled(x):
-        return 2 * x.sin()
+def doubled(x):
+    return 2 * x.sin()
 
+
+def test_a_plain_function_comes_back_and_fits(tmp_path):
     for form, suffix in FORMS.items():
         x = torch.randn(3)
         path = tmp_path / f"model{suffix}"
