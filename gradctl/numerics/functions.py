@@ -5,8 +5,9 @@ A Function whose backward is not its derivative on purpose (straight-through, gr
 beside the point it is y0 + J (x - x0), where J is the transpose of its own VJP, u ↦ VJP(u), differentiated in the
 cotangent u.
 
-Private to torch (seen in 2.10 to 2.14): ``Function.apply`` ends in ``super().apply``, found on
-``_SingleLevelFunction``; an attribute there is met by every apply, also by one bound to a name long ago.
+Private to torch: up to 2.13 ``Function.apply`` ends in ``super().apply``, found on ``_SingleLevelFunction``; an
+attribute there is met by every apply, also by one bound to a name long ago. In 2.14 ``Function.apply`` is a C method,
+and one that was bound to a name before is not seen.
 """
 
 from __future__ import annotations
@@ -173,11 +174,16 @@ def watch_functions(watch: FunctionWatch) -> Iterator[None]:
         own = torch._C._FunctionBase.__dict__["apply"].__get__(None, cls)
         return watch(cls, lambda *given: own(*given, **kwargs), args)
 
-    _SingleLevelFunction.apply = classmethod(apply)  # type: ignore[attr-defined]
+    holder: Any = _SingleLevelFunction if isinstance(vars(Function)["apply"], classmethod) else Function
+    before = vars(holder).get("apply")
+    holder.apply = classmethod(apply)
     try:
         yield
     finally:
-        del _SingleLevelFunction.apply  # type: ignore[attr-defined]
+        if before is None:
+            del holder.apply
+        else:
+            holder.apply = before
 
 
 def linear_map(apply: Apply, args: tuple[Any, ...]) -> LinearMap | None:

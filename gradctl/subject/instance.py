@@ -21,7 +21,7 @@ from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs import input_names
 from gradctl.subject.seeding import seed_generators
-from gradctl.subject.signature import POSITIONAL, module_of, optimized_inner
+from gradctl.subject.signature import POSITIONAL, function_class, module_of, optimized_inner
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
@@ -85,6 +85,9 @@ class Instance:
         self.subject = subject
         self.input_mode = input_mode
         self.model, self._args, self._kwargs, self._loss = _copied(subject)
+        function = function_class(self.model)
+        if function is not None:  # looked up at each call, where whatever watches Functions stands
+            self.model = lambda *args: function.apply(*args)  # type: ignore[no-untyped-call]  # noqa: PLW0108
         module = module_of(self.model)
         parameter_dtypes = {name: p.dtype for name, p in module.named_parameters()} if module else {}
         if promoted and module is not None:

@@ -86,6 +86,9 @@ def test_a_backward_that_is_not_affine_or_not_differentiable_states_no_map(funct
     assert linear_map(function.apply, asking(X)) is None
 
 
+@pytest.mark.skipif(
+    not isinstance(vars(torch.autograd.Function)["apply"], classmethod), reason="torch 2.14 binds apply in C, unseen"
+)
 def test_a_function_is_seen_under_a_name_bound_long_ago():
     watch = FunctionWatch(calls_per_class=1)
     with watch_functions(watch), Program() as program:
@@ -96,8 +99,8 @@ def test_a_function_is_seen_under_a_name_bound_long_ago():
 
 
 def test_nothing_is_left_behind_in_torch():
-    before = Triple.apply(*asking(X, Y))[0].grad_fn
+    before, apply = Triple.apply(*asking(X, Y))[0].grad_fn, vars(torch.autograd.Function)["apply"]
     with pytest.raises(ZeroDivisionError), watch_functions(FunctionWatch()):
         raise ZeroDivisionError
-    assert "apply" not in vars(torch.autograd.function._SingleLevelFunction)
+    assert vars(torch.autograd.Function)["apply"] is apply
     assert type(Triple.apply(*asking(X, Y))[0].grad_fn) is type(before)
