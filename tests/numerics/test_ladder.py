@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 
 import pytest
 from hypothesis import given
@@ -36,7 +37,7 @@ def test_the_error_covers_the_truth_for_any_polynomial(coefficients):
 
     derivative = coefficients[1] if len(coefficients) > 1 else 0.0
     slope = slope_at_zero(phi, noise_floor(phi), scale=1.0)
-    assert abs(slope.derivative - derivative) <= 10 * slope.error
+    assert abs(slope.derivative - derivative) <= 10 * slope.error + sys.float_info.min  # denormals have no digits
     assert slope.error < 1e-6
 
 
