@@ -1,4 +1,4 @@
-"""Static forms against eager: gradients that a form loses are named, and finite differences side with who is right.
+"""Static forms against eager: gradients that a form loses are named, and finite differences say who is right."""
 
 import importlib
 
