@@ -1,0 +1,78 @@
+"""No false alarm: right sample models, random nets (some exactly at kinks) and tiny published architectures, as static
+forms. Each form passes without a finding above a note, or refuses the model and says why.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from tests.compared import compared, different
+from tests.zoo import TRANSFORMERS, random_net
+
+RIGHT_SAMPLES = (
+    "control_flow",
+    "custom_relu",
+    "forces",
+    "gru",
+    "linear",
+    "mlp",
+    "no_grad_inside",
+    "resnet",
+    "straight_through_detach",
+    "tied_weights",
+    "transformer",
+)
+FORMS = ("trace", "script", "export", "aot")
+# Right models that trace gets wrong: it drops no_grad, and takes one side of a branch.
+WRONG = {("no_grad_inside", "trace"), ("control_flow", "trace")}
+
+# Drawn once from range(200): two nets of each family, some at kinks (multiples of 3).
+SAMPLED_SEEDS = (3, 9, 17, 42, 75, 118, 141, 160)
+SAMPLED_TRANSFORMERS = ("bert", "gpt2", "wav2vec2")
+
+
+def sampled(values, chosen):
+    return [value if value in chosen else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+def assert_silent(unit) -> None:
+    if unit.status == "unsupported":
+        assert (unit.verdict, bool(unit.reason)) == ("skipped", True)
+        return
+    found = (unit.verdict, different(unit), [each.message for each in unit.findings if each.severity != "note"])
+    assert found == ("pass", {}, []), found
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", RIGHT_SAMPLES)
+def test_a_right_sample_model_passes_or_is_refused(name, form):
+    sample = importlib.import_module(f"sample_models.{name}")
+    unit = compared(form, sample.make_model(), *sample.example_inputs(), named=False)
+    if (name, form) in WRONG:
+        assert unit.verdict == "fail"
+    else:
+        assert_silent(unit)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["resnet", "transformer"])
+def test_a_sample_model_in_training_mode_passes_or_is_refused(name, form):
+    sample = importlib.import_module(f"sample_models.{name}")
+    assert_silent(compared(form, sample.make_model().train(), *sample.example_inputs(), named=False))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seed", sampled(range(200), SAMPLED_SEEDS))
+def test_a_random_right_net_passes_or_is_refused(seed, form):
+    model, args = random_net(seed)
+    assert_silent(compared(form, model, *args, named=False))
+
+
+# TorchScript takes none of them from source.
+@pytest.mark.parametrize("form", ["trace", "export", "aot"])
+@pytest.mark.parametrize("name", sampled(TRANSFORMERS, SAMPLED_TRANSFORMERS))
+def test_a_published_architecture_passes_or_is_refused(name, form):
+    model, args, kwargs = TRANSFORMERS[name]()
+    assert_silent(compared(form, model, *args, kwargs=kwargs, named=False))
