@@ -22,7 +22,7 @@ from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs import input_names
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import POSITIONAL, function_class, module_of, optimized_inner
-from gradctl.subject.state import State
+from gradctl.subject.state import State, overlaps
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
@@ -162,8 +162,8 @@ class Instance:
             return leaf
         working = self._inputs.get(id(leaf), leaf)
         if working is leaf or self.input_mode == "constant":
-            return working.detach().clone()
-        return working.clone() if self.input_mode == "clone" else working
+            return _clone(working.detach())
+        return _clone(working) if self.input_mode == "clone" else working
 
     def _collect_inputs(self, promoted: bool) -> None:
         """Make a leaf of each float input; the same tensor given twice is one leaf with two names."""
@@ -176,8 +176,7 @@ class Instance:
                 names.setdefault(id(value), []).append(input_name(name))
                 tensors[id(value)] = value
         for key, tensor in tensors.items():
-            working = tensor.detach().clone()
-            working = working.to(_wide(tensor.dtype)) if promoted else working
+            working = _clone(tensor.detach(), _wide(tensor.dtype) if promoted else tensor.dtype)
             self._inputs[key] = working
             if self.input_mode != "constant":
                 first, *others = names[key]
@@ -195,6 +194,14 @@ def native_dtype(subject: Subject) -> torch.dtype:
         if tensor.is_floating_point():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + 1 + tensor.numel()
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else torch.get_default_dtype()
+
+
+def _clone(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a differentiable copy with the same strides, gaps included: programs ask ``is_contiguous()``, or view."""
+    dtype = dtype or tensor.dtype
+    if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter) or overlaps(tensor):
+        return tensor.clone().to(dtype)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=tensor.device).copy_(tensor)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

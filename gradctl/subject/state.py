@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["State"]
+__all__ = ["State", "overlaps"]
 
 _ATOMS = (
     type(None), bool, int, float, complex, str, bytes, type, enum.Enum, torch.dtype, torch.device, torch.Size, range,
@@ -70,7 +70,7 @@ _Note = tuple[Callable[[], None] | None, Iterable[Any]]
 
 
 def _note_tensor(tensor: Tensor) -> _Note:
-    if _overlaps(tensor):
+    if overlaps(tensor):
         return None, ()  # an expanded input: nothing can be written to it in place
     saved, version = tensor.detach().clone(), tensor._version
     grad = tensor.grad if tensor.is_leaf else None
@@ -96,11 +96,16 @@ def _note_tensor(tensor: Tensor) -> _Note:
     return restore, ()
 
 
-def _overlaps(tensor: Tensor) -> bool:
-    """Tell an expanded tensor, whose elements share memory."""
-    return tensor.layout == torch.strided and any(
-        stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
+def overlaps(tensor: Tensor) -> bool:
+    """Tell a tensor whose elements share memory: an expanded one, or sliding windows."""
+    if tensor.layout != torch.strided or not tensor.numel():
+        return False
+    reach = 0  # of the axes with smaller strides
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def _note_list(items: Any) -> _Note:

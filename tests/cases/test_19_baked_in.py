@@ -95,7 +95,6 @@ def test_written_with_tensors_every_form_is_right(model: Callable[[], Net], form
     assert compared(form, model(), X).verdict == "pass"
 
 
-@pytest.mark.xfail(strict=True, reason="a float input is cloned to a contiguous one, so that variation has no strides")
 @pytest.mark.parametrize("form", ["trace", "export"])
 def test_a_baked_property_of_the_strides_is_found(form):
     traced = torch.jit.trace(Strides(), (X,), check_trace=False)

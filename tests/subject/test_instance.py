@@ -81,6 +81,34 @@ def test_the_same_tensor_given_twice_is_one_leaf():
     assert (leaf.name, leaf.tied) == ("input:a", ("input:b",))
 
 
+ALL = torch.arange(24.0)
+LAYOUTS = {
+    "transposed": ALL.view(4, 6).t(),
+    "channels last": ALL.view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last),
+    "gaps": ALL.view(4, 6)[:, ::2],
+    "integers with gaps": ALL.long().view(4, 6)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+@pytest.mark.parametrize("input_mode", ["leaf", "clone", "constant"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_an_input_keeps_its_strides(name, input_mode, promoted):
+    given = LAYOUTS[name]
+    subject = Subject(target="test", model=lambda x: x * 2, args=(given,))
+    ((x,), _) = Instance(subject, promoted=promoted, input_mode=input_mode).inputs()
+    assert x.stride() == given.stride()
+    assert torch.equal(x.to(given.dtype), given) and x.data_ptr() != given.data_ptr()
+
+
+@pytest.mark.parametrize("given", [torch.ones(1).expand(3), ALL.unfold(0, 4, 1)], ids=["expanded", "windows"])
+def test_an_input_whose_elements_share_memory_has_a_gradient_for_each(given):
+    instance = Instance(Subject(target="test", model=lambda x: x * 2, args=(given,)))
+    with torch.no_grad():
+        instance.leaves[0].tensor.reshape(-1)[0] += 1
+    assert int((instance.run()[0][1] != 2 * given).sum()) == 1
+
+
 def test_nested_outputs_have_names_by_path():
     def model(x: Tensor) -> object:
         return {"logits": x, "hidden": (x + 1, None, 3)}, [x > 0]
