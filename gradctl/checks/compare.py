@@ -94,7 +94,7 @@ class Comparing:
         """Return the verdict on what was captured just now, or loaded from a file."""
         start = time.perf_counter() if start is None else start
         with _quietly():
-            state = State([captured.parameters, captured.buffers])
+            state = State([captured.model])
             timing = timing_of(captured, self.reference)
             comparison = FormComparison(self.reference, captured, state)
             comparison.run(form)

@@ -179,7 +179,7 @@ class FormComparison:
         except CannotCapture:
             return
         context = nullcontext if compiled else self.reference.promoting
-        state = State([wide.parameters, wide.buffers])
+        state = State([wide.model])
         call = outcomes(wide, instance, state, differentiable=truth.differentiable, calls=1, context=context)[0]
         if call.error is not None:
             return

@@ -83,7 +83,7 @@ def _one_call(
         {name: t.detach().clone() for name, t in outputs.items()},
         {leaf.name: gradient_of(leaf, captured) for leaf in instance.leaves},
         {
-            **{buffer_name(name): buffer.detach().clone() for name, buffer in captured.buffers.items()},
+            **{buffer_name(name): buffer.detach().clone() for name, buffer in captured.buffers_now().items()},
             **{name: t.detach().clone() for name, t in given.items() if not _same(before[name], t.detach())},
         },
         frozenset(asked),

@@ -28,4 +28,5 @@ def of_module(form: str, instance: Instance, call: object, *, seconds: float = 0
         dict(module.named_parameters(remove_duplicate=False)) if module else {},
         dict(module.named_buffers(remove_duplicate=False)) if module else {},
         seconds,
+        model=instance.model if module is None else module,
     )

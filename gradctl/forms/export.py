@@ -97,6 +97,7 @@ def of_exported_program(program: torch.export.ExportedProgram, seconds: float = 
         seconds,
         operators=_operators(program),
         artifact=program,
+        model=module,
     )
 
 
@@ -111,6 +112,7 @@ def widened(captured: Captured, instance: Instance) -> Captured:
         dict(module.named_parameters(remove_duplicate=False)),
         dict(module.named_buffers(remove_duplicate=False)),
         artifact=captured.artifact,
+        model=module,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradctl.core.names import Quantity
 from gradctl.subject.instance import Instance, Leaf
@@ -42,6 +42,8 @@ class Captured:
         gives: which quantities can be compared.
         operators: calls by operator, for the summary; empty where the form has no graph to show.
         artifact: what can be saved (a ScriptModule, an ExportedProgram), or None.
+        model: what holds the state that a call reads and changes: the form's own module, or the private copy where the
+            form runs on that; None where it has no state.
     """
 
     form: str
@@ -52,6 +54,13 @@ class Captured:
     gives: frozenset[Quantity] = frozenset({"output", "gradient", "buffer"})
     operators: dict[str, int] = field(default_factory=dict)
     artifact: Any = None
+    model: Any = None
+
+    def buffers_now(self) -> dict[str, Tensor]:
+        """Return the buffers by name as they are: a model may have assigned new ones since it was captured."""
+        if not isinstance(self.model, nn.Module):
+            return self.buffers
+        return dict(self.model.named_buffers(remove_duplicate=False))
 
 
 class Form(Protocol):

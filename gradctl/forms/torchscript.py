@@ -47,6 +47,7 @@ def of_script(form: str, scripted: Any, seconds: float = 0.0) -> Captured:
         seconds,
         operators=_operators(scripted),
         artifact=scripted,
+        model=scripted if is_module else None,
     )
 
 
@@ -60,6 +61,7 @@ def widened(captured: Captured, instance: Instance) -> Captured:
             dict(captured.artifact.named_parameters(remove_duplicate=False)),
             dict(captured.artifact.named_buffers(remove_duplicate=False)),
             artifact=captured.artifact,
+            model=captured.artifact,
         )
     return captured
 

@@ -73,7 +73,7 @@ def _note_tensor(tensor: Tensor) -> _Note:
     if overlaps(tensor):
         return None, ()  # an expanded input: nothing can be written to it in place
     saved, version = tensor.detach().clone(), tensor._version
-    grad = tensor.grad if tensor.is_leaf else None
+    grad, has_history = (tensor.grad if tensor.is_leaf else None), tensor.grad_fn is not None
     # A version counts no write through ``.data``, nor batch_norm's to its statistics. A frozen weight is big and seldom
     # written: it is looked at once or twice, and put back always if it was found changed.
     looks, always = 2, not isinstance(tensor, nn.Parameter)
@@ -90,6 +90,8 @@ def _note_tensor(tensor: Tensor) -> _Note:
             else:
                 tensor.data = saved.clone()
             version = tensor._version
+        if tensor.grad_fn is not None and not has_history and not tensor._is_view():
+            tensor.detach_()  # written from what asks for a gradient: the graph of that run is gone
         if tensor.is_leaf and tensor.grad is not grad:
             tensor.grad = grad
 
@@ -139,6 +141,27 @@ def _note_dict(items: dict[Any, Any]) -> _Note:
             items.update(saved)
 
     return restore, saved.values()
+
+
+def _note_graph(module: torch.fx.GraphModule) -> _Note:
+    """Note what a captured graph holds. Not the graph: its nodes carry fake tensors, which have no values."""
+    own = {name: value for name, value in vars(module).items() if name not in ("_graph", "meta")}
+    return None, own.values()
+
+
+def _note_script(module: torch.jit.ScriptModule) -> _Note:
+    """Note buffers and attributes of a script, which live outside Python and may be assigned."""
+    concrete = getattr(module, "_concrete_type", None)  # a script from a file has none, and buffers all the same
+    names = {*(concrete.get_attributes() if concrete is not None else ()), *dict(module.named_buffers(recurse=False))}
+    saved = {name: getattr(module, name) for name in sorted(names)}
+
+    def restore() -> None:
+        for name, value in saved.items():
+            now = getattr(module, name)
+            if now is not value if isinstance(value, Tensor) else now != value:
+                setattr(module, name, value)
+
+    return restore, [*saved.values(), *module.parameters(recurse=False), *module.children()]
 
 
 def _note_object(found: Any) -> _Note:
@@ -200,6 +223,8 @@ _NOTES: dict[type, Callable[[Any], _Note]] = {
 }
 
 _SUBCLASS_NOTES: tuple[tuple[Any, Callable[[Any], _Note]], ...] = (
+    (torch.jit.ScriptModule, _note_script),
+    (torch.fx.GraphModule, _note_graph),
     (nn.Module, lambda module: _note_dict(module.__dict__)),
     (Tensor, _note_tensor),
     (torch.Generator, _note_torch_generator),

@@ -357,14 +357,12 @@ def test_plain_torch_is_right_about_a_buffer_that_is_assigned(form):
     torch.testing.assert_close(static.mean, eager.mean)
 
 
-@pytest.mark.xfail(strict=True, reason="buffers that are new objects are not put back between trials")
 @pytest.mark.parametrize("form", ["script", "export", "aot"])
 def test_a_buffer_that_is_assigned_is_the_same(form):
     unit = compared(form, ReassignedBuffer(), X)
     assert (unit.verdict, [each.message for each in unit.findings]) == ("pass", [])
 
 
-@pytest.mark.xfail(strict=True, reason="Python attributes of the model that aot runs are not put back between trials")
 def test_a_python_counter_is_the_same_in_aot():
     assert compared("aot", PythonState(), X).verdict == "pass"
 

@@ -116,3 +116,53 @@ def test_running_statistics_are_put_back_though_batch_norm_counts_no_version():
     module(torch.randn(4, 3) + 5)
     state.restore()
     assert module.running_mean is not None and module.running_mean.tolist() == [0.0, 0.0, 0.0]
+
+
+class Scripted(nn.Module):
+    """Assigns a buffer and a number, which a script keeps outside Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.mean = self.mean + x
+        return self.mean * self.calls
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_a_script_assigns_is_put_back(nested):
+    script = torch.jit.script(nn.Sequential(Scripted()) if nested else Scripted())
+    state, x = State([script]), torch.tensor([1.0, 2.0, 3.0])
+    for _ in range(2):
+        assert [script(x).tolist(), script(x).tolist()] == [[1.0, 2.0, 3.0], [4.0, 8.0, 12.0]]
+        state.restore()
+        assert dict(script.named_buffers()).popitem()[1].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_script_from_a_file_has_its_buffers_put_back(tmp_path):
+    torch.jit.save(torch.jit.script(Scripted()), tmp_path / "script.pt")
+    script = torch.jit.load(tmp_path / "script.pt")
+    state = State([script])
+    script(torch.ones(3))
+    state.restore()
+    assert script.mean.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_an_exported_module_has_its_buffers_put_back():
+    module = torch.export.export(nn.BatchNorm1d(3).train(), (torch.randn(4, 3),)).module()
+    state = State([module])
+    module(torch.randn(4, 3) + 5)
+    state.restore()
+    assert dict(module.named_buffers())["running_mean"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_buffer_that_was_written_from_the_graph_is_a_leaf_again():
+    module, weight = nn.BatchNorm1d(3), torch.ones(3, requires_grad=True)
+    state = State([module])
+    module.running_mean.add_(weight)
+    assert module.running_mean.grad_fn is not None
+    state.restore()
+    assert module.running_mean.grad_fn is None and module.running_mean.tolist() == [0.0, 0.0, 0.0]
