@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch._inductor.config
-
 from gradctl.forms.compiled import compiled_with
 from gradctl.forms.form import Captured
 from gradctl.subject.instance import Instance
@@ -12,13 +10,13 @@ __all__ = ["capture", "widened"]
 
 
 def capture(instance: Instance) -> Captured:
-    """Return the model compiled with inductor; random numbers drawn as eager draws them (pytorch 113169).
+    """Return the model compiled with inductor, random numbers drawn as eager draws them (pytorch 113169).
 
     Raises:
         CannotCapture: as ``compiled_with``.
     """
-    with torch._inductor.config.patch(fallback_random=True):
-        return compiled_with("compile", instance, "inductor", {})
+    # As an option it also holds for what another input has compiled later; a patch of the configuration would not.
+    return compiled_with("compile", instance, "inductor", {"options": {"fallback_random": True}})
 
 
 def widened(captured: Captured, instance: Instance) -> Captured:

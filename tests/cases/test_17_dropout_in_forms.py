@@ -68,6 +68,5 @@ class DroppedAfterBranch(Dropped):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="inductor is told to draw as eager does at capture only, not when it recompiles")
 def test_dropout_in_a_graph_that_is_compiled_later_is_the_same():
     assert compared("compile", DroppedAfterBranch().train(), X).verdict == "pass"
