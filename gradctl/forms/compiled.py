@@ -1,6 +1,6 @@
 """What ``aot`` and ``compile`` share: Dynamo, a backend, and proof that a compiled frame really ran.
 
-Private to torch (seen in 2.10 to 2.14): ``torch._dynamo.utils.counters``, ``torch._inductor.config.fallback_random``.
+Private to torch (seen in 2.10 to 2.14): ``torch._dynamo.utils.counters``, inductor's option ``fallback_random``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch._dynamo
 
 from gradctl.forms.eager import of_module
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.subject.frames import first_line
+from gradctl.forms.quiet import quiet
+from gradctl.forms.reasons import reason_of
 from gradctl.subject.instance import Instance
 
 __all__ = ["compiled_with"]
@@ -34,13 +35,14 @@ def compiled_with(form: str, instance: Instance, backend: str, options: dict[str
         instance.restore()
         args, kwargs = instance.inputs()
         frames = _compiled_frames()
-        outputs = [t for _, t in instance.call(compiled, args, kwargs) if t.requires_grad]
-        if outputs:
-            torch.autograd.backward(outputs, [torch.zeros_like(t) for t in outputs])
+        with quiet():
+            outputs = [t for _, t in instance.call(compiled, args, kwargs) if t.requires_grad]
+            if outputs:
+                torch.autograd.backward(outputs, [torch.zeros_like(t) for t in outputs])
         for leaf in instance.leaves:
             leaf.take_gradient()
     except Exception as error:  # the compiler or the user's model may raise anything
-        raise CannotCapture(f"torch.compile fails: {first_line(error)}", traceback.format_exc()) from error
+        raise CannotCapture(f"torch.compile fails: {reason_of(error)}", traceback.format_exc()) from error
     if _compiled_frames() == frames:
         raise CannotCapture("torch.compile compiled no frame of this model and would run it eagerly.")
     instance.restore()

@@ -6,6 +6,8 @@ import inspect
 import re
 import traceback
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 from torch import nn
 
 from gradctl.forms.form import CannotCapture, Captured
+from gradctl.forms.quiet import quiet
+from gradctl.forms.reasons import reason_of
 from gradctl.subject.dynamic import Dynamic, by_leaf
-from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import call_signature
 
@@ -36,12 +39,18 @@ class FunctionModule(nn.Module):
         self.forward = forward
 
 
-def capture(instance: Instance, *, dynamic: Dynamic | None = None) -> Captured:
+def capture(
+    instance: Instance,
+    *,
+    dynamic: Dynamic | None = None,
+    around: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
+) -> Captured:
     """Return the model exported on its own inputs (non-strict).
 
     Args:
         instance: the private copy.
         dynamic: sizes that stay free, by input and axis; all others are fixed to those of the inputs.
+        around: entered around the export of the module that it is given.
 
     Raises:
         CannotCapture: torch.export refuses the model.
@@ -53,7 +62,8 @@ def capture(instance: Instance, *, dynamic: Dynamic | None = None) -> Captured:
     shapes = _dynamic_shapes(module, args, kwargs, dynamic) if dynamic else None
     start = perf_counter()
     try:
-        program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
+        with quiet(), around(module):
+            program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
     except Exception as error:  # the exporter or the user's model may raise anything
         raise CannotCapture(f"torch.export refuses the model: {_reason(error)}", traceback.format_exc()) from error
     return of_exported_program(program, perf_counter() - start)
@@ -78,11 +88,11 @@ def _dynamic_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of a refusal; of a size that is not as free as asked, which."""
+    """Return what a refusal is about; of a size that is not as free as asked, which."""
     fixed = re.search(
         r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", str(error)
     )
-    return f"it is fixed to {fixed[1]}={fixed[2]}, and --dynamic asks for any" if fixed else first_line(error)
+    return f"it is fixed to {fixed[1]}={fixed[2]}, and --dynamic asks for any" if fixed else reason_of(error)
 
 
 def of_exported_program(program: torch.export.ExportedProgram, seconds: float = 0.0) -> Captured:

@@ -1,22 +1,23 @@
-"""torch's own talk while it saves and loads, warnings and logged tracebacks; what matters is a sentence of ours."""
+"""torch's own talk while it captures, saves and loads: warnings, logs, listings; what matters is a sentence of ours."""
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 __all__ = ["quiet"]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep warnings and logging to themselves; both are put back afterwards."""
+    """Keep warnings, logging and what is printed to themselves; all are put back afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,9 +1,11 @@
-"""What ``trace`` and ``script`` share: TorchScript is deprecated, and absent on new Pythons."""
+"""What ``trace`` and ``script`` share: TorchScript is deprecated, and absent on new Pythons.
+
+Private to torch (seen in 2.10 to 2.14): ``torch.jit._recursive.concrete_type_store``.
+"""
 
 from __future__ import annotations
 
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from time import perf_counter
@@ -12,7 +14,8 @@ from typing import Any
 import torch
 
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.subject.frames import first_line
+from gradctl.forms.quiet import quiet
+from gradctl.forms.reasons import reason_of
 from gradctl.subject.instance import Instance
 
 __all__ = ["captured_by", "of_script", "widened"]
@@ -24,14 +27,16 @@ def captured_by(form: str, compile_to_script: Callable[[], Any]) -> Captured:
     Raises:
         CannotCapture: TorchScript is absent, or refuses the model.
     """
+    if not hasattr(getattr(torch, "jit", None), form):
+        raise CannotCapture(f"torch {torch.__version__} has no torch.jit.{form} on this Python.")
+    _forget_types_without_methods()
     start = perf_counter()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             scripted = compile_to_script()
     except Exception as error:  # the compiler or the user's model may raise anything
         raise CannotCapture(
-            f"torch.jit.{form} refuses the model: {first_line(error)}", traceback.format_exc()
+            f"torch.jit.{form} refuses the model: {reason_of(error)}", traceback.format_exc()
         ) from error
     return of_script(form, scripted, perf_counter() - start)
 
@@ -64,6 +69,14 @@ def widened(captured: Captured, instance: Instance) -> Captured:
             model=captured.artifact,
         )
     return captured
+
+
+def _forget_types_without_methods() -> None:
+    """Drop the classes that a failed script left half made, or the next cannot "redefine" their methods."""
+    store = getattr(torch.jit._recursive, "concrete_type_store", None)
+    if store is not None:
+        for types in store.type_store.values():
+            types[:] = [each for each in types if each in store.methods_compiled]
 
 
 def _operators(scripted: Any) -> dict[str, int]:

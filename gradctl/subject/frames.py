@@ -11,6 +11,7 @@ __all__ = ["first_line", "is_out_of_memory", "user_frames", "user_location"]
 import functools
 import importlib
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -26,6 +27,10 @@ _IMPORTLIB = str(Path(importlib.__file__).parent)
 _NOT_THE_USERS = (_GRADCTL, _TORCH, _FUNCTORCH, _IMPORTLIB)
 _STANDARD_LIBRARY = tuple({sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib")})
 _SITE_PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+_INTERPRETER = "The following operation failed in the TorchScript interpreter"
+_RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception): .+)$", re.MULTILINE)
+# What changes from run to run: addresses, and the numbers that TorchScript gives to classes of one name.
+_PASSING = re.compile(r" \(of Python compilation unit at: \w+\)| at 0x[0-9a-f]+|__torch__\.|___torch_mangle_\d+\.")
 
 
 def user_frames(error: BaseException) -> str:
@@ -54,10 +59,16 @@ def user_location() -> tuple[str, int] | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return type and first line of an exception: ``ValueError: width must be even``, without a full stop."""
-    said = next(iter(str(error).strip().splitlines()), "").rstrip(" .")
+    """Return type and first line of an exception: ``ValueError: width must be even``, without a full stop.
+
+    Of what TorchScript's interpreter raises, the last line that names an exception. Addresses are left out.
+    """
+    message = str(error).strip()
+    said = _PASSING.sub("", next(iter(message.splitlines()), "")).rstrip(" .:,")
     if isinstance(error, SyntaxError) and error.filename:
         said = f"{error.msg} ({Path(error.filename).name}, line {error.lineno})"
+    if said == _INTERPRETER and (raised := _RAISED.findall(message)):
+        return _PASSING.sub("", raised[-1]).rstrip(" .")
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 

@@ -466,7 +466,6 @@ def test_the_users_model_inputs_and_generators_are_left_as_they_were(form):
     assert (np.random.get_state()[1] == generators[2]).all()
 
 
-@pytest.mark.xfail(strict=True, reason="the first line of a TorchScript error says only that something failed")
 def test_what_a_script_raises_is_said_by_its_own_words():
     (found,) = compared("script", nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), X).findings
     assert "Parametrization is not working with scripting" in found.message
@@ -482,10 +481,7 @@ class ObjectOutput(Net):
         return Output(super().forward(x)), x.sin()
 
 
-ADDRESSES = pytest.mark.xfail(strict=True, reason="TorchScript's message has the address of a compilation unit in it")
-
-
-@pytest.mark.parametrize("form", ["trace", pytest.param("script", marks=ADDRESSES), "export"])
+@pytest.mark.parametrize("form", ["trace", "script", "export"])
 def test_a_reason_is_the_same_from_run_to_run(form):
     reasons = {compared(form, ObjectOutput(), X).reason for _ in range(2)}
     assert len(reasons) == 1

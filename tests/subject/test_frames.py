@@ -112,11 +112,34 @@ def test_an_error_that_never_ends_is_shown_in_brief():
         (ValueError("\n  first\nsecond"), "ValueError: first"),
         (ValueError(), "ValueError"),
         (KeyError("large"), "KeyError: 'large'"),
+        (ValueError("one of these:\n a"), "ValueError: one of these"),
+        (TypeError("no source of <function f at 0x7f1b00ab>."), "TypeError: no source of <function f>"),
+        (
+            RuntimeError(
+                "no forward on class: __torch__.m.___torch_mangle_3.Net (of Python compilation unit at: 0x55f)"
+            ),
+            "RuntimeError: no forward on class: m.Net",
+        ),
         (SyntaxError("invalid syntax", ("/home/net.py", 3, 1, "x")), "SyntaxError: invalid syntax (net.py, line 3)"),
     ],
 )
 def test_the_first_line_of_an_error_names_its_type(error, line):
     assert first_line(error) == line
+
+
+def test_what_a_script_raises_is_said_by_its_own_words():
+    def fails(x: torch.Tensor) -> torch.Tensor:
+        if bool(x.sum() > 0):
+            raise ValueError("too large")
+        return x.reshape(5)
+
+    scripted = torch.jit.script(fails)
+    said = {}
+    for sign in (1, -1):
+        with pytest.raises(torch.jit.Error if sign > 0 else RuntimeError) as caught:
+            scripted(sign * torch.ones(3))
+        said[sign] = first_line(caught.value)
+    assert said == {1: "ValueError: too large", -1: "RuntimeError: shape '[5]' is invalid for input of size 3"}
 
 
 def test_running_out_of_memory_is_told_from_other_errors():

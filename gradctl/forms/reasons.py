@@ -1,0 +1,45 @@
+"""What torch says where it refuses a model, as one sentence: its messages are pages, with listings and addresses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gradctl.subject.frames import first_line
+
+__all__ = ["reason_of"]
+
+# What torch's words mean; seen in torch 2.10 to 2.14.
+_MEANT = (
+    (r"data-dependent expression", "a branch, a loop or a size depends on the values of a tensor"),
+    (r"data-dependent branching", "a branch or a loop depends on the values of a tensor"),
+    (
+        r"Module '(\S+)' has no attribute '(\w+)' \(This function exists",
+        r"attribute '\2' of \1 is a Python function that TorchScript cannot compile",
+    ),
+)
+_TRACED_VALUE = re.compile(r"Tracer cannot infer type of .*\n:(?P<said>.*)", re.DOTALL)  # the value printed in between
+_SCHEMA = re.compile(r"\s*\w+::\w+.*:\n(?P<said>Expected a value of .*)")
+_PLACE = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
+_SENTENCE = re.compile(r"(?<=[\w)'\"`])[.?!] +(?=[A-Z])")
+_LONG = 160
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why torch refuses a model: one sentence without a full stop, with the user's line where torch names it."""
+    error = getattr(error, "inner_exception", error)  # a backend's own, inside Dynamo's
+    message = str(error)
+    for pattern, meant in _MEANT:
+        found = re.search(pattern, message)
+        if found is not None:
+            return found.expand(meant) + _place(message)
+    listed = _TRACED_VALUE.match(message) or _SCHEMA.match(message)
+    said = f"{type(error).__name__}: {listed['said']}" if listed is not None else first_line(error)
+    if len(said) > _LONG:
+        said = _SENTENCE.split(said, maxsplit=1)[0]
+    return said.rstrip(" .") + _place(message)
+
+
+def _place(message: str) -> str:
+    found = _PLACE.search(message)
+    return f" ({Path(found['file']).name}, line {found['line']})" if found is not None else ""
