@@ -274,7 +274,7 @@ TABLE: dict[str, Row] = {
     "item": (SumOfItem, (X,), {}, "fail pass pass pass"),
     "Python's random numbers": (PythonRandom, (X,), {}, "fail refuses fail pass"),
     "lazy cache": (LazyCache, (X,), {}, "pass refuses pass pass"),
-    "keyword-only input": (KeywordOnly, (X,), {"scale": SCALE}, "refuses pass pass pass"),
+    "keyword-only input": (KeywordOnly, (X,), {"scale": SCALE}, SAME),
     "all inputs by keyword": (Scaled, (), {"x": X, "scale": SCALE}, SAME),
     "unused parameter": (UnusedParameter, (X,), {}, SAME),
     "frozen parameter": (Frozen, (X,), {}, SAME),
@@ -374,6 +374,5 @@ def test_a_python_counter_is_baked_in_and_found_at_the_second_call(form):
     assert all("at call 2" in each.message or "at call 3" in each.message for each in unit.findings)
 
 
-@pytest.mark.xfail(strict=True, reason="torch.jit.trace takes inputs by position or by keyword, and is given both")
 def test_trace_takes_inputs_by_position_and_by_keyword():
     assert compared("trace", Scaled(), X, kwargs={"scale": SCALE}).verdict == "pass"
