@@ -68,7 +68,7 @@ class Instance:
         promoted: whether parameters, buffers, float inputs and float tensors kept as attributes become float64.
         input_mode: how float inputs are given: as leaves that ask for a gradient, as clones of such leaves (for
             programs that change their inputs in place), or as constants.
-        keep_hooks: leave backward hooks of modules where they are (forms are compared with them).
+        keep_hooks: keep backward hooks of modules and gradient hooks of parameters (forms are compared with them).
 
     Raises:
         TargetError: GC112 if the model cannot be copied.
@@ -95,6 +95,8 @@ class Instance:
         self.leaves: list[Leaf] = _parameter_leaves(module, parameter_dtypes) if module else []
         self._inputs: dict[int, Tensor] = {}
         self._collect_inputs(promoted)
+        if keep_hooks and module is not None:
+            _carry_parameter_hooks(subject, module)
         self.set_aside_hooks = () if keep_hooks else _set_aside_module_hooks(subject, module)
         self._state = State(
             [self.model, self._args, self._kwargs, self._loss],
@@ -342,6 +344,24 @@ def _promote_module(module: nn.Module) -> None:
 
 
 _MODULE_TABLES = frozenset(vars(nn.Module()))
+
+
+def _carry_parameter_hooks(subject: Subject, module: nn.Module) -> None:
+    """Give the copy's parameters the gradient hooks of the user's, which ``copy.deepcopy`` leaves behind.
+
+    Post-accumulate hooks stay behind: they are made to step an optimizer of the user's own parameters.
+    """
+    source = module_of(optimized_inner(subject.model))
+    if source is None:
+        return
+    copies, children = dict(module.named_parameters()), dict(module.named_modules())
+    names = {id(child): name.replace("_orig_mod.", "") for name, child in source.named_modules()}
+    memo: dict[int, Any] = {key: children[name] for key, name in names.items() if name in children}
+    for name, parameter in source.named_parameters():
+        mine = copies.get(name.replace("_orig_mod.", ""))
+        if mine is not None:
+            for hook in (parameter._backward_hooks or {}).values():
+                mine.register_hook(copy.deepcopy(hook, memo))  # type: ignore[no-untyped-call]
 
 
 def _set_aside_module_hooks(subject: Subject, module: nn.Module | None) -> tuple[str, ...]:

@@ -188,3 +188,38 @@ def test_a_method_of_a_module_has_its_parameters():
             return self.layer(x)
 
     assert leaf_names(instance_of(Encoder().encode, X)) == ["param:layer.weight", "param:layer.bias", "input:x"]
+
+
+class Hooked(nn.Module):
+    """Scales the gradient of its weight with a hook of its own, and counts the calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.calls = nn.Linear(3, 2), 0
+        self.fc.weight.register_hook(self.scale)
+        self.fc.bias.register_hook(lambda gradient: gradient * 3)
+
+    def scale(self, gradient: Tensor) -> Tensor:
+        self.calls += 1
+        return gradient * 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x).tanh()
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+def test_gradient_hooks_of_parameters_are_kept_where_hooks_are(promoted):
+    model = Hooked()
+    subject = Subject(target="test", model=model, args=(X,))
+    gradients = {}
+    for keep in (True, False):
+        instance = Instance(subject, promoted=promoted, keep_hooks=keep)
+        instance.run()[0][1].sum().backward()
+        gradients[keep] = {leaf.name: leaf.take_gradient() for leaf in instance.leaves}
+    assert model.calls == 0
+    assert instance.set_aside_hooks == ("param:fc.weight", "param:fc.bias")
+    model(X).sum().backward()
+    for name, factor in (("weight", 10), ("bias", 3)):
+        own = model.fc.get_parameter(name).grad.to(gradients[True][f"param:fc.{name}"].dtype)
+        torch.testing.assert_close(gradients[True][f"param:fc.{name}"], own, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gradients[False][f"param:fc.{name}"] * factor, own, rtol=1e-5, atol=1e-6)
