@@ -53,3 +53,21 @@ def test_a_torchscript_that_refuses_to_work_is_a_reason(monkeypatch, form, name)
 
     monkeypatch.setattr(torch.jit, name, refused)
     assert reason(form, nn.Linear(4, 3)).endswith(f"RuntimeError: `torch.jit.{name}` is not supported in Python 3.14+")
+
+
+def test_a_module_whose_forward_is_left_out_is_refused():
+    inputs = torch.stack([X, X])
+    scripted = torch.jit.script(nn.GRU(4, 3))
+    with pytest.raises(AttributeError, match="forward"):
+        scripted(inputs)
+    with pytest.raises(CannotCapture, match=r"the overloaded forward of GRU; call it from a module of your own\.$"):
+        script.capture(instance(nn.GRU(4, 3), inputs))
+    wrapped = nn.Sequential(nn.GRU(4, 3))
+    torch.testing.assert_close(script.capture(instance(wrapped, inputs)).call(inputs), wrapped(inputs))
+
+
+@pytest.mark.parametrize("model", [lambda x: x.sin(), torch.autograd.function.NestedIOFunction.apply])
+def test_what_has_no_source_is_refused(model):
+    assert reason(script, model) == (
+        "torch.jit.script compiles source, and a lambda or autograd.Function has none that it reads."
+    )
