@@ -19,6 +19,7 @@ from gradctl.forms.quiet import quiet
 from gradctl.forms.reasons import reason_of
 from gradctl.subject.dynamic import Dynamic, by_leaf
 from gradctl.subject.instance import Instance
+from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import call_signature
 
 __all__ = ["FunctionModule", "capture", "of_exported_program", "widened"]
@@ -60,6 +61,7 @@ def capture(
     instance.restore()
     module = instance.model if isinstance(instance.model, nn.Module) else FunctionModule(instance.model)
     shapes = _dynamic_shapes(module, args, kwargs, dynamic) if dynamic else None
+    seed_generators(instance.subject.seed + 1)  # not as a run is: a number that is baked in must show
     start = perf_counter()
     try:
         with quiet(), around(module):

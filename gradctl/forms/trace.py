@@ -13,6 +13,7 @@ from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.torchscript import captured_by, widened
 from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
+from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import POSITIONAL, call_signature
 
 __all__ = ["capture", "widened"]
@@ -29,6 +30,7 @@ def capture(instance: Instance) -> Captured:
     for name, value in input_names(instance.model, args, kwargs):
         if not isinstance(value, Tensor):
             raise CannotCapture(f"torch.jit.trace takes tensors only, and input {name!r} is {value!r:.40}.")
+    seed_generators(instance.subject.seed + 1)  # not as a run is: a number that is baked in must show
     values = (*args, *(kwargs[name] for name in _ordered(instance.model, kwargs)))
     captured = captured_by("trace", lambda: _traced(instance.model, len(args), kwargs, values))
     instance.restore()  # tracing runs the model, which moves the very buffers that the script shares
