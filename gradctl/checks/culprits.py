@@ -25,9 +25,10 @@ _CALLS_PER_CLASS = 16
 
 @dataclass(slots=True)
 class Blame:
-    """Functions that fail alone, and verdicts on the tensors that are wrong even with those taken as stated."""
+    """Functions that fail alone, the module that applies each, and what is wrong even with those taken as stated."""
 
     faults: dict[FunctionClass, FunctionFault] = field(default_factory=dict)
+    modules: dict[FunctionClass, str | None] = field(default_factory=dict)
     own: dict[int, TensorJudgement] = field(default_factory=dict)
     forwards: int = 0
 
@@ -48,7 +49,7 @@ def blame_functions(judge: Judge, runner: ModelRunner, wrong: Sequence[int], set
         if call.function not in blame.faults and not allowed(call.function):
             fault = first_order_fault(call, runner, runner.instance.subject.seed)
             if fault is not None:
-                blame.faults[call.function] = fault
+                blame.faults[call.function], blame.modules[call.function] = fault, call.module
     if blame.faults:
         watch.linearised = lambda function: function in blame.faults or allowed(function)
         try:
@@ -75,10 +76,10 @@ def contract_findings(
             continue
         fault = first_order_fault(call, runner, subject.seed) if is_allowed(call.function, allows) else None
         if fault is not None:
-            findings.append(function_finding(fault))
+            findings.append(function_finding(fault, call.module))
             continue
         for broken in broken_contracts(call, runner, subject.seed):
-            findings.append(contract_finding(broken, is_target=call.function is subject.function))
+            findings.append(contract_finding(broken, call.module, is_target=call.function is subject.function))
     return findings
 
 

@@ -19,6 +19,7 @@ from torch.autograd import Function, forward_ad
 
 from gradctl.numerics.functions import FunctionCall
 from gradctl.numerics.judge import Judge
+from gradctl.numerics.localisation import forward_mode_vote
 from gradctl.numerics.measures import dot, gaussian_like, relative_error
 from gradctl.numerics.point import NoGradient
 from gradctl.numerics.runner import ModelRunner, Outputs
@@ -109,6 +110,14 @@ class _FunctionRunner:
     def promoted(self) -> AbstractContextManager[None]:
         return self.model.promoted()
 
+    def push(self, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return J times the tangents by output name, by the Function's own ``jvp``; raises what that raises."""
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(p, v) for p, v in zip(primals, tangents, strict=True)]  # type: ignore[no-untyped-call]
+            named = self.apply(self.arguments(duals))
+            pushed = {name: forward_ad.unpack_dual(t).tangent for name, t in named}  # type: ignore[no-untyped-call]
+        return {name: tangent for name, tangent in pushed.items() if tangent is not None}
+
     def gradients(self, cotangents: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor | None]:
         """Return the VJP of what ``cotangents`` makes of the differentiable outputs; None for an input without one."""
         outputs = [t for _, t in self.differentiate() if t.requires_grad]
@@ -169,7 +178,9 @@ def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Func
     worst = max(wrong, key=lambda i: wrong[i].error or 0.0)
     what = "gives no gradient for" if wrong[worst].verdict == "missing" else "is not the derivative in"
     places = ", ".join(repr(runner.leaves[i].name) for i in wrong)
-    message = f"{name}.backward {what} {places}: off by {wrong[worst].error:.2e} (relative)"
+    vote = forward_mode_vote(judge, runner.push) if _has_forward_mode(call.function) else None
+    said = {"vjp": "; its jvp agrees with finite differences", "both": "; its jvp is wrong too", None: ""}[vote]
+    message = f"{name}.backward {what} {places}: off by {wrong[worst].error:.2e} (relative){said}"
     return FunctionFault(call.function, "first", message, wrong[worst].error)
 
 
@@ -180,9 +191,13 @@ def broken_contracts(call: FunctionCall, model: ModelRunner, seed: int) -> list[
         return []
     layout = _in_place_fault(runner) or _layout_fault(runner)
     faults = [fault for fault in (layout, _input_off_fault(call, model)) if fault is not None]
-    if getattr(call.function, "jvp", Function.jvp) is not Function.jvp:
+    if _has_forward_mode(call.function):
         faults += [fault] if (fault := _forward_mode_fault(runner)) is not None else []
     return [*faults, fault] if (fault := _second_order_fault(call, model, seed)) is not None else faults
+
+
+def _has_forward_mode(function: type[Function]) -> bool:
+    return getattr(function, "jvp", Function.jvp) is not Function.jvp
 
 
 def _stands_alone(runner: _FunctionRunner) -> bool:
@@ -313,18 +328,12 @@ def _forward_mode_fault(runner: _FunctionRunner) -> FunctionFault | None:
     gradients = runner.gradients(_gaussian)
     name = function_name(runner.function)
     try:
-        with forward_ad.dual_level():
-            duals = [
-                forward_ad.make_dual(leaf.tensor.detach(), v)  # type: ignore[no-untyped-call]
-                for leaf, v in zip(runner.leaves, tangents, strict=True)
-            ]
-            named = runner.apply(runner.arguments(duals))
-            pushed = [forward_ad.unpack_dual(t).tangent for _, t in named]  # type: ignore[no-untyped-call]
+        pushed = runner.push([leaf.tensor.detach() for leaf in runner.leaves], tangents)
     except Exception as error:  # the user's jvp may raise anything
         return FunctionFault(runner.function, "forward-mode", f"{name}.jvp raises {_refusal(error)}")
-    differentiable = [k for k, (_, t) in enumerate(runner.differentiate()) if t.requires_grad]
-    cotangents = _gaussian([named[k][1] for k in differentiable])
-    products = [(w, pushed[k]) for w, k in zip(cotangents, differentiable, strict=True) if pushed[k] is not None]
+    differentiable = {name: t for name, t in runner.differentiate() if t.requires_grad}
+    cotangents = dict(zip(differentiable, _gaussian(list(differentiable.values())), strict=True))
+    products = [(w, pushed[name]) for name, w in cotangents.items() if name in pushed]
     forward = sum(dot(w, tangent) for w, tangent in products)
     reverse = sum(dot(g, v) for g, v in zip(gradients, tangents, strict=True) if g is not None)
     weight = sum(dot(g.abs(), v.abs()) for g, v in zip(gradients, tangents, strict=True) if g is not None)

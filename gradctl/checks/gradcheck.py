@@ -38,6 +38,14 @@ from gradctl.checks.gradient_findings import (
     of_form,
     tensor_result,
 )
+from gradctl.checks.localise import (
+    Explanation,
+    broken_backwards,
+    broken_natively,
+    broken_outputs,
+    explained,
+    wrong_backwards,
+)
 from gradctl.checks.native import Native, run_native
 from gradctl.checks.oracle import OracleRunner, cast_note, oracle_runner
 from gradctl.core.errors import TargetError, nearest
@@ -95,14 +103,15 @@ def gradcheck(
     with borrowed_generators(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the model's own, over and over, and torch's about leaves that we made
         native = run_native(subject)
+        alone = broken_outputs(native.findings(), subject, native)
         if native.unrepeated:
             check = None
-            findings, tensors = [*subject.notes, *native.findings()], list(native.unrepeated)
+            findings, tensors = [*subject.notes, *alone], list(native.unrepeated)
         else:
             check = _Check(subject, native, accepted, progress or (lambda text: None), form)
             check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
             found, tensors = of_form(form, check.findings(), check.results())
-            findings = [*subject.notes, *native.findings(), *found, *check.notes()]
+            findings = [*subject.notes, *alone, *found, *check.notes()]
     findings = [
         msgspec.structs.replace(
             finding, fingerprint=fingerprint(finding.code, subject.target, form, finding.quantity, finding.tensor)
@@ -136,6 +145,8 @@ class _Check:
     missed: float = 0.0
     is_tolerant: bool = False
     blame: Blame = field(default_factory=Blame)
+    wrong_calls: list[Explanation] = field(default_factory=list)
+    broken_calls: list[Explanation] = field(default_factory=list)
     contracts: list[Finding] = field(default_factory=list)
     recording: Recording = field(default_factory=Recording)
 
@@ -176,7 +187,20 @@ class _Check:
                 self.judged |= self.blame.own
                 first = next(iter(self.blame.faults))
                 self.behind |= {i: first for i in wrong if i not in self.blame.own}
+        self._localise([i for i in wrong if not self.blame.faults or i in self.blame.own], settings)
         self.contracts = contract_findings(calls, runner, self.blame.faults, self.accepted)
+
+    def _localise(self, wrong: list[int], settings: dict[str, Any]) -> None:
+        """Find the calls whose backward is wrong where no Function explains it, and those that make NaN."""
+        runner = self.source.runner
+        if any(self.judged[i].verdict in ("wrong", "missing") for i in wrong):
+            self.progress("looking for the call whose backward is wrong")
+            self.probing.point.record()
+            self.wrong_calls = wrong_backwards(runner, settings)
+        if self._broken() and not self._is_output_broken():
+            self.progress("looking for the call that makes NaN")
+            self.probing.point.record()
+            self.broken_calls = broken_backwards(runner, self.probing.samples[0].cotangents)
 
     def results(self) -> list[TensorResult]:
         """Return a row a judged leaf, with elements for the worst few."""
@@ -193,17 +217,20 @@ class _Check:
     def findings(self) -> list[Finding]:
         """Return what is wrong: custom Functions first, then tensors, worst first."""
         leaves, broken = self.source.runner.leaves, self._broken()
-        heads = [function_finding(fault) for fault in self.blame.faults.values()]
+        heads = [function_finding(fault, self.blame.modules[each]) for each, fault in self.blame.faults.items()]
         order = sorted(self.judged, key=lambda i: -(self.judged[i].error or 0.0))
-        is_output_broken = any(not self.accepted.matching(finding.allow) for finding in self.native.findings())
+        is_output_broken = self._is_output_broken()
         about = [
             gradient_finding(
                 leaves[i], self.judged[i], self.behind.get(i), broken.get(i), is_output_broken=is_output_broken
             )
             for i in order
         ]
+        calls = {"GC401": self.wrong_calls, "GC403": self.wrong_calls, "GC407": self.broken_calls}
+        told = [explained(finding, calls.get(finding.code, ())) for finding in about if finding is not None]
         overflow = native_gradient_findings(self.native, {leaves[i].name for i in broken})
-        return [*heads, *(finding for finding in about if finding is not None), *overflow, *self.contracts]
+        native_calls = broken_natively(self.subject, self.native) if overflow and not is_output_broken else []
+        return [*heads, *told, *(explained(finding, native_calls) for finding in overflow), *self.contracts]
 
     def notes(self) -> list[Finding]:
         """Return what was held fixed, set aside or taken as exact."""
@@ -232,6 +259,9 @@ class _Check:
             of_error=_OF_ERROR,
             held_fixed=sum(cut.moves for cut in self.recording.cuts.values()),
         )
+
+    def _is_output_broken(self) -> bool:
+        return any(not self.accepted.matching(finding.allow) for finding in self.native.findings())
 
     def _broken(self) -> dict[int, torch.Tensor]:
         return self.probing.samples[0].broken

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
@@ -16,6 +15,7 @@ from gradctl.checks.native import Native
 from gradctl.core.findings import Element, Finding, Location, TensorResult, number
 from gradctl.core.names import Severity, TensorVerdict
 from gradctl.numerics.elements import ElementDifference
+from gradctl.numerics.graph import leaves_behind
 from gradctl.numerics.judge import TensorJudgement
 from gradctl.numerics.program import Place, Recording
 from gradctl.subject.instance import Leaf
@@ -28,6 +28,7 @@ __all__ = [
     "gradient_finding",
     "hook_notes",
     "kink_note",
+    "location",
     "native_gradient_findings",
     "not_replayed",
     "of_form",
@@ -49,8 +50,8 @@ _RULES: dict[str, tuple[str, str]] = {
 }
 
 
-def function_finding(fault: FunctionFault, *, severity: Severity = "error") -> Finding:
-    """Return the headline for a custom Function that breaks a rule."""
+def function_finding(fault: FunctionFault, module: str | None, *, severity: Severity = "error") -> Finding:
+    """Return the headline for a custom Function that breaks a rule; ``module`` is the path of one that applies it."""
     code, hint = _RULES[fault.rule]
     name = function_name(fault.function)
     return Finding(
@@ -60,13 +61,13 @@ def function_finding(fault: FunctionFault, *, severity: Severity = "error") -> F
         message=f"{fault.message}.",
         hint=hint,
         allow=f"{code}:{name}",
-        location=location(source_place(fault.function), op=name),
+        location=location(source_place(fault.function), op=name, module=module or None),
     )
 
 
-def contract_finding(fault: FunctionFault, *, is_target: bool) -> Finding:
+def contract_finding(fault: FunctionFault, module: str | None, *, is_target: bool) -> Finding:
     """Return the finding for a rule that this model's own gradients do not need: second order is a note there."""
-    return function_finding(fault, severity="error" if is_target or fault.rule != "second" else "note")
+    return function_finding(fault, module, severity="error" if is_target or fault.rule != "second" else "note")
 
 
 def gradient_finding(
@@ -283,32 +284,22 @@ def native_gradient_findings(native: Native, already: set[str]) -> list[Finding]
     return found
 
 
-def location(place: Place | None, op: str | None = None) -> Location | None:
+def location(place: Place | None, op: str | None = None, module: str | None = None) -> Location | None:
     """Return a place in the user's program for the report."""
     if place is None:
-        return Location(op=op) if op else None
+        return Location(op=op, module=module) if op or module else None
     file = Path(place[0])
     here = Path.cwd()
-    return Location(file=str(file.relative_to(here) if file.is_relative_to(here) else file), line=place[1], op=op)
+    shown = str(file.relative_to(here) if file.is_relative_to(here) else file)
+    return Location(file=shown, line=place[1], module=module, op=op)
 
 
 def reached_leaves(sources: Iterable[Tensor], leaves: Sequence[Leaf]) -> set[str]:
     """Return the names of the leaves whose gradient would come through these tensors."""
+    sources = list(sources)
     names = {id(tensor): leaf.name for leaf in leaves for tensor in (leaf.sharing or (leaf.tensor,))}
-    found: set[str] = set()
-    seen: set[Any] = set()
-    pending = [source.grad_fn for source in sources if source.grad_fn is not None]
-    found.update(names[id(source)] for source in sources if id(source) in names)
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if isinstance(variable, torch.Tensor) and id(variable) in names:
-            found.add(names[id(variable)])
-        pending.extend(following for following, _ in node.next_functions if following is not None)
-    return found
+    own = {names[id(source)] for source in sources if id(source) in names}
+    return own | leaves_behind((source.grad_fn for source in sources), leaves)
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

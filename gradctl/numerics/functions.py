@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, _SingleLevelFunction
 
+from gradctl.numerics.graph import innermost_module
 from gradctl.numerics.measures import dot
 from gradctl.numerics.program import BranchChanged, Place, Program
 from gradctl.subject.frames import user_location
@@ -39,11 +40,13 @@ class FunctionCall:
         function: the class.
         args: what it was given; tensors detached and copied, asking for a gradient where they did.
         place: file and line of the caller.
+        module: path of the module that applies it; None outside any, "" for the model itself.
     """
 
     function: FunctionClass
     args: tuple[Any, ...]
     place: Place | None
+    module: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +107,7 @@ class FunctionWatch:
         maps: linear maps and cut outputs, by number of the application.
         calls: applications recorded.
         calls_per_class: how many of each class to record.
+        modules: paths of the model's modules, by identity.
         extra: what the offsets of linear maps add to the objective, since the last ``begin``.
     """
 
@@ -112,9 +116,15 @@ class FunctionWatch:
     maps: dict[int, LinearMap | tuple[Any, ...] | Tensor] = field(default_factory=dict)
     calls: list[FunctionCall] = field(default_factory=list)
     calls_per_class: int = 0
+    modules: dict[int, str] = field(default_factory=dict)
     extra: float = 0.0
     _number: int = 0
     _program: Program | None = None
+
+    @property
+    def applied(self) -> int:
+        """How many Functions were applied since the last ``begin``."""
+        return self._number
 
     def begin(self, program: Program) -> None:
         """Start a run of the program, which ``program`` watches too."""
@@ -128,7 +138,7 @@ class FunctionWatch:
         if program.suspended:  # a Function inside a Function is part of it
             return apply(*args)
         differentiating = program.hooks_only
-        if _is_checkpoint(function) and not differentiating:
+        if _is_checkpoint(function) and program.opens_checkpoints:
             return args[0](*args[2:])  # reentrant checkpointing hides the cuts of its body, which is the same function
         number, self._number = self._number, self._number + 1
         program.suspended += 1
@@ -143,7 +153,9 @@ class FunctionWatch:
 
     def _record(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         if sum(call.function is function for call in self.calls) < self.calls_per_class:
-            self.calls.append(FunctionCall(function, copied_arguments(args), user_location()))
+            self.calls.append(
+                FunctionCall(function, copied_arguments(args), user_location(), innermost_module(self.modules))
+            )
         if not self.linearised(function) or not any(map(_is_differentiable, args)):
             return apply(*args)
         linear = None if function in self.unjudged else linear_map(apply, copied_arguments(args))

@@ -96,6 +96,7 @@ class Program(TorchFunctionMode):
         self.replaying = recording is not None
         self.recording = recording if recording is not None else Recording()
         self.hooks_only = hooks_only
+        self.opens_checkpoints = not hooks_only  # reentrant checkpointing hides what its body does
         self.suspended = 0  # > 0 inside Function.forward, which runs under no_grad and is no cut
         self._number = -1
 
@@ -114,6 +115,10 @@ class Program(TorchFunctionMode):
             return func(*args, **kwargs)
         self._number += 1
         return self._replay(func, args, kwargs) if self.replaying else self._record(func, args, kwargs)
+
+    def watches(self, func: Any) -> bool:
+        """Tell whether a call is one of the program's own: not inside a function transform, no hook."""
+        return func not in _REGISTER_HOOK and torch._C._functorch.peek_interpreter_stack() is None
 
     def _without_frequency_scaling(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Set ``scale_grad_by_freq`` aside like a hook: by its documentation it makes the gradient another."""

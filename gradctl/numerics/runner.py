@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradctl.numerics.functions import FunctionWatch, watch_functions
+from gradctl.numerics.graph import modules_by_identity
 from gradctl.numerics.program import Program, Recording
 from gradctl.numerics.promotion import Promotion, default_dtype
 from gradctl.subject.instance import Instance, Leaf
@@ -62,6 +63,7 @@ class ModelRunner:
         self.leaves: Sequence[Leaf] = instance.leaves
         self.promotion = promotion
         self.watch = watch
+        watch.modules = modules_by_identity(instance.model)
         self.recording = Recording()
 
     @property
@@ -76,14 +78,14 @@ class ModelRunner:
 
     def differentiate(self) -> Outputs:
         """Return the outputs with their graph, hooks set aside."""
-        return self._run(Program(hooks_only=True))
+        return self.run(Program(hooks_only=True))
 
     def record(self) -> Outputs:
         """Return the outputs at the point; note cuts, hooks and Functions."""
         self.watch.maps.clear()
         self.watch.calls.clear()
         program = Program()
-        outputs = self._run(program)
+        outputs = self.run(program)
         self.recording = program.recording
         return outputs
 
@@ -93,7 +95,7 @@ class ModelRunner:
         Raises:
             BranchChanged: the program made other calls than at the point.
         """
-        return self._run(Program(self.recording))
+        return self.run(Program(self.recording))
 
     @contextmanager
     def promoted(self) -> Iterator[None]:
@@ -104,7 +106,8 @@ class ModelRunner:
                 stack.enter_context(self.promotion)
             yield
 
-    def _run(self, program: Program) -> Outputs:
+    def run(self, program: Program) -> Outputs:
+        """Return the outputs of one run that ``program`` watches, the leaves as they are."""
         self.watch.begin(program)
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())

@@ -353,7 +353,7 @@ def test_the_wrong_backward_is_named_with_the_parameter_it_spoils(wrong_backward
     first, *_, last = texts["console"].splitlines()
     # A mean over a batch of 8 is an eighth of the sum.
     assert first == "error GC408 LeakyReLU.backward is not the derivative in 'slope': off by 8.75e-01"
-    assert "  at sample_models/wrong_backward.py:21, LeakyReLU\n" in texts["console"]
+    assert "  at sample_models/wrong_backward.py:21, act, LeakyReLU\n" in texts["console"]
     assert "  this spoils 1 of 6 gradients:\n  param:act.slope  float32[16]  WRONG  error 8.75e-01" in texts["console"]
     assert last == "FAIL: 1 of 6 gradients is wrong (gradctl explain GC408)"
     assert max(map(len, texts["console"].splitlines())) <= 80

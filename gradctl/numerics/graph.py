@@ -1,0 +1,76 @@
+"""The autograd graph, walked backward from its nodes, and the place in the user's program that made each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import resolve_name
+
+from gradctl.subject.frames import user_location
+from gradctl.subject.instance import Leaf
+
+__all__ = ["Node", "Origin", "innermost_module", "leaves_behind", "modules_by_identity", "nodes_behind", "origin_here"]
+
+Node = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """One call in the user's program.
+
+    Attributes:
+        op: the full name of the torch function, or of the module's class.
+        place: file and line of the user's code that calls it; None if no user's file is on the stack.
+        module: path of the innermost module that is running; None outside any, "" for the model itself.
+    """
+
+    op: str
+    place: tuple[str, int] | None
+    module: str | None
+
+
+def origin_here(func: Any, modules: Mapping[int, str]) -> Origin:
+    """Return where on the present stack ``func`` is called; ``modules`` are paths by identity of the module."""
+    op = resolve_name(func) or getattr(func, "__qualname__", str(func))
+    return Origin(op, user_location(), innermost_module(modules))
+
+
+def modules_by_identity(model: Any) -> dict[int, str]:
+    """Return the path of each module of the model; nothing for a plain function."""
+    return {id(module): name for name, module in model.named_modules()} if isinstance(model, nn.Module) else {}
+
+
+def nodes_behind(starts: Iterable[Node], stops: Callable[[Node], bool] = lambda node: False) -> Iterator[Node]:
+    """Yield each node that a gradient reaches from ``starts``, those included; not one that ``stops``, nor past it."""
+    seen: set[Node] = set()
+    pending = [node for node in starts if node is not None]
+    while pending:
+        node = pending.pop()
+        if node in seen or stops(node):
+            continue
+        seen.add(node)
+        yield node
+        pending.extend(following for following, _ in node.next_functions if following is not None)
+
+
+def leaves_behind(starts: Iterable[Node], leaves: Sequence[Leaf]) -> set[str]:
+    """Return the names of the leaves that a gradient reaches from ``starts``."""
+    names = {id(tensor): leaf.name for leaf in leaves for tensor in (leaf.sharing or (leaf.tensor,))}
+    variables = (getattr(node, "variable", None) for node in nodes_behind(starts))
+    return {names[id(variable)] for variable in variables if isinstance(variable, Tensor) and id(variable) in names}
+
+
+def innermost_module(modules: Mapping[int, str]) -> str | None:
+    """Return the path of the innermost module that is running on the present stack; None where none is."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",) and modules:
+            path = modules.get(id(frame.f_locals.get("self")))
+            if path is not None:
+                return path
+        frame = frame.f_back  # type: ignore[assignment]  # None at the outermost, which ends the loop
+    return None
