@@ -62,6 +62,7 @@ def capture(
     module = instance.model if isinstance(instance.model, nn.Module) else FunctionModule(instance.model)
     shapes = _dynamic_shapes(module, args, kwargs, dynamic) if dynamic else None
     seed_generators(instance.subject.seed + 1)  # not as a run is: a number that is baked in must show
+    torch.compiler.reset()  # torch.cond compiles in eager too, and what it compiled under a mode is refused here
     start = perf_counter()
     try:
         with quiet(), around(module):

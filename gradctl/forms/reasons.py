@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gradctl.subject.frames import first_line
+from gradctl.subject.frames import first_line, is_users
 
 __all__ = ["reason_of"]
 
@@ -20,7 +20,7 @@ _MEANT = (
 )
 _TRACED_VALUE = re.compile(r"Tracer cannot infer type of .*\n:(?P<said>.*)", re.DOTALL)  # the value printed in between
 _SCHEMA = re.compile(r"\s*\w+::\w+.*:\n(?P<said>Expected a value of .*)")
-_PLACE = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
+_PLACE = re.compile(r'^ +File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
 _SENTENCE = re.compile(r"(?<=[\w)'\"`])[.?!] +(?=[A-Z])")
 _LONG = 160
 
@@ -41,5 +41,6 @@ def reason_of(error: BaseException) -> str:
 
 
 def _place(message: str) -> str:
-    found = _PLACE.search(message)
-    return f" ({Path(found['file']).name}, line {found['line']})" if found is not None else ""
+    places = [(Path(found["file"]), found["line"]) for found in _PLACE.finditer(message)]
+    file, line = next(((file, line) for file, line in places if is_users(str(file))), (None, ""))
+    return f" ({file.name}, line {line})" if file is not None else ""

@@ -6,7 +6,7 @@ torchvision) count as the user's: they are part of the model that is checked.
 
 from __future__ import annotations
 
-__all__ = ["first_line", "is_out_of_memory", "user_frames", "user_location"]
+__all__ = ["first_line", "is_out_of_memory", "is_users", "user_frames", "user_location"]
 
 import functools
 import importlib
@@ -50,7 +50,7 @@ def user_location() -> tuple[str, int] | None:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if _is_users(file) and not _is_standard_library(file):
+        if is_users(file) and not _is_standard_library(file):
             return file, frame.f_lineno
         if file.startswith(_CLI):
             return None
@@ -81,7 +81,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _stripped(shown: traceback.TracebackException) -> traceback.TracebackException:
     """Return ``shown``, and every exception it hangs on, with the user's frames only."""
-    users = [frame for frame in shown.stack if _is_users(frame.filename)]
+    users = [frame for frame in shown.stack if is_users(frame.filename)]
     # Without a frame of the user's there is no heading either: format() leaves it out for None.
     shown.stack = traceback.StackSummary.from_list(users) if users else None  # type: ignore[assignment]
     for other in (shown.__cause__, shown.__context__, *(getattr(shown, "exceptions", None) or ())):
@@ -91,7 +91,7 @@ def _stripped(shown: traceback.TracebackException) -> traceback.TracebackExcepti
 
 
 @functools.cache
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
     """Tell the user's code, other libraries included, from gradctl's, torch's, importlib's and generated code."""
     if file.startswith("<"):
         return False
