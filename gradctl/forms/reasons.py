@@ -12,6 +12,10 @@ __all__ = ["reason_of"]
 # What torch's words mean; seen in torch 2.10 to 2.14.
 _MEANT = (
     (r"data-dependent expression", "a branch, a loop or a size depends on the values of a tensor"),
+    (
+        r"Dictionary inputs to traced functions must have consistent type. Found (.+)",
+        r"a dictionary among its inputs or outputs holds values of two types, \1",
+    ),
     (r"data-dependent branching", "a branch or a loop depends on the values of a tensor"),
     (
         r"Module '(\S+)' has no attribute '(\w+)' \(This function exists",

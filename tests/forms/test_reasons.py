@@ -180,7 +180,11 @@ def test_a_branch_on_data_is_said_to_be_one_with_its_line(model, text):
     ("form", "model", "said"),
     [
         ("trace", DataclassOutput, "but instead got value of type Pair"),
-        ("trace", MixedDictionary, "must have consistent type. Found Tensor and int"),
+        (
+            "trace",
+            MixedDictionary,
+            "a dictionary among its inputs or outputs holds values of two types, Tensor and int",
+        ),
         ("trace", Raising, "ValueError: not for static forms"),
         ("script", LambdaAttribute, "attribute 'act' of LambdaAttribute is a Python function"),
         ("script", Slope, "Expected a value of type 'List[Tensor]' for argument 'outputs'"),
