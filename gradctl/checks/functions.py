@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.utils._pytree import tree_unflatten
 
 from gradctl.numerics.functions import FunctionCall
 from gradctl.numerics.judge import Judge
@@ -68,7 +69,18 @@ def _is_registered_op(function: type[Function]) -> bool:
 
 def _of_registered_op(function: type[Function], name: str) -> Any:
     """Return what torch's generated backward closes over: ``op``, the operator, or ``info``, what was registered."""
-    return inspect.getclosurevars(function.backward).nonlocals[name]
+    closed_over = inspect.getclosurevars(function.backward).nonlocals
+    if "orig_backward" in closed_over:  # an operator that takes or returns lists of tensors is wrapped once more
+        closed_over = inspect.getclosurevars(closed_over["orig_backward"]).nonlocals
+    return closed_over[name]
+
+
+def _flat_apply(function: type[Function]) -> Callable[..., Any]:
+    """Return the ``apply`` that takes what a call recorded: of an operator on lists of tensors, those flattened."""
+    if _is_registered_op(function):
+        flat: Callable[..., Any] = torch._C._FunctionBase.__dict__["apply"].__get__(None, function)
+        return flat
+    return function.apply
 
 
 class _FunctionRunner:
@@ -80,7 +92,7 @@ class _FunctionRunner:
     def __init__(self, call: FunctionCall, model: ModelRunner, off: int | None = None) -> None:
         self.function, self.args, self.model, self.off = call.function, call.args, model, off
         self.leaves: Sequence[Leaf] = [
-            Leaf(_argument_name(call.function, i), arg.detach().clone().requires_grad_(), arg.dtype)
+            Leaf(_argument_name(call, i), arg.detach().clone().requires_grad_(), arg.dtype)
             for i, arg in enumerate(call.args)
             if isinstance(arg, Tensor) and arg.requires_grad
         ]
@@ -93,7 +105,7 @@ class _FunctionRunner:
     def apply(self, arguments: Sequence[Any]) -> Outputs:
         seed_generators(self.model.instance.subject.seed)
         with torch.enable_grad(), self.model.promoted():
-            result = self.function.apply(*arguments)  # type: ignore[no-untyped-call]
+            result = _flat_apply(self.function)(*arguments)
         results = result if isinstance(result, tuple) else (result,)
         return [(f"output.{k}", t) for k, t in enumerate(results) if isinstance(t, Tensor)]
 
@@ -371,15 +383,21 @@ def _refusal(error: Exception) -> str:
     return first_line(error)
 
 
-def _argument_name(function: type[Function], position: int) -> str:
-    """Return the name of an argument of ``forward``, past its ``ctx``."""
+def _argument_name(call: FunctionCall, position: int) -> str:
+    """Return the name of an argument of ``forward``, past its ``ctx``; ``xs.0`` in a list of an operator's."""
+    function = call.function
     if _is_registered_op(function):
-        arguments = _of_registered_op(function, "op")._schema.arguments
-        return arguments[position].name if position < len(arguments) else f"args.{position}"
-    names = list(inspect.signature(function.forward).parameters.values())
+        names = [argument.name for argument in _of_registered_op(function, "op")._schema.arguments]
+        spec = getattr(call.args[-1], "input_spec", None)  # there for an operator on lists of tensors
+        places = tree_unflatten(list(range(spec.num_leaves)), spec) if spec is not None else range(len(names))
+        for name, place in zip(names, places, strict=False):
+            if place == position or (isinstance(place, list) and position in place):
+                return f"{name}.{place.index(position)}" if isinstance(place, list) else name
+        return f"args.{position}"
+    parameters = list(inspect.signature(function.forward).parameters.values())
     if function.setup_context is Function.setup_context:
-        names = names[1:]
-    positional = [p.name for p in names if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        parameters = parameters[1:]
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return positional[position] if position < len(positional) else f"args.{position}"
 
 

@@ -7,7 +7,8 @@ cotangent u.
 
 Private to torch: up to 2.13 ``Function.apply`` ends in ``super().apply``, found on ``_SingleLevelFunction``; an
 attribute there is met by every apply, also by one bound to a name long ago. In 2.14 ``Function.apply`` is a C method,
-and one that was bound to a name before is not seen.
+and one that was bound to a name before is not seen. A registered operator on lists of tensors passes its flattened
+arguments and, last, a ``TensorListMetadata``, on which its forward leaves the structure of its outputs (2.10 to 2.14).
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ class FunctionWatch:
     calls_per_class: int = 0
     modules: dict[int, str] = field(default_factory=dict)
     extra: float = 0.0
+    _structures: dict[int, Any] = field(default_factory=dict)
     _number: int = 0
     _program: Program | None = None
 
@@ -158,6 +160,7 @@ class FunctionWatch:
             )
         if not self.linearised(function) or not any(map(_is_differentiable, args)):
             return apply(*args)
+        self._structures[number] = args[-1]
         linear = None if function in self.unjudged else linear_map(apply, copied_arguments(args))
         result = apply(*args)
         if linear is None:
@@ -171,6 +174,9 @@ class FunctionWatch:
         stands = self.maps.get(number)
         if stands is None:
             return apply(*args)
+        if hasattr(args[-1], "output_spec"):
+            recorded = self._structures[number]
+            args[-1].output_spec, args[-1].result_is_tuple = recorded.output_spec, recorded.result_is_tuple
         if not isinstance(stands, LinearMap):
             return stands
         values, extra = stands(args)
