@@ -88,6 +88,7 @@ class Judge:
         probes: joint probes, and probes a tensor.
         rtol, atol: accept an error of a tensor up to atol + rtol ||g||, in Euclidean norm, whatever the probes resolve.
         epsilon: machine epsilon of the dtype in which the function really computes.
+        sizes: whether the size of an error is asked for, and not only whether it is one.
     """
 
     def __init__(
@@ -99,12 +100,14 @@ class Judge:
         rtol: float | None = None,
         atol: float | None = None,
         epsilon: float = torch.finfo(torch.float64).eps,
+        sizes: bool = True,
     ) -> None:
         self.point = Point(runner)
         self.origin = self.point
         self.scales = [natural_scale(value) for value in self.origin.values]
         self.generator = torch.Generator().manual_seed(seed + 1)
         self.rtol, self.atol, self.epsilon, self.probes = rtol, atol, epsilon, probes
+        self.sizes = sizes
         self.steps_off = 0
         self._resolved_beside = False
         self.noise = math.nan
@@ -207,7 +210,8 @@ class Judge:
         """Return the probes, and more where the size of a small error decides: two can be small by chance."""
         alarmed = any(probe.alarms for probe in probes) and not self._is_quiet(i)
         differences = math.sqrt(sum(p.difference**2 for p in probes) / len(probes) * self.origin.values[i].numel())
-        if not alarmed or differences > 1e3 * _APPROXIMATE * self._size(i):
+        margin = 1e3 if self.sizes else 10  # one probe falls below a tenth of the error one time in twelve
+        if not alarmed or differences > margin * _APPROXIMATE * self._size(i):
             return probes
         return [*probes, *(self.probe([i], number % len(self.samples)) for number in range(_MORE_PROBES))]
 
