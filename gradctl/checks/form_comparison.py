@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from gradctl.checks.outcomes import outcomes
@@ -14,7 +15,7 @@ from gradctl.checks.reference import Reference, Trial
 from gradctl.core.names import Quantity
 from gradctl.forms.form import CannotCapture, Captured, Form, Outcome
 from gradctl.numerics.agreement import agreement, scale_of
-from gradctl.subject.frames import first_line
+from gradctl.subject.instance import native_dtype
 from gradctl.subject.state import State
 
 __all__ = ["FormComparison", "TensorComparison"]
@@ -38,6 +39,8 @@ class TensorComparison:
         eager, form: the tensors there; None where one has none.
         persists: for a gradient over its budget: whether it is so on fresh inputs too.
         structure: what differs besides values (shape, dtype), or empty.
+        coarsest: the epsilon of the coarsest dtype that constants of the form can have.
+        asks: for an output: whether the form's asks for a gradient, where eager's is the other way; else None.
     """
 
     error: float
@@ -49,6 +52,8 @@ class TensorComparison:
     meaning: float | None = None
     persists: bool = True
     structure: str = ""
+    coarsest: float = 0.0
+    asks: bool | None = None
 
     @property
     def is_missing(self) -> bool:
@@ -57,11 +62,12 @@ class TensorComparison:
 
     @property
     def means_another(self) -> bool:
-        """Whether the form computes something else, whatever the dtype; 3e-8 is what a baked float32 constant does.
+        """Whether the form computes something else, whatever the dtype.
 
-        A form that is ten times nearer natively than in float64 has only taken float64 badly.
+        A baked constant is off by half an epsilon of its own dtype (3e-8 in float32, 2e-3 in bfloat16). A form that is
+        ten times nearer natively than in float64 has only taken float64 badly.
         """
-        return self.meaning is not None and 1e-6 < self.meaning < 10 * self.error
+        return self.meaning is not None and max(1e-6, 8 * self.coarsest) < self.meaning < 10 * self.error
 
     @property
     def exceeds(self) -> bool:
@@ -71,7 +77,8 @@ class TensorComparison:
     @property
     def differs(self) -> bool:
         """Whether the form is wrong about this tensor, whoever is right."""
-        return self.is_missing or bool(self.structure) or self.means_another or (self.exceeds and self.persists)
+        structure = self.is_missing or bool(self.structure) or self.asks is not None
+        return structure or self.means_another or (self.exceeds and self.persists)
 
     @property
     def severity(self) -> float:
@@ -88,29 +95,23 @@ class FormComparison:
     Attributes:
         state: of the form, as it was captured; put back before each trial.
         tried: variations on which the form ran.
-        skipped: those it did not run on, with the reason.
+        raised: what the form raises where eager runs, by variation.
         worst: by quantity and name.
-        wide: the form's first float64 call on the example, if it could be had.
-        error: what the form raises on the example, if it does.
     """
 
     reference: Reference
     captured: Captured
     state: State
     tried: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    raised: dict[str, Exception] = field(default_factory=dict)
     worst: dict[Key, TensorComparison] = field(default_factory=dict)
-    wide: Outcome | None = None
-    error: Exception | None = None
 
-    def run(self, form: Form) -> None:
-        """Compare natively, then, in float64, what it means; widening changes what was captured, so it comes last."""
-        self.skipped.extend(self.reference.skipped)
+    def compare_natively(self) -> None:
+        """Compare in the native dtype, on every trial."""
         for trial in self.reference.trials:
             self._try(trial)
-        if self.error is None:
+        if not self.raised:
             self._see_what_persists()
-            self._compare_meaning(form)
 
     @property
     def outputs_agree(self) -> bool:
@@ -118,19 +119,26 @@ class FormComparison:
         return not any(each.differs for (quantity, _), each in self.worst.items() if quantity == "output")
 
     def _try(self, trial: Trial) -> None:
-        calls = outcomes(self.captured, trial.instance, self.state, differentiable=trial.native[0].differentiable)
-        if calls[-1].error is not None:
-            if trial.name == "example":
-                self.error = calls[-1].error
-            else:
-                self.skipped.append(f"{trial.name} (the form raises {first_line(calls[-1].error)})")
+        calls = outcomes(
+            self.captured,
+            trial.instance,
+            self.state,
+            differentiable=trial.native[0].differentiable,
+            calls=len(trial.native),
+        )
+        error = calls[-1].error
+        if error is not None:
+            self.raised[trial.name] = error
             return
         self.tried.append(trial.name)
         for number, (native, oracle, call) in enumerate(zip(trial.native, trial.oracle, calls, strict=True)):
             for key, found in self._rows(native, oracle, call, trial, number + 1):
                 # The example comes first and is what a person tries: another input must be clearly worse.
-                if key not in self.worst or found.severity > 2 * self.worst[key].severity:
-                    self.worst[key] = found
+                known = self.worst.get(key)
+                if known is None or found.severity > 2 * known.severity:
+                    self.worst[key] = found if known is None or known.asks is None else replace(found, asks=known.asks)
+                elif known.asks is None and found.asks is not None:
+                    self.worst[key] = replace(known, asks=found.asks)
 
     def _rows(
         self, native: Outcome, oracle: Outcome, call: Outcome, trial: Trial, number: int
@@ -139,10 +147,13 @@ class FormComparison:
             mine, truth, theirs = _part(native, quantity), _part(oracle, quantity), _part(call, quantity)
             neighbours = max((scale_of(t) for t in truth.values() if t is not None), default=0.0)
             for name in sorted(mine.keys() | theirs.keys()):
-                yield (
-                    (quantity, name),
-                    _compared(mine.get(name), truth.get(name), theirs.get(name), neighbours, trial=trial, call=number),
+                found = _compared(
+                    mine.get(name), truth.get(name), theirs.get(name), neighbours, trial=trial, call=number
                 )
+                asks = name in call.differentiable
+                if quantity == "output" and "gradient" in self.captured.gives and not found.is_missing:
+                    found = replace(found, asks=asks if asks != (name in native.differentiable) else None)
+                yield (quantity, name), found
 
     def _see_what_persists(self) -> None:
         """A gradient over its budget whose outputs agree may be one rounding that flipped a relu: ask fresh inputs."""
@@ -163,32 +174,45 @@ class FormComparison:
             if key[0] == "gradient" and each.exceeds and key not in over:
                 self.worst[key] = replace(each, persists=False)
 
-    def _compare_meaning(self, form: Form) -> None:
-        example = self.reference.trials[0]
-        if example.wide is None:
-            return
+    def compare_meaning(self, form: Form) -> None:
+        """Compare in float64 each tensor at the trial and call where it is worst; this widens what was captured."""
         compiled = self.captured.form in _COMPILED
-        if compiled and not self._is_in_doubt():
+        if self.raised or self.reference.trials[0].wide is None or (compiled and not self._is_in_doubt()):
             return
-        truth = self.reference.plainly_wide() if compiled else example.oracle[0]
-        if truth is None:
-            return
-        instance = self.reference.instance(promoted=True)
+        self.state.restore()
         try:
-            wide = form.widened(self.captured, instance)
+            wide = form.widened(self.captured, self.reference.instance(promoted=True))
         except CannotCapture:
             return
         context = nullcontext if compiled else self.reference.promoting
         state = State([wide.model])
-        call = outcomes(wide, instance, state, differentiable=truth.differentiable, calls=1, context=context)[0]
-        if call.error is not None:
+        for trial in self.reference.trials:
+            keys = [key for key, each in self.worst.items() if each.trial is trial]
+            if not keys or trial.wide is None:
+                continue
+            count = max(self.worst[key].call for key in keys)
+            truth = self.reference.plainly_wide(trial, count) if compiled else trial.oracle
+            if truth is None:
+                continue
+            differentiable = truth[0].differentiable
+            calls = outcomes(wide, trial.wide, state, differentiable=differentiable, calls=count, context=context)
+            if calls[-1].error is None:
+                for key in keys:
+                    number = self.worst[key].call - 1
+                    self._note_meaning(key, truth[number], calls[number])
+
+    def _note_meaning(self, key: Key, truth: Outcome, call: Outcome) -> None:
+        """Note how far a tensor of the form is from eager's, both in float64."""
+        each, theirs = self.worst[key], _part(truth, key[0])
+        eager, mine = theirs.get(key[1]), _part(call, key[0]).get(key[1])
+        if eager is None or mine is None or each.eager is None or eager.shape != mine.shape:
             return
-        self.wide = call
-        for key, each in self.worst.items():
-            eager, mine = _part(truth, key[0]).get(key[1]), _part(call, key[0]).get(key[1])
-            if eager is not None and mine is not None and eager.shape == mine.shape:
-                neighbours = max((scale_of(t) for t in _part(truth, key[0]).values() if t is not None), default=0.0)
-                self.worst[key] = replace(each, meaning=agreement(eager, eager, mine, neighbours)[0])
+        neighbours = max((scale_of(t) for t in theirs.values() if t is not None), default=0.0)
+        dtypes = [
+            dtype for dtype in (each.eager.dtype, native_dtype(self.reference.subject)) if dtype.is_floating_point
+        ]
+        coarsest = max(torch.finfo(dtype).eps for dtype in dtypes)
+        self.worst[key] = replace(each, meaning=agreement(eager, eager, mine, neighbours)[0], coarsest=coarsest)
 
     def _is_in_doubt(self) -> bool:
         """Tell whether the native run leaves a question that is worth a second compilation."""

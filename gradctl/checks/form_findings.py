@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -32,9 +33,9 @@ def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[lis
     """Return what a form gets wrong, worst first, and a row for each of its tensors."""
     form = comparison.captured.form
     findings, rows = [], []
-    if comparison.error is not None:
-        findings.append(_raises(form, comparison.error))
-    order = sorted(comparison.worst.items(), key=lambda item: -item[1].severity)
+    if comparison.raised:
+        findings.append(_raises(form, comparison.raised))
+    order = sorted(comparison.worst.items(), key=lambda item: (not item[1].differs, -item[1].severity))
     with_rows = [key for key, each in order if key[0] == "gradient" and each.differs][:_TENSORS_WITH_ROWS]
     for (quantity, name), each in order:
         verdict = _verdict(quantity, name, each, arbiter)
@@ -106,6 +107,9 @@ def _difference(form: str, quantity: Quantity, name: str, verdict: TensorVerdict
         message = f"{has} gives {what}{where}, and {lacks} gives none."
     elif each.structure:
         message = f"{what} is {each.structure} in {form}{where}."
+    elif each.asks is not None and not (each.exceeds or each.means_another):
+        asks, does_not = (form, "eager") if each.asks else ("eager", form)
+        message = f"{what} asks for a gradient in {asks}, and not in {does_not}."
     else:
         size = each.error if each.exceeds or each.meaning is None else each.meaning
         dtype = " in float64" if not each.exceeds else f", rounding explains {each.budget:.2e}"
@@ -134,10 +138,12 @@ def _flipped(form: str, name: str, each: TensorComparison) -> Finding:
     )
 
 
-def _raises(form: str, error: Exception) -> Finding:
+def _raises(form: str, raised: Mapping[str, Exception]) -> Finding:
+    where = "" if "example" in raised else f" with {', '.join(raised)}"
     return Finding(
         code="GC303",
         severity="error",
-        message=f"{form} captures the model and raises where eager runs: {first_line(error)}.",
+        message=f"{form} captures the model and raises{where} where eager runs: "
+        f"{first_line(next(iter(raised.values())))}.",
         allow=f"GC303:{form}",
     )

@@ -86,7 +86,7 @@ def _one_call(
             **{buffer_name(name): buffer.detach().clone() for name, buffer in captured.buffers_now().items()},
             **{name: t.detach().clone() for name, t in given.items() if not _same(before[name], t.detach())},
         },
-        frozenset(asked),
+        frozenset(name for name, t in outputs.items() if t.requires_grad),
     )
 
 

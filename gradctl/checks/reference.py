@@ -33,7 +33,7 @@ class Trial:
     Attributes:
         name: of the variation.
         instance: the copy that gives the inputs.
-        native: eager's calls in its own dtype.
+        native: eager's calls in its own dtype; fewer than three where a later one raises.
         wide: the promoted copy; None where the model does not run in float64.
         oracle: eager's calls in float64 (``native`` where there are none).
     """
@@ -53,7 +53,7 @@ class Reference:
         input_mode: how float inputs can be given to this model.
 
     Attributes:
-        trials: by variation; one on which eager itself raises or is not finite is left out.
+        trials: by variation, the example first; another on which eager itself raises or is not finite is left out.
         skipped: those left out, with the reason.
     """
 
@@ -88,26 +88,28 @@ class Reference:
         stack.enter_context(Promotion(native_dtype(self.subject)))
         return stack
 
-    def plainly_wide(self) -> Outcome | None:
-        """Return eager's first call on the example in float64 without the promotion, or None if it refuses."""
-        instance = self.instance(promoted=True)
-        outcome = outcomes(eager.capture(instance), instance, State([]), calls=1)[0]
-        return None if outcome.error is not None else outcome
+    def plainly_wide(self, trial: Trial, calls: int) -> list[Outcome] | None:
+        """Return eager's first calls on a trial in float64 without the promotion, or None if it refuses."""
+        instance = Instance(trial.instance.subject, promoted=True, input_mode=self.input_mode, keep_hooks=True)
+        found = outcomes(eager.capture(instance), instance, State([]), calls=calls)
+        return None if found[-1].error is not None else found
 
     def _trial(self, name: str, subject: Subject) -> Trial | str:
         """Return a trial, or why there is none."""
         instance = Instance(subject, input_mode=self.input_mode, keep_hooks=True)
         native = self._calls(instance, nullcontext)
-        if native[-1].error is not None:
-            return f"eager raises {first_line(native[-1].error)}"
+        error = native[-1].error
+        if error is not None and (name != "example" or len(native) == 1):
+            return f"eager raises {first_line(error)}"
+        native = [call for call in native if call.error is None]
         floats = [t for t in native[0].outputs.values() if t.is_floating_point() and t.numel()]
-        if floats and not any(bool(torch.isfinite(t).any()) for t in floats):
+        if name != "example" and floats and not any(bool(torch.isfinite(t).any()) for t in floats):
             return "eager's outputs are not finite"
         wide = Instance(subject, promoted=True, input_mode=self.input_mode, keep_hooks=True)
         oracle = self._calls(wide, self.promoting)
-        if oracle[-1].error is not None:
+        if oracle[len(native) - 1 :] == [] or oracle[len(native) - 1].error is not None:
             return Trial(name, instance, native, None, native)
-        return Trial(name, instance, native, wide, oracle)
+        return Trial(name, instance, native, wide, oracle[: len(native)])
 
     def _calls(self, instance: Instance, context: _Context) -> list[Outcome]:
         return outcomes(eager.capture(instance), instance, State([]), context=context)

@@ -53,7 +53,6 @@ def test_detach_is_kept_in_every_form():
     assert [eager.form(form, named=True).verdict for form in ("trace", "script", "export", "aot")] == ["pass"] * 4
 
 
-@pytest.mark.xfail(strict=True, reason="which outputs ask for a gradient is not compared")
 def test_an_output_that_asks_for_a_gradient_in_trace_only_is_a_difference():
     traced = torch.jit.trace(CutBesides(), (X,), check_trace=False)
     assert [each.requires_grad for each in CutBesides()(X.clone().requires_grad_())] == [True, False]

@@ -266,7 +266,8 @@ TABLE: dict[str, Row] = {
         {},
         SAME,
     ),
-    "complex input": (ComplexScale, (COMPLEX,), {}, SAME),
+    # TorchScript's autodiff, which starts at the second call, has abs as real numbers have it, with sign
+    "complex input": (ComplexScale, (COMPLEX,), {}, "fail fail pass pass"),
     "bfloat16": (lambda: mlp().bfloat16(), (X.bfloat16(),), {}, SAME),
     "float16": (lambda: mlp().half(), (X.half(),), {}, SAME),
     "float64 erf and cumsum": (lambda: ErfAndCumsum().double(), (X.double(),), {}, SAME),
