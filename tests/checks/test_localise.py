@@ -159,37 +159,6 @@ def test_a_registered_operator_is_named_with_its_module_and_no_call_besides():
     assert all("is wrong" not in each.message for each in unit.findings)
 
 
-def test_a_wrong_function_and_a_wrong_call_are_both_named():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
-    model = plant(plant(model, "2.weight", "sign", "function"), "0.weight", "sign", "native")
-    unit = judge(model, torch.randn(3, 4))
-    causes = {each.tensor: (each.cause, each.location.op) for each in unit.findings if each.code == "GC401"}
-    assert causes == {"param:0.weight": (None, "torch.Tensor.scatter"), "param:2.weight": ("GC408", None)}
-
-
-def test_an_allowed_function_is_no_culprit():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
-    model = plant(plant(model, "2.weight", "sign", "function"), "0.weight", "sign", "native")
-    unit = judge(model, torch.randn(3, 4), allows=["GC408:Planted"])
-    assert places(unit) == {("0", "torch.Tensor.scatter")}
-
-
-def test_padding_rows_and_straight_through_calls_are_no_culprits():
-    class Embedded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table, self.end = nn.Embedding(5, 3, padding_idx=0), Overwriting(TWICE)
-
-        def forward(self, index: Tensor) -> Tensor:
-            rows = torch.fake_quantize_per_tensor_affine(self.table(index), 0.1, 0, -128, 127)
-            return self.end(rows.sum(0))
-
-    torch.manual_seed(0)
-    assert places(judge(Embedded(), torch.tensor([0, 1, 4]))) == {("end", "torch.Tensor.scatter")}
-
-
 class Scaled(torch.autograd.Function):
     """x ↦ 3 x, with a factor for each mode."""
 
@@ -205,6 +174,48 @@ class Scaled(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, tangent, *_):
         return ctx.factors[1] * tangent
+
+
+def a_call_before_a_function() -> nn.Module:
+    """Return a net with a wrong call in its first layer, and a wrong Function between the layers."""
+
+    class Between(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Scaled.apply(x, 2.0, 3.0)
+
+    torch.manual_seed(0)
+    return plant(nn.Sequential(nn.Linear(4, 4), Between(), nn.Linear(4, 4)), "0.weight", "sign", "native")
+
+
+def test_a_wrong_function_and_a_wrong_call_are_both_named():
+    unit = judge(a_call_before_a_function(), torch.randn(3, 4))
+    head = finding(unit, "GC408").location
+    assert (head.module, head.op) == ("1", "Scaled")
+    causes = {each.tensor: (each.cause, each.location and each.location.op) for each in unit.findings if each.tensor}
+    assert causes == {
+        "param:0.weight": (None, "torch.Tensor.scatter"),
+        "param:0.bias": ("GC408", None),
+        "input:input": ("GC408", None),
+    }
+
+
+def test_an_allowed_function_is_no_culprit():
+    unit = judge(a_call_before_a_function(), torch.randn(3, 4), allows=["GC408:Scaled"])
+    assert places(unit) == {("0", "torch.Tensor.scatter")}
+
+
+def test_padding_rows_and_straight_through_calls_are_no_culprits():
+    class Embedded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.end = nn.Embedding(5, 3, padding_idx=0), Overwriting(TWICE)
+
+        def forward(self, index: Tensor) -> Tensor:
+            rows = torch.fake_quantize_per_tensor_affine(self.table(index), 0.1, 0, -128, 127)
+            return self.end(rows.sum(0))
+
+    torch.manual_seed(0)
+    assert places(judge(Embedded(), torch.tensor([0, 1, 4]))) == {("end", "torch.Tensor.scatter")}
 
 
 @pytest.mark.parametrize(
