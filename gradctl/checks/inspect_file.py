@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from onnx.helper import tensor_dtype_to_np_dtype
 from torch import Tensor
 
-from gradctl.core.errors import TargetError, nearest
 from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port
 from gradctl.core.names import buffer_name, parameter_name
 from gradctl.forms.artifact import SUFFIXES, load
 from gradctl.forms.form import Captured
-from gradctl.subject.frames import first_line
+from gradctl.forms.onnx_file import OnnxFile, nodes, onnx_dtype_name, parse
 
-__all__ = ["FILE_SUFFIXES", "inspect_captured", "inspect_file"]
+__all__ = ["FILE_SUFFIXES", "inspect_captured", "inspect_file", "inspect_onnx"]
 
 FILE_SUFFIXES = (*SUFFIXES, ".onnx")
 
@@ -30,7 +31,7 @@ def inspect_file(path: Path, *, trusted: bool) -> Inspection:
         TrustError: GC901 for TorchScript and ``.pt2`` without ``trusted``.
     """
     if path.suffix.lower() == ".onnx":
-        return _inspect_onnx(path)
+        return inspect_onnx(parse(path), str(path))
     return inspect_captured(load(path, trusted=trusted), str(path))
 
 
@@ -137,71 +138,33 @@ def _guards(program: torch.export.ExportedProgram) -> Iterator[str]:
         yield f"{symbol} >= {values.lower}" + ("" if "oo" in upper else f" and <= {upper}")
 
 
-def _inspect_onnx(path: Path) -> Inspection:
-    model = _read_onnx(path)
-    import onnx
+def inspect_onnx(file: OnnxFile, name: str) -> Inspection:
+    """Return what an ONNX file holds; external data, which an inspection does not need, are not read.
 
+    Args:
+        file: what was read.
+        name: what the inspection calls it.
+    """
+    own = file.model.graph.initializer
     parameters = [
-        ParameterRow(name=parameter_name(each.name), shape=tuple(each.dims), dtype=_onnx_dtype(each.data_type))
-        for each in model.graph.initializer
+        ParameterRow(name=parameter_name(each.name), shape=tuple(each.dims), dtype=onnx_dtype_name(each.data_type))
+        for each in own
     ]
-    own = {each.name for each in model.graph.initializer}
     kinds = Counter(
         f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-        for graph in [model.graph, *model.functions]
-        for node in _nodes(graph)
+        for node in nodes(file.model)
     )
-    sizes = [
-        (_count(row.shape), onnx.helper.tensor_dtype_to_np_dtype(each.data_type).itemsize)
-        for row, each in zip(parameters, model.graph.initializer, strict=True)
-    ]
     return Inspection(
-        subject=str(path),
+        subject=name,
         source="onnx",
-        inputs=tuple(_onnx_port(each) for each in model.graph.input if each.name not in own),
-        outputs=tuple(_onnx_port(each) for each in model.graph.output),
+        inputs=tuple(_onnx_port(each) for each in file.inputs),
+        outputs=tuple(_onnx_port(each) for each in file.model.graph.output),
         parameters=tuple(parameters),
-        elements=sum(count for count, _ in sizes),
-        bytes=sum(count * size for count, size in sizes),
+        elements=sum(math.prod(each.dims) for each in own),
+        bytes=sum(math.prod(each.dims) * tensor_dtype_to_np_dtype(each.data_type).itemsize for each in own),
         operators=dict(kinds.most_common()),
-        opsets={each.domain or "ai.onnx": each.version for each in model.opset_import},
+        opsets=file.opsets,
     )
-
-
-def _read_onnx(path: Path) -> Any:
-    """Return the model without its external data, which an inspection does not need.
-
-    Raises:
-        TargetError: GC142; ``onnx.load`` itself takes an empty file for a model.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        if path.is_dir():
-            raise TargetError("GC142", f"{path} is a folder; name a file in it.")
-        if not path.is_file():
-            near = nearest(path.name, (file.name for file in path.parent.glob("*.onnx")))
-            raise TargetError("GC142", f"there is no file {str(path)!r}{near}.")
-        if path.stat().st_size == 0:
-            raise TargetError("GC142", f"{path} is empty. Write it again.")
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise TargetError("GC142", f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
-    except DecodeError as error:
-        raise TargetError("GC142", f"{path} is damaged, or no ONNX file. Write or copy it again.") from error
-    if not model.opset_import or not model.HasField("graph"):
-        raise TargetError("GC142", f"{path} holds no ONNX graph with an opset. Write it again.")
-    return model
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    """Return every node, those of subgraphs too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _nodes(inner)
 
 
 def _onnx_port(value: Any) -> Port:
@@ -213,20 +176,4 @@ def _onnx_port(value: Any) -> Port:
         each.dim_param or (str(each.dim_value) if each.HasField("dim_value") else "?") for each in tensor.shape.dim
     ]
     shape = f"[{', '.join(sizes)}]" if tensor.HasField("shape") else ""
-    return Port(name=value.name, type=f"{_onnx_dtype(tensor.elem_type)}{shape}")
-
-
-def _onnx_dtype(number: int) -> str:
-    import onnx
-
-    if number not in onnx.TensorProto.DataType.values():
-        return f"type {number}"
-    name = str(onnx.TensorProto.DataType.Name(number)).lower()
-    return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+    return Port(name=value.name, type=f"{onnx_dtype_name(tensor.elem_type)}{shape}")

@@ -21,12 +21,16 @@ __all__ = ["compare"]
 
 # Forms that can hang or crash run in a process of their own, under a time limit.
 _APART = ("compile", "onnx")
+_MODEL_FILES = (".onnx", ".pt", ".pt2", ".pth", ".ts")
+# What two files have a use for; the other options build a program.
+_OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format_name", "files", "allows", "fail_on")
 
 
 @click.command(
     epilog="\b\nExamples:\n"
     "  gradctl compare sample_models/mlp.py --form trace --form export\n"
-    "  gradctl compare sample_models/mlp.py mlp.pt2 --trust"
+    "  gradctl compare sample_models/mlp.py mlp.pt2 --trust\n"
+    "  gradctl compare a.onnx b.onnx --inputs test_data_set_0"
 )
 @target_options
 @click.argument("file", required=False, type=click.Path(path_type=Path))
@@ -63,8 +67,11 @@ def compare(
     named, and finite differences say who is right. A form that cannot take the model is skipped with its reason, or
     inconclusive if it was named.
 
-    With FILE (.pt2, TorchScript): is it this model, values and all?
+    With FILE (.onnx, .pt2, TorchScript): is it this model, values and all? With two .onnx files: does the second give
+    the outputs of the first, on --inputs or on drawn ones?
     """
+    if Path(checking.target).suffix.lower() in _MODEL_FILES:
+        _ensure_two_onnx_files(checking, file)
     if file is not None and forms:
         raise click.UsageError("--form captures TARGET; with a FILE there is nothing to capture. Give one of them.")
     with progress_line() as progress:
@@ -74,7 +81,9 @@ def compare(
 
         allows = Allows(reporting.allows)
         with users_code():  # what the model and the compilers print is not the report
-            if file is not None:
+            if file is not None and _is_onnx(Path(checking.target)):
+                units = [_files(checking, file, allows, reporting, progress=progress)]
+            elif file is not None:
                 units = _file(checking, file, allows, reporting, trust=trust, progress=progress)
             else:
                 units = _forms(checking, forms, allows, reporting, timeout=timeout, progress=progress)
@@ -135,3 +144,45 @@ def _file(
 
     progress(f"comparing {file}")
     return [Comparing(subject_from(checking), allows, fail_on=reporting.fail_on).file(file, trusted=trust)]
+
+
+def _files(
+    checking: TargetOptions,
+    file: Path,
+    allows: Allows,
+    reporting: ReportOptions,
+    *,
+    progress: Callable[[str], None],
+) -> Unit:
+    import torch
+
+    from gradctl.checks.compare_files import compare_files
+
+    if checking.threads is not None:
+        torch.set_num_threads(checking.threads)
+    return compare_files(
+        Path(checking.target),
+        file,
+        inputs=checking.inputs_file,
+        seed=checking.seed,
+        allows=allows,
+        fail_on=reporting.fail_on,
+        progress=progress,
+    )
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix.lower() == ".onnx"
+
+
+def _ensure_two_onnx_files(checking: TargetOptions, file: Path | None) -> None:
+    """Raise unless both are ONNX, and no option is given that has no use then."""
+    if not _is_onnx(Path(checking.target)) or file is None or not _is_onnx(file):
+        raise click.UsageError(
+            f"{checking.target} is a file and no program: give a TARGET and a FILE, or two .onnx files."
+        )
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+        if given and parameter.name not in _OF_FILES:
+            raise click.UsageError(f"{parameter.opts[0]} is for a program; two files are compared as they are.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TargetOptions", "subject_from", "target_options"]
+__all__ = ["TargetOptions", "dynamic_option", "free_sizes_from", "subject_from", "target_options"]
 
 import functools
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from gradctl.cli.users_code import users_code
 from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
+    from gradctl.subject.dynamic import Dynamic
     from gradctl.subject.subject import Subject
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -79,6 +80,25 @@ def target_options(command: _Command) -> _Command:
     for option in reversed(_OPTIONS):
         with_options = option(with_options)
     return with_options  # type: ignore[return-value]  # click options hang on the function, whose type stays
+
+
+def dynamic_option(text: str) -> Callable[[_Command], _Command]:
+    """Return the option ``--dynamic`` with this help text; ``free_sizes_from`` reads what it gives."""
+    return click.option("--dynamic", metavar="NAME:AXIS=SIZE", multiple=True, help=text)
+
+
+def free_sizes_from(texts: tuple[str, ...]) -> Dynamic:
+    """Return the free sizes by input and axis.
+
+    Raises:
+        click.UsageError: a text is none.
+    """
+    from gradctl.subject.dynamic import parse_dynamic
+
+    try:
+        return parse_dynamic(texts)
+    except ValueError as error:
+        raise click.UsageError(f"--dynamic {error}") from error
 
 
 def subject_from(checking: TargetOptions) -> Subject:

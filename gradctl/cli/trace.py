@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from gradctl.cli.options import TargetOptions, subject_from, target_options
-from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.options import TargetOptions, dynamic_option, free_sizes_from, subject_from, target_options
+from gradctl.cli.reporting import ReportOptions, progress_line, report_options
 from gradctl.cli.users_code import users_code
+from gradctl.cli.written import emit_written
 
 __all__ = ["trace"]
 
@@ -31,12 +32,7 @@ _SUFFIXES = {"trace": (".pt", ".pth", ".ts"), "script": (".pt", ".pth", ".ts"), 
     help="The file to write: .pt for trace and script, .pt2 for export.",
 )
 @click.option("--form", type=click.Choice(_FORMS), default="trace", show_default=True, help="What to capture.")
-@click.option(
-    "--dynamic",
-    metavar="NAME:AXIS=SIZE",
-    multiple=True,
-    help="Leave the size of an input free, for example x:0=batch; with --form export. May be repeated.",
-)
+@dynamic_option("Leave the size of an input free, for example x:0=batch; with --form export. May be repeated.")
 @click.option("--keep-unverified", is_flag=True, help="Write the file also where it does not agree with eager.")
 @report_options
 def trace(
@@ -60,18 +56,12 @@ def trace(
     with progress_line() as progress:
         progress("importing torch")
         from gradctl.checks.allows import Allows
-        from gradctl.checks.assemble import report_of
-        from gradctl.checks.trace import trace as capture
-        from gradctl.subject.dynamic import parse_dynamic
+        from gradctl.checks.trace import trace as traced
 
-        try:
-            free = parse_dynamic(dynamic)
-        except ValueError as error:
-            raise click.UsageError(f"--dynamic {error}") from error
+        free = free_sizes_from(dynamic)
         allows = Allows(reporting.allows)
-        subject = subject_from(checking)
-        traced = capture(
-            subject,
+        written = traced(
+            subject_from(checking),
             output,
             form=form,
             dynamic=free,
@@ -81,18 +71,4 @@ def trace(
             progress=progress,
             around=users_code,
         )
-    report = report_of(
-        "trace", [traced.unit], allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
-    )
-    if traced.graph is None:
-        return emit(report, reporting)
-    from gradctl.report.inspection import summary
-
-    lines = [*summary(traced.graph), _written(output, traced.written, traced.unit.verdict), ""]
-    return emit(report, reporting, preface="".join(f"{line}\n" for line in lines))
-
-
-def _written(output: Path, written: bool, verdict: str) -> str:
-    if not written:
-        return f"{output} is not written"
-    return f"{output} is written" if verdict == "pass" else f"{output} is written, and not verified"
+    return emit_written(written, output, allows, checking, reporting)

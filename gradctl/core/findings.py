@@ -141,12 +141,16 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
-    """One target in one form. ``reason`` says in one sentence why a unit is not complete; ``details`` holds stacks."""
+    """One target in one form. ``reason`` says in one sentence why a unit is not complete; ``details`` holds stacks.
+
+    ``reference`` is the file that it was held against; None stands for eager, and for finite differences of eager.
+    """
 
     target: str
     form: str
     verdict: UnitVerdict
     status: UnitStatus = "complete"
+    reference: str | None = None
     reason: str | None = None
     details: str | None = None
     seconds: float = 0.0

@@ -63,12 +63,15 @@ def written_beside(target: Path) -> Iterator[Path]:
 
 
 def place(beside: Path, target: Path) -> None:
-    """Move a file that ``written_beside`` gave to its target, in one step.
+    """Move a file that ``written_beside`` gave to its target, in one step; what was written next to it goes first.
 
     Raises:
         ResourceError: GC131 if it cannot be moved; the target is as it was.
     """
     try:
+        for other in beside.parent.iterdir():
+            if other != beside:
+                other.replace(target.resolve().with_name(other.name))
         beside.replace(target.resolve())
     except OSError as error:
         raise _unwritable(target, error) from error

@@ -1,98 +1,103 @@
-"""ONNX, forward: exported by torch's dynamo exporter, checked, and run by onnxruntime on the CPU."""
+"""ONNX, forward: exported by torch's dynamo exporter to a file, checked, and run by onnxruntime on the CPU.
+
+Inputs are named as the model's own (``x``, ``batch.mask``), outputs as in a report (``output``, ``output.logits``),
+free sizes as ``--dynamic`` names them, initializers by their parameters.
+"""
 
 from __future__ import annotations
 
-import io
+import tempfile
 import traceback
-from collections import Counter
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-import onnx
-import onnxruntime
+import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import NameFixPass, OutputFixPass
 from torch import Tensor, nn
 
-from gradctl.forms.export import FunctionModule
+from gradctl.core.errors import TargetError
+from gradctl.core.names import output_name
+from gradctl.forms import export
 from gradctl.forms.form import CannotCapture, Captured
+from gradctl.forms.onnx_file import read
+from gradctl.forms.onnx_session import of_file
 from gradctl.forms.quiet import quiet
-from gradctl.subject.frames import first_line
+from gradctl.subject.dynamic import Dynamic
+from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
-from gradctl.subject.tree import leaves, map_leaves
+from gradctl.subject.tree import leaves
 
-__all__ = ["capture", "widened"]
+__all__ = ["capture", "exported", "save", "widened"]
 
-
-class _Session:
-    """An ONNX model that is called like the model it came from, and gives outputs in the same structure.
-
-    Args:
-        model: the exported model.
-        structure: an output of eager, whose tensors stand for the session's outputs in order.
-    """
-
-    def __init__(self, model: onnx.ModelProto, structure: Any) -> None:
-        self.session = onnxruntime.InferenceSession(
-            model.SerializeToString(), _silent_options(), providers=["CPUExecutionProvider"]
-        )
-        self.structure = structure
-        self.names = [each.name for each in self.session.get_inputs()]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the outputs of one run."""
-        tensors = [leaf for _, leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if len(tensors) != len(self.names):
-            raise ValueError(f"the ONNX graph takes {len(self.names)} inputs, and {len(tensors)} tensors are given")
-        feeds = {name: _as_numpy(tensor) for name, tensor in zip(self.names, tensors, strict=True)}
-        found = iter(self.session.run(None, feeds))
-        return map_leaves(lambda _, leaf: _as_tensor(next(found)) if isinstance(leaf, Tensor) else leaf, self.structure)
+# Protobuf takes 2 GiB; what is not weights needs room too.
+_LARGEST = 2**31 - 2**27
 
 
 def capture(instance: Instance) -> Captured:
-    """Return the model exported to ONNX on its own inputs; it gives outputs only.
+    """Return the model exported to ONNX on its own inputs, and run from a file; it gives outputs only.
 
     Raises:
         CannotCapture: the exporter, the checker or onnxruntime refuses the model.
     """
+    captured = exported(instance)
+    with tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(captured.artifact, path)
+        try:
+            loaded = of_file(read(path), instance)
+        except TargetError as error:
+            said = error.message.replace(str(path), "the exported file")
+            raise CannotCapture(f"the model is exported, and {said}", traceback.format_exc()) from error
+    return replace(loaded, seconds=captured.seconds)
+
+
+def exported(instance: Instance, *, opset: int | None = None, dynamic: Dynamic | None = None) -> Captured:
+    """Return the model as an ONNX graph in memory: a form that cannot be called yet, its artifact an ``ir.Model``.
+
+    Args:
+        instance: the private copy.
+        opset: of ONNX's own operators; None leaves it to the exporter.
+        dynamic: sizes that stay free, by input and axis; all others are fixed to those of the inputs.
+
+    Raises:
+        CannotCapture: the exporter refuses the model, or has no conversion to this opset.
+        TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
+    """
     start = perf_counter()
-    instance.restore()
-    args, kwargs = instance.inputs()
-    module = instance.model if isinstance(instance.model, nn.Module) else FunctionModule(instance.model)
+    # torch.onnx takes no dataclass, None or number among the outputs; which there are, the caller knows from eager.
+    outputs: list[str] = []
+    program = export.capture(
+        instance, dynamic=dynamic, around=lambda module: _only_tensors_out(module, outputs)
+    ).artifact
     try:
-        with quiet(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            with torch.enable_grad():  # a model may take gradients inside
-                structure = instance.model(*args, **kwargs)
-            instance.restore()
-            args, kwargs = instance.inputs()
-            program = torch.onnx.export(module, args, kwargs=kwargs, dynamo=True, verbose=False)
-            if program is None:
-                raise CannotCapture("torch.onnx.export returned no program.")
-            model = program.model_proto
-            onnx.checker.check_model(model)
-            session = _Session(model, structure)
-            instance.restore()
-            outputs = [leaf for _, leaf in leaves(structure) if isinstance(leaf, Tensor)]
-            if len(outputs) != len(session.session.get_outputs()):
-                given = len(session.session.get_outputs())
-                raise CannotCapture(f"the ONNX graph gives {given} outputs where eager gives {len(outputs)} tensors.")
-            session(*args, **kwargs)
+        with quiet():
+            found = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False, opset_version=opset)
+            assert found is not None
+            _name(found, outputs, instance, dynamic or {})
+            found.optimize()
     except CannotCapture:
         raise
-    except Exception as error:  # the exporter, onnxruntime or the user's model may raise anything
-        raise CannotCapture(f"no ONNX graph that runs: {first_line(_root(error))}", traceback.format_exc()) from error
-    finally:
-        instance.restore()
-    operators = dict(Counter(node.op_type for node in model.graph.node).most_common())
-    return Captured(
-        "onnx",
-        session,
-        seconds=perf_counter() - start,
-        gives=frozenset({"output"}),
-        operators=operators,
-        artifact=model,
-    )
+    except Exception as error:  # the exporter may raise anything
+        if is_out_of_memory(error):
+            raise
+        raise CannotCapture(f"torch.onnx refuses the model: {_reason(error)}", traceback.format_exc()) from error
+    model: ir.Model = found.model
+    given = model.opset_imports.get("")
+    if opset is not None and given != opset:
+        raise CannotCapture(f"the exporter gives opset {given} and cannot turn it into opset {opset}.")
+    return Captured("onnx", _not_called, seconds=perf_counter() - start, gives=frozenset({"output"}), artifact=model)
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write a graph; one too large for one file gets its weights in a second one beside it, ``NAME.data``."""
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    ir.save(model, path, external_data=f"{path.name}.data" if weights > _LARGEST else None)
 
 
 def widened(captured: Captured, instance: Instance) -> Captured:
@@ -106,23 +111,53 @@ def widened(captured: Captured, instance: Instance) -> Captured:
     )
 
 
-def _root(error: BaseException) -> BaseException:
-    """Return what an exporter's wrapping of errors was about."""
+def _not_called(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("a graph in memory is saved and read again before it is run")
+
+
+@contextmanager
+def _only_tensors_out(module: nn.Module, names: list[str]) -> Iterator[None]:
+    """Let a module give its output tensors in a tuple; their names are in the list once it was called."""
+
+    def tensors_of(_module: nn.Module, _inputs: Any, value: Any) -> tuple[Tensor, ...]:
+        found = [(output_name(path), leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
+        names[:] = [name for name, _ in found]
+        return tuple(leaf for _, leaf in found)
+
+    hook = module.register_forward_hook(tensors_of)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _name(program: torch.onnx.ONNXProgram, outputs: list[str], instance: Instance, dynamic: Dynamic) -> None:
+    """Give inputs, outputs and free sizes the names that the user knows them by."""
+    graph = program.model.graph
+    leaves_in = input_names(instance.subject.model, *instance.inputs())
+    inputs = [name for name, value in leaves_in if isinstance(value, Tensor)]
+    _check_count("inputs", graph.inputs, inputs)
+    _check_count("outputs", graph.outputs, outputs)
+    sizes: dict[str | ir.SymbolicDim, str] = {}
+    for name, value in zip(inputs, graph.inputs, strict=True):
+        for axis, size in dynamic.get(name, {}).items():
+            free = value.shape[axis] if value.shape is not None else None
+            if isinstance(free, ir.SymbolicDim):
+                sizes[free] = size
+    program.rename_axes(sizes)
+    OutputFixPass()(program.model)  # an output that is an input, or another output, gets a name of its own
+    for value, name in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
+        value.name = name
+    NameFixPass()(program.model)  # a parameter of the same name gives way
+
+
+def _check_count(kind: str, values: Sequence[ir.Value], names: list[str]) -> None:
+    if len(values) != len(names):
+        raise CannotCapture(f"the ONNX graph has {len(values)} {kind} where the model has {len(names)} tensors.")
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what an exporter's wrapping of errors was about."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return error
-
-
-def _silent_options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    return options
-
-
-def _as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().numpy()
-    return array
-
-
-def _as_tensor(value: Any) -> Tensor:
-    return torch.from_numpy(np.array(value))
+    return first_line(error)

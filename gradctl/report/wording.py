@@ -135,9 +135,14 @@ def _bad(tensors: Sequence[TensorResult], quantity: str) -> list[TensorResult]:
 
 
 def _agreement(unit: Unit) -> str:
-    """Return how many gradients agree; one that was accepted as it is, wrong or not judged, is not among them."""
-    verdicts = [tensor.verdict for tensor in unit.tensors if tensor.quantity == "gradient"]
-    reference = "finite differences" if unit.form == "eager" or unit.oracle is not None else "eager"
+    """Return how many gradients agree, or outputs where there are no gradients.
+
+    One that was accepted as it is, wrong or not judged, is not among them.
+    """
+    quantity = "gradient" if any(tensor.quantity == "gradient" for tensor in unit.tensors) else "output"
+    verdicts = [tensor.verdict for tensor in unit.tensors if tensor.quantity == quantity]
+    judged_by = "finite differences" if unit.form == "eager" or unit.oracle is not None else "eager"
+    reference = printable(unit.reference) if unit.reference is not None else judged_by
     agreeing = sum(verdict in _AGREES for verdict in verdicts)
     others = {
         "approximately": verdicts.count("approximate"),
@@ -146,7 +151,7 @@ def _agreement(unit: Unit) -> str:
     }
     agree = "agrees" if agreeing == 1 else "agree"
     rest = "".join(f", {count} {how}" for how, count in others.items() if count)
-    return f"{counted(agreeing, 'gradient')} {agree} with {reference}{rest}"
+    return f"{counted(agreeing, quantity)} {agree} with {reference}{rest}"
 
 
 def _allowed(unit: Unit) -> str:

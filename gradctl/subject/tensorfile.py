@@ -1,4 +1,6 @@
-"""Files of tensors, read without running anything from them: ``.safetensors``, ``.pt`` (weights-only) and ``.npz``."""
+"""Files of tensors, read without running anything from them: ``.safetensors``, ``.pt`` (weights-only), ``.npz``, and
+ONNX's test data sets (a folder of ``input_0.pb``, ``input_1.pb``, …).
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,14 @@ from gradctl.core.errors import TargetError, TrustError, nearest
 from gradctl.subject.frames import first_line, is_out_of_memory
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-INPUT_SUFFIXES = (".npz", *WEIGHT_SUFFIXES)
+INPUT_SUFFIXES = (".npz", ".pb", *WEIGHT_SUFFIXES)
 
 
 def read_tensors(path: Path, suffixes: Sequence[str], remedy: str) -> Any:
     """Return what a file holds, its tensors on the CPU: a dict of tensors, or for ``.pt`` whatever plain value it is.
 
     Args:
-        path: the file.
+        path: the file; of a data set its folder, or the first of its files.
         suffixes: those that are understood here.
         remedy: what to do where the file holds pickled code; a sentence.
 
@@ -37,10 +39,16 @@ def read_tensors(path: Path, suffixes: Sequence[str], remedy: str) -> Any:
         TargetError: GC122 if the file is missing, of another kind, empty, truncated or not what its suffix says.
         TrustError: GC901 if it could only be read by running code from it.
     """
+    if ".pb" in suffixes and (path / "input_0.pb").is_file():
+        path = path / "input_0.pb"
     suffix = path.suffix.lower()
     if suffix not in suffixes:
         raise TargetError("GC122", f"{path} is of no kind that is read here: {', '.join(suffixes)}.")
-    readers: dict[str, Callable[[Path, str], Any]] = {".npz": _read_npz, ".safetensors": _read_safetensors}
+    readers: dict[str, Callable[[Path, str], Any]] = {
+        ".npz": _read_npz,
+        ".pb": _read_data_set,
+        ".safetensors": _read_safetensors,
+    }
     try:
         if path.is_dir():
             raise TargetError("GC122", f"{path} is a folder; name a file in it.")
@@ -76,6 +84,25 @@ def _read_npz(path: Path, remedy: str) -> dict[str, torch.Tensor]:
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise _damaged(path, "npz", str(error)) from error
     return tensors
+
+
+def _read_data_set(path: Path, remedy: str) -> tuple[torch.Tensor, ...]:
+    """Return the tensor of a file, or those of ``input_0.pb`` and of what follows it, in order."""
+    import onnx  # seldom needed, and it takes a moment
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    paths = [path]
+    if path.name == "input_0.pb":
+        while (following := path.with_name(f"input_{len(paths)}.pb")).is_file():
+            paths.append(following)
+    tensors = []
+    for each in paths:
+        try:
+            proto = onnx.TensorProto.FromString(each.read_bytes())
+            tensors.append(_as_tensor(each, proto.name, onnx.numpy_helper.to_array(proto)))
+        except (DecodeError, TypeError, ValueError) as error:
+            raise _damaged(each, "ONNX tensor", first_line(error)) from error
+    return tuple(tensors)
 
 
 def _as_tensor(path: Path, name: str, array: Any) -> torch.Tensor:

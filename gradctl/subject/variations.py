@@ -11,7 +11,7 @@ from torch import Tensor
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import map_leaves
 
-__all__ = ["VARIATIONS", "fresh", "varied"]
+__all__ = ["VARIATIONS", "fresh", "redrawn", "varied"]
 
 
 def varied(subject: Subject, name: str) -> Subject:
@@ -22,7 +22,7 @@ def varied(subject: Subject, name: str) -> Subject:
 def fresh(subject: Subject, seed: int) -> Subject:
     """Return the subject with new random inputs of the same shapes, sizes and sets of integers."""
     generator = torch.Generator().manual_seed(seed)
-    return _mapped(subject, lambda tensor: _redrawn(tensor, generator))
+    return _mapped(subject, lambda tensor: redrawn(tensor, generator))
 
 
 def _mapped(subject: Subject, function: Callable[[Tensor], Tensor]) -> Subject:
@@ -32,7 +32,7 @@ def _mapped(subject: Subject, function: Callable[[Tensor], Tensor]) -> Subject:
     return dataclasses.replace(subject, args=args, kwargs=kwargs)
 
 
-def _redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Return floats drawn with the same root mean square, and integers in another order (each index stays legal)."""
     if tensor.layout != torch.strided or not tensor.numel():
         return tensor
@@ -57,7 +57,7 @@ def _strided(tensor: Tensor) -> Tensor:
 
 VARIATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "example": lambda tensor: tensor,
-    "seed": lambda tensor: _redrawn(tensor, torch.Generator().manual_seed(1)),
+    "seed": lambda tensor: redrawn(tensor, torch.Generator().manual_seed(1)),
     "flipped signs": _flipped,
     "non-contiguous": _strided,
 }

@@ -1,0 +1,70 @@
+"""``gradctl export``: an ONNX graph in a file, verified in onnxruntime before it takes its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gradctl.cli.options import TargetOptions, dynamic_option, free_sizes_from, subject_from, target_options
+from gradctl.cli.reporting import ReportOptions, progress_line, report_options
+from gradctl.cli.users_code import users_code
+from gradctl.cli.written import emit_written
+
+__all__ = ["export"]
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  gradctl export sample_models/mlp.py -o mlp.onnx\n"
+    "  gradctl export sample_models/mlp.py --dynamic x:0=batch --opset 20 -o mlp.onnx"
+)
+@target_options
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The file to write: .onnx. Weights above 2 GiB go to FILE.data beside it.",
+)
+@click.option("--opset", type=click.IntRange(min=1), help="Of ONNX's own operators.  [default: torch's]")
+@dynamic_option("Leave the size of an input free, for example x:0=batch. May be repeated.")
+@click.option("--keep-unverified", is_flag=True, help="Write the file also where it does not agree with eager.")
+@report_options
+def export(
+    checking: TargetOptions,
+    reporting: ReportOptions,
+    *,
+    output: Path,
+    opset: int | None,
+    dynamic: tuple[str, ...],
+    keep_unverified: bool,
+) -> int:
+    """Export TARGET to a verified ONNX file.
+
+    The graph computes the forward. Inputs are named as the model names them (x, batch.mask), outputs as reports do
+    (output, output.logits). The file is checked, run by onnxruntime and compared with eager on several inputs before it
+    takes its place. Where it differs, or the model cannot be exported, no file is left, and an older one is as it was.
+    """
+    if output.suffix.lower() != ".onnx":
+        raise click.UsageError(f"{output}: export writes .onnx.")
+    with progress_line() as progress:
+        progress("importing torch")
+        from gradctl.checks.allows import Allows
+        from gradctl.checks.export import export as exported
+
+        free = free_sizes_from(dynamic)
+        allows = Allows(reporting.allows)
+        written = exported(
+            subject_from(checking),
+            output,
+            opset=opset,
+            dynamic=free,
+            keep_unverified=keep_unverified,
+            allows=allows,
+            fail_on=reporting.fail_on,
+            progress=progress,
+            around=users_code,
+        )
+    return emit_written(written, output, allows, checking, reporting)
