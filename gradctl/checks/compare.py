@@ -20,20 +20,23 @@ from gradctl.checks.arbiter import Arbiter
 from gradctl.checks.form_comparison import FormComparison
 from gradctl.checks.form_findings import findings_and_rows, stale_values
 from gradctl.checks.gradcheck import gradcheck
-from gradctl.checks.native import run_native
+from gradctl.checks.native import Native, run_native
 from gradctl.checks.reference import Reference
 from gradctl.checks.timing import timing_of
+from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.findings import Unit, fingerprint
 from gradctl.core.names import FORMS
 from gradctl.core.verdicts import unit_verdict
 from gradctl.forms.artifact import fits, load
 from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.onnx_file import read
-from gradctl.forms.onnx_session import of_file
+from gradctl.forms.onnx_session import free_sizes, of_file
 from gradctl.forms.table import form_named
+from gradctl.subject.dynamic import Dynamic
 from gradctl.subject.seeding import borrowed_generators
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
+from gradctl.subject.variations import longer
 
 __all__ = ["STATIC_FORMS", "Comparing", "compare", "compare_one"]
 
@@ -47,16 +50,22 @@ class Comparing:
         subject: the model and its inputs; not changed.
         allows: accepted findings.
         fail_on: the severity from which a finding fails a unit.
+        outputs_only: whether the forms give no gradients: then the model need not have any.
 
     Raises:
         TargetError, NothingToCheck: as ``gradcheck``.
     """
 
-    def __init__(self, subject: Subject, allows: Allows, *, fail_on: str = "error") -> None:
-        self.subject, self.allows, self.fail_on = subject, allows, fail_on
+    def __init__(self, subject: Subject, allows: Allows, *, fail_on: str = "error", outputs_only: bool = False) -> None:
+        self.subject, self.allows, self.fail_on, self.outputs_only = subject, allows, fail_on, outputs_only
         with _quietly():
-            self.native = run_native(subject)
-            self.reference = Reference(subject, self.native.input_mode)
+            self.native: Native | None = None
+            try:
+                self.native = run_native(subject)
+            except NothingToCheck:
+                if not outputs_only:
+                    raise
+            self.reference = Reference(subject, self.native.input_mode if self.native else "constant")
         self.arbiter = Arbiter(self.reference, allows)
 
     def form(self, name: str, *, named: bool) -> Unit:
@@ -93,6 +102,8 @@ class Comparing:
                 captured = load(path, trusted=trusted)
                 fits(captured, instance, str(path))
         unit = self.captured(captured, form_named(captured.form))
+        if captured.form == "onnx":
+            unit = self.at_other_sizes(unit, captured, free_sizes(captured))
         findings = (*self.allows.apply(stale_values(captured, instance, path)), *unit.findings)
         verdict = unit_verdict("complete", findings, unit.tensors, self.fail_on)
         return msgspec.structs.replace(unit, findings=findings, verdict=verdict)
@@ -108,7 +119,7 @@ class Comparing:
                 verdict="inconclusive",
                 reason=open_reason,
                 seconds=time.perf_counter() - start,
-                tensors=self.native.unrepeated,
+                tensors=self.native.unrepeated if self.native else (),
             )
         with _quietly():
             comparison = FormComparison(self.reference, captured, State([captured.model]))
@@ -135,9 +146,34 @@ class Comparing:
             findings=tuple(findings),
         )
 
+    def at_other_sizes(self, unit: Unit, captured: Captured, dynamic: Dynamic) -> Unit:
+        """Return the unit with a comparison at sizes one larger; where that fails, it is the verdict.
+
+        Args:
+            unit: the verdict at the example's sizes; one that does not pass is returned as it is.
+            captured: the form, not widened.
+            dynamic: the sizes that it leaves free.
+        """
+        if not dynamic or unit.verdict != "pass":
+            return unit
+        sizes = dict.fromkeys(size for axes in dynamic.values() for size in axes.values())
+        named = ", ".join(f"{size} + 1" for size in sizes)
+        try:
+            comparing = Comparing(
+                longer(self.subject, dynamic), self.allows, fail_on=self.fail_on, outputs_only=self.outputs_only
+            )
+        except TargetError as error:  # not every size is one that the model itself takes
+            reason = f"not tried: {named} ({error.message.partition('. ')[0].rstrip('.')})"
+            return msgspec.structs.replace(unit, reason="; ".join(part for part in (unit.reason, reason) if part))
+        other = comparing.captured(captured, form_named(captured.form))
+        chosen = unit if other.verdict == "pass" else other
+        return msgspec.structs.replace(
+            chosen, variations=(*unit.variations, named), seconds=unit.seconds + other.seconds, timing=unit.timing
+        )
+
     def _left_open(self) -> str:
         """Return why no form can be held against eager, or nothing."""
-        if self.native.unrepeated:
+        if self.native and self.native.unrepeated:
             return "eager differs from itself when run twice from the same seed, so no form can be held against it."
         return "" if self.reference.trials else f"eager gives nothing to compare with: {self.reference.skipped[0]}."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -83,9 +84,10 @@ class Reference:
 
     def promoting(self) -> AbstractContextManager[Any]:
         """Return the context of a float64 run: the promotion, and float64 as the default dtype."""
-        stack = ExitStack()
+        promotion, stack = Promotion(native_dtype(self.subject)), ExitStack()
+        stack.callback(_compile_again, promotion)
         stack.enter_context(default_dtype(torch.float64))
-        stack.enter_context(Promotion(native_dtype(self.subject)))
+        stack.enter_context(promotion)
         return stack
 
     def plainly_wide(self, trial: Trial, calls: int) -> list[Outcome] | None:
@@ -113,3 +115,13 @@ class Reference:
 
     def _calls(self, instance: Instance, context: _Context) -> list[Outcome]:
         return outcomes(eager.capture(instance), instance, State([]), context=context)
+
+
+def _compile_again(promotion: Promotion) -> None:
+    """Let Dynamo compile anew what it did not compile under this promotion, and would run as it is from now on.
+
+    ``torch.cond`` is compiled even in eager: uncompiled it raises on branches that close over parameters. Only where
+    the promotion met such an operator, because a reset drops what ``aot`` and ``compile`` have compiled too.
+    """
+    if promotion.islands and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

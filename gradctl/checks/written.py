@@ -13,10 +13,10 @@ from pathlib import Path
 
 from gradctl.checks.allows import Allows
 from gradctl.checks.compare import Comparing
-from gradctl.checks.other_sizes import at_other_sizes
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Unit
 from gradctl.core.inspection import Inspection
+from gradctl.core.names import WITHOUT_GRADIENTS
 from gradctl.forms.artifact import place, written_beside
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.table import form_named
@@ -94,7 +94,7 @@ def write(
     start = time.perf_counter()
     with written_beside(output) as beside:
         with around(), borrowed_generators():
-            comparing = Comparing(subject, accepted, fail_on=fail_on)
+            comparing = Comparing(subject, accepted, fail_on=fail_on, outputs_only=kind.form in WITHOUT_GRADIENTS)
             try:
                 say(f"capturing {kind.form}")
                 captured = kind.capture(comparing.reference.instance())
@@ -105,8 +105,8 @@ def write(
             graph = kind.inspect(loaded, str(output))
             say("comparing the file with eager")
             unit = comparing.captured(loaded, form_named(kind.form), start=start)
-            if dynamic and unit.verdict == "pass":
-                unit = at_other_sizes(unit, comparing, _read_back(kind, captured, beside, comparing), dynamic)
+            if dynamic and unit.verdict == "pass":  # read once more: the comparison may have widened the first
+                unit = comparing.at_other_sizes(unit, _read_back(kind, captured, beside, comparing), dynamic)
         written = unit.verdict == "pass" or keep_unverified
         if written:
             place(beside, output)

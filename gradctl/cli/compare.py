@@ -143,7 +143,8 @@ def _file(
     from gradctl.checks.compare import Comparing
 
     progress(f"comparing {file}")
-    return [Comparing(subject_from(checking), allows, fail_on=reporting.fail_on).file(file, trusted=trust)]
+    comparing = Comparing(subject_from(checking), allows, fail_on=reporting.fail_on, outputs_only=_is_onnx(file))
+    return [comparing.file(file, trusted=trust)]
 
 
 def _files(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from gradctl.subject.dynamic import Dynamic, by_leaf
 from gradctl.subject.subject import Subject
-from gradctl.subject.tree import map_leaves
+from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["VARIATIONS", "fresh", "redrawn", "varied"]
+__all__ = ["VARIATIONS", "fresh", "longer", "redrawn", "varied"]
 
 
 def varied(subject: Subject, name: str) -> Subject:
@@ -23,6 +24,34 @@ def fresh(subject: Subject, seed: int) -> Subject:
     """Return the subject with new random inputs of the same shapes, sizes and sets of integers."""
     generator = torch.Generator().manual_seed(seed)
     return _mapped(subject, lambda tensor: redrawn(tensor, generator))
+
+
+def longer(subject: Subject, dynamic: Dynamic) -> Subject:
+    """Return the subject with each free axis one longer, its last slice repeated.
+
+    Raises:
+        TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
+    """
+    marked = by_leaf(subject.model, subject.args, subject.kwargs, dynamic, _Axes)
+    free = iter([leaf.axes if isinstance(leaf, _Axes) else {} for _, leaf in leaves(marked)])
+
+    def lengthened(_: str, leaf: object) -> object:
+        axes: Mapping[int, str] = next(free)
+        if not isinstance(leaf, Tensor):
+            return leaf
+        for axis in axes:
+            leaf = torch.cat([leaf, leaf.narrow(axis, -1, 1)], axis)
+        return leaf
+
+    args, kwargs = map_leaves(lengthened, (subject.args, subject.kwargs))
+    return dataclasses.replace(subject, args=args, kwargs=kwargs)
+
+
+class _Axes:
+    """Free axes as a leaf, where a mapping would nest."""
+
+    def __init__(self, axes: Mapping[int, str]) -> None:
+        self.axes = axes
 
 
 def _mapped(subject: Subject, function: Callable[[Tensor], Tensor]) -> Subject:
