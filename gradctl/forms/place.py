@@ -1,0 +1,42 @@
+"""Where in the user's program a part of a static form comes from, read from what the form keeps of the capture."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gradctl.subject.frames import is_users
+
+__all__ = ["Place", "line_in"]
+
+_PYTHON = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_TORCHSCRIPT = re.compile(r"(?P<file>[^\s:()]+\.py)[(:](?P<line>\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One part of a form, in the user's words.
+
+    Attributes:
+        module: path of the innermost module, "" for the model itself.
+        op: the operator or custom Function; None if only the module is known.
+        file, line: in the user's code; None if the form keeps none.
+    """
+
+    module: str
+    op: str | None = None
+    file: str | None = None
+    line: int | None = None
+
+
+def line_in(stack: str, *, innermost_last: bool = True) -> tuple[str, int] | None:
+    """Return file and line of the innermost frame of the user's in a printed stack; None if there is none.
+
+    Args:
+        stack: as Python prints it (``File "net.py", line 7``), or TorchScript (``net.py(7): forward``, ``net.py:7:8``).
+        innermost_last: the order of Python and of torch.export; TorchScript's is the other way round.
+    """
+    pattern = _PYTHON if _PYTHON.search(stack) else _TORCHSCRIPT
+    frames = [(found["file"], int(found["line"])) for found in pattern.finditer(stack)]
+    users = [frame for frame in frames if is_users(frame[0])]
+    return None if not users else users[-1] if innermost_last else users[0]
