@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.quiet import quiet
@@ -21,6 +21,7 @@ from gradctl.subject.dynamic import Dynamic, by_leaf
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import call_signature
+from gradctl.subject.tree import map_leaves
 
 __all__ = ["FunctionModule", "capture", "of_exported_program", "widened"]
 
@@ -57,7 +58,7 @@ def capture(
         CannotCapture: torch.export refuses the model.
         TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
     """
-    args, kwargs = instance.inputs()
+    args, kwargs = _apart(*instance.inputs())
     instance.restore()
     module = instance.model if isinstance(instance.model, nn.Module) else FunctionModule(instance.model)
     shapes = _dynamic_shapes(module, args, kwargs, dynamic) if dynamic else None
@@ -70,6 +71,20 @@ def capture(
     except Exception as error:  # the exporter or the user's model may raise anything
         raise CannotCapture(f"torch.export refuses the model: {_reason(error)}", traceback.format_exc()) from error
     return of_exported_program(program, perf_counter() - start)
+
+
+def _apart(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the inputs with a tensor of its own in each place: torch.export takes one given twice for one input."""
+    seen: set[int] = set()
+
+    def apart(_: str, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or id(leaf) not in seen:
+            seen.add(id(leaf))
+            return leaf
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+
+    separate: tuple[tuple[Any, ...], dict[str, Any]] = map_leaves(apart, (args, kwargs))
+    return separate
 
 
 def _dynamic_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic) -> Any:

@@ -129,7 +129,7 @@ def said_by_onnxruntime(error: Exception) -> str:
     """Return an error of onnxruntime without its codes: ``[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not …``."""
     said = first_line(error).rpartition("[ONNXRuntimeError] : ")[2].split(" : ", 2)[-1].rstrip(".")
     said = re.sub(r"^Load model from .*? failed: ?", "", said)
-    return re.sub(r"^/\S+:\d+ .*?\) ", "", said)  # line and signature of its C++ function
+    return re.sub(r"/\S+\.(?:cc|h):\d+ .*?\) ", "", said)  # line and signature of its C++ function
 
 
 def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

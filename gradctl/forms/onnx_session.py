@@ -184,7 +184,8 @@ def _values(file: OnnxFile, instance: Instance, differing: list[str]) -> tuple[d
         if value.shape != mine.shape:
             differing.append(f"{name} has shape {list(value.shape)}, not {list(mine.shape)}")
         elif value.dtype == mine.dtype:
-            (parameters if is_parameter else buffers)[name] = value
+            tied = {other: value for other, (tensor, _) in own.items() if tensor is mine}  # a file has one of the names
+            (parameters if is_parameter else buffers).update(tied)
     return parameters, buffers
 
 

@@ -30,3 +30,11 @@ def test_a_conditional_is_exported_after_eager_ran_in_float64():
     exported = capture(Instance(subject))
     for x in (X, -X):
         torch.testing.assert_close(exported.call(x), x.sin() * 2 if x.sum() > 0 else x.cos() * 3)
+
+
+def test_one_tensor_given_twice_is_two_inputs():
+    def difference(a: Tensor, b: Tensor) -> Tensor:
+        return a - b
+
+    exported = capture(Instance(Subject(target="test", model=difference, args=(X, X))))
+    torch.testing.assert_close(exported.call(X, 2 * X), -X)
