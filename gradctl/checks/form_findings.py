@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gradctl.checks.arbiter import Arbiter
 from gradctl.checks.form_comparison import FormComparison, TensorComparison
@@ -14,8 +15,6 @@ from gradctl.core.names import Quantity, TensorVerdict
 from gradctl.forms.form import Captured
 from gradctl.numerics.measures import relative_error
 from gradctl.subject.frames import first_line
-from gradctl.subject.instance import Instance
-from gradctl.subject.signature import module_of
 
 __all__ = ["findings_and_rows", "stale_values"]
 
@@ -62,17 +61,20 @@ def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[lis
     return findings, rows
 
 
-def stale_values(captured: Captured, instance: Instance, path: Path) -> list[Finding]:
-    """Return a finding for each parameter and buffer whose value in a file is not the model's: it was trained on."""
-    module = module_of(instance.model)
-    named = {**dict(module.named_parameters()), **dict(module.named_buffers())} if module is not None else {}
-    held = {**captured.parameters, **captured.buffers}
+def stale_values(captured: Captured, expected: Mapping[str, Tensor], path: Path) -> list[Finding]:
+    """Return a finding for each parameter and buffer whose value in a file is not the model's: it was trained on.
+
+    Args:
+        captured: the file.
+        expected: the model's values by name.
+        path: what messages call the file.
+    """
     findings = []
-    for name, value in named.items():
-        kept = held.get(name)
-        if kept is None or kept.shape != value.shape or torch.equal(kept, value):
+    for name, kept in {**captured.parameters, **captured.buffers}.items():
+        value = expected.get(name)
+        if value is None or kept.shape != value.shape or torch.equal(kept, value):
             continue
-        kind = "param" if isinstance(value, torch.nn.Parameter) else "buffer"
+        kind = "param" if name in captured.parameters else "buffer"
         findings.append(
             Finding(
                 code="GC304",

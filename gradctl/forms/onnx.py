@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -33,7 +33,7 @@ from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.tree import leaves
 
-__all__ = ["capture", "exported", "save", "widened"]
+__all__ = ["capture", "exported", "initial_values", "save", "widened"]
 
 # Protobuf takes 2 GiB; what is not weights needs room too.
 _LARGEST = 2**31 - 2**27
@@ -98,6 +98,20 @@ def save(model: ir.Model, path: Path) -> None:
     """Write a graph; one too large for one file gets its weights in a second one beside it, ``NAME.data``."""
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     ir.save(model, path, external_data=f"{path.name}.data" if weights > _LARGEST else None)
+
+
+def initial_values(instance: Instance) -> dict[str, Tensor]:
+    """Return the initializers of a new export, as the exporter folds them; nothing where it refuses the model."""
+    try:
+        model = exported(instance).artifact
+    except CannotCapture:
+        return {}
+    values: dict[str, Tensor] = {}
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None:
+            with suppress(TypeError):  # a type that torch does not take from numpy
+                values[name] = torch.from_numpy(value.const_value.numpy())
+    return values
 
 
 def widened(captured: Captured, instance: Instance) -> Captured:
