@@ -29,7 +29,7 @@ from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 
-__all__ = ["SUFFIXES", "Kind", "fits", "kind_of", "load", "place", "save", "written_beside"]
+__all__ = ["SUFFIXES", "Kind", "fits", "kind_of", "load", "place", "save", "unwritable", "written_beside"]
 
 Kind = Literal["torchscript", "export"]
 
@@ -55,7 +55,7 @@ def written_beside(target: Path) -> Iterator[Path]:
             raise IsADirectoryError(21, "it is a folder")
         folder.mkdir()
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
     try:
         yield folder / target.name
     finally:
@@ -74,7 +74,7 @@ def place(beside: Path, target: Path) -> None:
                 other.replace(target.resolve().with_name(other.name))
         beside.replace(target.resolve())
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise unwritable(target, error) from error
 
 
 def save(captured: Captured, path: Path) -> None:
@@ -100,7 +100,7 @@ def save(captured: Captured, path: Path) -> None:
     try:
         path.write_bytes(content.getbuffer())
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def load(path: Path, *, trusted: bool) -> Captured:
@@ -231,7 +231,8 @@ def _no_model(path: Path, what: str, remedy: str) -> TargetError:
     return TargetError("GC142", f"{path} holds no model: it is {what}. {remedy}")
 
 
-def _unwritable(path: Path, error: OSError) -> ResourceError:
+def unwritable(path: Path, error: OSError) -> ResourceError:
+    """Return what to raise where the disk refuses a file."""
     if not path.parent.exists():
         reason = f"there is no folder {str(path.parent)!r}. Create it, or give another path."
     else:

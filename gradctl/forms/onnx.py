@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from gradctl.core.errors import TargetError
 from gradctl.core.names import output_name
 from gradctl.forms import export
+from gradctl.forms.artifact import unwritable
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.onnx_file import read
 from gradctl.forms.onnx_session import of_file
@@ -95,9 +96,16 @@ def exported(instance: Instance, *, opset: int | None = None, dynamic: Dynamic |
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a graph; one too large for one file gets its weights in a second one beside it, ``NAME.data``."""
+    """Write a graph; one too large for one file gets its weights in a second one beside it, ``NAME.data``.
+
+    Raises:
+        ResourceError: GC131 if the disk refuses.
+    """
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    ir.save(model, path, external_data=f"{path.name}.data" if weights > _LARGEST else None)
+    try:
+        ir.save(model, path, external_data=f"{path.name}.data" if weights > _LARGEST else None)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def initial_values(instance: Instance) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import resource
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradctl.core.errors import TargetError
+from gradctl.core.errors import ResourceError, TargetError
 from gradctl.forms import onnx as form
 from gradctl.forms.form import CannotCapture
 from gradctl.subject.instance import Instance
@@ -310,6 +311,22 @@ def test_weights_at_the_limit_stay_in_the_file(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(form, "_LARGEST", 92)
     exported(two_layers(), X)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("largest", [2**31, 1], ids=["one file", "two files"])
+def test_a_disk_that_is_full_is_said_to_be(tmp_path, monkeypatch, largest):
+    monkeypatch.setattr(form, "_LARGEST", largest)
+    captured = form.exported(instance_of(nn.Linear(4, 3000), X))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+    try:
+        with pytest.raises(ResourceError) as caught:
+            form.save(captured.artifact, tmp_path / "model.onnx")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value) == (
+        f"GC131 {str(tmp_path / 'model.onnx')!r} cannot be written: File too large. Give a path that you may write to."
+    )
 
 
 # ------------------------------------------------------------------ refusals
