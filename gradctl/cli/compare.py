@@ -10,6 +10,7 @@ import click
 
 from gradctl.cli.options import TargetOptions, subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.repro import repro_option, with_repros
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS
 
@@ -50,6 +51,7 @@ _OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format_name", 
     metavar="SECONDS",
     help="For each form that runs in a process of its own (compile, onnx).",
 )
+@repro_option
 @report_options
 def compare(
     checking: TargetOptions,
@@ -59,6 +61,7 @@ def compare(
     forms: tuple[str, ...],
     trust: bool,
     timeout: float,
+    repro: Path | None,
 ) -> int:
     """Compare the static forms of TARGET with eager.
 
@@ -74,6 +77,8 @@ def compare(
         _ensure_two_onnx_files(checking, file)
     if file is not None and forms:
         raise click.UsageError("--form captures TARGET; with a FILE there is nothing to capture. Give one of them.")
+    if file is not None and repro is not None:
+        raise click.UsageError("--repro is for what gradctl captures itself; with a FILE, compare the form it is of.")
     with progress_line() as progress:
         progress("importing torch")
         from gradctl.checks.allows import Allows
@@ -86,7 +91,7 @@ def compare(
             elif file is not None:
                 units = _file(checking, file, allows, reporting, trust=trust, progress=progress)
             else:
-                units = _forms(checking, forms, allows, reporting, timeout=timeout, progress=progress)
+                units = _forms(checking, forms, allows, reporting, timeout=timeout, repro=repro, progress=progress)
     report = report_of("compare", units, allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on)
     return emit(report, reporting)
 
@@ -98,6 +103,7 @@ def _forms(
     reporting: ReportOptions,
     *,
     timeout: float,
+    repro: Path | None,
     progress: Callable[[str], None],
 ) -> list[Unit]:
     import msgspec
@@ -128,7 +134,7 @@ def _forms(
     progress(f"comparing {', '.join(request.form for request in requests)}")
     # What was accepted there is marked here too, or an allow that was needed would be called unused.
     apart = [msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in run_units(requests)]
-    return [*units, *apart]
+    return with_repros([*units, *apart], checking, subject, reporting, repro, progress=progress)
 
 
 def _file(

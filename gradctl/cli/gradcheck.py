@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import click
 
 from gradctl.cli.options import TargetOptions, subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.repro import repro_option, with_repros
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS
 
@@ -40,8 +42,9 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
 @click.option("--tensor", default="*", metavar="GLOB", help="Judge only these, for example 'param:fc1.*'.")
 @click.option("--rtol", type=float, callback=_finite, help="Accept an error up to this part of a gradient's norm.")
 @click.option("--atol", type=float, callback=_finite, help="Accept an error up to this norm.")
+@repro_option
 @report_options
-def gradcheck(checking: TargetOptions, reporting: ReportOptions, **settings: Any) -> int:
+def gradcheck(checking: TargetOptions, reporting: ReportOptions, *, repro: Path | None, **settings: Any) -> int:
     """Check whether autograd's gradient is the derivative of TARGET.
 
     TARGET is path/to/file.py:NAME or package.module:NAME: a module, a class or factory, a function of tensors, or an
@@ -60,7 +63,8 @@ def gradcheck(checking: TargetOptions, reporting: ReportOptions, **settings: Any
         subject = subject_from(checking)
         with users_code():
             unit = check(subject, allows=allows, fail_on=reporting.fail_on, progress=progress, **settings)
+            units = with_repros([unit], checking, subject, reporting, repro, progress=progress)
     report = report_of(
-        "gradcheck", [unit], allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
+        "gradcheck", units, allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
     )
     return emit(report, reporting)

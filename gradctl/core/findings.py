@@ -64,7 +64,8 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was found, by rule code.
 
-    ``allow`` is what to give to ``--allow`` to accept it; ``allowed`` says that it was given.
+    ``allow`` is what to give to ``--allow`` to accept it; ``allowed`` says that it was given. ``repro`` is the program
+    that ``--repro`` wrote for it.
     """
 
     code: str
@@ -78,6 +79,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     allow: str | None = None
     allowed: bool = False
     location: Location | None = None
+    repro: str | None = None
     fingerprint: str = ""
 
 

@@ -222,6 +222,8 @@ def _print_finding(console: Console, finding: Finding, *, indent: int = 0) -> No
     below = indent + 2
     if finding.location is not None and str(finding.location):
         _print_whole(console, " " * below + printable(f"at {finding.location}"))
+    if finding.repro:
+        _print_whole(console, " " * below + printable(f"repro: {finding.repro}"))
     if finding.allowed:
         return
     if finding.allow:

@@ -26,7 +26,7 @@ from gradctl.subject.state import State, overlaps
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["InputMode", "Instance", "Leaf", "native_dtype"]
+__all__ = ["InputMode", "Instance", "Leaf", "loss_takes_inputs", "native_dtype"]
 
 InputMode = Literal["leaf", "clone", "constant"]
 
@@ -212,10 +212,15 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _call_loss(loss: Callable[..., Any], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return ``loss(outputs)``, or ``loss(outputs, *args, **kwargs)`` where it takes more than one argument."""
+    """Return ``loss(outputs)``, or ``loss(outputs, *args, **kwargs)`` where it takes the inputs too."""
+    return loss(value, *args, **kwargs) if loss_takes_inputs(loss) else loss(value)
+
+
+def loss_takes_inputs(loss: Callable[..., Any]) -> bool:
+    """Tell whether a loss wants more than the outputs."""
     positional = inspect.signature(loss).parameters.values()
     required = [p for p in positional if p.default is p.empty and p.kind in (*POSITIONAL, p.VAR_POSITIONAL)]
-    return loss(value, *args, **kwargs) if len(required) > 1 else loss(value)
+    return len(required) > 1
 
 
 def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:

@@ -1,0 +1,57 @@
+"""The option ``--repro``, and writing what it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gradctl.cli.options import TargetOptions
+from gradctl.cli.reporting import ReportOptions
+
+if TYPE_CHECKING:
+    from gradctl.core.findings import Unit
+    from gradctl.subject.subject import Subject
+
+__all__ = ["repro_option", "with_repros"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def repro_option(command: _Command) -> _Command:
+    """Return ``command`` with ``--repro DIR``, given as ``repro``."""
+    return click.option(
+        "--repro",
+        metavar="DIR",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="For each kind of failing finding write a small program of plain torch that shows it, in a folder of its "
+        "own in DIR.",
+    )(command)
+
+
+def with_repros(
+    units: Sequence[Unit],
+    checking: TargetOptions,
+    subject: Subject,
+    reporting: ReportOptions,
+    repro: Path | None,
+    *,
+    progress: Callable[[str], None],
+) -> list[Unit]:
+    """Return the units with the programs that were written for them; as they are without ``--repro``."""
+    if repro is None:
+        return list(units)
+    from gradctl.checks.repro import write_repros
+
+    return write_repros(
+        units,
+        checking,
+        subject,
+        repro,
+        allows=reporting.allows,
+        fail_on=reporting.fail_on,
+        say=lambda text: click.echo(text, err=True),
+        progress=progress,
+    )
