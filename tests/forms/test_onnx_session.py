@@ -317,6 +317,24 @@ def test_a_tied_parameter_that_was_trained_is_named(exported):
     assert "param:0.weight" in {each.tensor for each in compared(path, model, x).findings if each.code == "GC304"}
 
 
+@pytest.mark.parametrize(("divisor", "verdict"), [("n", "pass"), ("five", "fail")])
+def test_a_file_with_a_free_size_is_compared_at_another_size(file, divisor, verdict):
+    def mean_of_columns(x):
+        return x.sum(0) / x.shape[0]
+
+    path = file(
+        "g (float[batch,4] x) => (float[4] output) { s = ReduceSum<keepdims=0>(x, axes) shape = Shape(x) "
+        "rows = Slice(shape, start, end) n = Cast<to=1>(rows) "
+        f"output = Div(s, {divisor}) }}"
+    )
+    model = onnx.load(path)
+    for name, kind, value in (("axes", 7, 0), ("start", 7, 0), ("end", 7, 1), ("five", 1, 5.0)):
+        model.graph.initializer.append(onnx.helper.make_tensor(name, kind, [1], [value]))
+    onnx.save(model, path)
+    unit = compared(path, mean_of_columns, torch.randn(5, 4, generator=torch.Generator().manual_seed(1)))
+    assert (unit.verdict, unit.variations[-1]) == (verdict, "batch + 1")
+
+
 def test_numpy_and_torch_agree_on_what_was_written(exported):
     model, x = two_layers(), torch.ones(5, 4)
     (found,) = onnxruntime.InferenceSession(exported(model, x)).run(None, {"input": x.numpy()})
