@@ -18,6 +18,14 @@ __all__ = ["agreement", "scale_of"]
 _TIMES_EAGER = 4.0
 # Rounding that eager happens not to show: another order of a sum, a fused multiply-add.
 _FLOOR_EPSILONS = 64.0
+# 64 epsilons are 0.06 in float16 and 0.5 in bfloat16. (error - 4 * eager's own error) / epsilon, at its worst over the
+# inputs and calls, was at most 0 for outputs and buffers of 57 right models in trace, script, export and aot in each of
+# bfloat16, float16 and float32 (4000 tensors each), and 0 for gradients that persist on fresh inputs; with inductor
+# 0 in both narrow dtypes, and 1.9 in float32 (a running mean).
+_NARROW_FLOOR_EPSILONS = 8.0
+# The norm of so few elements can be right by luck: that of n normal ones is 4 times another's with a chance of 0.16 for
+# n = 1, 0.01 for 4, 3e-4 for 8.
+_FEW_ELEMENTS = 8
 _CANCELLED = 1e-6
 
 
@@ -34,8 +42,7 @@ def agreement(native: Tensor, oracle: Tensor, candidate: Tensor, neighbours: flo
         return (0.0 if torch.equal(native, candidate) else math.inf), 0.0
     own = scale_of(oracle)
     scale = (own if own >= _CANCELLED * neighbours else neighbours) or 1.0
-    budget = _TIMES_EAGER * _distance(native, oracle, scale) + _FLOOR_EPSILONS * torch.finfo(native.dtype).eps
-    return _distance(candidate, oracle, scale), budget
+    return _distance(candidate, oracle, scale), _TIMES_EAGER * _distance(native, oracle, scale) + _floor(native, oracle)
 
 
 def scale_of(tensor: Tensor) -> float:
@@ -44,6 +51,14 @@ def scale_of(tensor: Tensor) -> float:
         return 0.0
     wide = _wide(tensor)
     return norm(torch.where(torch.isfinite(wide), wide, 0))
+
+
+def _floor(native: Tensor, oracle: Tensor) -> float:
+    """Return the floor of the budget: lower where a narrow dtype's epsilon is large and eager's own error is known."""
+    machine_epsilon = torch.finfo(native.dtype).eps
+    is_narrow = machine_epsilon > torch.finfo(torch.float32).eps
+    is_known = oracle.dtype != native.dtype and native.numel() >= _FEW_ELEMENTS
+    return (_NARROW_FLOOR_EPSILONS if is_narrow and is_known else _FLOOR_EPSILONS) * machine_epsilon
 
 
 def _distance(left: Tensor, right: Tensor, scale: float) -> float:
