@@ -84,10 +84,10 @@ class Reference:
 
     def promoting(self) -> AbstractContextManager[Any]:
         """Return the context of a float64 run: the promotion, and float64 as the default dtype."""
-        promotion, stack = Promotion(native_dtype(self.subject)), ExitStack()
-        stack.callback(_compile_again, promotion)
+        stack = ExitStack()
+        stack.push(_compile_again)
         stack.enter_context(default_dtype(torch.float64))
-        stack.enter_context(promotion)
+        stack.enter_context(Promotion(native_dtype(self.subject)))
         return stack
 
     def plainly_wide(self, trial: Trial, calls: int) -> list[Outcome] | None:
@@ -117,11 +117,12 @@ class Reference:
         return outcomes(eager.capture(instance), instance, State([]), context=context)
 
 
-def _compile_again(promotion: Promotion) -> None:
-    """Let Dynamo compile anew what it did not compile under this promotion, and would run as it is from now on.
+def _compile_again(raised: type[BaseException] | None, *_: object) -> None:
+    """Let Dynamo forget, after a float64 run that raised, which functions it is to run as they are.
 
-    ``torch.cond`` is compiled even in eager: uncompiled it raises on branches that close over parameters. Only where
-    the promotion met such an operator, because a reset drops what ``aot`` and ``compile`` have compiled too.
+    It compiles nothing under a dispatch mode, and no later call of what it left alone there. ``torch.cond`` asks it to
+    compile even in eager: left alone, it raises on branches that close over parameters. A reset drops what ``aot`` and
+    ``compile`` have compiled, too.
     """
-    if promotion.islands and "torch._dynamo" in sys.modules:
+    if raised is not None and "torch._dynamo" in sys.modules:
         torch.compiler.reset()

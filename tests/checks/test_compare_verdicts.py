@@ -6,6 +6,7 @@ made another. The rest of the program is what it was.
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradctl.checks.compare import compare
+from gradctl.forms import eager
+from gradctl.forms.form import CannotCapture
 from gradctl.subject.subject import Subject
 from tests.compared import compared, comparing, different, verdicts
 
@@ -148,6 +151,52 @@ def test_a_wrong_gradient_in_a_narrow_dtype_is_found(form, dtype):
     unit = compared(form, GradientTimes(1.4).to(dtype), X.to(dtype))
     assert different(unit) == {"param:fc1.weight": "GC402"}
     assert verdicts(unit)["param:fc1.weight"] == "wrong"
+
+
+class Chain(nn.Module):
+    """Two layers without a bias or an activation: a factor on one weight is a factor on the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.fc2 = nn.Linear(4, 5, bias=False), nn.Linear(5, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x))
+
+
+class NativeOnly:
+    """A form that has no float64 run: what is found, is found in the native dtype."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def capture(self, instance):
+        captured, model = eager.capture(instance), instance.model
+
+        def call(x: Tensor) -> Tensor:
+            return torch.func.functional_call(model, {"fc1.weight": self.factor * model.fc1.weight}, (x,))
+
+        return replace(captured, call=call)
+
+    def widened(self, captured, instance):
+        raise CannotCapture("there is no float64 run of this form.")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("factor", [1.1, 0.9])
+def test_a_form_whose_weight_is_off_by_a_tenth_is_found_in_a_narrow_dtype_alone(factor, dtype):
+    chain = comparing(Chain().to(dtype), X.to(dtype))
+    form = NativeOnly(factor)
+    unit = chain.captured(form.capture(chain.reference.instance()), form)
+    assert different(unit) == {
+        "output": "GC301",
+        "input:x": "GC402",
+        "param:fc1.weight": "GC402",
+        "param:fc2.weight": "GC402",
+    }
+    twin = NativeOnly(1.0)
+    assert chain.captured(twin.capture(chain.reference.instance()), twin).verdict == "pass"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -340,6 +389,19 @@ def test_a_variation_on_which_eager_is_not_finite_is_left_out_and_listed():
     unit = compared("trace", Bounded(), X.abs())
     assert "flipped signs" not in unit.variations
     assert "not tried: flipped signs (eager's outputs are not finite)" in unit.reason
+
+
+class Conditional(Net):
+    """Both branches close over parameters, which ``torch.cond`` takes only where Dynamo compiles it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: self.fc1(x).sin(), lambda x: self.fc1(x).cos(), (x,))
+
+
+def test_a_model_with_a_cond_is_tried_on_all_variations():
+    unit = compared("export", Conditional(), X)
+    assert (unit.verdict, unit.reason, unit.findings) == ("pass", None, ())
+    assert unit.variations == ("example", "seed", "flipped signs", "non-contiguous")
 
 
 class NeverFinite(Net):
