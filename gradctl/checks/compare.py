@@ -21,6 +21,7 @@ from gradctl.checks.arbiter import Arbiter
 from gradctl.checks.form_comparison import FormComparison
 from gradctl.checks.form_findings import findings_and_rows, stale_values
 from gradctl.checks.gradcheck import gradcheck
+from gradctl.checks.localise_form import located
 from gradctl.checks.native import Native, run_native
 from gradctl.checks.reference import Reference
 from gradctl.checks.timing import timing_of
@@ -144,6 +145,7 @@ class Comparing:
             timing = None if comparison.raised else timing_of(captured, self.reference)
             comparison.compare_meaning(form)
             found, tensors = findings_and_rows(comparison, self.arbiter)
+            found = located(found, comparison, form, seconds=time.perf_counter() - start)
         findings = [
             msgspec.structs.replace(
                 each, fingerprint=fingerprint(each.code, self.subject.target, captured.form, each.quantity, each.tensor)

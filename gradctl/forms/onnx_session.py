@@ -97,14 +97,21 @@ class _Call:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of one run, each on the device that the model gives it on."""
-        given = _tensors(input_names(self.model, args, kwargs))
-        found = run(self.running, {name: given[leaf] for name, leaf in self.feeds.items()})
+        found = run(self.running, self._given(args, kwargs))
         named = {self.results[name]: value for name, value in found.items()}
 
         def replaced(path: str, leaf: Any) -> Any:
             return named[output_name(path)].to(leaf.device) if isinstance(leaf, Tensor) else leaf
 
         return map_leaves(replaced, self.structure)
+
+    def feeds_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """Return what onnxruntime is given for these inputs of the model."""
+        return {name: _as_numpy(tensor) for name, tensor in self._given(args, kwargs).items()}
+
+    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+        given = _tensors(input_names(self.model, args, kwargs))
+        return {name: given[leaf] for name, leaf in self.feeds.items()}
 
 
 def run(running: onnxruntime.InferenceSession, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
