@@ -1,0 +1,139 @@
+"""What an ONNX file is run on: values of a file, or drawn from the types of the graph's inputs; and more of them.
+
+What a pass or another exporter got wrong may show only beyond the example: at other values, signs, sizes, or at the
+ends of what floats are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor
+
+from gradctl.core.errors import TargetError
+from gradctl.forms.onnx_file import OnnxFile, session
+from gradctl.forms.onnx_session import described, run
+from gradctl.subject.frames import first_line
+from gradctl.subject.tensorfile import INPUT_SUFFIXES, read_tensors
+from gradctl.subject.variations import redrawn
+
+__all__ = ["drawn_to_run", "extremes", "given", "longer", "port_text", "trials"]
+
+# A size that a file leaves free, and the integers that an input may take: the first that the file runs on.
+_FREE_SIZES = (3, 1, 8)
+_LARGEST_INTEGERS = (99, 9, 1)
+
+# Sums of a hundred squares of the large value stay finite in each dtype; the small one is below the usual epsilon of a
+# norm (1e-5, added to its square), the tiny one vanishes when squared.
+_LARGE = {torch.float16: 16.0}
+_TINY = {torch.float16: 1e-6}
+
+
+def given(path: Path, file: OnnxFile) -> dict[str, Tensor]:
+    """Return the inputs of a file of tensors, by the names of the graph's inputs.
+
+    Raises:
+        TargetError: GC104 if they are not as many, or of other names; GC122 if they cannot be read.
+    """
+    content = read_tensors(path, INPUT_SUFFIXES, "Save tensors only: in a dict by name, with numpy.savez.")
+    names = [each.name for each in file.inputs]
+    if isinstance(content, Tensor):
+        content = (content,)
+    if isinstance(content, Mapping) and set(content) != set(names):
+        positions = [str(key).removeprefix("arr_") for key in content]
+        if positions != [str(k) for k in range(len(names))]:
+            raise TargetError(
+                "GC104",
+                f"{path} has {', '.join(map(str, content)) or 'nothing'}; {file.path} takes {', '.join(names)}.",
+            )
+        content = tuple(content.values())
+    if not isinstance(content, Mapping):
+        if len(content) != len(names):
+            raise TargetError("GC104", f"{path} has {len(content)} inputs; {file.path} takes {', '.join(names)}.")
+        content = dict(zip(names, content, strict=True))
+    return {name: torch.as_tensor(content[name]) for name in names}
+
+
+def drawn_to_run(file: OnnxFile, seed: int) -> dict[str, Tensor]:
+    """Return inputs of the graph's types that it runs on.
+
+    Raises:
+        TargetError: GC104 if it runs on none that were tried; GC602 if onnxruntime makes no session of it.
+    """
+    running, said = session(file), ""
+    for largest in _LARGEST_INTEGERS:
+        for size in _FREE_SIZES:
+            feeds = {each.name: _drawn(each, size, largest, seed + k) for k, each in enumerate(file.inputs)}
+            try:
+                run(running, feeds)
+            except RuntimeError as error:
+                said = said or first_line(error)
+            else:
+                return feeds
+    raise TargetError(
+        "GC104", f"{file.path} runs on no inputs that were drawn for it ({said}); give some with --inputs."
+    )
+
+
+def port_text(port: onnx.ValueInfoProto) -> str:
+    """Return the type of an input or output: ``float32[batch, 16]``."""
+    dtype, sizes = described(port)
+    return dtype if sizes is None else f"{dtype}[{', '.join(map(str, sizes))}]"
+
+
+def trials(example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Give the inputs, and the same redrawn and with flipped signs."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    yield "example", dict(example)
+    yield "seed", {name: redrawn(value, generator) for name, value in example.items()}
+    yield "flipped signs", {name: -value if value.is_floating_point() else value for name, value in example.items()}
+
+
+def extremes(example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Give the inputs with all floats zero, large, small and tiny, signs at random; nothing without floats."""
+    if not any(value.is_floating_point() for value in example.values()):
+        return
+    generator = torch.Generator().manual_seed(seed + 2)
+    kinds = {"zeros": 0.0, "large values": 1e4, "small values": 1e-3, "tiny values": 1e-30}
+    for trial, size in kinds.items():
+        yield trial, {name: _sized(value, size, generator) for name, value in example.items()}
+
+
+def longer(file: OnnxFile, example: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the inputs with each free size one larger, its last slice repeated; None where no size is free."""
+    longer_ones, changed = dict(example), False
+    for port in file.inputs:
+        for axis, size in enumerate(described(port)[1] or ()):
+            value = longer_ones[port.name]
+            if isinstance(size, str) and value.shape[axis]:
+                longer_ones[port.name] = torch.cat([value, value.narrow(axis, -1, 1)], axis)
+                changed = True
+    return longer_ones if changed else None
+
+
+def _sized(value: Tensor, size: float, generator: torch.Generator) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    size = min(size, _LARGE.get(value.dtype, size))
+    size = max(size, _TINY.get(value.dtype, size)) if size else size
+    signed = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    return (signed * size).to(value.dtype)
+
+
+def _drawn(port: onnx.ValueInfoProto, size: int, largest: int, seed: int) -> Tensor:
+    dtype_name, sizes = described(port)
+    dtype = getattr(torch, dtype_name, None)
+    if not isinstance(dtype, torch.dtype) or sizes is None:
+        raise TargetError(
+            "GC104", f"nothing can be drawn for input {port.name!r} of {port_text(port)}; give it with --inputs."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    shape = [each if isinstance(each, int) else size for each in sizes]
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    if dtype == torch.bool:
+        return torch.rand(shape, generator=generator) < 0.5
+    return torch.randint(0, largest + 1, shape, generator=generator).to(dtype)
