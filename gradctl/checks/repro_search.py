@@ -28,6 +28,7 @@ from gradctl.checks.allows import Allows
 from gradctl.checks.gradcheck import gradcheck
 from gradctl.checks.repro_parts import fresh, seed_everything, tensors_in
 from gradctl.checks.repro_script import SCRIPT, Candidate, Recipe, Unwritable, write
+from gradctl.core.errors import GradctlError
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import map_leaves
 from gradctl.subject.variations import VARIATIONS
@@ -150,7 +151,10 @@ class _Search:
         """Tell whether nothing in the candidate is held fixed, set aside or accepted when gradctl judges it."""
         model = self.make_model()
         part = model.get_submodule(candidate.submodule) if candidate.submodule else model
-        unit = gradcheck(Subject(candidate.submodule, part, *candidate.inputs, seed=self.recipe.seed))
+        try:
+            unit = gradcheck(Subject(candidate.submodule, part, *candidate.inputs, seed=self.recipe.seed))
+        except GradctlError:
+            return False
         accepted = Allows(self.recipe.allows)
         is_accepted = any(accepted.matching(finding.allow) for finding in unit.findings)
         is_hooked = any(finding.code == "GC409" for finding in unit.findings)
