@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from typing import Annotated, Literal
 
 import msgspec
 
 from gradctl.core.names import Quantity, Severity, TensorVerdict, UnitStatus, UnitVerdict
+from gradctl.core.numbers import Number, format_number, number
+from gradctl.core.optimization import Optimization
 
 __all__ = [
     "Allowance",
@@ -27,25 +28,6 @@ __all__ = [
     "format_number",
     "number",
 ]
-
-# JSON has no NaN and no infinity; ``null`` means "none" (no gradient, not measured), which is not zero.
-Number = float | Literal["nan", "inf", "-inf"] | None
-
-
-def number(value: float | None) -> Number:
-    """Return ``value`` as the report stores it: NaN and infinities by name."""
-    if value is None or math.isfinite(value):
-        return value
-    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-
-
-def format_number(value: Number) -> str:
-    """Return ``value`` as the reports print it: three significant digits, ``-`` for none, ``0`` for zero."""
-    if value is None:
-        return "-"
-    if isinstance(value, str):
-        return value
-    return "0" if value == 0 else f"{value:.2e}"
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +128,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """One target in one form. ``reason`` says in one sentence why a unit is not complete; ``details`` holds stacks.
 
     ``reference`` is the file that it was held against; None stands for eager, and for finite differences of eager.
+    ``optimization`` is there where the unit is a graph that ``optimize`` made.
     """
 
     target: str
@@ -159,6 +142,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     oracle: Oracle | None = None
     variations: tuple[str, ...] = ()
     timing: Timing | None = None
+    optimization: Optimization | None = None
     tensors: tuple[TensorResult, ...] = ()
     findings: tuple[Finding, ...] = ()
 

@@ -1,0 +1,70 @@
+"""The table of passes, in the order in which a level runs them."""
+
+from __future__ import annotations
+
+from gradctl.core.errors import nearest
+from gradctl.passes import onnx_ir, onnxruntime, onnxscript, onnxslim, transformer_fusions
+from gradctl.passes.result import Pass
+
+__all__ = ["LEVELS", "PASSES", "of_level", "pass_named"]
+
+LEVELS = ("safe", "default", "max")
+
+_CLEAN = [
+    Pass(f"ir-{name}", level, "onnx-ir", does, apply, may_grow=name == "inline")
+    for name, (level, does, apply) in onnx_ir.PASSES.items()
+]
+_OTHERS = [
+    Pass("fold", "default", "onnxscript", "computes what hangs on constants alone", onnxscript.fold),
+    Pass("onnxscript", "default", "onnxscript", "folds, inlines, removes until nothing changes", onnxscript.optimize),
+    Pass("rewrite", "default", "onnxscript", "applies onnxscript's own rewrite rules", onnxscript.rewrite),
+    Pass("slim", "default", "onnxslim", "folds, removes and fuses patterns", onnxslim.slim, onnxslim.missing),
+    Pass(
+        "ort-basic",
+        "default",
+        "onnxruntime",
+        "folds, removes, and fuses into ONNX's own operators",
+        onnxruntime.offline("BASIC"),
+    ),
+    Pass(
+        "transformers",
+        "max",
+        "onnxruntime",
+        "fuses attention, norms and GELU into onnxruntime's operators",
+        transformer_fusions.fuse,
+    ),
+    Pass(
+        "ort-extended",
+        "max",
+        "onnxruntime",
+        "fuses into onnxruntime's own operators",
+        onnxruntime.offline("EXTENDED"),
+    ),
+    Pass(
+        "ort-all",
+        "max",
+        "onnxruntime",
+        "changes layouts for this processor too",
+        onnxruntime.offline("ALL"),
+        tied_to_machine=True,
+    ),
+]
+
+PASSES: dict[str, Pass] = {each.name: each for each in (*_CLEAN, *_OTHERS)}
+
+
+def of_level(level: str) -> list[Pass]:
+    """Return the passes of a level, those of the milder ones first."""
+    included = LEVELS[: LEVELS.index(level) + 1]
+    return [each for each in PASSES.values() if each.level in included]
+
+
+def pass_named(name: str) -> Pass:
+    """Return a pass by its name.
+
+    Raises:
+        ValueError: there is none; says which is nearest.
+    """
+    if name not in PASSES:
+        raise ValueError(f"no pass {name!r}{nearest(name, PASSES)}; 'gradctl optimize --list-passes' lists them.")
+    return PASSES[name]

@@ -1,0 +1,62 @@
+"""onnxruntime.transformers: attention, skip layer norm, bias and GELU in one operator each, where a graph has them."""
+
+from __future__ import annotations
+
+import logging
+
+import onnx
+
+from gradctl.forms.quiet import quiet
+from gradctl.passes.onnx_ir import without_unused_opsets
+from gradctl.passes.result import NotApplicable, operators
+
+__all__ = ["fuse", "model_type"]
+
+# A word in the names that an exporter keeps → the kind of model, whose patterns onnxruntime looks for.
+_WORDS = {
+    "gptneox": "gpt_neox",
+    "gpt2": "gpt2",
+    "clip": "clip",
+    "swin": "swin",
+    "vit": "vit",
+    "bart": "bart",
+    "t5": "t5",
+    "conformer": "conformer",
+}
+_NORMS = ("LayerNormalization", "ReduceMean", "SkipLayerNormalization", "RMSNormalization")
+_METADATA = "pkg.torch.onnx.class_hierarchy"
+
+
+def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with the fusions for its kind of transformer.
+
+    Raises:
+        NotApplicable: it is none.
+    """
+    kind = model_type(model)
+    if kind is None:
+        raise NotApplicable("the graph is no transformer: it has no attention (Softmax, two MatMul) with a norm.")
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)  # the fusions are made in place
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with quiet():
+            fused = optimize_model(copy, model_type=kind, opt_level=0).model
+    finally:
+        logging.disable(before)
+    return without_unused_opsets(fused)
+
+
+def model_type(model: onnx.ModelProto) -> str | None:
+    """Return which of onnxruntime's kinds of transformer a graph is, ``bert`` where nothing says more; None if none."""
+    kinds = operators(model)
+    is_attention = "Softmax" in kinds and kinds.get("MatMul", 0) >= 2
+    if not is_attention or not any(norm in kinds for norm in _NORMS):
+        return None
+    said = [model.graph.name, *(each.name for each in model.graph.initializer)]
+    said += [kept.value for node in model.graph.node for kept in node.metadata_props if kept.key == _METADATA]
+    text = " ".join(said).lower()
+    return next((kind for word, kind in _WORDS.items() if word in text), "bert")
