@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -54,10 +55,10 @@ _GRAPHS: dict[str, ModuleType] = {
 _TIMES_THE_COMPARISON = 3.0
 _LEAST_SECONDS = 2.0
 _DIFFERENCES = ("GC301", "GC302", "GC402", "GC403")
-# A difference of a tensor is followed through values that differ by a thirtieth of it at least.
-_PART_OF_THE_ERROR = 1 / 30
+# A difference of a tensor is followed through values that differ by a thousandth of it, or by more than this.
+_PART_OF_THE_ERROR = 1e-3
 _ROUNDING_EPSILONS = 64.0
-_COARSEST = 1e-3
+_COARSEST = 1e-5
 _BAKED = 1e-7
 _ORT_NODE = re.compile(r"Name:'([^']+)'")
 
@@ -163,7 +164,7 @@ def _paired(
 
         def called(*args: Any, **kwargs: Any) -> Any:
             programs[:] = [ProgramValues(modules_by_identity(eager.model), watch)]
-            with programs[0]:
+            with programs[0].watching():
                 result = eager.model(*args, **kwargs)
             programs[0].see_outputs(result)
             return result
@@ -240,16 +241,23 @@ def _with_parting(finding: Finding, parting: Parting) -> Finding:
     place, eager = parting.node.place, parting.eager
     if place is None:  # the graph gives out an input, a parameter or a constant
         return finding
-    op = place.op
+    place = _in_eagers_words(place, parting)
     if eager is not None and eager.function is not None:
-        op = function_name(eager.function)
-    file, line, module = place.file, place.line, place.module
-    if eager is not None and eager.origin is not None:
-        if file is None and eager.origin.place is not None:
-            file, line = eager.origin.place
-        module = module or eager.origin.module or ""
+        place = replace(place, op=function_name(eager.function))
     said = {"eager": ", where eager passes no gradient", "form": ", where eager passes a gradient", None: ""}
-    return _with_place(finding, Place(module, op, file, line), said[parting.cut])
+    breaks = ", which makes NaN or infinities of finite values" if parting.breaks else ""
+    return _with_place(finding, place, breaks or said[parting.cut])
+
+
+def _in_eagers_words(place: Place, parting: Parting) -> Place:
+    """Return a node's place, and eager's for what the node does not say of itself."""
+    own = parting.eager.origin if parting.eager is not None else None
+    if parting.instead is not None:
+        own, place = parting.instead, Place("")
+    if own is not None:
+        file, line = (place.file, place.line) if place.file is not None else own.place or (None, None)
+        return Place(place.module or own.module or "", place.op or own.op, file, line)
+    return replace(place, module=place.module or parting.module or "")
 
 
 def _with_place(finding: Finding, place: Place, said: str = "") -> Finding:

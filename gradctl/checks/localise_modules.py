@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,24 +105,8 @@ class AloneModules:
         module = module_of(instance.model)
         assert module is not None
         calls: dict[str, list[_Call]] = {}
-        handles = []
-        for path in paths:
-
-            def note(_module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
-                known = calls.setdefault(path, [])
-                if len(known) < _CALLS_A_MODULE:
-                    given, named = map_leaves(lambda _, leaf: _copied(leaf), (args, kwargs))
-                    known.append(_Call(given, named, user_location()))
-
-            child = module.get_submodule(path)
-            if not isinstance(child, torch.jit.ScriptModule):  # takes no hook, and is compiled already
-                handles.append(child.register_forward_pre_hook(note, with_kwargs=True))
-        try:
-            with torch.enable_grad():
-                instance.run()
-        finally:
-            for handle in handles:
-                handle.remove()
+        with torch.enable_grad():
+            instance.run(_noting({path: module.get_submodule(path) for path in paths}, calls))
         return calls
 
     def _differs(self, path: str, captured_on: _Call, run_on: list[_Call]) -> bool:
@@ -184,6 +169,31 @@ class AloneModules:
         module = whole.get_submodule(path)
         own = Subject(target=f"{subject.target} {path}", model=module, args=call.args, kwargs=call.kwargs)
         return Instance(replace(own, seed=subject.seed), input_mode="clone", keep_hooks=True)
+
+
+@contextmanager
+def _noting(modules: Mapping[str, nn.Module], calls: dict[str, list[_Call]]) -> Iterator[None]:
+    """Note what each module is called with; entered for one run, before which the instance puts all hooks back."""
+
+    def noting(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            known = calls.setdefault(path, [])
+            if len(known) < _CALLS_A_MODULE:
+                given, named = map_leaves(lambda _, leaf: _copied(leaf), (args, kwargs))
+                known.append(_Call(given, named, user_location()))
+
+        return note
+
+    handles = [
+        module.register_forward_pre_hook(noting(path), with_kwargs=True)
+        for path, module in modules.items()
+        if not isinstance(module, torch.jit.ScriptModule)  # takes no hook, and is compiled already
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _whole(trial: Trial) -> _Call:

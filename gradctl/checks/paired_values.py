@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gradctl.forms.graph_value import GraphRun, GraphValue
+from gradctl.numerics.graph import Origin
 from gradctl.numerics.sketch import Sketch
 from gradctl.numerics.values import ProgramValue
 
@@ -29,11 +30,17 @@ class Parting:
         node: in the form.
         eager: what eager makes there; None where it makes nothing like it.
         cut: which of the two passes no gradient there, ``eager`` or ``form``; None where both do, or none.
+        breaks: whether it makes NaN or infinities of finite values.
+        instead: what eager does there, where the node belongs to another module: something is left out.
+        module: of what eager does just before, for a form that does not know of modules.
     """
 
     node: GraphValue
     eager: ProgramValue | None = None
     cut: str | None = None
+    breaks: bool = False
+    instead: Origin | None = None
+    module: str | None = None
 
 
 class PairedValues:
@@ -50,6 +57,7 @@ class PairedValues:
         self, values: Sequence[ProgramValue], inside: Sequence[Sketch], run: GraphRun, tolerance: float
     ) -> None:
         self.run, self.tolerance = run, tolerance
+        self._modules = {each.place.module for each in run.values if each.place is not None}
         self._by_name = {each.name: each for each in run.values}
         self._order = {each.name: number for number, each in enumerate(run.values)}
         self._users: dict[str, list[GraphValue]] = defaultdict(list)
@@ -63,17 +71,23 @@ class PairedValues:
         self._counterparts = self._paired(values)
 
     def first_value(self) -> Parting | None:
-        """Return the first node on the way to an output that differs, all of whose inputs are eager's values."""
+        """Return the first node on the way to an output that differs, all of whose inputs are eager's values.
+
+        Where the form makes NaN or infinities of its own, the first node that makes some of finite values.
+        """
         starts = [name for name in self.run.outputs if name in self._by_name]
         region = self._unshared_behind(starts)
         for node in region:
+            if _is_broken(node) and not any(map(_is_broken, self._inputs(node))):
+                return self._parting_at(node)
+        for node in region:
             if node.sketch is not None and not any(map(self._is_unshared, self._inputs(node))):
-                return Parting(node)
+                return self._parting_at(node)
         return None
 
     def first_value_anywhere(self) -> Parting | None:
         """Return the first node of all whose value eager does not make: of state, which no output shows."""
-        return next((Parting(node) for node in self.run.values if self._is_unshared(node)), None)
+        return next((self._parting_at(node) for node in self.run.values if self._is_unshared(node)), None)
 
     def first_adjoint(self, leaf: str) -> Parting | None:
         """Return the node nearest to the outputs behind which the gradient of ``leaf`` is not eager's."""
@@ -98,7 +112,44 @@ class PairedValues:
             for eager in self._counterparts.get(node.name, ()):
                 if eager.function is not None:
                     return Parting(node, eager)
-        return Parting(made[0], next(iter(self._counterparts.get(made[0].name, ())), None))
+        counterpart = next(iter(self._counterparts.get(made[0].name, ())), None)
+        return Parting(made[0], counterpart, module=self._module_before(made[0]))
+
+    def _parting_at(self, node: GraphValue) -> Parting:
+        """Return a node whose value is not eager's, and what eager does instead with what the node takes."""
+        idle = self._idle_before(node)
+        if idle is not None:
+            return Parting(idle, module=self._module_before(idle))
+        before = self._before(node)
+        takers = before.takers if before is not None and self._modules != {""} else []
+        is_left_out = bool(takers) and all((each.module or "") not in self._modules for each in takers)
+        return Parting(
+            node,
+            breaks=_is_broken(node) and not any(map(_is_broken, self._inputs(node))),
+            instead=takers[0] if is_left_out else None,
+            module=self._module_before(node),
+        )
+
+    def _idle_before(self, node: GraphValue) -> GraphValue | None:
+        """Return what a node takes where that node gives what it is given, and eager's module makes something of it."""
+        for given in self._inputs(node):
+            eager = self._counterparts.get(given.name, ())
+            if given.place is None or len(eager) != 1:
+                continue
+            is_idle = any(self._counterparts.get(each.name, ()) == eager for each in self._inputs(given))
+            if is_idle and given.place.module in {each.module for each in eager[0].takers}:
+                return given
+        return None
+
+    def _module_before(self, node: GraphValue) -> str | None:
+        before = self._before(node) if self._modules == {""} else None
+        return None if before is None or before.origin is None else before.origin.module
+
+    def _before(self, node: GraphValue) -> ProgramValue | None:
+        """Return what eager has for the tensor that a node takes and that was made last."""
+        given = sorted(self._inputs(node), key=lambda each: self._order[each.name], reverse=True)
+        shared = (eager for each in given for eager in self._counterparts.get(each.name, ())[-1:])
+        return next((eager for eager in shared if eager.origin is not None), None)
 
     def _after(self, start: GraphValue) -> tuple[list[GraphValue], list[GraphValue]]:
         """Return the nodes up to the nearest values that eager has too, in order, and those of them that it has."""
@@ -177,3 +228,7 @@ class PairedValues:
             else:
                 paired |= {name: tuple(values[number] for number in numbers) for name in names}
         return paired
+
+
+def _is_broken(node: GraphValue) -> bool:
+    return node.sketch is not None and node.sketch.broken > 0

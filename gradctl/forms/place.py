@@ -10,7 +10,7 @@ from gradctl.subject.frames import is_users
 __all__ = ["Place", "line_in"]
 
 _PYTHON = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
-_TORCHSCRIPT = re.compile(r"(?P<file>[^\s:()]+\.py)[(:](?P<line>\d+)")
+_TRACED = re.compile(r"^(?P<file>.+\.py)\((?P<line>\d+)\): ", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,14 @@ class Place:
     line: int | None = None
 
 
-def line_in(stack: str, *, innermost_last: bool = True) -> tuple[str, int] | None:
+def line_in(stack: str) -> tuple[str, int] | None:
     """Return file and line of the innermost frame of the user's in a printed stack; None if there is none.
 
     Args:
-        stack: as Python prints it (``File "net.py", line 7``), or TorchScript (``net.py(7): forward``, ``net.py:7:8``).
-        innermost_last: the order of Python and of torch.export; TorchScript's is the other way round.
+        stack: as Python prints it, innermost last (``File "net.py", line 7``; torch.export and scripts keep it so), or
+            as a trace does, innermost first (``net.py(7): forward``).
     """
-    pattern = _PYTHON if _PYTHON.search(stack) else _TORCHSCRIPT
-    frames = [(found["file"], int(found["line"])) for found in pattern.finditer(stack)]
-    users = [frame for frame in frames if is_users(frame[0])]
-    return None if not users else users[-1] if innermost_last else users[0]
+    pythons = [(found["file"], int(found["line"])) for found in _PYTHON.finditer(stack)]
+    traced = [(found["file"], int(found["line"])) for found in _TRACED.finditer(stack)]
+    frames = [*reversed(pythons), *traced]
+    return next((frame for frame in frames if is_users(frame[0])), None)

@@ -1,7 +1,7 @@
-"""The values of a TorchScript graph: parameters as inputs, calls inlined, the tensors of its outermost block given out.
+"""The values of a TorchScript graph with its calls inlined: every tensor of the outermost block is given out.
 
-Private to torch (seen in 2.10 to 2.14): ``torch._C._jit_pass_lower_graph``, ``torch._C._create_function_from_graph``,
-and a graph's ``registerOutput`` and ``makeMultiOutputIntoTuple``.
+Private to torch (seen in 2.10 to 2.14): ``torch._C._create_function_from_graph``, and a graph's ``registerOutput`` and
+``makeMultiOutputIntoTuple``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gradctl.forms.form import Captured
-from gradctl.forms.graph_value import GraphRun, GraphValue, NoGraph
+from gradctl.forms.graph_value import GraphRun, GraphValue
 from gradctl.forms.place import Place, line_in
 from gradctl.numerics.values import ValueWatch
 
@@ -20,14 +20,10 @@ __all__ = ["watched"]
 
 
 def watched(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], Callable[[], GraphRun]]:
-    """Return what to call instead of the form, and what gives the values of the last call.
-
-    Raises:
-        NoGraph: the script keeps numbers as attributes, which cannot become inputs.
-    """
+    """Return what to call instead of the form, and what gives the values of the last call."""
     script = captured.artifact
     is_module = isinstance(script, torch.nn.Module)
-    graph, parameters = _lowered(script, is_module)
+    graph = script.inlined_graph.copy()
     values = {
         each.debugName(): GraphValue(each.debugName(), _place(node), tuple(v.debugName() for v in node.inputs()))
         for node in graph.nodes()
@@ -35,7 +31,7 @@ def watched(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], 
     }
     own = [each.debugName() for each in graph.outputs()]
     given = [each.debugName() for each in graph.inputs()]
-    shown = [each for node in graph.nodes() for each in node.outputs() if _is_tensor(each) and _is_made(node)]
+    shown = [each for node in graph.nodes() for each in node.outputs() if each.type().kind() == "TensorType"]
     names = [each.debugName() for each in shown]
     for each in shown:
         graph.registerOutput(each)
@@ -45,7 +41,8 @@ def watched(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], 
     arguments = (script.forward if is_module else script).schema.arguments[1 if is_module else 0 :]
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        bound = [*args, *(kwargs[each.name] for each in arguments[len(args) :] if each.name in kwargs), *parameters]
+        bound = [*args, *(kwargs[each.name] for each in arguments[len(args) :] if each.name in kwargs)]
+        bound = [script._c, *bound] if is_module else bound
         with plainly(False):  # or autograd sees fused blocks
             found = function(*bound)
         results, tensors = (found[: len(own)], found[len(own) :]) if names or len(own) > 1 else ((found,), ())
@@ -57,29 +54,10 @@ def watched(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], 
     return call, lambda: GraphRun(tuple(sorted(values.values(), key=lambda each: each.place is not None)), tuple(own))
 
 
-def _lowered(script: Any, is_module: bool) -> tuple[Any, list[Any]]:
-    try:
-        graph = script.inlined_graph.copy()
-        if not is_module:
-            return graph, []
-        lowered, parameters = torch._C._jit_pass_lower_graph(graph, script._c)
-    except (RuntimeError, AttributeError) as error:
-        raise NoGraph from error
-    return lowered, list(parameters)
-
-
-def _is_tensor(value: Any) -> bool:
-    return bool(value.type().kind() == "TensorType")
-
-
-def _is_made(node: Any) -> bool:
-    return node.kind() not in ("prim::Constant", "prim::GetAttr")
-
-
 def _place(node: Any) -> Place | None:
-    if not _is_made(node):
+    if node.kind() in ("prim::Constant", "prim::GetAttr"):
         return None
     op = node.pyname() if node.kind() == "prim::PythonOp" else node.kind().replace("::", ".")
     path = node.scopeName().rpartition("/")[2].removeprefix("__module.").removeprefix("__module")
-    file, line = line_in(node.sourceRange(), innermost_last=False) or (None, None)
+    file, line = line_in(node.sourceRange()) or (None, None)
     return Place(path, op, file, line)

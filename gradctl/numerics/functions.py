@@ -31,6 +31,7 @@ __all__ = ["FunctionCall", "FunctionWatch", "is_torch_own", "watch_functions"]
 
 Apply = Callable[..., Any]
 FunctionClass = type[Function]
+Watch = Callable[[FunctionClass, Apply, tuple[Any, ...]], Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -185,7 +186,7 @@ class FunctionWatch:
 
 
 @contextmanager
-def watch_functions(watch: FunctionWatch) -> Iterator[None]:
+def watch_functions(watch: Callable[[FunctionClass, Apply, tuple[Any, ...]], Any]) -> Iterator[None]:
     """Let ``watch`` stand for every application of a Function in Python."""
 
     def apply(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:

@@ -5,8 +5,9 @@ Values are those of top-level torch calls, in order, and of the operators inside
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import torch
@@ -15,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from gradctl.numerics.functions import watch_functions
 from gradctl.numerics.graph import Origin, origin_here
 from gradctl.numerics.sketch import Sketch, Sketcher
 from gradctl.subject.tree import leaves
@@ -79,6 +81,7 @@ class ProgramValue:
         asks: whether it asks for a gradient.
         adjoint: of the gradient that it got; None for none.
         leaf: its name, if it is one.
+        takers: the calls that take it.
         function: the custom ``autograd.Function`` that made it, if one did.
     """
 
@@ -87,6 +90,7 @@ class ProgramValue:
     asks: bool = False
     adjoint: Sketch | None = None
     leaf: str | None = None
+    takers: list[Origin] = field(default_factory=list)
     function: Any = None
 
 
@@ -109,19 +113,47 @@ class ProgramValues(TorchFunctionMode):
         self.inside: list[Sketch] = []
         self._known: Any = WeakTensorKeyDictionary()
         self._operators = _Operators(self)
+        self._applying = 0  # > 0 inside Function.forward, whose values have no adjoints of their own
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch what runs in this context, custom Functions included."""
+        with watch_functions(self._apply), self:
+            yield
+
+    def _apply(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        given = _tensors(args)
+        if not self._applying:
+            self.see(given, None)
+        self._applying += 1
+        try:
+            result = apply(*args)
+        finally:
+            self._applying -= 1
+        if not self._applying:
+            self._note_call(given, _tensors(result), function)
+        return result
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Make one call and look at what it takes and gives."""
         kwargs = kwargs or {}
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **kwargs)
-        self.see(_tensors((args, kwargs)), None)  # what a custom Function gave is seen only here
+        given = _tensors((args, kwargs))
+        if not self._applying:
+            self.see(given, None)
         with self._operators:
             result = func(*args, **kwargs)
-        made = _tensors(result)
-        if made:
-            self.see(made, origin_here(func, self.modules))
+        if not self._applying:
+            self._note_call(given, _tensors(result), func)
         return result
+
+    def _note_call(self, given: Sequence[Tensor], made: Sequence[Tensor], func: Any) -> None:
+        if made:
+            origin = origin_here(func, self.modules)
+            for tensor in given:
+                self._known[tensor][0].takers.append(origin)
+            self.see(made, origin)
 
     def see_outputs(self, outputs: Any) -> None:
         """Note what the program gives, which may come from a custom Function."""
