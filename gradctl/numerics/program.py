@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradctl.subject.frames import user_location
 
-__all__ = ["BranchChanged", "Cut", "Hook", "Program", "Recording"]
+__all__ = ["BranchChanged", "Cut", "Hook", "NoHandle", "Place", "Program", "Recording"]
 
 Place = tuple[str, int]
 
@@ -108,7 +108,7 @@ class Program(TorchFunctionMode):
         if func in _REGISTER_HOOK:
             if not self.replaying:
                 self.recording.hooks.append(Hook(user_location()))
-            return _NoHandle()
+            return NoHandle()
         if func is F.embedding:
             args, kwargs = self._without_frequency_scaling(args, kwargs)
         if self.hooks_only:
@@ -276,7 +276,7 @@ def _replay_writes(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
     return None if getattr(func, "__name__", "") in _NO_RESULT else result
 
 
-class _NoHandle:
+class NoHandle:
     """Stands for the handle of a hook that was set aside."""
 
     id = 0
@@ -284,7 +284,7 @@ class _NoHandle:
     def remove(self) -> None:
         """Nothing is registered, so nothing is removed."""
 
-    def __enter__(self) -> _NoHandle:
+    def __enter__(self) -> NoHandle:
         return self
 
     def __exit__(self, *_: object) -> None:
