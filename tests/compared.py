@@ -13,7 +13,7 @@ from gradctl.core.findings import Unit
 from gradctl.core.names import TensorVerdict
 from gradctl.subject.subject import Subject
 
-__all__ = ["compared", "comparing", "different", "gradients_of", "verdicts"]
+__all__ = ["causes", "compared", "comparing", "different", "gradients_of", "verdicts"]
 
 
 def comparing(
@@ -31,6 +31,11 @@ def compared(form: str, model: Callable[..., Any], *args: Any, named: bool = Tru
 def different(unit: Unit) -> dict[str, str]:
     """Return the codes of all errors, by tensor; ``""`` stands for the form itself."""
     return {each.tensor or "": each.code for each in unit.findings if each.severity == "error"}
+
+
+def causes(unit: Unit) -> set[str | None]:
+    """Return the causes of all errors; None stands for one without."""
+    return {each.cause for each in unit.findings if each.severity == "error"}
 
 
 def verdicts(unit: Unit) -> dict[str, TensorVerdict]:

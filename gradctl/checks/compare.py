@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradctl.checks.allows import Allows
 from gradctl.checks.arbiter import Arbiter
+from gradctl.checks.explain import Witness, explained
 from gradctl.checks.form_comparison import FormComparison
 from gradctl.checks.form_findings import findings_and_rows, stale_values
 from gradctl.checks.gradcheck import gradcheck
@@ -140,12 +141,15 @@ class Comparing:
             )
         with _quietly():
             comparison = FormComparison(self.reference, captured, State([captured.model]))
+            witness = Witness.of(captured, self.reference)
             comparison.compare_natively()
+            witness.ask(comparison)
             # Timed after the first calls were compared, which TorchScript specialises on, and before they are widened.
             timing = None if comparison.raised else timing_of(captured, self.reference)
             comparison.compare_meaning(form)
             found, tensors = findings_and_rows(comparison, self.arbiter)
             found = located(found, comparison, form, seconds=time.perf_counter() - start)
+            found = explained(found, comparison, witness)
         findings = [
             msgspec.structs.replace(
                 each, fingerprint=fingerprint(each.code, self.subject.target, captured.form, each.quantity, each.tensor)

@@ -18,7 +18,7 @@ from gradctl.numerics.agreement import agreement, scale_of
 from gradctl.subject.instance import native_dtype
 from gradctl.subject.state import State
 
-__all__ = ["FormComparison", "TensorComparison"]
+__all__ = ["FormComparison", "Key", "TensorComparison", "part"]
 
 Key = tuple[Quantity, str]
 # Forms that Dynamo compiles: it runs eagerly under a dispatch mode, so their float64 runs do without the promotion.
@@ -144,7 +144,7 @@ class FormComparison:
         self, native: Outcome, oracle: Outcome, call: Outcome, trial: Trial, number: int
     ) -> Iterator[tuple[Key, TensorComparison]]:
         for quantity in self.captured.gives:
-            mine, truth, theirs = _part(native, quantity), _part(oracle, quantity), _part(call, quantity)
+            mine, truth, theirs = part(native, quantity), part(oracle, quantity), part(call, quantity)
             neighbours = max((scale_of(t) for t in truth.values() if t is not None), default=0.0)
             for name in sorted(mine.keys() | theirs.keys()):
                 found = _compared(
@@ -203,8 +203,8 @@ class FormComparison:
 
     def _note_meaning(self, key: Key, truth: Outcome, call: Outcome) -> None:
         """Note how far a tensor of the form is from eager's, both in float64."""
-        each, theirs = self.worst[key], _part(truth, key[0])
-        eager, mine = theirs.get(key[1]), _part(call, key[0]).get(key[1])
+        each, theirs = self.worst[key], part(truth, key[0])
+        eager, mine = theirs.get(key[1]), part(call, key[0]).get(key[1])
         if eager is None or mine is None or each.eager is None or eager.shape != mine.shape:
             return
         neighbours = max((scale_of(t) for t in theirs.values() if t is not None), default=0.0)
@@ -219,7 +219,8 @@ class FormComparison:
         return any(each.exceeds or each.budget > _TIGHT for each in self.worst.values())
 
 
-def _part(outcome: Outcome, quantity: Quantity) -> dict[str, Tensor | None]:
+def part(outcome: Outcome, quantity: Quantity) -> dict[str, Tensor | None]:
+    """Return the tensors of one quantity that a call gave, by name."""
     parts: dict[Quantity, dict[str, Tensor | None]] = {
         "output": dict(outcome.outputs),
         "gradient": outcome.gradients,

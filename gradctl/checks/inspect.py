@@ -36,7 +36,7 @@ from gradctl.subject.seeding import borrowed_generators
 from gradctl.subject.signature import module_of, optimized_inner
 from gradctl.subject.subject import Subject
 
-__all__ = ["inspect"]
+__all__ = ["hooks_on_modules", "inspect", "training_modes", "watched"]
 
 _BRANCH = "a branch or loop hangs on the value of a tensor: trace keeps the side taken here, export refuses it"
 _NUMBER = "a Python number is taken out of a tensor: trace bakes its value in"
@@ -80,9 +80,9 @@ def inspect(subject: Subject) -> Inspection:
             elements=sum(tensor.numel() for tensor in storages(parameters.values())),
             bytes=byte_count([*parameters.values(), *buffers.values()]),
             semantics=(
-                *_watched(instance, notes),
-                *_hooks_on_modules(module_of(optimized_inner(subject.model))),
-                *_training_modes(module),
+                *watched(instance, notes),
+                *hooks_on_modules(module_of(optimized_inner(subject.model))),
+                *training_modes(module),
                 *_cuts_and_hooks(subject, mode, without or frozenset(), notes),
             ),
             notes=tuple(notes),
@@ -209,7 +209,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         return result
 
 
-def _watched(instance: Instance, notes: list[str]) -> list[Semantic]:
+def watched(instance: Instance, notes: list[str]) -> list[Semantic]:
     """Return the custom Functions, branches, random numbers and foreign operators of one call."""
     seen = _Seen()
     try:
@@ -291,7 +291,7 @@ def _call_name(func: Any) -> str:
     return getattr(getattr(func, "__self__", None), "__name__", name) if name in ("__get__", "__set__") else name
 
 
-def _hooks_on_modules(module: nn.Module | None) -> Iterator[Semantic]:
+def hooks_on_modules(module: nn.Module | None) -> Iterator[Semantic]:
     """Return the backward hooks that hang on modules and parameters, each with the line of its code."""
     if module is None:
         return
@@ -311,7 +311,7 @@ def _hook(where: str, hook: Any) -> Semantic:
     return Semantic(kind="hook", name=where, message=message, location=location(place))
 
 
-def _training_modes(module: nn.Module | None) -> Iterator[Semantic]:
+def training_modes(module: nn.Module | None) -> Iterator[Semantic]:
     """Return the modules that compute something else in training, and are in that mode."""
     names: dict[str, list[str]] = {}
     messages: dict[str, str] = {}

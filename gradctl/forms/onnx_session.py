@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["described", "free_sizes", "of_file", "run"]
+__all__ = ["described", "free_sizes", "of_file", "run", "unoptimised"]
 
 
 def of_file(file: OnnxFile, instance: Instance) -> Captured:
@@ -72,6 +75,24 @@ def free_sizes(captured: Captured) -> dict[str, dict[int, str]]:
             if size.dim_param:
                 free.setdefault(captured.call.feeds[port.name], {})[axis] = size.dim_param
     return free
+
+
+def unoptimised(captured: Captured) -> Captured:
+    """Return the form of a file, run by onnxruntime without its graph optimiser.
+
+    Raises:
+        TargetError: GC602 if it does not run so: an operator that only the optimiser takes out.
+    """
+    call = captured.call
+    assert isinstance(call, _Call)
+    file: OnnxFile = captured.artifact
+    with tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
+        if not file.path.exists():  # what this run has exported is in memory only
+            file = replace(file, path=Path(folder) / "model.onnx")
+            onnx.save(file.model, file.path)
+        running = session(file, optimised=False)
+    plain = _Call(running, call.model, call.feeds, call.results, call.structure)
+    return replace(captured, call=plain)
 
 
 class _Call:

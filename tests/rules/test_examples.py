@@ -19,21 +19,42 @@ def example(code):
     return block[1] if block and "def make_model" in block[1] else None
 
 
-def codes_given(source):
-    """Return the codes that ``gradcheck`` gives: no notes beside something worse, and nothing that has a cause."""
+def findings_of(source):
+    """Return what the command of an example finds, or the error that it ends in."""
     names = {"__name__": "example"}
     exec(compile(source, "example.py", "exec"), names)
     subject = Subject(target="example.py", model=names["make_model"](), args=names["example_inputs"]())
     form = re.search(r"# gradctl compare example.py --form (\w+)", source)
+    return compare_one(subject, form[1], named=True, allows=()).findings if form else gradcheck(subject).findings
+
+
+def codes_given(source):
+    """Return the codes that ``gradcheck`` gives: no notes beside something worse, and no tensor that another spoils."""
     try:
-        unit = compare_one(subject, form[1], named=True, allows=()) if form else gradcheck(subject)
-        findings = [finding for finding in unit.findings if finding.cause is None]
+        findings = [finding for finding in findings_of(source) if finding.cause not in ("GC407", "GC408")]
     except GradctlError as error:
         return {error.code}
     loud = [finding for finding in findings if finding.severity != "note"]
     return {finding.code for finding in loud or findings}
 
 
-@pytest.mark.parametrize("code", [code for code in codes() if example(code)])
+def is_of_cause(code):
+    """Tell the pages of causes, whose code stands beside that of a finding."""
+    return code.startswith("GC2") and code != "GC220"
+
+
+@pytest.mark.parametrize("code", [code for code in codes() if example(code) and not code.startswith("GC2")])
 def test_the_example_of_a_page_gives_its_code(code):
     assert codes_given(example(code)) == {code}
+
+
+@pytest.mark.parametrize("code", [code for code in codes() if example(code) and is_of_cause(code)])
+def test_the_example_of_a_cause_gives_it_as_the_cause_of_each_error(code):
+    findings = findings_of(example(code))
+    assert {finding.cause for finding in findings if finding.severity == "error"} == {code}
+
+
+def test_the_example_of_the_note_gives_it_before_what_has_no_cause():
+    first, *others = findings_of(example("GC220"))
+    assert (first.code, first.severity) == ("GC220", "note")
+    assert {finding.cause for finding in others} == {None}
