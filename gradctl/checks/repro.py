@@ -295,17 +295,17 @@ def _report(unit: Unit, finding: Finding, checking: TargetOptions, quantity: str
         title = f"{_CALLED[unit.form]} {_HAPPENS[quantity]}"
         expected = "what is captured gives what eager gives, up to rounding"
     elif quantity.startswith("nan "):
-        title = f"{'the output' if quantity == 'nan output' else 'a gradient'} is NaN or infinite"
+        title = f"{'The output' if quantity == 'nan output' else 'A gradient'} is NaN or infinite"
         expected = "finite values for finite inputs and weights"
     else:
-        title = "autograd's gradient is not the derivative of the forward"
+        title = "Autograd's gradient is not the derivative of the forward"
         expected = "autograd's derivative along any direction is that of finite differences in float64"
     form = "" if unit.form == "eager" else f" --form {unit.form}"
     versions = environment(checking.device)
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnx", "onnxruntime", "python"))
     place = [f"Where: {finding.location}"] if finding.location is not None and str(finding.location) else []
     lines = [
-        f"{title[0].upper()}{title[1:]}.",
+        f"{title}.",
         "",
         f"What happens: {finding.message}",
         f"What is expected: {expected}.",
