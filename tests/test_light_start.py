@@ -14,6 +14,7 @@ from gradctl.cli.main import COMMANDS
 OF_HELP = {"gradctl", "gradctl.cli", "gradctl.cli.main", "gradctl.core", "gradctl.core.errors"}
 OF_EXPLAIN = OF_HELP | {"gradctl.cli.explain", "gradctl.rules", "gradctl.rules.catalogue"}
 OF_OPTIONS = OF_HELP | {"gradctl.cli.reporting", "gradctl.core.names", "gradctl.core.target_options"}
+OF_REPRO = OF_OPTIONS | {"gradctl.cli.options", "gradctl.cli.repro", "gradctl.cli.users_code"}
 OF_WRITTEN = OF_OPTIONS | {"gradctl.cli.options", "gradctl.cli.users_code", "gradctl.cli.written"}
 LOADED = {
     ("--help",): OF_HELP,
@@ -22,8 +23,8 @@ LOADED = {
     ("explain", "GC401"): OF_EXPLAIN,
     ("explain", "--help"): OF_HELP | {"gradctl.cli.explain"},
     ("doctor", "--help"): OF_HELP | {"gradctl.cli.doctor"},
-    ("gradcheck", "--help"): OF_OPTIONS | {"gradctl.cli.gradcheck", "gradctl.cli.options", "gradctl.cli.users_code"},
-    ("compare", "--help"): OF_OPTIONS | {"gradctl.cli.compare", "gradctl.cli.options", "gradctl.cli.users_code"},
+    ("gradcheck", "--help"): OF_REPRO | {"gradctl.cli.gradcheck"},
+    ("compare", "--help"): OF_REPRO | {"gradctl.cli.compare"},
     ("trace", "--help"): OF_WRITTEN | {"gradctl.cli.trace"},
     ("export", "--help"): OF_WRITTEN | {"gradctl.cli.export"},
     ("inspect", "--help"): OF_OPTIONS | {"gradctl.cli.inspect", "gradctl.cli.options", "gradctl.cli.users_code"},
