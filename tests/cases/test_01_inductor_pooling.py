@@ -15,7 +15,7 @@ PROGRAM = """
 import json, torch
 from torch import nn
 from torch.nn import functional as F
-from tests.compared import compared, different, verdicts
+from tests.compared import causes, compared, different, verdicts
 
 class Pooled(nn.Module):
     def __init__(self):
@@ -36,7 +36,8 @@ def program():
         norms.append(call.conv.weight.grad)
     off = float((norms[1] - norms[0]).norm() / norms[0].norm())
     unit = compared("compile", Pooled(), x, mask)
-    print(json.dumps({"off": off, "different": different(unit), "verdicts": verdicts(unit), "verdict": unit.verdict}))
+    print(json.dumps({"off": off, "different": different(unit), "verdicts": verdicts(unit),
+                      "causes": list(causes(unit)), "verdict": unit.verdict}))
 
 program()
 """
@@ -59,6 +60,7 @@ def test_two_threads_show_a_wrong_gradient_exactly_where_torch_has_it():
     assert is_wrong or torch.__version__ >= "2.14", "expected on torch 2.13"
     assert found["different"] == (dict.fromkeys(leaves, "GC402") if is_wrong else {})
     assert found["verdicts"] == dict.fromkeys(leaves, "wrong" if is_wrong else "same")
+    assert found["causes"] == ([None] if is_wrong else [])  # a mistake of the compiler
 
 
 @pytest.mark.slow

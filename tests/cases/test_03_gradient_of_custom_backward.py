@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.compared import compared, different
+from tests.compared import causes, compared, different
 
 X = torch.tensor([1.0, 2.0])
 
@@ -40,6 +40,7 @@ def test_aot_is_wrong_where_dynamo_forgets_the_backward():
     unit = compared("aot", by_function, X)
     assert forgotten, "expected on torch 2.13"
     assert (unit.verdict, different(unit)["output"]) == ("fail", "GC301")
+    assert causes(unit) == {"GC204"}
 
 
 def test_without_a_custom_backward_aot_is_right():

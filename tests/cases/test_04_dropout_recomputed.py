@@ -7,7 +7,7 @@ import torch._functorch.config as functorch_config
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.compared import compared, different, verdicts
+from tests.compared import causes, compared, different, verdicts
 
 X = torch.randn(200, generator=torch.Generator().manual_seed(1))
 
@@ -36,6 +36,7 @@ def test_a_mask_that_is_drawn_again_is_a_wrong_gradient():
         unit = compared("aot", dropped, X)
     assert different(unit) == {"input:x": "GC402"}
     assert verdicts(unit) == {"input:x": "wrong"}
+    assert causes(unit) == {"GC210"}
 
 
 def test_without_dropout_the_same_budget_is_right():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compared import compared, comparing, different, gradients_of, verdicts
+from tests.compared import causes, compared, comparing, different, gradients_of, verdicts
 
 X = torch.tensor([3.0, -2.0])
 
@@ -41,6 +41,7 @@ def test_trace_loses_no_grad():
     unit = compared("trace", Cut(), X)
     assert different(unit) == {"input:x": "GC402"}
     assert verdicts(unit) == {"input:x": "wrong"}
+    assert causes(unit) == {"GC201"}
 
 
 @pytest.mark.parametrize("form", ["script", "export", "aot"])
@@ -57,4 +58,5 @@ def test_an_output_that_asks_for_a_gradient_in_trace_only_is_a_difference():
     traced = torch.jit.trace(CutBesides(), (X,), check_trace=False)
     assert [each.requires_grad for each in CutBesides()(X.clone().requires_grad_())] == [True, False]
     assert [each.requires_grad for each in traced(X.clone().requires_grad_())] == [True, True]
-    assert compared("trace", CutBesides(), X).verdict == "fail"
+    unit = compared("trace", CutBesides(), X)
+    assert (unit.verdict, causes(unit)) == ("fail", {"GC201"})

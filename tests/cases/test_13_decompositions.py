@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradctl.forms.export import of_exported_program
 from gradctl.forms.table import form_named
-from tests.compared import comparing, different, gradients_of, verdicts
+from tests.compared import causes, comparing, different, gradients_of, verdicts
 
 X = torch.tensor([3.0, -2.0])
 
@@ -43,13 +43,14 @@ def unit_of(model: nn.Module, program):
     return comparing(model, X).captured(of_exported_program(program), form_named("export"))
 
 
-@pytest.mark.parametrize("model", [Detached(), Cut()], ids=["detach", "no_grad"])
-def test_decomposed_the_cut_is_lost(model):
+@pytest.mark.parametrize(("model", "cause"), [(Detached(), "GC202"), (Cut(), "GC201")], ids=["detach", "no_grad"])
+def test_decomposed_the_cut_is_lost(model, cause):
     program = decomposed(model)
     assert gradients_of(model, X)[0].tolist() == [3.0, -2.0]
     assert gradients_of(program.module(), X)[0].tolist() == [6.0, -4.0], "expected on torch 2.13"
     unit = unit_of(model, program)
     assert (different(unit), verdicts(unit)) == ({"input:x": "GC402"}, {"input:x": "wrong"})
+    assert causes(unit) == {cause}
 
 
 @pytest.mark.parametrize("model", [Detached(), Cut()], ids=["detach", "no_grad"])

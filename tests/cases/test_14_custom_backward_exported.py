@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compared import compared, different, gradients_of, verdicts
+from tests.compared import causes, compared, different, gradients_of, verdicts
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 BEHIND = {"input:x", "param:before.weight", "param:before.bias"}
@@ -86,13 +86,14 @@ def test_allowed_it_is_the_export_that_is_wrong(function):
     unit = compared("export", Net(function), X, allows=[f"GC408:{function.__name__}"])
     assert different(unit) == dict.fromkeys(BEHIND, "GC402")
     assert verdicts(unit) == {**dict.fromkeys(BEHIND, "wrong"), **dict.fromkeys(AFTER, "same")}
+    assert causes(unit) == {"GC204"}
 
 
 @pytest.mark.parametrize("function", [StraightThrough, Reversal, WrongSquare])
 def test_not_allowed_finite_differences_side_with_the_export(function):
     unit = compared("export", Net(function), X)
     assert verdicts(unit) == {**dict.fromkeys(BEHIND, "reference-wrong"), **dict.fromkeys(AFTER, "same")}
-    assert unit.verdict == "fail"
+    assert (unit.verdict, causes(unit)) == ("fail", {"GC204"})
 
 
 @pytest.mark.parametrize("form", ["trace", "script", "aot"])

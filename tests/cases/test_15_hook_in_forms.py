@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compared import compared, different, gradients_of, verdicts
+from tests.compared import causes, compared, different, gradients_of, verdicts
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 BEHIND = {"input:x", "param:fc1.weight", "param:fc1.bias"}
@@ -37,6 +37,7 @@ def test_a_dropped_hook_is_a_difference(form):
     unit = compared(form, Hooked(10), X)
     assert different(unit) == dict.fromkeys(BEHIND, "GC402")
     assert {name for name, verdict in verdicts(unit).items() if verdict == "differs"} == BEHIND
+    assert causes(unit) == {"GC203"}
 
 
 def test_aot_keeps_the_hook():
@@ -61,5 +62,6 @@ def with_module_hook() -> nn.Module:
 
 def test_a_backward_hook_on_a_module_is_refused_by_trace_dropped_by_export_and_kept_by_aot():
     assert compared("trace", with_module_hook(), X).status == "unsupported"
-    assert different(compared("export", with_module_hook(), X)) == {"input:x": "GC402"}
+    exported = compared("export", with_module_hook(), X)
+    assert (different(exported), causes(exported)) == ({"input:x": "GC402"}, {"GC203"})
     assert compared("aot", with_module_hook(), X).verdict == "pass"

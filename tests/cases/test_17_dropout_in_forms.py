@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compared import compared, different
+from tests.compared import causes, compared, different
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
 
@@ -53,6 +53,7 @@ def test_a_random_number_of_python_is_baked_in(form, seed):
         "output": "GC301",
         **dict.fromkeys(("input:x", "param:fc.weight", "param:fc.bias"), "GC402"),
     }
+    assert causes(unit) == {"GC210"}
 
 
 def test_aot_calls_python_for_it():

@@ -10,7 +10,7 @@ from torch import nn
 
 from gradctl.forms.table import form_named
 from gradctl.forms.torchscript import of_script
-from tests.compared import comparing, different
+from tests.compared import causes, comparing, different
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
@@ -33,7 +33,9 @@ def test_plain_torch_leaves_batch_norm_baked():
 
 
 def test_traced_in_eval_it_is_not_the_model_in_training():
-    found = different(unit_of(torch.jit.trace(net().eval(), (X,)).train(), net().train()))
+    unit = unit_of(torch.jit.trace(net().eval(), (X,)).train(), net().train())
+    found = different(unit)
+    assert causes(unit) == {"GC209"}
     assert found["output"] == "GC301"
     assert found["param:0.weight"] == "GC402"
     assert {found[f"buffer:1.{name}"] for name in ("running_mean", "running_var", "num_batches_tracked")} == {"GC302"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compared import compared, different
+from tests.compared import causes, compared, different
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
@@ -63,6 +63,7 @@ class OtherGradient(Net):
 
 
 BAKED: list[type[Net]] = [Branch, Number]
+CAUSES = {Branch: "GC205", Number: "GC207"}
 TWINS: list[type[Net]] = [Selected, Maximum]
 
 
@@ -74,6 +75,7 @@ def test_trace_is_right_on_the_example_and_wrong_on_another_input(model: Callabl
     unit = compared("trace", model(), X)
     assert different(unit) == EVERYTHING
     assert all("with flipped signs" in each.message or "with seed" in each.message for each in unit.findings)
+    assert causes(unit) == {CAUSES[model]}
 
 
 @pytest.mark.parametrize("form", ["script", "aot"])
@@ -86,7 +88,9 @@ def test_script_and_aot_keep_the_program(model: Callable[[], Net], form):
 def test_export_refuses_with_a_reason(model: Callable[[], Net]):
     unit = compared("export", model(), X)
     assert (unit.status, unit.verdict) == ("unsupported", "inconclusive")
-    assert unit.reason.startswith("torch.export refuses the model: a branch, a loop or a size depends on the values of a tensor")
+    assert unit.reason.startswith(
+        "torch.export refuses the model: a branch, a loop or a size depends on the values of a tensor"
+    )
 
 
 @pytest.mark.parametrize("form", ["trace", "export", "aot"])
@@ -99,9 +103,11 @@ def test_written_with_tensors_every_form_is_right(model: Callable[[], Net], form
 def test_a_baked_property_of_the_strides_is_found(form):
     traced = torch.jit.trace(Strides(), (X,), check_trace=False)
     assert not torch.allclose(traced(X.t().contiguous().t()), Strides()(X.t().contiguous().t()))
-    assert different(compared(form, Strides(), X)) == EVERYTHING
+    unit = compared(form, Strides(), X)
+    assert (different(unit), causes(unit)) == (EVERYTHING, {"GC208"})
 
 
 def test_a_baked_branch_that_changes_the_gradient_only_is_found():
     unit = compared("trace", OtherGradient(), X)
     assert different(unit) == {name: code for name, code in EVERYTHING.items() if name != "output"}
+    assert causes(unit) == {"GC205"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.compared import compared, different, verdicts
+from tests.compared import causes, compared, different, verdicts
 
 IDS = torch.tensor([[1, 4, 2], [0, 3, 3]])
 
@@ -50,3 +50,4 @@ def test_a_mistake_in_one_of_the_two_uses_is_found(model, form):
     unit = compared(form, model(in_a_form=1.1), IDS)
     assert different(unit) == {"param:embedding.weight": "GC402"}
     assert verdicts(unit)["param:embedding.weight"] == "wrong"
+    assert causes(unit) == {None}  # planted; the weights are tied in the form

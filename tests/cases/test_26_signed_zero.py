@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.compared import compared, verdicts
+from tests.compared import causes, compared, verdicts
 
 FORMS = ("trace", "export", "aot")
 
@@ -46,6 +46,7 @@ def test_inductor_differs_where_its_values_do(function):
     unit = compared("compile", function, X)
     assert unit.verdict == ("pass" if same else "fail")
     assert set(verdicts(unit).values()) <= {"same", "differs"}
+    assert causes(unit) <= {None}  # inductor folds a product: no cause of the program's
 
 
 @pytest.mark.slow

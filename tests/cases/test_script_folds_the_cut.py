@@ -7,7 +7,7 @@ Twin: an operation that cannot be folded keeps the cut.
 import torch
 from torch import Tensor, nn
 
-from tests.compared import compared, different, gradients_of, verdicts
+from tests.compared import causes, compared, different, gradients_of, verdicts
 
 X = torch.tensor([3.0, -2.0])
 
@@ -32,6 +32,7 @@ def test_script_is_called_wrong_exactly_where_it_is():
     unit = compared("script", Folded(), X)
     assert different(unit) == ({"input:x": "GC402"} if is_wrong else {})
     assert verdicts(unit) == {"input:x": "wrong" if is_wrong else "same"}
+    assert causes(unit) == ({"GC201"} if is_wrong else set())
 
 
 def test_a_cut_that_cannot_be_folded_is_kept():
