@@ -8,7 +8,7 @@ import importlib
 
 import pytest
 
-from tests.compared import compared, different
+from tests.compared import compared, different, verdicts
 from tests.zoo import TRANSFORMERS, random_net
 
 RIGHT_SAMPLES = (
@@ -27,6 +27,10 @@ RIGHT_SAMPLES = (
 FORMS = ("trace", "script", "export", "aot")
 # Right models that trace gets wrong: it drops no_grad, and takes one side of a branch.
 WRONG = {("no_grad_inside", "trace"), ("control_flow", "trace")}
+
+# Right nets that TorchScript's own autodiff gets wrong (torch 2.13): on an input other than the one traced, five biases
+# below a ReLU6 get gradients 45 to 135 times too large.
+AUTODIFF_WRONG = {(27, "trace")}
 
 # Drawn once from range(200): two nets of each family, some at kinks (multiples of 3).
 SAMPLED_SEEDS = (3, 9, 17, 42, 75, 118, 141, 160)
@@ -67,7 +71,11 @@ def test_a_sample_model_in_training_mode_passes_or_is_refused(name, form):
 @pytest.mark.parametrize("seed", sampled(range(200), SAMPLED_SEEDS))
 def test_a_random_right_net_passes_or_is_refused(seed, form):
     model, args = random_net(seed)
-    assert_silent(compared(form, model, *args, named=False))
+    unit = compared(form, model, *args, named=False)
+    if (seed, form) in AUTODIFF_WRONG:
+        assert "wrong" in verdicts(unit).values()
+    else:
+        assert_silent(unit)
 
 
 # TorchScript takes none of them from source.
