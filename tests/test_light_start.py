@@ -27,6 +27,7 @@ LOADED = {
     ("compare", "--help"): OF_REPRO | {"gradctl.cli.compare"},
     ("trace", "--help"): OF_WRITTEN | {"gradctl.cli.trace"},
     ("export", "--help"): OF_WRITTEN | {"gradctl.cli.export"},
+    ("optimize", "--help"): OF_OPTIONS | {"gradctl.cli.optimize", "gradctl.cli.options", "gradctl.cli.users_code"},
     ("inspect", "--help"): OF_OPTIONS | {"gradctl.cli.inspect", "gradctl.cli.options", "gradctl.cli.users_code"},
 }
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "rich", "msgspec")

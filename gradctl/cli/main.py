@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("gradctl.cli.compare", "Compare the static forms of TARGET with eager."),
     "trace": ("gradctl.cli.trace", "Capture a static form of TARGET in a verified file."),
     "export": ("gradctl.cli.export", "Export TARGET to a verified ONNX file."),
+    "optimize": ("gradctl.cli.optimize", "Optimise the graph of FILE or TARGET, each pass verified."),
     "inspect": ("gradctl.cli.inspect", "Show what the gradients of TARGET hang on."),
     "explain": ("gradctl.cli.explain", "Say what a rule code means and what to do about it."),
     "doctor": ("gradctl.cli.doctor", "Say what this machine can run."),

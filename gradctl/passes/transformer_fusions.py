@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from pathlib import Path
 
 import onnx
 
@@ -43,11 +45,13 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with quiet():
-            fused = optimize_model(copy, model_type=kind, opt_level=0).model
+        with quiet(), tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
+            path = Path(folder) / "fused.onnx"
+            # Only when it is saved does it import the operator set of what it fused.
+            optimize_model(copy, model_type=kind, opt_level=0).save_model_to_file(str(path))
+            return without_unused_opsets(onnx.load(path))
     finally:
         logging.disable(before)
-    return without_unused_opsets(fused)
 
 
 def model_type(model: onnx.ModelProto) -> str | None:

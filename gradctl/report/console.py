@@ -16,6 +16,8 @@ from rich.text import Text
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_number
 from gradctl.core.names import Quantity, TensorVerdict
+from gradctl.core.optimization import Optimization
+from gradctl.report.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.wording import (
     VERDICT_WORDS,
     counted,
@@ -42,6 +44,8 @@ _STYLES = {
     "inconclusive": "bold yellow",
     "skipped": "yellow",
 }
+# What explains most differences: read first, or the numbers are read for nothing.
+_BEFORE_NUMBERS = "GC220"
 _QUANTITIES: tuple[Quantity, ...] = ("output", "gradient", "buffer")
 
 
@@ -109,6 +113,8 @@ def _print_unit(console: Console, unit: Unit, *, named: bool) -> None:
     """Print what of a unit is worth reading: Functions that are named, tensors, the other findings, notes."""
     if named and unit.reason:
         _print_indented(console, f"{unit.form}  {unit.status}: {unit.reason}", indent=0)
+    if unit.optimization is not None:
+        _print_optimization(console, unit.optimization)
     spoiled = spoiled_tensors(unit)
     findings = [finding for finding in worst_first(unit.findings) if finding.tensor not in spoiled or not finding.cause]
     loud = differing(unit.tensors)
@@ -117,6 +123,7 @@ def _print_unit(console: Console, unit: Unit, *, named: bool) -> None:
     shown = blocks[:_MOST_BLOCKS]
     about_shown = {tensor.tensor for tensor in shown}
 
+    _print_notes(console, [finding for finding in findings if finding.code == _BEFORE_NUMBERS])
     for headline in headlines:
         _print_finding(console, headline)
     _print_spoiled(console, unit, [tensor for tensor in loud if tensor.tensor in spoiled], len(headlines))
@@ -131,7 +138,26 @@ def _print_unit(console: Console, unit: Unit, *, named: bool) -> None:
     others = [f for f in findings if f not in headlines and f.severity != "note" and f.tensor not in about_shown]
     for finding in [f for f in others if f.tensor not in told]:
         _print_finding(console, finding)
-    _print_notes(console, [finding for finding in findings if finding.severity == "note"])
+    rest = [finding for finding in findings if finding.severity == "note" and finding.code != _BEFORE_NUMBERS]
+    _print_notes(console, rest)
+
+
+def _print_optimization(console: Console, optimization: Optimization) -> None:
+    """Print what each pass did, what changed, and the graph before and after."""
+    passes = _table()
+    for number, heading in enumerate(PASS_HEADINGS):
+        passes.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
+    for row in pass_rows(optimization):
+        passes.add_row(*map(_data, row))
+    console.print(passes, "")
+    for line in notes(optimization):
+        _print_indented(console, line, indent=0)
+    sizes = _table()
+    for number, heading in enumerate(SIZE_HEADINGS):
+        sizes.add_column(heading, justify="left" if number < 1 else "right", overflow="fold")
+    for row in size_rows(optimization):
+        sizes.add_row(*map(_data, row))
+    console.print("", sizes, "")
 
 
 def _headlines(findings: Sequence[Finding], loud: Sequence[TensorResult]) -> list[Finding]:
@@ -217,7 +243,8 @@ def _print_rest(console: Console, tensors: Sequence[TensorResult]) -> None:
 def _print_finding(console: Console, finding: Finding, *, indent: int = 0) -> None:
     """Print one finding: what, where, the line that accepts it, and what to do."""
     word = "allowed" if finding.allowed else finding.severity
-    code = f"{finding.code} ({finding.cause})" if finding.cause else finding.code
+    is_told = finding.cause is None or finding.cause in finding.message
+    code = finding.code if is_told else f"{finding.code} ({finding.cause})"
     _print_indented(console, f"{word} {code} {finding.message}", _STYLES[finding.severity], indent=indent)
     below = indent + 2
     if finding.location is not None and str(finding.location):

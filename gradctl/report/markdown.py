@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_number
+from gradctl.core.optimization import Optimization
+from gradctl.report.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.wording import (
     VERDICT_WORDS,
     differing,
@@ -30,6 +33,8 @@ def render(report: Report) -> str:
 
 def _unit(unit: Unit) -> list[str]:
     lines = [f"### {_code(unit.target)}, {_code(unit.form)}: {unit.verdict}", "", _escaped(unit_line(unit)), ""]
+    if unit.optimization is not None:
+        lines += _optimization(unit.optimization)
     if loud := differing(unit.tensors):
         lines += ["| tensor | type | verdict | error | budget | elements wrong |", "|---|---|---|---:|---:|---:|"]
         lines += [_row(tensor) for tensor in loud]
@@ -38,6 +43,19 @@ def _unit(unit: Unit) -> list[str]:
         lines += [_finding(finding) for finding in worst_first(unit.findings)]
         lines.append("")
     return lines
+
+
+def _optimization(optimization: Optimization) -> list[str]:
+    lines = [*_table(PASS_HEADINGS, pass_rows(optimization), left=2), ""]
+    lines += [f"- {_escaped(line)}" for line in notes(optimization)]
+    return [*lines, "", *_table(SIZE_HEADINGS, size_rows(optimization), left=1), ""]
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    """Return a table whose first columns stand to the left."""
+    ruler = "".join("---|" if number < left else "---:|" for number in range(len(headings)))
+    cells = [" | ".join(_escaped(cell) for cell in row) for row in (headings, *rows)]
+    return [f"| {cells[0]} |", f"|{ruler}", *(f"| {row} |" for row in cells[1:])]
 
 
 def _row(tensor: TensorResult) -> str:

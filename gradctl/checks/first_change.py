@@ -1,0 +1,172 @@
+"""Where a pass went wrong: the first value that both graphs have and do not agree on, and the fewest nodes for it.
+
+Values are matched by name, in the order of the graph before the pass. Then the nodes above that value are cut out with
+the values that they took, the pass is run on that part alone, and the part is made smaller as long as the pass still
+gets it wrong (delta debugging: Zeller and Hildebrandt, IEEE TSE 28 (2002) 183).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from torch import Tensor
+
+from gradctl.checks.file_outputs import OutputRow, noisy_outputs, output_rows, perturbed_sessions
+from gradctl.checks.verified_graph import stored
+from gradctl.core.errors import TargetError
+from gradctl.forms.onnx_file import OnnxFile, session
+from gradctl.forms.onnx_session import run
+from gradctl.passes.part import giving, part, used_by
+
+__all__ = ["FirstChange", "first_change"]
+
+_VALUES_A_RUN = 32
+_SECONDS = 10.0
+_Apply = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstChange:
+    """What a pass changed first.
+
+    Attributes:
+        value: its name.
+        node: the operator that makes it, and the node's name.
+        row: how far it is off.
+        nodes: the operators of the fewest nodes that show it; none where only the whole graph does.
+        total: the nodes of the graph.
+    """
+
+    value: str
+    node: str
+    row: OutputRow
+    nodes: tuple[str, ...]
+    total: int
+
+
+def first_change(
+    before: OnnxFile, after: OnnxFile, apply: _Apply, feeds: Mapping[str, Tensor], *, trial: str, seed: int
+) -> FirstChange | None:
+    """Return the first value that differs; None where only outputs of the graph do, which no node of both makes.
+
+    Args:
+        before: the graph before the pass, in a file; others are written beside it.
+        after: and after.
+        apply: the pass.
+        feeds: the inputs with which outputs differ, named ``trial``.
+        seed: of the noise.
+    """
+    row = next((row for row in _differing(before, after, feeds, trial, seed)), None)
+    if row is None:
+        return None
+    makers = {name: place for place, node in enumerate(before.model.graph.node) for name in node.output}
+    place = makers[row.name]
+    node = before.model.graph.node[place]
+    shrinking = _Shrinking(before, apply, row.name, feeds, seed)
+    chosen = shrinking.smallest(place, makers)
+    return FirstChange(
+        row.name,
+        f"{node.op_type} {node.name!r}" if node.name else node.op_type,
+        row,
+        tuple(before.model.graph.node[each].op_type for each in sorted(chosen)),
+        len(before.model.graph.node),
+    )
+
+
+def _differing(
+    before: OnnxFile, after: OnnxFile, feeds: Mapping[str, Tensor], trial: str, seed: int
+) -> Iterator[OutputRow]:
+    """Give the values that differ, in the order of the graph before, a few a run."""
+    theirs = {name for node in after.model.graph.node for name in node.output}
+    shared = [name for node in before.model.graph.node for name in node.output if name and name in theirs]
+    pending = [shared[start : start + _VALUES_A_RUN] for start in range(0, len(shared), _VALUES_A_RUN)]
+    while pending:
+        names = pending.pop(0)
+        try:
+            left, right = (_giving(each, names) for each in (before, after))
+            expected, given = (run(session(each, optimised=False), feeds) for each in (left, right))
+            noisy = noisy_outputs(perturbed_sessions(left, seed, optimised=False), feeds, seed)
+        except (RuntimeError, TargetError):
+            if len(names) > 1:  # one of them is no tensor, or of a type that cannot be given out
+                pending[:0] = [[name] for name in names]
+            continue
+        for row in output_rows(trial, expected, given, noisy):
+            if row.differs and not row.unstable:
+                yield row
+
+
+def _giving(file: OnnxFile, names: Sequence[str]) -> OnnxFile:
+    return stored(giving(file.model, names), file.path.with_name(f"values-of-{file.path.name}"))
+
+
+class _Shrinking:
+    """The search for the fewest nodes on which the pass is still wrong."""
+
+    def __init__(self, before: OnnxFile, apply: _Apply, value: str, feeds: Mapping[str, Tensor], seed: int) -> None:
+        self.before, self.apply, self.value, self.seed = before, apply, value, seed
+        self.values: dict[str, Tensor] = dict(feeds)
+        self.end = time.perf_counter() + _SECONDS
+
+    def smallest(self, place: int, makers: Mapping[str, int]) -> set[int]:
+        """Return the places of the nodes; none where no part of the graph shows it."""
+        above = self._above(place, makers)
+        self._fill([name for each in above for name in self.before.model.graph.node[each].output if name])
+        size = 1
+        while not self._is_wrong(above[:size]):
+            if size >= len(above) or time.perf_counter() > self.end:
+                return set()
+            size *= 2
+        return self._reduced(above[:size])
+
+    def _reduced(self, chosen: list[int]) -> set[int]:
+        """Return what is left when no node can go; the farthest is tried first, in halves, quarters and so on."""
+        size = max(1, len(chosen) // 2)
+        while True:
+            start = len(chosen)
+            while start > 1 and time.perf_counter() < self.end:
+                start = max(1, start - size)
+                without = chosen[:start] + chosen[start + size :]
+                if self._is_wrong(without):
+                    chosen = without
+            if size == 1 or time.perf_counter() > self.end:
+                return set(chosen)
+            size //= 2
+
+    def _above(self, place: int, makers: Mapping[str, int]) -> list[int]:
+        """Return a node and all that it hangs on, the nearest first."""
+        found = {place: None}
+        for each in (queue := [place]):
+            for name in used_by(self.before.model.graph.node[each]):
+                if name in makers and makers[name] not in found:
+                    found[makers[name]] = None
+                    queue.append(makers[name])
+        return list(found)
+
+    def _fill(self, names: Sequence[str]) -> None:
+        feeds = dict(self.values)
+        for start in range(0, len(names), _VALUES_A_RUN):
+            few = names[start : start + _VALUES_A_RUN]
+            try:
+                self.values |= run(session(_giving(self.before, few), optimised=False), feeds)
+            except (RuntimeError, TargetError):  # a value that is no tensor cannot be the input of a part
+                continue
+
+    def _is_wrong(self, chosen: Collection[int]) -> bool:
+        values = {name: value.numpy() for name, value in self.values.items()}
+        smaller = part(self.before.model, set(chosen), self.value, values)
+        if smaller is None:
+            return False
+        try:
+            left = stored(smaller, self.before.path.with_name("part.onnx"))
+            right = stored(self.apply(smaller), self.before.path.with_name("part-after.onnx"))
+            feeds = {each.name: self.values[each.name] for each in left.inputs}
+            expected, given = (run(session(each, optimised=False), feeds) for each in (left, right))
+            noisy = noisy_outputs(perturbed_sessions(left, self.seed, optimised=False), feeds, self.seed)
+        except Exception:  # a pass may raise anything on a part
+            return False
+        if expected.keys() != given.keys():
+            return False
+        return any(row.differs and not row.unstable for row in output_rows("part", expected, given, noisy))

@@ -1,0 +1,206 @@
+"""Passes one after another, each verified; what does not hold is undone and becomes a finding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+import onnx
+from torch import Tensor
+
+from gradctl.checks.file_latency import latencies
+from gradctl.checks.file_outputs import OutputRow, severity
+from gradctl.checks.first_change import FirstChange, first_change
+from gradctl.checks.verified_graph import InvalidGraph, VerifiedGraph, stored
+from gradctl.core.findings import Finding, number
+from gradctl.core.optimization import GraphSize, Latency, Optimization, PassOutcome, PassStatus
+from gradctl.forms.onnx_file import OnnxFile, nodes
+from gradctl.passes.result import NotApplicable, Pass, result
+from gradctl.passes.size import size_of
+from gradctl.subject.frames import first_line, is_out_of_memory
+
+__all__ = ["Pipeline"]
+
+# The sessions that measure latency are all there at once: so many bytes of weights may they hold in all.
+_MOST_BYTES_MEASURED = 2**28
+_MOST_NODES_NAMED = 6
+
+
+class Pipeline:
+    """A graph, the passes it went through, and what is to be said of them.
+
+    Args:
+        file: the graph before all passes, its weights in it.
+        example: its inputs.
+        folder: where the graphs in between are written; ``clear`` removes them.
+        seed: of inputs and noise.
+        progress: gets a line before each pass.
+
+    Raises:
+        TargetError: GC602 if onnxruntime cannot run the graph; GC104 if not on the example.
+    """
+
+    def __init__(
+        self,
+        file: OnnxFile,
+        example: Mapping[str, Tensor],
+        folder: Path,
+        *,
+        seed: int,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.folder, self.seed, self.progress = folder, seed, progress
+        progress("running the graph as it is")
+        self.verified = VerifiedGraph(file, example, seed)
+        self.shapes = {name: tuple(value.shape) for name, value in example.items()}
+        self.before = self._size(file.model)
+        self.current = stored(file.model, folder / "graph-0.onnx")
+        self.stages = [self.current.path]
+        self.outcomes: list[PassOutcome] = []
+        self.findings: list[Finding] = []
+
+    def run(self, each: Pass) -> None:
+        """Run one pass over the current graph, and keep what it made if that holds."""
+        self.progress(f"pass {each.name}")
+        start = time.perf_counter()
+        if reason := each.missing():
+            self._note(each, "not installed", reason=reason)
+            return
+        try:
+            made = result(self.current.model, each.apply(self.current.model))
+        except NotApplicable as refusal:
+            self._note(each, "not applicable", reason=str(refusal), seconds=time.perf_counter() - start)
+            return
+        except Exception as error:  # a pass may raise anything
+            if is_out_of_memory(error):
+                raise
+            self._failed(each, f"it raises {first_line(error)}", time.perf_counter() - start, 0.0)
+            return
+        seconds = time.perf_counter() - start
+        if not made.modified:
+            self._note(each, "unchanged", seconds=seconds)
+        elif not each.may_grow and (grown := _grown(self.current.model, made.model)):
+            self._note(each, "set aside", changed=made.changed, reason=grown, seconds=seconds)
+        else:
+            self._verify(each, made.model, made.changed, seconds)
+
+    def _verify(self, each: Pass, model: onnx.ModelProto, changed: str, seconds: float) -> None:
+        start = time.perf_counter()
+        candidate = stored(model, self.folder / f"graph-{len(self.outcomes) + 1}.onnx")
+        try:
+            rows = self.verified.rows(candidate)
+        except InvalidGraph as refusal:
+            candidate.path.unlink()
+            self._failed(each, str(refusal), seconds, time.perf_counter() - start)
+            return
+        spent = time.perf_counter() - start
+        worst = max(rows, key=severity, default=None)
+        numbers = {"error": number(worst.error), "budget": number(worst.budget)} if worst else {}
+        if worst is None or not worst.differs:
+            self.verified.keep()
+            self.current = candidate
+            self.stages.append(candidate.path)
+            self._note(
+                each,
+                "kept",
+                changed=changed,
+                seconds=seconds,
+                verification_seconds=spent,
+                size=self._size(model),
+                tied_to_machine=each.tied_to_machine,
+                **numbers,
+            )
+            return
+        feeds = self.verified.feeds[worst.trial]
+        where = first_change(self.current, candidate, each.apply, feeds, trial=worst.trial, seed=self.seed)
+        candidate.path.unlink()
+        self.findings.append(_changed(each, worst, where))
+        self._note(
+            each,
+            "undone",
+            changed=changed,
+            reason=f"it changes {worst.name}",
+            seconds=seconds,
+            verification_seconds=time.perf_counter() - start,
+            **numbers,
+        )
+
+    def optimization(self, level: str | None, final: OnnxFile) -> Optimization:
+        """Return the table: sizes, and latencies where all graphs fit into memory together, or else of the two ends."""
+        feeds = self.verified.feeds["example"]
+        files = [OnnxFile(path, final.model) for path in self.stages[:-1]] + [final]
+        total = sum(file.path.stat().st_size for file in files)
+        measured = files if total <= _MOST_BYTES_MEASURED else [files[0], files[-1]]
+        found = latencies(measured, feeds) if len(files) > 1 else latencies(files, feeds)
+        kept: list[Latency | None] = [*found[1:]] if len(measured) == len(files) else [None] * (len(files) - 1)
+        pending = iter(kept)
+        outcomes = tuple(
+            msgspec.structs.replace(each, latency=next(pending)) if each.status == "kept" else each
+            for each in self.outcomes
+        )
+        return Optimization(
+            level=level,
+            before=self.before,
+            after=self._size(final.model),
+            passes=outcomes,
+            latency_before=found[0],
+            latency_after=found[-1],
+            tied_to_machine=any(each.tied_to_machine for each in outcomes),
+            opsets=final.opsets,
+        )
+
+    def clear(self) -> None:
+        """Remove the graphs in between."""
+        for path in self.folder.iterdir():
+            if path.name.startswith(("graph-", "values-of-", "part")):
+                path.unlink()
+
+    def _size(self, model: onnx.ModelProto) -> GraphSize:
+        return size_of(model, self.shapes)
+
+    def _failed(self, each: Pass, reason: str, seconds: float, verification_seconds: float) -> None:
+        self.findings.append(
+            Finding(
+                code="GC502",
+                severity="error",
+                message=f"pass {each.name} ({each.backend}) was undone: {reason}.",
+                hint="the other passes ran without it; accept that, or name the passes to run with --pass.",
+                allow=f"GC502:{each.name}",
+            )
+        )
+        self._note(each, "failed", reason=reason, seconds=seconds, verification_seconds=verification_seconds)
+
+    def _note(self, each: Pass, status: PassStatus, **fields: object) -> None:
+        outcome = PassOutcome(name=each.name, backend=each.backend, status=status)
+        self.outcomes.append(msgspec.structs.replace(outcome, **fields))
+
+
+def _grown(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
+    counts = [sum(1 for _ in nodes(model)) for model in (before, after)]
+    return f"it makes {counts[1]} nodes of {counts[0]}" if counts[1] > counts[0] else ""
+
+
+def _changed(each: Pass, row: OutputRow, where: FirstChange | None) -> Finding:
+    """Return the finding of a pass that changes what the graph computes."""
+    off = row.structure or f"off by {row.error:.2e} (relative, rounding explains {row.budget:.2e})"
+    text = f"pass {each.name} ({each.backend}) changes {row.name}: {off}, with {row.trial}"
+    if where is not None:
+        first = where.row.structure or f"off by {where.row.error:.2e}"
+        text += f"; the first value it changes is {where.value} of {where.node}: {first}"
+        if where.nodes:
+            named = ", ".join(where.nodes[-_MOST_NODES_NAMED:])
+            more = len(where.nodes) - _MOST_NODES_NAMED
+            named = f"{more} more, {named}" if more > 0 else named
+            text += f"; {len(where.nodes)} of {where.total} nodes show it: {named}"
+    return Finding(
+        code="GC501",
+        severity="error",
+        quantity="output",
+        tensor=row.name,
+        verdict="differs",
+        message=f"{text}. It was undone.",
+        hint="the other passes ran without it; accept that, or name the passes to run with --pass.",
+        allow=f"GC501:{each.name}",
+    )

@@ -1,0 +1,131 @@
+"""What a graph consists of, and an estimate of what one run takes: operations, and memory for inner values.
+
+Shapes come from ONNX's inference for the sizes of the example, and from what onnxruntime wrote into the file for its
+own operators. A multiplication with an addition counts 2, an element of anything else 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx
+from onnx.helper import tensor_dtype_to_np_dtype
+
+from gradctl.core.optimization import GraphSize
+from gradctl.passes.part import used_by
+from gradctl.passes.result import operators
+
+__all__ = ["size_of"]
+
+_Shape = tuple[int, ...]
+_FREE = ("Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size")
+_PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulInteger", "QLinearMatMul")
+_CONVOLUTIONS = ("Conv", "FusedConv", "ConvInteger", "QLinearConv")
+
+
+def size_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> GraphSize:
+    """Return counts and estimates.
+
+    Args:
+        model: the graph; not changed.
+        shapes: of the inputs of the example, by name.
+    """
+    own = model.graph.initializer
+    kinds = operators(model)
+    known = _shapes(model, shapes)
+    counted = [(node, _operations(node, known)) for node in model.graph.node]
+    return GraphSize(
+        operators=kinds,
+        nodes=sum(kinds.values()),
+        initializers=len(own),
+        parameters=sum(math.prod(each.dims) for each in own),
+        bytes=sum(math.prod(each.dims) * _item_bytes(each.data_type) for each in own),
+        flops=sum(count or 0 for _, count in counted),
+        activation_bytes=_most_alive(model, known),
+        uncounted=sum(count is None for _, count in counted),
+    )
+
+
+def _shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> dict[str, tuple[_Shape, int]]:
+    """Return shape and bytes an element of each value whose shape is known."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for port in fixed.graph.input:
+        for size, actual in zip(port.type.tensor_type.shape.dim, given.get(port.name, ()), strict=False):
+            size.dim_value = int(actual)
+    # What exporters noted of inner values names free sizes, which inference would keep.
+    kept = [each for each in fixed.graph.value_info if _dimensions(each) is not None]
+    del fixed.graph.value_info[:]
+    fixed.graph.value_info.extend(kept)
+    try:
+        graph = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    except Exception:  # an estimate: what cannot be inferred is counted as unknown
+        graph = fixed.graph
+    known = {each.name: (tuple(each.dims), _item_bytes(each.data_type)) for each in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        dimensions = _dimensions(value)
+        if dimensions is not None:
+            known[value.name] = dimensions, _item_bytes(value.type.tensor_type.elem_type)
+    return known
+
+
+def _dimensions(value: onnx.ValueInfoProto) -> _Shape | None:
+    kind = value.type.tensor_type
+    if not kind.HasField("shape") or any(not size.HasField("dim_value") for size in kind.shape.dim):
+        return None
+    return tuple(size.dim_value for size in kind.shape.dim)
+
+
+def _operations(node: onnx.NodeProto, known: Mapping[str, tuple[_Shape, int]]) -> int | None:
+    """Return the operations of one node; None where a shape that says is not known."""
+    if node.op_type in _FREE:
+        return 0
+    results = [known.get(name) for name in node.output if name]
+    if not results or results[0] is None:
+        return None
+    elements = math.prod(results[0][0])
+    inputs = [known.get(name) for name in node.input]
+    if node.op_type in _PRODUCTS:
+        left = inputs[0]
+        return 2 * elements * _inner(node, left[0]) if left and left[0] else None
+    if node.op_type in _CONVOLUTIONS:
+        weight = inputs[1]
+        return 2 * elements * math.prod(weight[0][1:]) if weight else None
+    if node.op_type == "ConvTranspose":
+        image, weight = inputs[0], inputs[1]
+        return 2 * math.prod(image[0]) * math.prod(weight[0][1:]) if image and weight else None
+    return elements
+
+
+def _inner(node: onnx.NodeProto, left: _Shape) -> int:
+    """Return the length of the sums of a matrix product."""
+    attributes: dict[str, Any] = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+    axis = -2 if (attributes.get("transA") and len(left) > 1) else -1
+    return left[axis]
+
+
+def _most_alive(model: onnx.ModelProto, known: Mapping[str, tuple[_Shape, int]]) -> int:
+    """Return the most bytes of values that nodes made and nodes to come, or the user, still want."""
+    last: dict[str, int] = {}
+    for place, node in enumerate(model.graph.node):
+        last.update(dict.fromkeys(used_by(node), place))
+    last.update({each.name: len(model.graph.node) for each in model.graph.output})
+    alive: dict[str, int] = {}
+    most = 0
+    for place, node in enumerate(model.graph.node):
+        for name in node.output:
+            shape, item = known.get(name, ((0,), 0))
+            alive[name] = math.prod(shape) * item
+        most = max(most, sum(alive.values()))
+        for name in [name for name in alive if last.get(name, -1) <= place]:
+            del alive[name]
+    return most
+
+
+def _item_bytes(kind: int) -> int:
+    try:
+        return int(tensor_dtype_to_np_dtype(kind).itemsize)
+    except (KeyError, TypeError, ValueError):
+        return 0
