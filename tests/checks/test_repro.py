@@ -195,6 +195,7 @@ def test_the_text_is_fit_for_a_report_upstream(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_reversed_gradient_that_export_drops(tmp_path):
     units, _ = written(tmp_path, MODELS / "gradient_reversal.py", forms=["export"], allows=("GC408:ReverseGradient",))
     script = scripts(units)["export", "GC402"]
@@ -215,6 +216,7 @@ def test_a_branch_that_trace_bakes_in_shows_on_other_inputs_than_the_example(tmp
     )
 
 
+@pytest.mark.slow
 def test_a_hook_that_export_drops_comes_down_to_the_block_that_sets_it(tmp_path):
     target = tmp_path / "hooked.py"
     target.write_text(HOOKED, encoding="utf-8")
@@ -229,6 +231,7 @@ def test_a_hook_that_export_drops_comes_down_to_the_block_that_sets_it(tmp_path)
     assert_fails_until_mended(script, tmp_path, "2 * gradient", "gradient")
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_nan_comes_down_to_the_module_that_makes_it(tmp_path):
     target = tmp_path / "nan.py"
     target.write_text(NAN, encoding="utf-8")
@@ -238,6 +241,7 @@ def test_a_gradient_that_is_nan_comes_down_to_the_module_that_makes_it(tmp_path)
     assert_fails_until_mended(script, tmp_path, "h.sqrt()", "torch.where(h > 0, h, torch.ones_like(h)).sqrt()")
 
 
+@pytest.mark.slow
 def test_finite_differences_of_a_script_are_taken_where_nothing_is_cut(tmp_path):
     target = tmp_path / "cut.py"
     target.write_text(WRONG_BEHIND_A_CUT, encoding="utf-8")
@@ -248,6 +252,7 @@ def test_finite_differences_of_a_script_are_taken_where_nothing_is_cut(tmp_path)
     assert_fails_until_mended(script, tmp_path, "* 1.01", "")
 
 
+@pytest.mark.slow
 def test_a_function_by_its_class(tmp_path):
     target = tmp_path / "sine.py"
     target.write_text(f"{WRONG_BEHIND_A_CUT}\ndef Sine_inputs():\n    return (torch.randn(5, 4),)\n", encoding="utf-8")
@@ -269,6 +274,7 @@ def test_a_script_that_cannot_be_run_says_nothing_of_the_bug(tmp_path):
     assert "says nothing of the bug" in finished.stderr
 
 
+@pytest.mark.slow
 def test_one_program_a_code_also_where_many_gradients_are_wrong(tmp_path):
     units, said = written(tmp_path, MODELS / "straight_through.py", forms=["export"])
     wrong = [finding for finding in units[1].findings if finding.code == "GC402"]
