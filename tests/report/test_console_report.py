@@ -195,3 +195,33 @@ def test_colour_repeats_the_words_and_nothing_else():
     assert "\x1b[" in coloured
     stripped = re.sub(r"\x1b\[[\d;]*m", "", coloured)
     assert [line.rstrip() for line in stripped.splitlines()] == plain.splitlines()
+
+
+def test_what_explains_most_stands_before_the_numbers():
+    weight = examples.gradient("param:fc1.weight", "wrong", error=0.5, budget=1e-7)
+    usual = Finding(code="GC220", severity="note", message="before the numbers: the model computes in bfloat16.")
+    other = Finding(code="GC404", severity="note", message="detach is held fixed.")
+    screen = render(examples.report_of(examples.unit("fail", [weight], [other, usual], form="trace")))
+    lines = screen.splitlines()
+    assert lines[0] == "note GC220 before the numbers: the model computes in bfloat16."
+    assert lines.index("note GC404 detach is held fixed.") > lines.index(
+        next(line for line in lines if "error" in line)
+    )
+    assert screen.count("GC220") == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("it differs.", "error GC402 (GC204) it differs."),
+        (
+            "it differs. This is because … (GC204), net.py:3.",
+            "error GC402 it differs. This is because … (GC204), net.py:3.",
+        ),
+    ],
+)
+def test_a_cause_is_told_once(message, shown):
+    weight = examples.gradient("param:fc1.weight", "wrong", error=0.5, budget=1e-7)
+    found = Finding(code="GC402", cause="GC204", severity="error", message=message, tensor="param:fc1.weight")
+    screen = render(examples.report_of(examples.unit("fail", [weight], [found], form="export")))
+    assert shown in [line.strip() for line in screen.splitlines()]
