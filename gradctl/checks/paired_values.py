@@ -91,7 +91,7 @@ class PairedValues:
 
     def first_adjoint(self, leaf: str) -> Parting | None:
         """Return the node nearest to the outputs behind which the gradient of ``leaf`` is not eager's."""
-        here = next((each for each in self.run.values if each.leaf == leaf and self._disagrees(each)), None)
+        here = next((each for each in self.run.values if each.leaf == leaf and self._is_suspect(each)), None)
         if here is None:
             return None
         while True:
@@ -168,6 +168,11 @@ class PairedValues:
     def _disagrees(self, node: GraphValue) -> bool:
         eager = self._counterparts.get(node.name, ())
         return bool(eager) and not any(self._same_adjoint(each.adjoint, node.adjoint) for each in eager)
+
+    def _is_suspect(self, leaf: GraphValue) -> bool:
+        """Tell whether a leaf's gradient is another, or there in one of the two only, be it zero by cancellation."""
+        eager = self._counterparts.get(leaf.name, ())
+        return self._disagrees(leaf) or any((each.adjoint is None) != (leaf.adjoint is None) for each in eager)
 
     def _same_adjoint(self, eager: Sketch | None, form: Sketch | None) -> bool:
         known = [each for each in (eager, form) if each is not None]

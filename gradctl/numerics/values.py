@@ -64,8 +64,8 @@ class ValueWatch:
     def await_gradient(self, value: Watched, tensor: Tensor) -> None:
         """Sketch the gradient that ``tensor`` will get."""
 
-        def note(gradient: Tensor) -> None:
-            if gradient.layout == torch.strided:
+        def note(gradient: Tensor | None) -> None:  # None where no gradient reaches one of several outputs
+            if gradient is not None and gradient.layout == torch.strided:
                 value.adjoint = self.sketcher(gradient)
 
         self._handles.append(tensor.register_hook(note))  # type: ignore[no-untyped-call]

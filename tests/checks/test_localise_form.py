@@ -309,6 +309,26 @@ def test_an_exported_graph_with_the_same_node_passes(tmp_path):
     assert comparing(model, X).file(edited_program(tmp_path / "m.pt2", model, 3.0), trusted=True).verdict == "pass"
 
 
+def test_a_gradient_lost_behind_an_operator_with_several_results_is_placed(tmp_path):
+    class Split(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = x.chunk(2, dim=1)
+            return torch.cat([left.sin(), right.exp()], dim=1)
+
+    program = torch.export.export(nested(Split()), (X,), strict=False)
+    (node,) = [each for each in program.graph.nodes if str(each.target).startswith("aten.exp")]
+    with program.graph.inserting_after(node):
+        cut = program.graph.call_function(torch.ops.aten.detach.default, (node,))
+    cut.meta = dict(node.meta)
+    for user in [each for each in node.users if each is not cut]:
+        user.replace_input_with(node, cut)
+    program.graph_module.recompile()
+    torch.export.save(program, tmp_path / "m.pt2")
+    unit = comparing(nested(Split()), X).file(tmp_path / "m.pt2", trusted=True)
+    assert places(unit) == {at("1.act", "aten.detach", "right.exp()", Split)}
+    assert "first at aten.detach in 1.act, where eager passes a gradient" in unit.findings[0].message
+
+
 def exported_onnx(model: nn.Module) -> onnx.ModelProto:
     program = torch.onnx.export(model, (X,), dynamo=True, verbose=False)
     return program.model_proto
