@@ -121,16 +121,18 @@ def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, TensorC
             if is_out_of_memory(error):
                 raise
             continue
-        found = [before or _parting(paired, finding) for before, (finding, _) in zip(found, about, strict=True)]
+        found = [before or _parting(paired, *each) for before, each in zip(found, about, strict=True)]
         if all(found):
             break
     state.restore()
     return found
 
 
-def _parting(paired: PairedValues, finding: Finding) -> Parting | None:
+def _parting(paired: PairedValues, finding: Finding, difference: TensorComparison) -> Parting | None:
     if finding.quantity == "gradient":
         return paired.first_value() or paired.first_adjoint(str(finding.tensor))
+    if difference.asks is not None and not (difference.exceeds or difference.means_another):
+        return paired.first_cut_anywhere()
     return paired.first_value() or (paired.first_value_anywhere() if finding.quantity == "buffer" else None)
 
 

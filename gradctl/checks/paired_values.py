@@ -8,7 +8,7 @@ those of one order in both are paired; where their number differs, any counterpa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gradctl.forms.graph_value import GraphRun, GraphValue
@@ -96,14 +96,24 @@ class PairedValues:
             return None
         while True:
             passed, judged = self._after(here)
-            for node in judged:
-                eager = self._counterparts[node.name]
-                if len({each.asks for each in eager}) == 1 and eager[0].asks != node.asks:
-                    return Parting(node, eager[0], "form" if eager[0].asks else "eager")
+            cut = self._first_cut(judged)
+            if cut is not None:
+                return cut
             wrong = [node for node in judged if self._disagrees(node)]
             if not wrong:
                 return self._parting(passed or [here])
             here = wrong[-1]
+
+    def first_cut_anywhere(self) -> Parting | None:
+        """Return the first node of all through which one of the two passes a gradient and the other does not."""
+        return self._first_cut(each for each in self.run.values if each.place is not None)
+
+    def _first_cut(self, nodes: Iterable[GraphValue]) -> Parting | None:
+        for node in nodes:
+            eager = self._counterparts.get(node.name, ())
+            if len({each.asks for each in eager}) == 1 and eager[0].asks != node.asks:
+                return Parting(node, eager[0], "form" if eager[0].asks else "eager")
+        return None
 
     def _parting(self, nodes: Sequence[GraphValue]) -> Parting:
         """Return the one of ``nodes`` that is to blame: what a custom Function stands for, else the first."""

@@ -329,6 +329,23 @@ def test_a_gradient_lost_behind_an_operator_with_several_results_is_placed(tmp_p
     assert "first at aten.detach in 1.act, where eager passes a gradient" in unit.findings[0].message
 
 
+def test_an_output_that_asks_for_no_gradient_any_more_is_placed_where_that_is_cut(tmp_path):
+    model = nested(nn.Tanh())
+    program = torch.export.export(model, (X,), strict=False)
+    *_, node = [each for each in program.graph.nodes if each.op == "call_function"]
+    with program.graph.inserting_after(node):
+        cut = program.graph.call_function(torch.ops.aten.detach.default, (node,))
+    cut.meta = dict(node.meta)
+    program.graph.output_node().replace_input_with(node, cut)
+    (spec,) = program.graph_signature.output_specs
+    spec.arg.name = cut.name
+    program.graph_module.recompile()
+    torch.export.save(program, tmp_path / "m.pt2")
+    found = comparing(model, X).file(tmp_path / "m.pt2", trusted=True).findings
+    (place,) = {(each.location.module, each.location.op) for each in found if each.tensor == "output"}
+    assert place == ("2", "aten.detach")
+
+
 def exported_onnx(model: nn.Module) -> onnx.ModelProto:
     program = torch.onnx.export(model, (X,), dynamo=True, verbose=False)
     return program.model_proto
