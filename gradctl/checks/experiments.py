@@ -343,8 +343,10 @@ def _baked(form: str, seen: Seen, elsewhere: Seen, first: Answer) -> Cause:
             "write it without asking for the shape or strides, or make the input contiguous first.",
             place,
         )
-    loop = seen.calls != elsewhere.calls and set(seen.calls) == set(elsewhere.calls)
-    if loop:
+    asked = [len(_by_question(each.answers).get(first.question, ())) for each in (seen, elsewhere)]
+    # A loop asks anew each time around, or takes a number once and makes the same calls more often; a branch asks once.
+    again = name not in _TRUTHS and seen.calls != elsewhere.calls and set(seen.calls) == set(elsewhere.calls)
+    if asked[0] != asked[1] or again:
         return Cause(
             "GC206",
             f"{form} has unrolled a loop as often as it ran on the example",
