@@ -36,7 +36,7 @@ _OPTIONS = (
         "inputs_file",
         metavar="FILE",
         type=click.Path(path_type=Path),
-        help="Inputs by name: .npz, .safetensors or .pt.",
+        help="Inputs by name: .npz, .safetensors or .pt; or the folder of an ONNX test data set (input_0.pb, …).",
     ),
     click.option(
         "--weights", metavar="FILE", type=click.Path(path_type=Path), help="A state dict: .safetensors or .pt."

@@ -1,4 +1,4 @@
-"""``gradctl export`` as a process: exit codes, both streams, what lies in the folder, and what onnxruntime makes of it."""
+"""``gradctl export`` as a process: exit codes, both streams, the folder, and what onnxruntime makes of the file."""
 
 from __future__ import annotations
 

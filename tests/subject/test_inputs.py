@@ -230,7 +230,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path):
     whole = (tmp_path / "inputs.npz").read_bytes()
     assert refused("input.npz") == f"GC122 there is no file '{tmp_path}/input.npz' (did you mean 'inputs.npz'?)."
     assert refused("inputs.csv", b"1,2") == (
-        f"GC122 {tmp_path}/inputs.csv is of no kind that is read here: .npz, .safetensors, .pt, .pth, .bin."
+        f"GC122 {tmp_path}/inputs.csv is of no kind that is read here: .npz, .pb, .safetensors, .pt, .pth, .bin."
     )
     assert refused("inputs.npz", b"") == f"GC122 {tmp_path}/inputs.npz is empty. Write it again."
     assert refused("inputs.npz", whole[:-30]) == (
