@@ -54,6 +54,7 @@ class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
         allows: accepted findings, ``CODE`` or ``CODE:NAME``.
         fail_on: the severity from which a finding fails the unit.
         named: whether the user asked for this form by name; then it is not skipped in silence.
+        bisect: whether torch is to say which part of its compiler is wrong.
         timeout_seconds: when the process is ended, counted from its start.
         memory_limit_bytes: of the address space of the process; on the CPU only.
     """
@@ -63,6 +64,7 @@ class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
     allows: tuple[str, ...] = ()
     fail_on: str = "error"
     named: bool = False
+    bisect: bool = False
     timeout_seconds: float = 300.0
     memory_limit_bytes: int | None = None
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradctl.checks.allows import Allows
 from gradctl.checks.arbiter import Arbiter
+from gradctl.checks.bisect import bisected
 from gradctl.checks.explain import Witness, explained
 from gradctl.checks.form_comparison import FormComparison
 from gradctl.checks.form_findings import findings_and_rows, stale_values
@@ -56,13 +57,23 @@ class Comparing:
         allows: accepted findings.
         fail_on: the severity from which a finding fails a unit.
         outputs_only: whether the forms give no gradients: then the model need not have any.
+        bisect: whether torch is to say which part of its compiler is wrong, where ``compile`` is.
 
     Raises:
         TargetError, NothingToCheck: as ``gradcheck``.
     """
 
-    def __init__(self, subject: Subject, allows: Allows, *, fail_on: str = "error", outputs_only: bool = False) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        allows: Allows,
+        *,
+        fail_on: str = "error",
+        outputs_only: bool = False,
+        bisect: bool = False,
+    ) -> None:
         self.subject, self.allows, self.fail_on, self.outputs_only = subject, allows, fail_on, outputs_only
+        self.bisect = bisect
         with _quietly():
             self.native: Native | None = None
             try:
@@ -150,6 +161,8 @@ class Comparing:
             found, tensors = findings_and_rows(comparison, self.arbiter)
             found = located(found, comparison, form, seconds=time.perf_counter() - start)
             found = explained(found, comparison, witness)
+            if self.bisect and captured.form == "compile":
+                found = bisected(found, self.reference)
         findings = [
             msgspec.structs.replace(
                 each, fingerprint=fingerprint(each.code, self.subject.target, captured.form, each.quantity, each.tensor)
@@ -243,7 +256,13 @@ def _quietly() -> Iterator[None]:
 
 
 def compare_one(
-    subject: Subject, form_name: str, *, named: bool = True, allows: Sequence[str] = (), fail_on: str = "error"
+    subject: Subject,
+    form_name: str,
+    *,
+    named: bool = True,
+    allows: Sequence[str] = (),
+    fail_on: str = "error",
+    bisect: bool = False,
 ) -> Unit:
     """Return the verdict on one form: what a process of its own does."""
-    return Comparing(subject, Allows(allows), fail_on=fail_on).form(form_name, named=named)
+    return Comparing(subject, Allows(allows), fail_on=fail_on, bisect=bisect).form(form_name, named=named)

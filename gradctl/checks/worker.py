@@ -65,7 +65,14 @@ def run_unit(request: UnitRequest) -> Unit:
         return gradcheck(subject, allows=request.allows, fail_on=request.fail_on)
     from gradctl.checks.compare import compare_one
 
-    return compare_one(subject, request.form, named=request.named, allows=request.allows, fail_on=request.fail_on)
+    return compare_one(
+        subject,
+        request.form,
+        named=request.named,
+        allows=request.allows,
+        fail_on=request.fail_on,
+        bisect=request.bisect,
+    )
 
 
 def main() -> NoReturn:

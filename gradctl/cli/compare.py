@@ -51,6 +51,7 @@ _OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format_name", 
     metavar="SECONDS",
     help="For each form that runs in a process of its own (compile, onnx).",
 )
+@click.option("--bisect", is_flag=True, help="Ask torch which part of its compiler is wrong, where compile is. Slow.")
 @repro_option
 @report_options
 def compare(
@@ -61,6 +62,7 @@ def compare(
     forms: tuple[str, ...],
     trust: bool,
     timeout: float,
+    bisect: bool,
     repro: Path | None,
 ) -> int:
     """Compare the static forms of TARGET with eager.
@@ -91,7 +93,9 @@ def compare(
             elif file is not None:
                 units = _file(checking, file, allows, reporting, trust=trust, progress=progress)
             else:
-                units = _forms(checking, forms, allows, reporting, timeout=timeout, repro=repro, progress=progress)
+                units = _forms(
+                    checking, forms, allows, reporting, timeout=timeout, bisect=bisect, repro=repro, progress=progress
+                )
     report = report_of("compare", units, allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on)
     return emit(report, reporting)
 
@@ -103,6 +107,7 @@ def _forms(
     reporting: ReportOptions,
     *,
     timeout: float,
+    bisect: bool,
     repro: Path | None,
     progress: Callable[[str], None],
 ) -> list[Unit]:
@@ -126,6 +131,7 @@ def _forms(
             allows=reporting.allows,
             fail_on=reporting.fail_on,
             named=bool(forms),
+            bisect=bisect,
             timeout_seconds=timeout,
         )
         for form in chosen

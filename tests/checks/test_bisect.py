@@ -1,0 +1,55 @@
+"""``--bisect``: torch's own bisector names the part of its compiler that makes a wrong gradient."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from gradctl.checks.bisect import bisected
+from gradctl.checks.reference import Reference
+from gradctl.core.findings import Finding
+from gradctl.subject.subject import Subject
+from tests.cli.command_line import gradctl
+
+POOLED = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x, mask):
+        y = self.conv(x)
+        return torch.where(mask, y, F.max_pool2d(y, 3, 1, 1))
+
+make_model = Pooled
+
+def example_inputs():
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 8, 8), torch.rand(2, 8, 8, 8) > 0.5
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="the bug needs two threads")
+@pytest.mark.skipif(torch.__version__ >= "2.14", reason="pytorch 185509 is mended there")
+def test_the_part_of_inductor_that_is_wrong_is_named(tmp_path):
+    (tmp_path / "net.py").write_text(POOLED)
+    finished = gradctl(
+        "compare", "net.py", "--form", "compile", "--bisect", cwd=tmp_path, OMP_NUM_THREADS="2", COLUMNS="200"
+    )
+    assert finished.returncode == 1
+    assert "torch's compiler bisector: backend inductor, subsystem" in " ".join(finished.stdout.split())
+
+
+def test_what_is_no_error_is_not_bisected():
+    note = Finding(code="GC415", severity="note", message="as it was.")
+    x = torch.randn(3, generator=torch.Generator().manual_seed(0))
+    reference = Reference(Subject(target="test", model=torch.sin, args=(x,)), "leaf")
+    assert bisected([note], reference) == [note]
