@@ -1,4 +1,6 @@
-"""Which part of ``torch.compile`` is wrong: torch's own compiler bisector, when it is asked for (``--bisect``).
+"""Which module ``torch.compile`` gets wrong, and which part of it does: when that is asked for (``--bisect``).
+
+Modules are compiled alone, down to the innermost that is wrong; the part is found by torch's own compiler bisector.
 
 The bisector is private to torch (``torch._inductor.compiler_bisector``, seen in 2.10 to 2.14): it compiles the model
 again and again, with a simpler backend or with one subsystem switched off after so many steps.
@@ -12,30 +14,49 @@ from typing import Any
 import msgspec
 
 from gradctl.checks.form_comparison import FormComparison
+from gradctl.checks.localise_form import with_place
+from gradctl.checks.localise_modules import AloneModules
 from gradctl.checks.reference import Reference
 from gradctl.core.findings import Finding
 from gradctl.forms.compiled import compiled_with
 from gradctl.forms.form import CannotCapture
+from gradctl.forms.place import Place
 from gradctl.forms.quiet import quiet
+from gradctl.forms.table import form_named
 from gradctl.subject.state import State
 
 __all__ = ["bisected"]
 
 
-def bisected(findings: Sequence[Finding], reference: Reference) -> list[Finding]:
-    """Return findings about ``compile`` with the part of torch.compile that makes them, in the message of each error.
+def bisected(findings: Sequence[Finding], comparison: FormComparison) -> list[Finding]:
+    """Return findings about ``compile``, each error with the module that is wrong alone and the part of torch.compile.
 
     Args:
-        findings: of form ``compile``.
-        reference: eager on all inputs.
+        findings: of form ``compile``, worst first.
+        comparison: where they come from.
     """
-    if not any(each.severity == "error" for each in findings):
+    errors = [each for each in findings if each.severity == "error"]
+    if not errors:
         return list(findings)
-    words = _words(reference)
-    return [
-        msgspec.structs.replace(each, message=f"{each.message} {words}") if each.severity == "error" else each
-        for each in findings
-    ]
+    words, place = _words(comparison.reference), _place(errors, comparison)
+
+    def told(finding: Finding) -> Finding:
+        if finding.severity != "error":
+            return finding
+        finding = finding if place is None else with_place(finding, place)
+        return msgspec.structs.replace(finding, message=f"{finding.message} {words}")
+
+    return [told(each) for each in findings]
+
+
+def _place(errors: Sequence[Finding], comparison: FormComparison) -> Place | None:
+    """Return the innermost module that inductor gets wrong alone, by the worst tensor."""
+    for finding in errors:
+        if finding.quantity is not None and finding.tensor is not None:
+            difference = comparison.worst[finding.quantity, finding.tensor]
+            form = form_named("compile")
+            return AloneModules(comparison.reference, form, difference.trial, finding, difference).innermost()
+    return None
 
 
 def _words(reference: Reference) -> str:

@@ -162,7 +162,7 @@ class Comparing:
             found = located(found, comparison, form, seconds=time.perf_counter() - start)
             found = explained(found, comparison, witness)
             if self.bisect and captured.form == "compile":
-                found = bisected(found, self.reference)
+                found = bisected(found, comparison)
         findings = [
             msgspec.structs.replace(
                 each, fingerprint=fingerprint(each.code, self.subject.target, captured.form, each.quantity, each.tensor)

@@ -43,7 +43,7 @@ from gradctl.subject.frames import is_out_of_memory, is_users
 from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.state import State
 
-__all__ = ["located"]
+__all__ = ["located", "with_place"]
 
 _GRAPHS: dict[str, ModuleType] = {
     "trace": torchscript_values,
@@ -99,7 +99,7 @@ def located(
         if found[number].location is None and quantity not in told:
             told.add(quantity)
             place = _of_modules(comparison, form, found[number], each, deadline)
-            found[number] = found[number] if place is None else _with_place(found[number], place)
+            found[number] = found[number] if place is None else with_place(found[number], place)
     return found
 
 
@@ -248,7 +248,7 @@ def _with_parting(finding: Finding, parting: Parting) -> Finding:
         place = replace(place, op=function_name(eager.function))
     said = {"eager": ", where eager passes no gradient", "form": ", where eager passes a gradient", None: ""}
     breaks = ", which makes NaN or infinities of finite values" if parting.breaks else ""
-    return _with_place(finding, place, breaks or said[parting.cut])
+    return with_place(finding, place, breaks or said[parting.cut])
 
 
 def _in_eagers_words(place: Place, parting: Parting) -> Place:
@@ -262,7 +262,8 @@ def _in_eagers_words(place: Place, parting: Parting) -> Place:
     return replace(place, module=place.module or parting.module or "")
 
 
-def _with_place(finding: Finding, place: Place, said: str = "") -> Finding:
+def with_place(finding: Finding, place: Place, said: str = "") -> Finding:
+    """Return a finding with a place, in its location and in a clause of its message, which ``said`` ends."""
     inside = f" in {place.module}" if place.module else ""
     at = f" at {place.op}" if place.op else ""
     clause = f"first{at}{inside}{said}" if at or inside else f"in the model's own code{said}"

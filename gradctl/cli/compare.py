@@ -51,7 +51,9 @@ _OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format_name", 
     metavar="SECONDS",
     help="For each form that runs in a process of its own (compile, onnx).",
 )
-@click.option("--bisect", is_flag=True, help="Ask torch which part of its compiler is wrong, where compile is. Slow.")
+@click.option(
+    "--bisect", is_flag=True, help="Where compile is wrong: name the module, and the part of torch's compiler. Slow."
+)
 @repro_option
 @report_options
 def compare(

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from gradctl.checks.bisect import bisected
+from gradctl.checks.form_comparison import FormComparison
 from gradctl.checks.reference import Reference
 from gradctl.core.findings import Finding
+from gradctl.forms.eager import capture
+from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from tests.cli.command_line import gradctl
 
@@ -45,11 +48,14 @@ def test_the_part_of_inductor_that_is_wrong_is_named(tmp_path):
         "compare", "net.py", "--form", "compile", "--bisect", cwd=tmp_path, OMP_NUM_THREADS="2", COLUMNS="200"
     )
     assert finished.returncode == 1
-    assert "torch's compiler bisector: backend inductor, subsystem" in " ".join(finished.stdout.split())
+    said = " ".join(finished.stdout.split())
+    assert "torch's compiler bisector: backend inductor, subsystem" in said
+    assert "at net.py:12, Pooled" in said
 
 
 def test_what_is_no_error_is_not_bisected():
     note = Finding(code="GC415", severity="note", message="as it was.")
     x = torch.randn(3, generator=torch.Generator().manual_seed(0))
     reference = Reference(Subject(target="test", model=torch.sin, args=(x,)), "leaf")
-    assert bisected([note], reference) == [note]
+    captured = capture(reference.instance())
+    assert bisected([note], FormComparison(reference, captured, State([captured.model]))) == [note]
