@@ -18,7 +18,6 @@ from gradctl.checks.localise_form import with_place
 from gradctl.checks.localise_modules import AloneModules
 from gradctl.checks.reference import Reference
 from gradctl.core.findings import Finding
-from gradctl.forms.compiled import compiled_with
 from gradctl.forms.form import CannotCapture
 from gradctl.forms.place import Place
 from gradctl.forms.quiet import quiet
@@ -60,8 +59,10 @@ def _place(errors: Sequence[Finding], comparison: FormComparison) -> Place | Non
 
 
 def _words(reference: Reference) -> str:
-    import torch._inductor.config
+    import torch._inductor.config  # these take a second, and only --bisect has a use for them
     from torch._inductor.compiler_bisector import CompilerBisector
+
+    from gradctl.forms.compiled import compiled_with
 
     def agrees() -> bool:
         try:
