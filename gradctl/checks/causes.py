@@ -22,7 +22,7 @@ from gradctl.checks.reference import Reference, Trial
 from gradctl.core.findings import Finding
 from gradctl.forms import eager
 from gradctl.forms.form import Outcome
-from gradctl.numerics.agreement import agreement, scale_of
+from gradctl.numerics.agreement import agreement, largest_scale
 from gradctl.numerics.program import Place
 from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Instance
@@ -197,6 +197,6 @@ def _is_given(key: Key, each: TensorComparison, native: Outcome, wide: Outcome) 
         return False
     if each.differs and not each.exceeds and each.asks is None and not each.structure:
         return False  # it differs in float64 only, and the native tensors are too near to tell
-    neighbours = max((scale_of(t) for t in theirs.values() if t is not None), default=0.0)
+    neighbours = largest_scale(theirs.values())
     error, budget = agreement(mine, mine if truth is None else truth, each.form, neighbours)
     return error <= budget and (not (each.differs and each.exceeds) or _NEARER * error <= each.error)

@@ -22,7 +22,8 @@ from gradctl.core.names import Quantity
 from gradctl.forms import eager
 from gradctl.forms.form import Captured, Outcome
 from gradctl.forms.onnx_session import unoptimised
-from gradctl.numerics.agreement import agreement, scale_of
+from gradctl.numerics.agreement import agreement, largest_scale
+from gradctl.numerics.measures import same_values
 from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.signature import module_of
 from gradctl.subject.state import State
@@ -155,7 +156,7 @@ def _is_eagers(key: Key, trial: Trial, call: int, calls: list[Outcome]) -> bool:
     candidate = mine.get(key[1])
     if native is None or oracle is None or candidate is None or native.dtype != candidate.dtype:
         return False
-    neighbours = max((scale_of(t) for t in theirs.values() if t is not None), default=0.0)
+    neighbours = largest_scale(theirs.values())
     error, budget = agreement(native, oracle, candidate, neighbours)
     return error <= budget
 
@@ -220,9 +221,7 @@ def _repeats(pair: _Pair, quantity: Quantity, name: str) -> bool:
 def _equal(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None:
         return first is second
-    first, second = first.detach(), second.detach()
-    same = first.shape == second.shape and first.dtype == second.dtype
-    return same and bool(torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)))
+    return first.dtype == second.dtype and same_values(first.detach(), second.detach())
 
 
 # ------------------------------------------------------------------ what the form started with

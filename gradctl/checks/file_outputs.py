@@ -19,7 +19,8 @@ from gradctl.core.findings import TensorResult, number
 from gradctl.core.names import TensorVerdict
 from gradctl.forms.onnx_file import OnnxFile, initializers, session
 from gradctl.forms.onnx_session import run
-from gradctl.numerics.agreement import agreement, scale_of
+from gradctl.numerics.agreement import agreement, largest_scale
+from gradctl.numerics.measures import same_values
 
 __all__ = ["OutputRow", "noisy_outputs", "output_rows", "perturbed_sessions", "severity", "tensor_result", "worst_rows"]
 
@@ -65,7 +66,7 @@ def output_rows(
         given: what is judged, under the same names.
         noisy: what the first graph gives where inputs and weights are an ULP off.
     """
-    neighbours = max((scale_of(value) for value in expected.values()), default=0.0)
+    neighbours = largest_scale(expected.values())
     for name, mine in expected.items():
         theirs = given[name]
         if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
@@ -78,7 +79,7 @@ def output_rows(
                 continue
             error, allowed = agreement(value, mine, theirs, neighbours)
             budget = max(budget, allowed)
-            unstable = unstable or not torch.equal(torch.nan_to_num(value), torch.nan_to_num(mine))
+            unstable = unstable or not same_values(value, mine)
         is_exact = not (mine.is_floating_point() or mine.is_complex())
         error, floor = agreement(mine, mine, theirs, neighbours)
         # An index that one ULP moves (a tie of argmax) may lie either way: then nothing can be said of it.

@@ -14,7 +14,7 @@ from gradctl.checks.outcomes import outcomes
 from gradctl.checks.reference import Reference, Trial
 from gradctl.core.names import Quantity
 from gradctl.forms.form import CannotCapture, Captured, Form, Outcome
-from gradctl.numerics.agreement import agreement, scale_of
+from gradctl.numerics.agreement import agreement, largest_scale
 from gradctl.subject.instance import native_dtype
 from gradctl.subject.state import State
 
@@ -145,7 +145,7 @@ class FormComparison:
     ) -> Iterator[tuple[Key, TensorComparison]]:
         for quantity in self.captured.gives:
             mine, truth, theirs = part(native, quantity), part(oracle, quantity), part(call, quantity)
-            neighbours = max((scale_of(t) for t in truth.values() if t is not None), default=0.0)
+            neighbours = largest_scale(truth.values())
             for name in sorted(mine.keys() | theirs.keys()):
                 found = _compared(
                     mine.get(name), truth.get(name), theirs.get(name), neighbours, trial=trial, call=number
@@ -207,7 +207,7 @@ class FormComparison:
         eager, mine = theirs.get(key[1]), part(call, key[0]).get(key[1])
         if eager is None or mine is None or each.eager is None or eager.shape != mine.shape:
             return
-        neighbours = max((scale_of(t) for t in theirs.values() if t is not None), default=0.0)
+        neighbours = largest_scale(theirs.values())
         dtypes = [
             dtype for dtype in (each.eager.dtype, native_dtype(self.reference.subject)) if dtype.is_floating_point
         ]

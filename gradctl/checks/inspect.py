@@ -27,6 +27,7 @@ from gradctl.core.errors import NothingToCheck
 from gradctl.core.inspection import BufferRow, Inspection, Port, Semantic, SemanticKind
 from gradctl.core.names import buffer_name, input_name
 from gradctl.numerics.functions import Apply, FunctionClass, FunctionWatch, is_torch_own, watch_functions
+from gradctl.numerics.measures import same_values
 from gradctl.numerics.program import BranchChanged, Cut, Place
 from gradctl.numerics.runner import ModelRunner
 from gradctl.subject.frames import first_line, user_location
@@ -94,12 +95,8 @@ def _buffers(module: nn.Module | None) -> dict[str, Tensor]:
 
 
 def _buffer_row(name: str, before: Tensor, after: Tensor | None) -> BufferRow:
-    changes = after is None or after.shape != before.shape or not _equal(before, after)
+    changes = after is None or not same_values(before, after)
     return BufferRow(name=buffer_name(name), shape=tuple(before.shape), dtype=dtype_name(before), changes=changes)
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return bool(torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)))
 
 
 def _port(name: str, value: Any) -> Port:

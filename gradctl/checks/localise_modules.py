@@ -25,7 +25,7 @@ from gradctl.core.names import Quantity
 from gradctl.forms import eager
 from gradctl.forms.form import CannotCapture, Form, Outcome
 from gradctl.forms.place import Place
-from gradctl.numerics.agreement import agreement, scale_of
+from gradctl.numerics.agreement import agreement, largest_scale, scale_of
 from gradctl.subject.frames import is_out_of_memory, is_users, user_location
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
@@ -142,7 +142,7 @@ class AloneModules:
         return [each for each in asked if each in gives]
 
     def _differ(self, truth: dict[str, Tensor | None], found: dict[str, Tensor | None]) -> bool:
-        neighbours = max((scale_of(t) for t in truth.values() if t is not None), default=0.0)
+        neighbours = largest_scale(truth.values())
         size = self.difference.error if math.isfinite(self.difference.error) else 1.0
         for name in truth.keys() | found.keys():
             mine, theirs = truth.get(name), found.get(name)

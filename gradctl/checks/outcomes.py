@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradctl.core.names import buffer_name, input_name
 from gradctl.forms.form import Captured, Outcome, gradient_of
-from gradctl.numerics.measures import gaussian_like
+from gradctl.numerics.measures import gaussian_like, same_values
 from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
@@ -84,7 +84,7 @@ def _one_call(
         {leaf.name: gradient_of(leaf, captured) for leaf in instance.leaves},
         {
             **{buffer_name(name): buffer.detach().clone() for name, buffer in captured.buffers_now().items()},
-            **{name: t.detach().clone() for name, t in given.items() if not _same(before[name], t.detach())},
+            **{name: t.detach().clone() for name, t in given.items() if not same_values(before[name], t.detach())},
         },
         frozenset(name for name, t in outputs.items() if t.requires_grad),
     )
@@ -101,7 +101,3 @@ def cotangents_of(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]
 def _named(instance: Instance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
     named = input_names(instance.subject.model, args, kwargs)
     return {input_name(name): value for name, value in named if isinstance(value, Tensor)}
-
-
-def _same(before: Tensor, after: Tensor) -> bool:
-    return before.shape == after.shape and bool(torch.equal(torch.nan_to_num(before), torch.nan_to_num(after)))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
-import torch
 from torch import Tensor
 
 from gradctl.checks.file_inputs import extremes, longer, trials
@@ -19,6 +18,7 @@ from gradctl.checks.file_outputs import OutputRow, noisy_outputs, output_rows, p
 from gradctl.core.errors import TargetError
 from gradctl.forms.onnx_file import OnnxFile, session
 from gradctl.forms.onnx_session import described, run
+from gradctl.numerics.measures import same_values
 from gradctl.subject.frames import first_line
 
 __all__ = ["InvalidGraph", "VerifiedGraph", "stored"]
@@ -68,7 +68,9 @@ class VerifiedGraph:
                 continue
             self.feeds[trial], self.outputs[trial], self.noisy[trial] = feeds, outputs, noisy
         again = run(running, self.feeds["example"])
-        self.unrepeated = [name for name, value in again.items() if not _equal(value, self.outputs["example"][name])]
+        self.unrepeated = [
+            name for name, value in again.items() if not same_values(value, self.outputs["example"][name])
+        ]
         self.original = dict(self.outputs)
 
     def rows(self, file: OnnxFile) -> list[OutputRow]:
@@ -165,7 +167,3 @@ def _inference_error(model: onnx.ModelProto) -> str | None:
 
 def _said(error: BaseException) -> str:
     return " ".join(str(error).partition("\n\n")[0].split()).rstrip(".")
-
-
-def _equal(left: Tensor, right: Tensor) -> bool:
-    return left.shape == right.shape and torch.equal(torch.nan_to_num(left), torch.nan_to_num(right))

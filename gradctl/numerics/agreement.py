@@ -7,13 +7,14 @@ value is zero by cancellation (attention's key bias) is judged against the scale
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from gradctl.numerics.measures import norm
 
-__all__ = ["agreement", "scale_of"]
+__all__ = ["agreement", "largest_scale", "scale_of"]
 
 _TIMES_EAGER = 4.0
 # Rounding that eager happens not to show: another order of a sum, a fused multiply-add.
@@ -51,6 +52,11 @@ def scale_of(tensor: Tensor) -> float:
         return 0.0
     wide = _wide(tensor)
     return norm(torch.where(torch.isfinite(wide), wide, 0))
+
+
+def largest_scale(tensors: Iterable[Tensor | None]) -> float:
+    """Return the largest ``scale_of`` of those that are there, 0 for none: what ``agreement`` calls neighbours."""
+    return max((scale_of(tensor) for tensor in tensors if tensor is not None), default=0.0)
 
 
 def _floor(native: Tensor, oracle: Tensor) -> float:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["dot", "gaussian_like", "norm", "relative_error"]
+__all__ = ["dot", "gaussian_like", "norm", "relative_error", "same_values"]
 
 
 def dot(left: Tensor, right: Tensor) -> float:
@@ -38,6 +38,11 @@ def relative_error(reference: Tensor, candidate: Tensor) -> float:
         return math.inf
     difference, size = norm(candidate[finite] - reference[finite]), norm(reference[finite])
     return 0.0 if difference == 0 else difference / size if size else math.inf
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Return whether shape and elements are the same; NaN is the same as NaN."""
+    return one.shape == other.shape and bool(torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)))
 
 
 def gaussian_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
