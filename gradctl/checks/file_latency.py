@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from gradctl.checks.timing import in_turn
 from gradctl.core.optimization import Latency
 from gradctl.forms.onnx_file import OnnxFile, session
 from gradctl.forms.onnx_session import run
@@ -27,16 +28,8 @@ def latencies(files: Sequence[OnnxFile], feeds: Mapping[str, Tensor], *, seconds
         feeds: the inputs.
         seconds: about how long to measure in all; each is run at least a few times.
     """
-    sessions = [session(file) for file in files]
-    taken: list[list[float]] = [[] for _ in sessions]
-    for each in sessions:
-        run(each, feeds)  # the first run of a session allocates
-    end = time.perf_counter() + seconds
-    while len(taken[0]) < _FEWEST_RUNS or (len(taken[0]) < _MOST_RUNS and time.perf_counter() < end):
-        for each, kept in zip(sessions, taken, strict=True):
-            start = time.perf_counter()
-            run(each, feeds)
-            kept.append(time.perf_counter() - start)
+    calls = [functools.partial(run, session(file), feeds) for file in files]
+    taken = in_turn(calls, fewest=_FEWEST_RUNS, most=_MOST_RUNS, seconds=seconds)
     return [_latency(kept) for kept in taken]
 
 

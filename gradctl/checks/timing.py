@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,9 +15,9 @@ from gradctl.forms.eager import capture as capture_eager
 from gradctl.forms.form import Captured, gradient_of
 from gradctl.subject.instance import Instance
 
-__all__ = ["timing_of"]
+__all__ = ["in_turn", "timing_of"]
 
-_PAIRS = 7
+_MOST_PAIRS = 7
 _SECONDS = 0.5
 
 
@@ -59,15 +59,27 @@ def _training(form: Captured, instance: Instance) -> None:
         gradient_of(leaf, form)
 
 
-def _interleaved(first: Callable[[], None], second: Callable[[], None]) -> tuple[float, float]:
-    """Return the medians of some pairs of calls, after one of each to warm up."""
-    first()
-    second()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + _SECONDS
-    while len(seconds[0]) < _PAIRS and (time.perf_counter() < end or not seconds[0]):
-        for call, kept in zip((first, second), seconds, strict=True):
+def _interleaved(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
+    """Return the medians of some pairs of calls."""
+    taken = in_turn([first, second], fewest=1, most=_MOST_PAIRS, seconds=_SECONDS)
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def in_turn(calls: Sequence[Callable[[], object]], *, fewest: int, most: int, seconds: float) -> list[list[float]]:
+    """Return the seconds of some rounds of calls in turn, so that a busy machine hits all alike, after one to warm up.
+
+    Args:
+        calls: what is timed.
+        fewest, most: rounds.
+        seconds: after which no round is begun, but for the fewest.
+    """
+    for call in calls:
+        call()
+    taken: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds
+    while len(taken[0]) < fewest or (len(taken[0]) < most and time.perf_counter() < end):
+        for call, kept in zip(calls, taken, strict=True):
             start = time.perf_counter()
             call()
             kept.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+    return taken
