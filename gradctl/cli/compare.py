@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradctl.cli.options import TargetOptions, subject_from, target_options
+from gradctl.cli.options import TargetOptions, refuse_other_options, subject_from, target_options, use_threads
 from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
 from gradctl.cli.repro import repro_option, with_repros
 from gradctl.cli.users_code import users_code
@@ -169,12 +169,9 @@ def _files(
     *,
     progress: Callable[[str], None],
 ) -> Unit:
-    import torch
-
     from gradctl.checks.compare_files import compare_files
 
-    if checking.threads is not None:
-        torch.set_num_threads(checking.threads)
+    use_threads(checking)
     return compare_files(
         Path(checking.target),
         file,
@@ -196,8 +193,4 @@ def _ensure_two_onnx_files(checking: TargetOptions, file: Path | None) -> None:
         raise click.UsageError(
             f"{checking.target} is a file and no program: give a TARGET and a FILE, or two .onnx files."
         )
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
-        if given and parameter.name not in _OF_FILES:
-            raise click.UsageError(f"{parameter.opts[0]} is for a program; two files are compared as they are.")
+    refuse_other_options(_OF_FILES, "is for a program; two files are compared as they are.")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.options import TargetOptions, dynamic_option, free_sizes_from, subject_from, target_options
-from gradctl.cli.reporting import ReportOptions, progress_line, report_options
-from gradctl.cli.users_code import users_code
-from gradctl.cli.written import emit_written
+from gradctl.cli.options import TargetOptions, dynamic_option, target_options
+from gradctl.cli.reporting import ReportOptions, report_options
+from gradctl.cli.written import write_and_emit
+
+if TYPE_CHECKING:
+    from gradctl.checks.written import Written
 
 __all__ = ["export"]
 
@@ -49,22 +52,18 @@ def export(
     """
     if output.suffix.lower() != ".onnx":
         raise click.UsageError(f"{output}: export writes .onnx.")
-    with progress_line() as progress:
-        progress("importing torch")
-        from gradctl.checks.allows import Allows
-        from gradctl.checks.export import export as exported
+    return write_and_emit(
+        _export,
+        output,
+        checking,
+        reporting,
+        dynamic=dynamic,
+        opset=opset,
+        keep_unverified=keep_unverified,
+    )
 
-        free = free_sizes_from(dynamic)
-        allows = Allows(reporting.allows)
-        written = exported(
-            subject_from(checking),
-            output,
-            opset=opset,
-            dynamic=free,
-            keep_unverified=keep_unverified,
-            allows=allows,
-            fail_on=reporting.fail_on,
-            progress=progress,
-            around=users_code,
-        )
-    return emit_written(written, output, allows, checking, reporting)
+
+def _export(*args: Any, **options: Any) -> Written:
+    from gradctl.checks.export import export as export_verified
+
+    return export_verified(*args, **options)

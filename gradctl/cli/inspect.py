@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gradctl.cli.options import TargetOptions, subject_from, target_options
+from gradctl.cli.options import TargetOptions, refuse_other_options, subject_from, target_options
 from gradctl.cli.reporting import progress_line
 from gradctl.cli.users_code import users_code
 
@@ -40,7 +40,7 @@ def inspect(checking: TargetOptions, trust: bool, format_name: str) -> int:
         from gradctl.report.inspection import render, render_json
 
         if Path(checking.target).suffix.lower() in _FILE_SUFFIXES:
-            _refuse_options_of_a_program()
+            refuse_other_options(("target", "trust", "format_name"), "is for a program; a file has its own.")
             from gradctl.checks.inspect_file import inspect_file
 
             with users_code():
@@ -53,13 +53,3 @@ def inspect(checking: TargetOptions, trust: bool, format_name: str) -> int:
                 inspection = inspect_program(subject)
     click.echo(render(inspection) if format_name == "console" else render_json(inspection), nl=False)
     return 0
-
-
-def _refuse_options_of_a_program() -> None:
-    """Raise for an option that a file has no use for, rather than pass it over."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        is_of_programs = parameter.name not in ("target", "trust", "format_name")
-        source = context.get_parameter_source(parameter.name or "")
-        if is_of_programs and source is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{parameter.opts[0]} is for a program; a file has its own.")

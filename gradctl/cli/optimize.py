@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.options import TargetOptions, dynamic_option, free_sizes_from, subject_from, target_options
+from gradctl.cli.options import (
+    TargetOptions,
+    dynamic_option,
+    free_sizes_from,
+    refuse_other_options,
+    subject_from,
+    target_options,
+    use_threads,
+)
 from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
 from gradctl.cli.users_code import users_code
 
@@ -126,12 +134,9 @@ def _options(
 
 
 def _file(checking: TargetOptions, output: Path, options: Options) -> Optimized:
-    import torch
-
     from gradctl.checks.optimize import optimize_file
 
-    if checking.threads is not None:
-        torch.set_num_threads(checking.threads)
+    use_threads(checking)
     return optimize_file(Path(checking.target), output, options, inputs=checking.inputs_file)
 
 
@@ -152,11 +157,7 @@ def _is_file(checking: TargetOptions) -> bool:
         )
     if suffix != ".onnx":
         return False
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
-        if given and parameter.name not in (*_OF_FILES, *_OF_REPORTS):
-            raise click.UsageError(f"{parameter.opts[0]} is for a program; a file is optimised as it is.")
+    refuse_other_options((*_OF_FILES, *_OF_REPORTS), "is for a program; a file is optimised as it is.")
     return True
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["TargetOptions", "dynamic_option", "free_sizes_from", "subject_from", "target_options"]
+__all__ = [
+    "TargetOptions",
+    "dynamic_option",
+    "free_sizes_from",
+    "refuse_other_options",
+    "subject_from",
+    "target_options",
+    "use_threads",
+]
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,18 +109,40 @@ def free_sizes_from(texts: tuple[str, ...]) -> Dynamic:
         raise click.UsageError(f"--dynamic {error}") from error
 
 
+def refuse_other_options(names: Collection[str], reason: str) -> None:
+    """Raise for an option of the running command that is given and has no use, rather than pass it over.
+
+    Args:
+        names: parameters that have one.
+        reason: what follows the option: ``is for a program; …``.
+
+    Raises:
+        click.UsageError: another one is on the command line.
+    """
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is click.core.ParameterSource.COMMANDLINE and parameter.name not in names:
+            raise click.UsageError(f"{parameter.opts[0]} {reason}")
+
+
+def use_threads(checking: TargetOptions) -> None:
+    """Let torch have the threads that ``--threads`` asks for."""
+    import torch
+
+    if checking.threads is not None:
+        torch.set_num_threads(checking.threads)
+
+
 def subject_from(checking: TargetOptions) -> Subject:
     """Return the subject that the options ask for; what the user's code prints meanwhile goes to stderr.
 
     Raises:
         GradctlError: as ``load_subject``.
     """
-    import torch
-
     from gradctl.subject.load import load_subject
 
-    if checking.threads is not None:
-        torch.set_num_threads(checking.threads)
+    use_threads(checking)
     with users_code():
         return load_subject(
             checking.target,

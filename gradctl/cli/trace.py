@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.options import TargetOptions, dynamic_option, free_sizes_from, subject_from, target_options
-from gradctl.cli.reporting import ReportOptions, progress_line, report_options
-from gradctl.cli.users_code import users_code
-from gradctl.cli.written import emit_written
+from gradctl.cli.options import TargetOptions, dynamic_option, target_options
+from gradctl.cli.reporting import ReportOptions, report_options
+from gradctl.cli.written import write_and_emit
+
+if TYPE_CHECKING:
+    from gradctl.checks.written import Written
 
 __all__ = ["trace"]
 
@@ -53,22 +56,18 @@ def trace(
         raise click.UsageError(f"--dynamic is for --form export, not for {form}.")
     if output.suffix.lower() not in _SUFFIXES[form]:
         raise click.UsageError(f"{output}: --form {form} writes {' or '.join(_SUFFIXES[form])}.")
-    with progress_line() as progress:
-        progress("importing torch")
-        from gradctl.checks.allows import Allows
-        from gradctl.checks.trace import trace as traced
+    return write_and_emit(
+        _trace,
+        output,
+        checking,
+        reporting,
+        dynamic=dynamic,
+        form=form,
+        keep_unverified=keep_unverified,
+    )
 
-        free = free_sizes_from(dynamic)
-        allows = Allows(reporting.allows)
-        written = traced(
-            subject_from(checking),
-            output,
-            form=form,
-            dynamic=free,
-            keep_unverified=keep_unverified,
-            allows=allows,
-            fail_on=reporting.fail_on,
-            progress=progress,
-            around=users_code,
-        )
-    return emit_written(written, output, allows, checking, reporting)
+
+def _trace(*args: Any, **options: Any) -> Written:
+    from gradctl.checks.trace import trace as trace_verified
+
+    return trace_verified(*args, **options)

@@ -1,27 +1,58 @@
-"""The end that ``trace`` and ``export`` share: the report, below what the file holds and whether it is there."""
+"""What ``trace`` and ``export`` share: writing a verified file, and the report below what it holds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gradctl.cli.options import TargetOptions
-from gradctl.cli.reporting import ReportOptions, emit
+from gradctl.cli.options import TargetOptions, free_sizes_from, subject_from
+from gradctl.cli.reporting import ReportOptions, emit, progress_line
+from gradctl.cli.users_code import users_code
 
 if TYPE_CHECKING:
-    from gradctl.checks.allows import Allows
     from gradctl.checks.written import Written
 
-__all__ = ["emit_written"]
+__all__ = ["write_and_emit"]
 
 
-def emit_written(
-    written: Written, output: Path, allows: Allows, checking: TargetOptions, reporting: ReportOptions
+def write_and_emit(
+    write: Callable[..., Written],
+    output: Path,
+    checking: TargetOptions,
+    reporting: ReportOptions,
+    *,
+    dynamic: tuple[str, ...],
+    **options: Any,
 ) -> int:
-    """Print what became of ``output``, and return the exit code of its verdict."""
-    from gradctl.checks.assemble import report_of
-    from gradctl.report.inspection import summary
+    """Write a file, print what became of it, and return the exit code of its verdict.
 
+    Args:
+        write: takes subject and output; torch is imported when it is called.
+        output: where the file is to be.
+        checking: what is captured.
+        reporting: where the report goes.
+        dynamic: ``--dynamic`` as given.
+        options: for ``write``.
+    """
+    with progress_line() as progress:
+        progress("importing torch")
+        from gradctl.checks.allows import Allows
+        from gradctl.checks.assemble import report_of
+        from gradctl.report.inspection import summary
+
+        free = free_sizes_from(dynamic)
+        allows = Allows(reporting.allows)
+        written = write(
+            subject_from(checking),
+            output,
+            dynamic=free,
+            allows=allows,
+            fail_on=reporting.fail_on,
+            progress=progress,
+            around=users_code,
+            **options,
+        )
     report = report_of(
         checking.command, [written.unit], allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
     )
