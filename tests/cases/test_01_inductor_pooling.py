@@ -11,24 +11,14 @@ import sys
 import pytest
 import torch
 
-PROGRAM = """
-import json, torch
-from torch import nn
-from torch.nn import functional as F
+from tests.zoo.pooled import POOLED
+
+PROGRAM = f"""{POOLED}
+import json
 from tests.compared import causes, compared, different, verdicts
 
-class Pooled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-    def forward(self, x, mask):
-        y = self.conv(x)
-        return torch.where(mask, y, F.max_pool2d(y, 3, 1, 1))
-
 def program():
-    torch.manual_seed(1)
-    x, mask = torch.randn(2, 3, 8, 8), torch.rand(2, 8, 8, 8) > 0.5
+    x, mask = example_inputs()
     # What torch itself gives, for the oracle of the test: the compiled gradient against eager's.
     norms = []
     for call in (Pooled(), torch.compile(Pooled())):
@@ -36,8 +26,8 @@ def program():
         norms.append(call.conv.weight.grad)
     off = float((norms[1] - norms[0]).norm() / norms[0].norm())
     unit = compared("compile", Pooled(), x, mask)
-    print(json.dumps({"off": off, "different": different(unit), "verdicts": verdicts(unit),
-                      "causes": list(causes(unit)), "verdict": unit.verdict}))
+    print(json.dumps(dict(off=off, different=different(unit), verdicts=verdicts(unit),
+                          causes=list(causes(unit)), verdict=unit.verdict)))
 
 program()
 """

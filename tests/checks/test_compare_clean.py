@@ -9,21 +9,8 @@ import importlib
 import pytest
 
 from tests.compared import compared, different, verdicts
-from tests.zoo import TRANSFORMERS, random_net
+from tests.zoo import RIGHT_SAMPLES, TRANSFORMERS, random_net
 
-RIGHT_SAMPLES = (
-    "control_flow",
-    "custom_relu",
-    "forces",
-    "gru",
-    "linear",
-    "mlp",
-    "no_grad_inside",
-    "resnet",
-    "straight_through_detach",
-    "tied_weights",
-    "transformer",
-)
 FORMS = ("trace", "script", "export", "aot")
 # Right models that trace gets wrong: it drops no_grad, and takes one side of a branch.
 WRONG = {("no_grad_inside", "trace"), ("control_flow", "trace")}

@@ -68,7 +68,7 @@ def test_a_file_that_agrees_takes_its_place(tmp_path):
 
 def test_a_file_that_agrees_replaces_an_older_one(tmp_path):
     (tmp_path / "net.onnx").write_text("older")
-    export(subject_of(two_layers()), tmp_path / "net.onnx")
+    assert export(subject_of(two_layers()), tmp_path / "net.onnx").written
     onnx.checker.check_model(tmp_path / "net.onnx")
 
 

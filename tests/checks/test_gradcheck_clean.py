@@ -7,21 +7,8 @@ import importlib
 import pytest
 
 from tests.judged import assert_passes, codes, finding, judge, wrong_tensors
-from tests.zoo import TRANSFORMERS, random_net
+from tests.zoo import RIGHT_SAMPLES, TRANSFORMERS, random_net
 
-RIGHT_SAMPLES = (
-    "control_flow",
-    "custom_relu",
-    "forces",
-    "gru",
-    "linear",
-    "mlp",
-    "no_grad_inside",
-    "resnet",
-    "straight_through_detach",
-    "tied_weights",
-    "transformer",
-)
 # What is not the derivative on purpose: the sample, and the Function to allow.
 ON_PURPOSE = {"straight_through": "RoundStraightThrough", "gradient_reversal": "ReverseGradient"}
 CUTTING_SAMPLES = ("no_grad_inside", "straight_through_detach")
