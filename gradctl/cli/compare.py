@@ -115,10 +115,10 @@ def _forms(
 ) -> list[Unit]:
     import msgspec
 
-    from gradctl.checks.assignment import UnitRequest
     from gradctl.checks.compare import STATIC_FORMS
     from gradctl.checks.compare import compare as compare_forms
-    from gradctl.checks.suite import run_units
+    from gradctl.suite.assignment import UnitRequest
+    from gradctl.suite.run import run_units
 
     chosen = forms or STATIC_FORMS
     here = [form for form in chosen if form not in _APART]

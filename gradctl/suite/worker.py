@@ -1,7 +1,7 @@
-"""The process of one unit: ``python -m gradctl.checks.worker FOLDER`` reads its assignment and leaves its answer there.
+"""The process of one unit: ``python -m gradctl.suite.worker FOLDER`` reads its assignment and leaves its answer there.
 
 The user's code and the compilers may do here what they like: print, exit, hang, crash. Whatever they do is told by the
-answer, or by its absence (``gradctl.checks.unit_process``).
+answer, or by its absence (``gradctl.suite.unit_process``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from typing import NoReturn
 
 import msgspec
 
-from gradctl.checks.assignment import (
+from gradctl.core.errors import GradctlError
+from gradctl.core.findings import Location, Unit
+from gradctl.suite.assignment import (
     ANSWER,
     ASSIGNMENT,
     Answer,
@@ -34,8 +36,6 @@ from gradctl.checks.assignment import (
     undecided,
     write_whole,
 )
-from gradctl.core.errors import GradctlError
-from gradctl.core.findings import Location, Unit
 
 __all__ = ["main", "run_unit"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gradctl.checks.assignment import Assignment, read_answer, read_whole, write_whole
-from gradctl.checks.suite import UnitRequest, run_units
 from gradctl.core.findings import Location, Unit
 from gradctl.core.target_options import TargetOptions
+from gradctl.suite.assignment import Assignment, read_answer, read_whole, write_whole
+from gradctl.suite.run import UnitRequest, run_units
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, /proc and address-space limits")
 
@@ -221,7 +221,7 @@ def test_what_a_unit_has_started_ends_with_it(tmp_path):
 SUPERVISOR = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from gradctl.checks.suite import Interrupted, UnitRequest, run_units
+from gradctl.suite.run import Interrupted, UnitRequest, run_units
 from gradctl.core.target_options import TargetOptions
 try:
     run_units([UnitRequest(checking=TargetOptions(target, threads=1)) for target in sys.argv[1:]])

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gradctl.checks.assignment import UnitRequest
-from gradctl.checks.unit_process import UnitProcess
 from gradctl.core.findings import Unit
+from gradctl.suite.assignment import UnitRequest
+from gradctl.suite.unit_process import UnitProcess
 
 __all__ = ["Interrupted", "UnitRequest", "run_units"]
 

@@ -19,7 +19,9 @@ import time
 from pathlib import Path
 from typing import IO
 
-from gradctl.checks.assignment import (
+from gradctl.core.findings import Location, Unit
+from gradctl.core.names import UnitStatus
+from gradctl.suite.assignment import (
     ANSWER,
     ASSIGNMENT,
     Assignment,
@@ -29,13 +31,11 @@ from gradctl.checks.assignment import (
     undecided,
     write_whole,
 )
-from gradctl.core.findings import Location, Unit
-from gradctl.core.names import UnitStatus
 
 __all__ = ["UnitProcess"]
 
 # Python's search path is the parent's from the first import on, or a file in the current folder could shadow a module.
-_START = "import sys; sys.path[:] = {path!r}; from gradctl.checks.worker import main; main()"
+_START = "import sys; sys.path[:] = {path!r}; from gradctl.suite.worker import main; main()"
 _PATIENCE_SECONDS = 1.0  # from TERM to KILL
 _KEPT_BYTES = 16 * 1024  # room for the 100 frames of a traceback that faulthandler writes
 
