@@ -74,6 +74,7 @@ def stale_values(captured: Captured, expected: Mapping[str, Tensor], path: Path)
         value = expected.get(name)
         if value is None or kept.shape != value.shape or torch.equal(kept, value):
             continue
+        off = relative_error(value, kept)
         kind = "param" if name in captured.parameters else "buffer"
         findings.append(
             Finding(
@@ -82,8 +83,9 @@ def stale_values(captured: Captured, expected: Mapping[str, Tensor], path: Path)
                 tensor=f"{kind}:{name}",
                 verdict="differs",
                 message=f"{kind}:{name} in {path} is not the model's: "
-                f"off by {relative_error(value, kept):.2e} (relative).",
+                f"off by {off:.2e} (relative).",
                 hint="the file is of another state of the model; write it again, or load its weights with --weights.",
+                error=number(off),
                 allow=f"GC304:{kind}:{name}",
             )
         )
@@ -101,6 +103,7 @@ def _verdict(quantity: Quantity, name: str, each: TensorComparison, arbiter: Arb
 def _difference(form: str, quantity: Quantity, name: str, verdict: TensorVerdict, each: TensorComparison) -> Finding:
     what = {"output": name, "buffer": f"{name} after the call", "gradient": f"the gradient of {name}"}[quantity]
     code = _CODES[quantity]
+    size: float | None = None
     where = "" if each.trial.name == "example" else f" with {each.trial.name}"
     where += f" at call {each.call}" if each.call > 1 else ""
     if each.is_missing:
@@ -124,6 +127,7 @@ def _difference(form: str, quantity: Quantity, name: str, verdict: TensorVerdict
         tensor=name,
         verdict=verdict,
         message=message,
+        error=number(size),
         allow=f"{code}:{name}",
     )
 

@@ -60,6 +60,7 @@ def function_finding(fault: FunctionFault, module: str | None, *, severity: Seve
         quantity="gradient",
         message=f"{fault.message}.",
         hint=hint,
+        error=number(fault.error),
         allow=f"{code}:{name}",
         location=location(source_place(fault.function), op=name, module=module or None),
     )
@@ -124,6 +125,7 @@ def gradient_finding(
         verdict=verdict,  # type: ignore[arg-type]  # a literal above
         message=message,
         hint=hint,
+        error=number(judged.error),
         allow=f"{code}:{leaf.name}",
         location=place,
     )

@@ -46,8 +46,8 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was found, by rule code.
 
-    ``allow`` is what to give to ``--allow`` to accept it; ``allowed`` says that it was given. ``repro`` is the program
-    that ``--repro`` wrote for it.
+    ``error`` is how far off it is (norm-relative), where that has a size. ``allow`` is what to give to ``--allow`` to
+    accept it; ``allowed`` says that it was given. ``repro`` is the program that ``--repro`` wrote for it.
     """
 
     code: str
@@ -58,6 +58,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     quantity: Quantity | None = None
     tensor: str | None = None
     verdict: TensorVerdict | None = None
+    error: Number = None
     allow: str | None = None
     allowed: bool = False
     location: Location | None = None
@@ -127,7 +128,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """One target in one form. ``reason`` says in one sentence why a unit is not complete; ``details`` holds stacks.
 
-    ``reference`` is the file that it was held against; None stands for eager, and for finite differences of eager.
+    ``expected`` is there where the configuration expects another verdict than pass: met, the unit passes, with its
+    findings allowed; not met, it fails with GC152. ``reference`` is the file that it was held against; None stands for eager, and for finite differences of eager.
     ``optimization`` is there where the unit is a graph that ``optimize`` made.
     """
 
@@ -135,6 +137,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     form: str
     verdict: UnitVerdict
     status: UnitStatus = "complete"
+    expected: UnitVerdict | None = None
     reference: str | None = None
     reason: str | None = None
     details: str | None = None
