@@ -129,8 +129,9 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """One target in one form. ``reason`` says in one sentence why a unit is not complete; ``details`` holds stacks.
 
     ``expected`` is there where the configuration expects another verdict than pass: met, the unit passes, with its
-    findings allowed; not met, it fails with GC152. ``reference`` is the file that it was held against; None stands for eager, and for finite differences of eager.
-    ``optimization`` is there where the unit is a graph that ``optimize`` made.
+    findings allowed; not met, it fails with GC152. ``reference`` is the file that it was held against; None stands for
+    eager, and for finite differences of eager. ``optimization`` is there where the unit is a graph that ``optimize``
+    made.
     """
 
     target: str

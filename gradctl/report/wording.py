@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 from gradctl.core.findings import Finding, Number, Report, TensorResult, Unit
-from gradctl.core.names import SEVERITIES, TensorVerdict
+from gradctl.core.names import SEVERITIES, TensorVerdict, UnitVerdict
 
 __all__ = [
     "VERDICT_WORDS",
     "counted",
     "differing",
     "failing",
+    "is_as_expected",
     "one_line",
     "printable",
     "shape_and_dtype",
@@ -38,6 +39,11 @@ _AGREES = ("same", "non-differentiable")
 _FAILS = ("missing", "reference-wrong", "wrong", "differs")
 _NO_VERDICT = ("unresolved", "nondeterministic")
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
+_EXPECTATIONS: dict[UnitVerdict, str] = {
+    "fail": "fails",
+    "inconclusive": "is inconclusive",
+    "skipped": "is skipped",
+}
 
 
 def differing(tensors: Iterable[TensorResult]) -> list[TensorResult]:
@@ -54,6 +60,11 @@ def failing(unit: Unit) -> list[Finding]:
     return [finding for finding in open_findings if finding.severity == open_findings[0].severity]
 
 
+def is_as_expected(unit: Unit) -> bool:
+    """Tell a unit that passes because it does what the configuration expects instead of a pass."""
+    return unit.verdict == "pass" and unit.expected in _EXPECTATIONS
+
+
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings by severity; a Function that spoils tensors (GC408) before the tensors it spoils."""
     return sorted(
@@ -68,17 +79,30 @@ def spoiled_tensors(unit: Unit) -> set[str]:
 
 
 def verdict_line(report: Report) -> str:
-    """Return the verdict of the run in one line, with what a pass means, or how to go on."""
-    if len(report.units) == 1:
-        return unit_line(report.units[0])
+    """Return the verdict of the run in one line, with what a pass means, or how to go on.
+
+    Of a run that was interrupted it says so first, and the word PASS does not stand in it.
+    """
+    line = unit_line(report.units[0]) if len(report.units) == 1 else _line_of_units(report)
+    if report.status == "complete":
+        return line
+    if not report.units:
+        return "INTERRUPTED: nothing was checked"
+    return f"INTERRUPTED, the rest was not checked; so far: {line.removeprefix('PASS: ')}"
+
+
+def _line_of_units(report: Report) -> str:
     if not report.units or report.verdict == "skipped":
         return "NOTHING CHECKED: no form of any target could be judged"
     of_forms = len({unit.target for unit in report.units}) == 1
     total = counted(len(report.units), "form" if of_forms else "unit")
     summary = report.summary
     if report.verdict == "pass":
-        skipped = f", {summary.skipped} skipped" if summary.skipped else ""
-        return f"PASS: {summary.passed} of {total} agree{skipped}"
+        as_expected = sum(map(is_as_expected, report.units))
+        verb = "agrees" if summary.passed - as_expected == 1 else "agree"
+        others = {"as expected": as_expected, "skipped": summary.skipped}
+        rest = "".join(f", {count} {word}" for word, count in others.items() if count)
+        return f"PASS: {summary.passed - as_expected} of {total} {verb}{rest}"
     if report.verdict == "inconclusive":
         undecided = [unit for unit in report.units if unit.verdict == "inconclusive"]
         return f"INCONCLUSIVE: {len(undecided)} of {total} not decided{_how_to_go_on(undecided)}"
@@ -91,6 +115,8 @@ def verdict_line(report: Report) -> str:
 
 def unit_line(unit: Unit) -> str:
     """Return the verdict of one unit in one line."""
+    if is_as_expected(unit):
+        return f"PASS: {_as_expected(unit)}{_allowed(unit)}"
     if unit.verdict == "pass":
         return f"PASS: {_agreement(unit)}{_allowed(unit)}{_bound(unit)}"
     if unit.verdict == "skipped":
@@ -98,16 +124,28 @@ def unit_line(unit: Unit) -> str:
     if unit.verdict == "inconclusive":
         return f"INCONCLUSIVE: {_undecided(unit)}{_how_to_go_on([unit])}"
     accepted = {finding.tensor for finding in unit.findings if finding.allowed}
-    tensors = [tensor for tensor in unit.tensors if tensor.tensor not in accepted]
+    wrong = _wrong([tensor for tensor in unit.tensors if tensor.tensor not in accepted], unit)
+    return f"FAIL: {wrong or counted(len(failing(unit)), 'finding')}{_how_to_go_on([unit])}"
+
+
+def _wrong(tensors: Sequence[TensorResult], unit: Unit) -> str:
+    """Return how many of the unit's gradients, outputs or buffers are among ``tensors`` and wrong; empty if none is."""
     wrong = _bad(tensors, "gradient") or _bad(tensors, "output") or _bad(tensors, "buffer")
     if not wrong:
-        return f"FAIL: {counted(len(failing(unit)), 'finding')}{_how_to_go_on([unit])}"
+        return ""
     quantity = wrong[0].quantity
     total = counted(sum(tensor.quantity == quantity for tensor in unit.tensors), quantity)
     is_are = "is" if len(wrong) == 1 else "are"
     missing = sum(tensor.verdict == "missing" for tensor in wrong)
     word = "wrong" if not missing else "missing" if missing == len(wrong) else "wrong or missing"
-    return f"FAIL: {len(wrong)} of {total} {is_are} {word}{_how_to_go_on([unit])}"
+    return f"{len(wrong)} of {total} {is_are} {word}"
+
+
+def _as_expected(unit: Unit) -> str:
+    """Return what the unit was expected to do, and what it did."""
+    assert unit.expected is not None
+    what = _wrong(unit.tensors, unit) if unit.expected == "fail" else _undecided(unit)
+    return f"{_EXPECTATIONS[unit.expected]} as expected{f': {what}' if what else ''}"
 
 
 def counted(count: int, noun: str) -> str:

@@ -112,6 +112,48 @@ LINES = {
         report_of(unit("pass"), unit("pass", form="trace"), unit("skipped", form="script")),
         "PASS: 2 of 3 forms agree, 1 skipped",
     ),
+    "a failure that is expected": (
+        report_of(unit("pass", [SAME, WRONG], [found("GC402", tensor="b", allowed=True)], expected="fail")),
+        "PASS: fails as expected: 1 of 2 gradients is wrong, 1 finding allowed",
+    ),
+    "only findings that are expected": (
+        report_of(unit("pass", [SAME], [found("GC413", allowed=True)], expected="fail")),
+        "PASS: fails as expected, 1 finding allowed",
+    ),
+    "a form that is expected to refuse": (
+        report_of(unit("pass", expected="skipped", status="unsupported", reason="refuses **kwargs")),
+        "PASS: is skipped as expected: unsupported: refuses **kwargs",
+    ),
+    "no verdict, as expected": (
+        report_of(unit("pass", [SAME, gradient("d", "unresolved")], expected="inconclusive")),
+        "PASS: is inconclusive as expected: 1 of 2 gradients could not be resolved",
+    ),
+    "a pass that is expected": (
+        report_of(unit("pass", [SAME], expected="pass")),
+        "PASS: 1 gradient agrees with finite differences",
+    ),
+    "an expectation that is not met": (
+        report_of(unit("fail", [SAME], [found("GC152")], expected="fail")),
+        "FAIL: 1 finding (gradctl explain GC152)",
+    ),
+    "one of three as expected": (
+        report_of(unit("pass"), unit("pass", form="export", expected="fail"), unit("skipped", form="script")),
+        "PASS: 1 of 3 forms agrees, 1 as expected, 1 skipped",
+    ),
+    "interrupted": (
+        report_of(unit("pass", [SAME]), unit("pass", target="b"), status="interrupted"),
+        "INTERRUPTED, the rest was not checked; so far: 2 of 2 units agree",
+    ),
+    "interrupted after one unit": (
+        report_of(unit("pass", [SAME]), status="interrupted"),
+        "INTERRUPTED, the rest was not checked; so far: 1 gradient agrees with finite differences",
+    ),
+    "interrupted after a failure": (
+        report_of(unit("pass"), unit("fail", [WRONG], [found("GC402")], form="compile"), status="interrupted"),
+        "INTERRUPTED, the rest was not checked; so far: FAIL: 1 of 2 forms computes a wrong gradient "
+        "(gradctl explain GC402)",
+    ),
+    "interrupted before the first unit": (report_of(status="interrupted"), "INTERRUPTED: nothing was checked"),
     "one form without an answer": (
         report_of(unit("pass"), unit("inconclusive", form="trace", status="timeout")),
         "INCONCLUSIVE: 1 of 2 forms not decided",
