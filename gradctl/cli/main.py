@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("gradctl.cli.export", "Export TARGET to a verified ONNX file."),
     "optimize": ("gradctl.cli.optimize", "Optimise the graph of FILE or TARGET, each pass verified."),
     "inspect": ("gradctl.cli.inspect", "Show what the gradients of TARGET hang on."),
+    "report": ("gradctl.cli.report", "Render a stored report again."),
     "explain": ("gradctl.cli.explain", "Say what a rule code means and what to do about it."),
     "doctor": ("gradctl.cli.doctor", "Say what this machine can run."),
 }

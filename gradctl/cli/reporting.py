@@ -1,6 +1,7 @@
 """What every checking command shares at its two ends: the options of its report, and giving the report out.
 
-A command is decorated with ``report_options``, gets a ``ReportOptions``, and returns ``emit(report, options)``.
+A command is decorated with ``report_options``, gets a ``ReportOptions``, and returns ``emit(report, options)``. One
+that judges nothing itself takes ``output_options`` and gets an ``OutputOptions``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,24 +27,36 @@ from gradctl.core.names import FORMATS, SEVERITIES
 if TYPE_CHECKING:
     from gradctl.core.findings import Report
 
-__all__ = ["ReportOptions", "emit", "progress_line", "report_options"]
+__all__ = ["OutputOptions", "ReportOptions", "emit", "output_options", "progress_line", "report_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
+_INTERRUPTED = 130
+
+
 @dataclass(frozen=True, slots=True)
-class ReportOptions:
-    """What the user wants to be told, and where.
+class OutputOptions:
+    """Where a report goes.
 
     Attributes:
         format: what standard output gets.
         files: more reports, as (format, path).
-        allows: findings that are accepted, as ``CODE`` or ``CODE:NAME``.
-        fail_on: the mildest severity that fails.
     """
 
     format: str = "console"
     files: tuple[tuple[str, Path], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions(OutputOptions):
+    """Where a report goes, and what makes it fail.
+
+    Attributes:
+        allows: findings that are accepted, as ``CODE`` or ``CODE:NAME``.
+        fail_on: the mildest severity that fails.
+    """
+
     allows: tuple[str, ...] = ()
     fail_on: str = "error"
 
@@ -80,7 +93,7 @@ def _allows(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     return tuple(allows)
 
 
-_OPTIONS = (
+_OUTPUT = (
     click.option(
         "--format",
         "format_name",
@@ -97,6 +110,8 @@ _OPTIONS = (
         multiple=True,
         help="Write this report too; may be repeated.",
     ),
+)
+_JUDGEMENT = (
     click.option(
         "--allow",
         "allows",
@@ -115,8 +130,8 @@ _OPTIONS = (
 )
 
 
-def report_options(command: _Command) -> _Command:
-    """Return ``command`` with ``--format``, ``--report``, ``--allow`` and ``--fail-on``, given as ``reporting``.
+def output_options(command: _Command) -> _Command:
+    """Return ``command`` with ``--format`` and ``--report``, given as ``reporting``.
 
     Files are tried before the command starts, so that a long check does not end at a folder that is missing.
 
@@ -125,22 +140,42 @@ def report_options(command: _Command) -> _Command:
     """
 
     @functools.wraps(command)
-    def with_options(
-        *args: Any, format_name: str, files: tuple[Any, ...], allows: tuple[str, ...], fail_on: str, **kwargs: Any
-    ) -> Any:
+    def with_output(*args: Any, format_name: str, files: tuple[Any, ...], **kwargs: Any) -> Any:
         from gradctl.report.formats import ensure_writable
 
         for _, path in files:
             ensure_writable(path)
-        return command(*args, reporting=ReportOptions(format_name, files, allows, fail_on), **kwargs)
+        return command(*args, reporting=OutputOptions(format_name, files), **kwargs)
 
-    for option in reversed(_OPTIONS):
-        with_options = option(with_options)
-    return with_options  # type: ignore[return-value]  # click options hang on the function, whose type stays
+    return _with(_OUTPUT, with_output)  # type: ignore[return-value]  # click options hang on it, its type stays
 
 
-def emit(report: Report, reporting: ReportOptions, *, preface: str = "") -> int:
-    """Write the files, print the report, and return the exit code of its verdict.
+def report_options(command: _Command) -> _Command:
+    """Return ``command`` with the options of ``output_options``, ``--allow`` and ``--fail-on``, given as ``reporting``.
+
+    Raises:
+        ResourceError: GC131, when the command is called, if a file of ``--report`` cannot be written.
+    """
+
+    @functools.wraps(command)
+    def with_judgement(
+        *args: Any, reporting: OutputOptions, allows: tuple[str, ...], fail_on: str, **kwargs: Any
+    ) -> Any:
+        options = ReportOptions(reporting.format, reporting.files, allows, fail_on)
+        return command(*args, reporting=options, **kwargs)
+
+    return output_options(_with(_JUDGEMENT, with_judgement))  # type: ignore[return-value]  # as above
+
+
+def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
+    """Return ``command`` with ``options``, in the order in which ``--help`` is to list them."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def emit(report: Report, reporting: OutputOptions, *, preface: str = "") -> int:
+    """Write the files, print the report, and return the exit code of its verdict; 130 if the run was interrupted.
 
     Args:
         report: what was found.
@@ -163,7 +198,7 @@ def emit(report: Report, reporting: ReportOptions, *, preface: str = "") -> int:
         _print(preface + console.render(report, width=_width(), colour=_is_colourful()))
     else:
         _print(render(report, reporting.format))
-    return exit_code_of(report.verdict)
+    return _INTERRUPTED if report.status == "interrupted" else exit_code_of(report.verdict)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 
 from gradctl.core.errors import GradctlError
@@ -15,17 +17,22 @@ def render(report: Report) -> str:
     return msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2).decode() + "\n"
 
 
-def load(content: bytes) -> Report:
+def load(content: bytes, name: str = "this") -> Report:
     """Return the report in ``content``, decoded strictly: nothing is converted, unknown keys are passed over.
+
+    Args:
+        content: the file.
+        name: what an error calls it.
 
     Raises:
         GradctlError: GC132 if it is not JSON, or not a report of a version that this gradctl reads.
     """
     try:
         return msgspec.json.decode(content, type=Report, strict=True)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = re.sub(r"^[A-Z](?=[a-z])", lambda first: first[0].lower(), str(error))
         raise GradctlError(
-            "GC132", f"this is not a report of gradctl: {str(error)[0].lower()}{str(error)[1:]}. Write it anew."
+            "GC132", f"{name} is not a report of gradctl: {reason}. Write it anew with --report json=FILE."
         ) from error
 
 

@@ -3,7 +3,7 @@
 - ``run``, once and first: everything of the report that is not of a unit (tool, command, seed, environment, allows);
 - ``unit``: as in the JSON report, without its tensors and findings;
 - ``tensor`` and ``finding``: as in the JSON report, with ``target`` and ``form`` of their unit;
-- ``summary``, once and last: the verdict of the run and the units by verdict. A file without it was cut off.
+- ``summary``, once and last: status and verdict of the run, and the units by verdict. A file without it was cut off.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["render"]
 
 def render(report: Report) -> str:
     """Return the report, one JSON object a line."""
-    run: dict[str, Any] = msgspec.to_builtins(report)
+    run: dict[str, Any] = msgspec.to_builtins(report, order="deterministic")
     units, verdict, summary = run.pop("units"), run.pop("verdict"), run.pop("summary")
     lines: list[dict[str, Any]] = [{"type": "run", **run}]
     for unit in units:
@@ -28,5 +28,5 @@ def render(report: Report) -> str:
         lines.append({"type": "unit", **unit})
         lines += [{"type": "tensor", **place, **tensor} for tensor in tensors]
         lines += [{"type": "finding", **place, **finding} for finding in findings]
-    lines.append({"type": "summary", "verdict": verdict, "summary": summary})
+    lines.append({"type": "summary", "status": run["status"], "verdict": verdict, "summary": summary})
     return "".join(msgspec.json.encode(line).decode() + "\n" for line in lines)

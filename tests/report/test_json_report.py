@@ -83,14 +83,25 @@ def _changed(**fields):
         (_changed(seed="0"), "expected `int`, got `str` - at `$.seed`"),
         (_changed(verdict="okay"), "invalid enum value 'okay' - at `$.verdict`"),
         (b'{"tool": "\xff"}', "expected `object`, got `str`"),
+        (b'{"more": ' + b"[" * 100_000, "maximum recursion depth exceeded"),
     ],
-    ids=["empty", "console", "array", "no fields", "newer version", "text for a number", "no verdict", "not UTF-8"],
+    ids=[
+        "empty",
+        "console",
+        "array",
+        "no fields",
+        "newer version",
+        "text for a number",
+        "no verdict",
+        "not UTF-8",
+        "deep",
+    ],
 )
 def test_what_is_no_report_is_refused_with_the_place(content, says):
     with pytest.raises(GradctlError) as raised:
         load(content)
     assert str(raised.value).lower().startswith(f"GC132 this is not a report of gradctl: {says.lower()}".lower())
-    assert str(raised.value).endswith(". Write it anew.")
+    assert str(raised.value).endswith(". Write it anew with --report json=FILE.")
     assert raised.value.exit_code == 2
 
 

@@ -28,6 +28,7 @@ def test_a_finding_can_be_found_with_its_target_and_form():
 def test_the_last_line_has_the_verdict():
     assert lines(examples.wrong_weight())[-1] == {
         "type": "summary",
+        "status": "complete",
         "verdict": "fail",
         "summary": {"pass": 0, "fail": 1, "inconclusive": 0, "skipped": 0},
     }
@@ -44,3 +45,12 @@ def test_nothing_is_lost_between_the_lines():
 def test_a_line_break_in_a_name_breaks_no_line():
     report = examples.report_of(examples.unit("pass", target="a\nb.py:make"))
     assert [line["type"] for line in lines(report)] == ["run", "unit", "summary"]
+
+
+def test_the_last_line_of_a_run_that_was_interrupted_says_so():
+    last = lines(examples.report_of(examples.unit("pass"), status="interrupted"))[-1]
+    assert (last["status"], last["verdict"]) == ("interrupted", "pass")
+
+
+def test_mappings_are_sorted_so_that_runs_can_be_compared():
+    assert list(lines(examples.passing())[0]["environment"]) == ["onnx", "python", "threads", "torch"]
