@@ -2,7 +2,8 @@
 
 Values are matched by name, in the order of the graph before the pass. Then the nodes above that value are cut out with
 the values that they took, the pass is run on that part alone, and the part is made smaller as long as the pass still
-gets it wrong (delta debugging: Zeller and Hildebrandt, IEEE TSE 28 (2002) 183).
+gets it wrong (delta debugging: Zeller and Hildebrandt, IEEE TSE 28 (2002) 183). Where the node that makes the value is
+as it was but for a constant that it takes, the constant is what changed first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from gradctl.checks.file_outputs import OutputRow, noisy_outputs, output_rows, perturbed_sessions
 from gradctl.checks.verified_graph import stored
 from gradctl.core.errors import TargetError
-from gradctl.forms.onnx_file import OnnxFile, session
+from gradctl.forms.onnx_file import OnnxFile, initializers, session
 from gradctl.forms.onnx_session import run
 from gradctl.passes.part import giving, part, used_by
 
@@ -25,6 +26,7 @@ __all__ = ["FirstChange", "first_change"]
 
 _VALUES_A_RUN = 32
 _SECONDS = 10.0
+_MOST_ELEMENTS_NAMED = 8
 _Apply = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
@@ -33,8 +35,8 @@ class FirstChange:
     """What a pass changed first.
 
     Attributes:
-        value: its name.
-        node: the operator that makes it, and the node's name.
+        value: its name; ``initializer b`` for a constant.
+        node: the operator that makes it, or takes the constant, and the node's name.
         row: how far it is off.
         nodes: the operators of the fewest nodes that show it; none where only the whole graph does.
         total: the nodes of the graph.
@@ -45,6 +47,16 @@ class FirstChange:
     row: OutputRow
     nodes: tuple[str, ...]
     total: int
+
+    @property
+    def change(self) -> str:
+        """Return what is other: shape or dtype, a few whole numbers as they are, or else how far it is off."""
+        before, after = self.row.expected, self.row.given
+        if self.row.structure:
+            return self.row.structure
+        if not before.is_floating_point() and self.value != self.row.name and before.numel() <= _MOST_ELEMENTS_NAMED:
+            return f"{after.tolist()} instead of {before.tolist()}"
+        return f"off by {self.row.error:.2e}"
 
 
 def first_change(
@@ -59,33 +71,57 @@ def first_change(
         feeds: the inputs with which outputs differ, named ``trial``.
         seed: of the noise.
     """
-    row = None
-    for each in _differing(before, after, feeds, trial, seed):
-        # A pass may keep an inner value in another type or layout, and be right about it: numbers tell first.
-        row = each if row is None or not each.structure else row
-        if not row.structure:
-            break
-    if row is None:
-        return None
     makers = {name: place for place, node in enumerate(before.model.graph.node) for name in node.output}
-    place = makers[row.name]
-    node = before.model.graph.node[place]
-    shrinking = _Shrinking(before, apply, row.name, feeds, seed)
-    chosen = shrinking.smallest(place, makers)
+    end = time.perf_counter() + _SECONDS
+    inner: FirstChange | None = None
+    for row in _differing(before, after, feeds, trial, seed):
+        if row.structure and time.perf_counter() > end:
+            inner = inner or _found(before, after, row, makers, set())
+            continue
+        shrinking = _Shrinking(before, apply, row.name, feeds, seed=seed, end=end if row.structure else None)
+        nodes = shrinking.smallest(makers[row.name], makers)
+        found = _found(before, after, row, makers, nodes)
+        # A pass may keep an inner value in another type or layout, and be right about it, but not one that a part of
+        # the graph has as its output.
+        if not row.structure or nodes or found.value != row.name:
+            return found
+        inner = inner or found
+    return inner
+
+
+def _found(
+    before: OnnxFile, after: OnnxFile, row: OutputRow, makers: Mapping[str, int], nodes: Collection[int]
+) -> FirstChange:
+    node = before.model.graph.node[makers[row.name]]
+    constant = _changed_constant(before, after, node, row)
     return FirstChange(
-        row.name,
+        f"initializer {constant.name}" if constant else row.name,
         f"{node.op_type} {node.name!r}" if node.name else node.op_type,
-        row,
-        tuple(before.model.graph.node[each].op_type for each in sorted(chosen)),
+        constant or row,
+        tuple(before.model.graph.node[each].op_type for each in sorted(nodes)),
         len(before.model.graph.node),
     )
+
+
+def _changed_constant(before: OnnxFile, after: OnnxFile, node: onnx.NodeProto, row: OutputRow) -> OutputRow | None:
+    """Return the first constant of a node that is another now, where the node after takes all the same names."""
+    twin = next((each for each in after.model.graph.node if row.name in each.output), None)
+    if twin is None or (twin.op_type, list(twin.input)) != (node.op_type, list(node.input)):
+        return None
+    expected, given = (
+        {name: tensor for name, tensor in initializers(each) if name in node.input} for each in (before, after)
+    )
+    shared = {name: expected[name] for name in node.input if name in expected and name in given}
+    return next((each for each in output_rows(row.trial, shared, given, ()) if each.differs), None)
 
 
 def _differing(
     before: OnnxFile, after: OnnxFile, feeds: Mapping[str, Tensor], trial: str, seed: int
 ) -> Iterator[OutputRow]:
     """Give the values that differ, in the order of the graph before, a few a run."""
+    # What a pass computed ahead of time is an initializer now.
     theirs = {name for node in after.model.graph.node for name in node.output}
+    theirs |= {each.name for each in after.model.graph.initializer}
     shared = [name for node in before.model.graph.node for name in node.output if name and name in theirs]
     pending = [shared[start : start + _VALUES_A_RUN] for start in range(0, len(shared), _VALUES_A_RUN)]
     while pending:
@@ -110,10 +146,19 @@ def _giving(file: OnnxFile, names: Sequence[str]) -> OnnxFile:
 class _Shrinking:
     """The search for the fewest nodes on which the pass is still wrong."""
 
-    def __init__(self, before: OnnxFile, apply: _Apply, value: str, feeds: Mapping[str, Tensor], seed: int) -> None:
+    def __init__(
+        self,
+        before: OnnxFile,
+        apply: _Apply,
+        value: str,
+        feeds: Mapping[str, Tensor],
+        *,
+        seed: int,
+        end: float | None,
+    ) -> None:
         self.before, self.apply, self.value, self.seed = before, apply, value, seed
         self.values: dict[str, Tensor] = dict(feeds)
-        self.end = time.perf_counter() + _SECONDS
+        self.end = end if end is not None else time.perf_counter() + _SECONDS
 
     def smallest(self, place: int, makers: Mapping[str, int]) -> set[int]:
         """Return the places of the nodes; none where no part of the graph shows it."""
@@ -166,7 +211,9 @@ class _Shrinking:
             return False
         try:
             left = stored(smaller, self.before.path.with_name("part.onnx"))
-            right = stored(self.apply(smaller), self.before.path.with_name("part-after.onnx"))
+            # Its output without a type: onnxruntime loads none that has another than it says.
+            after = giving(self.apply(smaller), [self.value])
+            right = stored(after, self.before.path.with_name("part-after.onnx"))
             feeds = {each.name: self.values[each.name] for each in left.inputs}
             expected, given = (run(session(each, optimised=False), feeds) for each in (left, right))
             noisy = noisy_outputs(perturbed_sessions(left, self.seed, optimised=False), feeds, self.seed)

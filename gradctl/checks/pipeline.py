@@ -187,8 +187,7 @@ def _changed(each: Pass, row: OutputRow, where: FirstChange | None) -> Finding:
     off = row.structure or f"off by {row.error:.2e} (relative, rounding explains {row.budget:.2e})"
     text = f"pass {each.name} ({each.backend}) changes {row.name}: {off}, with {row.trial}"
     if where is not None:
-        first = where.row.structure or f"off by {where.row.error:.2e}"
-        text += f"; the first value it changes is {where.value} of {where.node}: {first}"
+        text += f"; the first value it changes is {where.value} of {where.node}: {where.change}"
         if where.nodes:
             named = ", ".join(where.nodes[-_MOST_NODES_NAMED:])
             more = len(where.nodes) - _MOST_NODES_NAMED

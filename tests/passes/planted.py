@@ -16,7 +16,7 @@ __all__ = ["PLANTED", "Planted", "graph", "planted"]
 
 @dataclass(frozen=True)
 class Planted:
-    """A graph, what a pass does to the first node of one operator, and the value that is wrong then."""
+    """A graph, what a pass does to the first node of one operator, and the value that is wrong first."""
 
     text: str
     operator: str
@@ -126,7 +126,7 @@ SQUARE = {"w": normal(4, 4)}
 LINEAR = "m = MatMul(i, w)\n"
 PLANTED = {
     "a constant off by 1e-3": Planted(
-        LINEAR + "h = Add(m, b)\ny = Relu(h)", "Add", constant("b", lambda b: b + np.float32(1e-3)), "h",
+        LINEAR + "h = Add(m, b)\ny = Relu(h)", "Add", constant("b", lambda b: b + np.float32(1e-3)), "initializer b",
         {**SQUARE, "b": normal(4, seed=1)},
     ),
     "a dropped Cast": Planted(
@@ -147,11 +147,11 @@ PLANTED = {
         {**SQUARE, "low": np.float32(-100), "high": np.float32(100)},
     ),
     "a constant folded to NaN": Planted(
-        "s = Sqrt(p)\nm = Mul(i, s)\ny = Relu(m)", "Sqrt", folded_to_nan, "m", {"p": np.abs(normal(4, 4))}
+        "s = Sqrt(p)\nm = Mul(i, s)\ny = Relu(m)", "Sqrt", folded_to_nan, "s", {"p": np.abs(normal(4, 4))}
     ),
     "a Pad off by one": Planted(
         LINEAR + "h = Pad(m, pads)\ny = Slice(h, starts, ends)", "Pad",
-        constant("pads", lambda _: ints(2, 0, 0, 2)), "h",
+        constant("pads", lambda _: ints(2, 0, 0, 2)), "initializer pads",
         {**SQUARE, "pads": ints(1, 1, 1, 1), "starts": ints(1, 1), "ends": ints(5, 5)},
     ),
     "a fusion for positive values only": Planted(LINEAR + "h = Abs(m)\ny = MatMul(h, w)", "Abs", dropped, "h", SQUARE),
@@ -163,7 +163,7 @@ PLANTED = {
     ),
     "a Slice off by one": Planted(
         LINEAR + "t = Concat<axis = 0>(m, w)\nh = Slice(t, starts, ends)\ny = Relu(h)", "Slice",
-        one_further, "h", {**SQUARE, "starts": ints(0), "ends": ints(4)},
+        one_further, "initializer starts", {**SQUARE, "starts": ints(0), "ends": ints(4)},
     ),
     "a larger epsilon of a layer norm": Planted(
         LINEAR + "h = LayerNormalization<epsilon = 1e-5>(m, g, b)\ny = MatMul(h, w)", "LayerNormalization",
@@ -180,15 +180,15 @@ PLANTED = {
         LINEAR + "h = Gemm<transB = 1>(m, w)\ny = Tanh(h)", "Gemm", attribute(transB=0), "h", SQUARE
     ),
     "a mean over the wrong axis": Planted(
-        LINEAR + "h = ReduceMean(m, axes)\ny = Mul(m, h)", "ReduceMean", constant("axes", lambda _: ints(0)), "y",
-        {**SQUARE, "axes": ints(1)},
+        LINEAR + "h = ReduceMean(m, axes)\ny = Mul(m, h)", "ReduceMean", constant("axes", lambda _: ints(0)),
+        "initializer axes", {**SQUARE, "axes": ints(1)},
     ),
     "swapped parts of Where": Planted(
         LINEAR + "c = Less(m, w)\nh = Where(c, m, w)\ny = Neg(h)", "Where", swapped(1, 2), "h", SQUARE
     ),
     "a Gather off by one": Planted(
-        LINEAR + "h = Gather(m, rows)\ny = Neg(h)", "Gather", constant("rows", lambda rows: (rows + 1) % 4), "h",
-        {**SQUARE, "rows": ints(3, 1, 0, 2)},
+        LINEAR + "h = Gather(m, rows)\ny = Neg(h)", "Gather", constant("rows", lambda rows: (rows + 1) % 4),
+        "initializer rows", {**SQUARE, "rows": ints(3, 1, 0, 2)},
     ),
     "a sum in another order of parts": Planted(
         LINEAR + "t = Concat<axis = 1>(m, w)\nh = MatMul(t, v)\ny = Relu(h)", "Concat", swapped(0, 1), "t",
