@@ -130,11 +130,11 @@ PLANTED = {
         {**SQUARE, "b": normal(4, seed=1)},
     ),
     "a dropped Cast": Planted(
-        LINEAR + "whole = Cast<to = 6>(m)\nh = Cast<to = 1>(whole)\ny = Mul(h, w)", "Cast", without_truncation, "h",
+        LINEAR + "whole = Cast<to = 6>(m)\nh = Cast<to = 1>(whole)\ny = Mul(h, w)", "Cast", without_truncation, "whole",
         SQUARE,
     ),
     "a dropped rounding to float16": Planted(
-        LINEAR + "half = Cast<to = 10>(m)\nh = Cast<to = 1>(half)\ny = Mul(h, w)", "Cast", without_truncation, "h",
+        LINEAR + "half = Cast<to = 10>(m)\nh = Cast<to = 1>(half)\ny = Mul(h, w)", "Cast", without_truncation, "half",
         SQUARE,
     ),
     "a Transpose of the wrong axes": Planted(
