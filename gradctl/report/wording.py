@@ -21,6 +21,7 @@ __all__ = [
     "unit_line",
     "verdict_line",
     "worst_first",
+    "worst_units_first",
 ]
 
 # The word of each tensor verdict on the screen, worst first; what is agreed is small, what is not is loud.
@@ -39,6 +40,7 @@ _AGREES = ("same", "non-differentiable")
 _FAILS = ("missing", "reference-wrong", "wrong", "differs")
 _NO_VERDICT = ("unresolved", "nondeterministic")
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
+_WORST_FIRST: tuple[UnitVerdict, ...] = ("fail", "inconclusive", "skipped", "pass")
 _EXPECTATIONS: dict[UnitVerdict, str] = {
     "fail": "fails",
     "inconclusive": "is inconclusive",
@@ -70,6 +72,11 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(
         findings, key=lambda finding: (finding.allowed, SEVERITIES.index(finding.severity), finding.code != "GC408")
     )
+
+
+def worst_units_first(units: Iterable[Unit]) -> list[Unit]:
+    """Return the units by verdict, those that fail first and those that pass last; else in their order."""
+    return sorted(units, key=lambda unit: _WORST_FIRST.index(unit.verdict))
 
 
 def spoiled_tensors(unit: Unit) -> set[str]:

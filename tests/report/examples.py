@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from gradctl.core.findings import (
     Allowance,
     Element,
@@ -14,9 +16,10 @@ from gradctl.core.findings import (
     Unit,
     fingerprint,
 )
+from gradctl.core.names import FORMS
 from gradctl.core.verdicts import run_verdict, summarise
 
-__all__ = ["crashed", "gradient", "passing", "report_of", "spoiled", "unit", "wrong_weight"]
+__all__ = ["crashed", "gradient", "many", "passing", "report_of", "spoiled", "unit", "whole_run", "wrong_weight"]
 
 
 def gradient(tensor, verdict="same", shape=(4, 3), **numbers):
@@ -124,3 +127,55 @@ def crashed():
             findings=[found],
         )
     )
+
+
+def whole_run(status="complete"):
+    """Three targets: one that fails, one that is expected to, one that crashes; all skip what script refuses."""
+    (wrong,) = wrong_weight().units
+    (crash,) = crashed().units
+    refused = {"form": "script", "status": "unsupported", "reason": "torch.jit.script refuses **kwargs"}
+    held = Finding(code="GC404", severity="note", message="detach is held fixed.")
+    dropped = Finding(code="GC402", severity="error", message="x is off.", allowed=True, tensor="input:x")
+    stale = Finding(code="GC150", severity="note", message="--allow GC408:Round accepts nothing.")
+    lost = gradient("input:x", "wrong", error=0.5, budget=1e-7)
+    return report_of(
+        replace(wrong, target="models/vision/net.py:make_model"),
+        unit("skipped", target="models/vision/net.py:make_model", **refused),
+        unit("pass", [gradient("input:x")], [held], target="models/ste.py:make_model"),
+        unit("pass", [lost], [dropped, stale], target="models/ste.py:make_model", form="export", expected="fail"),
+        unit("skipped", target="models/ste.py:make_model", **refused),
+        replace(crash, target="models/old.py:Net", form="trace"),
+        command="check",
+        status=status,
+    )
+
+
+def many(units, tensors, fails=lambda index: index % 9 == 4):
+    """Return a report of many targets in seven forms, with long paths; units that ``fails`` names have all wrong."""
+    return report_of(*(_one_of_many(index, tensors, fails(index)) for index in range(units)), command="check")
+
+
+def _one_of_many(index, tensors, fails):
+    number, form = divmod(index, len(FORMS))
+    place = {"target": f"packages/vision/models/group_{number % 5}/a_long_folder_name/network_{number}.py:make_model"}
+    place["form"] = FORMS[form]
+    names = [f"param:layers.{layer}.weight" for layer in range(tensors)]
+    if not fails:
+        note = Finding(code="GC404", severity="note", message="detach is held fixed.")
+        return unit("pass", [gradient(name, error=1e-8, budget=1e-7) for name in names], [note], **place)
+    numbers = {"reference": 1.0, "candidate": 2.0, "finite_difference": 1.0, "absolute_error": 1.0}
+    worst = tuple(Element(index=(0, column), **numbers) for column in range(5))
+    wrong = [gradient(name, "wrong", error=0.5, budget=1e-7, elements_wrong=5, worst=worst) for name in names]
+    findings = [
+        Finding(
+            code="GC402",
+            severity="error",
+            message=f"the gradient of {name} is off by 5.00e-01 of its norm, with a budget of 1.00e-07.",
+            hint="the form computes something else: see the module.",
+            tensor=name,
+            allow=f"GC402:{name}",
+            location=Location(file="net.py", line=12, module=name),
+        )
+        for name in names
+    ]
+    return unit("fail", wrong, findings, **place)
