@@ -7,7 +7,11 @@ is never broken; everything else keeps to the width.
 from __future__ import annotations
 
 import io
+import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
 
 from rich.console import Console
 from rich.padding import Padding
@@ -15,25 +19,41 @@ from rich.table import Table
 from rich.text import Text
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_number
-from gradctl.core.names import Quantity, TensorVerdict
+from gradctl.core.names import UnitVerdict
 from gradctl.core.optimization import Optimization
+from gradctl.report.matrix import matrix_of_forms, matrix_of_targets, plain_table
 from gradctl.report.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.wording import (
     VERDICT_WORDS,
     counted,
     differing,
+    one_line,
     printable,
     shape_and_dtype,
     spoiled_tensors,
+    unit_line,
     verdict_line,
     worst_first,
+    worst_units_first,
 )
 
 __all__ = ["render"]
 
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """How much of a unit is shown: tensors with their elements, and lines of anything else."""
+
+    blocks: int
+    lines: int
+
+
 # A screen is read, a file is searched: what goes beyond these is counted, and stands in --format json.
-_MOST_BLOCKS = 5
+_FULL = _Limits(blocks=5, lines=20)
+_BRIEF = _Limits(blocks=1, lines=4)
+_MOST_UNITS = 6
 _MOST_LINES = 20
+_ELSEWHERE = " (--format json has them all)"
 
 _STYLES = {
     "error": "bold red",
@@ -46,7 +66,6 @@ _STYLES = {
 }
 # What explains most differences: read first, or the numbers are read for nothing.
 _BEFORE_NUMBERS = "GC220"
-_QUANTITIES: tuple[Quantity, ...] = ("output", "gradient", "buffer")
 
 
 def render(report: Report, *, width: int = 80, colour: bool = False) -> str:
@@ -63,53 +82,75 @@ def render(report: Report, *, width: int = 80, colour: bool = False) -> str:
         emoji=False,
         legacy_windows=False,
     )
-    several = len(report.units) > 1
-    if several:
-        console.print(_matrix(report.units), "")
-    for unit in report.units:
-        _print_unit(console, unit, named=several)
+    if len({unit.target for unit in report.units}) > 1:
+        _print_targets(console, report.units)
+    else:
+        _print_forms(console, report.units)
     _print_whole(console, printable(verdict_line(report)), _STYLES[report.verdict])
-    return "".join(f"{line.rstrip()}\n" for line in screen.getvalue().splitlines())
+    lines = "".join(f"{line.rstrip()}\n" for line in screen.getvalue().splitlines())
+    return re.sub("\n{3,}", "\n\n", lines)
 
 
-def _matrix(units: Sequence[Unit]) -> Table:
-    """Return the table of units by quantity, each cell the worst verdict in it."""
-    targets = {unit.target for unit in units}
-    table = _table()
-    if len(targets) > 1:
-        table.add_column("target", overflow="fold")
-    for heading in ("form", "outputs", "gradients", "buffers"):
-        table.add_column(heading, no_wrap=True)
-    timed = any(unit.timing is not None for unit in units)
-    for heading in ("capture", "forward", "and backward") if timed else ():
-        table.add_column(heading, justify="right", no_wrap=True)
+def _print_forms(console: Console, units: Sequence[Unit]) -> None:
+    """Print what the forms of one target did."""
+    several = len(units) > 1
+    if several:
+        console.print(matrix_of_forms(units), "")
     for unit in units:
-        cells = [_cell(unit, quantity) for quantity in _QUANTITIES]
-        if unit.status != "complete":
-            cells[0] = unit.status
-        cells += _times(unit) if timed else []
-        table.add_row(*([_data(unit.target)] if len(targets) > 1 else []), _data(unit.form), *cells)
-    return table
+        _print_unit(console, unit, named=several)
 
 
-def _times(unit: Unit) -> list[str]:
-    """Return the seconds of the capture, and the time of a call as a part of eager's."""
-    timing = unit.timing
-    if timing is None:
-        return ["-", "-", "-"]
-    pairs = ((timing.forward, timing.eager_forward), (timing.training, timing.eager_training))
-    return [
-        f"{timing.capture:.2f} s",
-        *(f"{mine / theirs:.2f} x" if mine and theirs else "-" for mine, theirs in pairs),
+def _print_targets(console: Console, units: Sequence[Unit]) -> None:
+    """Print what several targets did: the matrix, the worst units at some length, the others in a line each."""
+    table, rest = matrix_of_targets(units, width=console.width)
+    console.print(table)
+    if rest:
+        verdicts = Counter(unit.verdict for unit in rest)
+        counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in get_args(UnitVerdict) if verdicts[verdict])
+        _print_indented(console, f"and {counted(len(rest), 'more unit')}: {counts}{_ELSEWHERE}", indent=0)
+    console.print()
+    bad = [unit for unit in worst_units_first(units) if unit.verdict in ("fail", "inconclusive")]
+    for unit in bad[:_MOST_UNITS]:
+        _print_whole(console, one_line(f"{unit.target}, {unit.form}"), "bold")
+        _print_indented(console, unit_line(unit), indent=0)
+        _print_unit(console, unit, named=False, limits=_BRIEF)
+        console.print()
+    others = [f"{unit.target}, {unit.form}: {unit_line(unit)}" for unit in bad[_MOST_UNITS:]]
+    _print_lines(console, others, "unit")
+    reasons = Counter((unit.form, unit.reason) for unit in units if unit.verdict == "skipped")
+    skips = [f"{form} skipped in {counted(n, 'target')}: {reason or '-'}" for (form, reason), n in reasons.items()]
+    _print_lines(console, skips, "reason")
+    _print_of_passing(console, [unit for unit in units if unit.verdict == "pass"])
+
+
+def _print_of_passing(console: Console, units: Sequence[Unit]) -> None:
+    """Print warnings, and notes on the configuration, of units that pass; what else was noted or allowed is counted."""
+    told = [
+        f"{unit.target}, {unit.form}: {finding.severity} {finding.code} {finding.message}"
+        for unit in units
+        for finding in worst_first(unit.findings)
+        if _is_told(finding)
     ]
+    _print_lines(console, told, "finding")
+    allowed = sum(finding.allowed for unit in units for finding in unit.findings)
+    notes = sum(not finding.allowed and not _is_told(finding) for unit in units for finding in unit.findings)
+    counts = [f"{count} {word}" for count, word in ((allowed, "allowed"), (notes, "noted")) if count]
+    if counts:
+        _print_indented(console, f"in units that pass: {', '.join(counts)}{_ELSEWHERE}", indent=0)
 
 
-def _cell(unit: Unit, quantity: Quantity) -> str:
-    verdicts: set[TensorVerdict] = {tensor.verdict for tensor in unit.tensors if tensor.quantity == quantity}
-    return next((word for verdict, word in VERDICT_WORDS.items() if verdict in verdicts), "-")
+def _print_lines(console: Console, lines: Sequence[str], noun: str) -> None:
+    for line in lines[:_MOST_LINES]:
+        _print_indented(console, line, indent=0)
+    _print_more(console, len(lines) - _MOST_LINES, noun, indent=0)
 
 
-def _print_unit(console: Console, unit: Unit, *, named: bool) -> None:
+def _is_told(finding: Finding) -> bool:
+    """Tell what a person wants to read of a unit that passes."""
+    return not finding.allowed and (finding.severity != "note" or finding.code.startswith("GC1"))
+
+
+def _print_unit(console: Console, unit: Unit, *, named: bool, limits: _Limits = _FULL) -> None:
     """Print what of a unit is worth reading: Functions that are named, tensors, the other findings, notes."""
     if named and unit.reason:
         _print_indented(console, f"{unit.form}  {unit.status}: {unit.reason}", indent=0)
@@ -120,31 +161,29 @@ def _print_unit(console: Console, unit: Unit, *, named: bool) -> None:
     loud = differing(unit.tensors)
     headlines = _headlines(findings, loud)
     blocks = [tensor for tensor in loud if tensor.tensor not in spoiled]
-    shown = blocks[:_MOST_BLOCKS]
+    shown = blocks[: limits.blocks]
     about_shown = {tensor.tensor for tensor in shown}
 
-    _print_notes(console, [finding for finding in findings if finding.code == _BEFORE_NUMBERS])
-    for headline in headlines:
-        _print_finding(console, headline)
-    _print_spoiled(console, unit, [tensor for tensor in loud if tensor.tensor in spoiled], len(headlines))
+    _print_notes(console, [finding for finding in findings if finding.code == _BEFORE_NUMBERS], limits)
+    _print_findings(console, headlines, limits)
+    _print_spoiled(console, unit, [tensor for tensor in loud if tensor.tensor in spoiled], len(headlines), limits)
     for tensor in shown:
         _print_tensor(console, unit, tensor, named=named)
         for finding in findings:
             if finding.tensor == tensor.tensor and finding.severity != "note" and finding not in headlines:
                 _print_finding(console, finding, indent=2)
         console.print()
-    _print_rest(console, blocks[_MOST_BLOCKS:])
+    _print_rest(console, blocks[limits.blocks :], limits)
     told = {tensor.tensor for tensor in blocks}
     others = [f for f in findings if f not in headlines and f.severity != "note" and f.tensor not in about_shown]
-    for finding in [f for f in others if f.tensor not in told]:
-        _print_finding(console, finding)
+    _print_findings(console, [finding for finding in others if finding.tensor not in told], limits)
     rest = [finding for finding in findings if finding.severity == "note" and finding.code != _BEFORE_NUMBERS]
-    _print_notes(console, rest)
+    _print_notes(console, rest, limits)
 
 
 def _print_optimization(console: Console, optimization: Optimization) -> None:
     """Print what each pass did, what changed, and the graph before and after."""
-    passes = _table()
+    passes = plain_table()
     for number, heading in enumerate(PASS_HEADINGS):
         passes.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
     for row in pass_rows(optimization):
@@ -152,7 +191,7 @@ def _print_optimization(console: Console, optimization: Optimization) -> None:
     console.print(passes, "")
     for line in notes(optimization):
         _print_indented(console, line, indent=0)
-    sizes = _table()
+    sizes = plain_table()
     for number, heading in enumerate(SIZE_HEADINGS):
         sizes.add_column(heading, justify="left" if number < 1 else "right", overflow="fold")
     for row in size_rows(optimization):
@@ -168,14 +207,14 @@ def _headlines(findings: Sequence[Finding], loud: Sequence[TensorResult]) -> lis
     return functions + [each for each in serious if each.quantity == "output" and each.tensor not in rows]
 
 
-def _print_spoiled(console: Console, unit: Unit, spoiled: Sequence[TensorResult], causes: int) -> None:
+def _print_spoiled(console: Console, unit: Unit, spoiled: Sequence[TensorResult], causes: int, limits: _Limits) -> None:
     """Print the tensors behind a wrong Function or output, one a line, and the worst elements of the worst of them."""
     if not spoiled:
         return
     gradients = counted(sum(tensor.quantity == "gradient" for tensor in unit.tensors), "gradient")
     _print_indented(console, f"{'this spoils' if causes < 2 else 'these spoil'} {len(spoiled)} of {gradients}:")
-    console.print(Padding(_compact(spoiled[:_MOST_LINES]), (0, 0, 0, 2)))
-    _print_more(console, len(spoiled) - _MOST_LINES, "tensor")
+    console.print(Padding(_compact(spoiled[: limits.lines]), (0, 0, 0, 2)))
+    _print_more(console, len(spoiled) - limits.lines, "tensor")
     if spoiled[0].worst:
         known = f" ({_of_elements(spoiled[0])} wrong)" if spoiled[0].elements_wrong is not None else ""
         _print_indented(console, f"the worst elements of {spoiled[0].tensor}{known}:")
@@ -206,7 +245,7 @@ def _of_elements(tensor: TensorResult) -> str:
 
 def _elements(unit: Unit, tensor: TensorResult) -> Table:
     """Return the worst elements of a tensor; numbers to the right, none of them ever cut."""
-    table = _table()
+    table = plain_table()
     table.add_column("index", overflow="fold")
     of_eager = unit.form == "eager"
     headings = ["autograd"] if of_eager else ["eager", unit.form]
@@ -221,7 +260,7 @@ def _elements(unit: Unit, tensor: TensorResult) -> Table:
 
 def _compact(tensors: Sequence[TensorResult]) -> Table:
     """Return one line a tensor."""
-    table = _table()
+    table = plain_table()
     table.show_header = False
     table.add_column(overflow="fold")
     table.add_column(overflow="fold")
@@ -233,11 +272,17 @@ def _compact(tensors: Sequence[TensorResult]) -> Table:
     return table
 
 
-def _print_rest(console: Console, tensors: Sequence[TensorResult]) -> None:
+def _print_rest(console: Console, tensors: Sequence[TensorResult], limits: _Limits) -> None:
     if tensors:
-        console.print(_compact(tensors[:_MOST_LINES]))
-        _print_more(console, len(tensors) - _MOST_LINES, "tensor", indent=0)
+        console.print(_compact(tensors[: limits.lines]))
+        _print_more(console, len(tensors) - limits.lines, "tensor", indent=0)
         console.print()
+
+
+def _print_findings(console: Console, findings: Sequence[Finding], limits: _Limits) -> None:
+    for finding in findings[: limits.lines]:
+        _print_finding(console, finding)
+    _print_more(console, len(findings) - limits.lines, "finding", indent=0)
 
 
 def _print_finding(console: Console, finding: Finding, *, indent: int = 0) -> None:
@@ -259,18 +304,18 @@ def _print_finding(console: Console, finding: Finding, *, indent: int = 0) -> No
         _print_indented(console, finding.hint, indent=below)
 
 
-def _print_notes(console: Console, notes: Sequence[Finding]) -> None:
+def _print_notes(console: Console, notes: Sequence[Finding], limits: _Limits) -> None:
     """Print notes last and short: one sentence and a place."""
-    for note in notes[:_MOST_LINES]:
+    for note in notes[: limits.lines]:
         word = "allowed" if note.allowed else "note"
         place = f" ({note.location})" if note.location is not None and str(note.location) else ""
         _print_indented(console, f"{word} {note.code} {note.message}{place}", _STYLES["note"], indent=0)
-    _print_more(console, len(notes) - _MOST_LINES, "note", indent=0)
+    _print_more(console, len(notes) - limits.lines, "note", indent=0)
 
 
 def _print_more(console: Console, count: int, noun: str, *, indent: int = 2) -> None:
     if count > 0:
-        _print_indented(console, f"and {counted(count, f'more {noun}')} (--format json has them all)", indent=indent)
+        _print_indented(console, f"and {counted(count, f'more {noun}')}{_ELSEWHERE}", indent=indent)
 
 
 def _print_indented(console: Console, text: str, style: str = "", *, indent: int = 2) -> None:
@@ -281,10 +326,6 @@ def _print_indented(console: Console, text: str, style: str = "", *, indent: int
 def _print_whole(console: Console, text: str, style: str = "") -> None:
     """Print text that is there to be pasted: on one line, however long."""
     console.print(Text(text, style=style), soft_wrap=True)
-
-
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
 
 
 def _data(text: str) -> Text:
