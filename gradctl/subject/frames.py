@@ -6,7 +6,7 @@ torchvision) count as the user's: they are part of the model that is checked.
 
 from __future__ import annotations
 
-__all__ = ["first_line", "is_out_of_memory", "is_users", "user_frames", "user_location"]
+__all__ = ["first_line", "is_out_of_memory", "is_users", "user_frames", "user_location", "with_user_frames"]
 
 import functools
 import importlib
@@ -15,12 +15,13 @@ import re
 import sys
 import sysconfig
 import traceback
+import types
 from pathlib import Path
 
 import torch
 
 _GRADCTL = str(Path(__file__).parents[1])
-_CLI = str(Path(_GRADCTL) / "cli") + os.sep
+_ENTRANCES = (str(Path(_GRADCTL) / "cli") + os.sep, str(Path(_GRADCTL) / "api.py"))
 _TORCH = str(Path(torch.__file__).parent)
 _FUNCTORCH = str(Path(_TORCH).with_name("functorch"))  # a package of its own in torch's wheel
 _IMPORTLIB = str(Path(importlib.__file__).parent)
@@ -41,18 +42,41 @@ def user_frames(error: BaseException) -> str:
     return "".join(_stripped(traceback.TracebackException.from_exception(error)).format()).rstrip()
 
 
+def with_user_frames(error: BaseException | None) -> BaseException | None:
+    """Return ``error``, its traceback and those of what it was raised from cut to the user's frames; None without any.
+
+    For a caller in Python, who sees the exception itself where the command line prints ``user_frames``.
+    """
+    seen: set[int] = set()
+    shown = error
+    while shown is not None and id(shown) not in seen:
+        seen.add(id(shown))
+        shown.__traceback__ = _users_traceback(shown.__traceback__)
+        shown = shown.__cause__ or (None if shown.__suppress_context__ else shown.__context__)
+    return error if error is not None and error.__traceback__ is not None else None
+
+
+def _users_traceback(entry: types.TracebackType | None) -> types.TracebackType | None:
+    if entry is None:
+        return None
+    rest = _users_traceback(entry.tb_next)
+    if not is_users(entry.tb_frame.f_code.co_filename):
+        return rest
+    return types.TracebackType(rest, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+
+
 def user_location() -> tuple[str, int] | None:
     """Return file and line of the innermost frame that is the user's, from the stack of this call; None if none is.
 
     The standard library is passed over too (``contextlib`` stands between a decorated function and its caller), and so
-    is code that has no file (what torch.fx or a dataclass wrote). What called gradctl's command line is nobody's model.
+    is code that has no file (what torch.fx or a dataclass wrote). What called gradctl itself is nobody's model.
     """
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if is_users(file) and not _is_standard_library(file):
             return file, frame.f_lineno
-        if file.startswith(_CLI):
+        if file.startswith(_ENTRANCES):
             return None
         frame = frame.f_back  # type: ignore[assignment]  # None at the outermost, which ends the loop
     return None

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["Inputs", "input_names", "inputs_beside", "inputs_from_beside", "inputs_from_file", "inputs_from_specs"]
+__all__ = [
+    "Inputs",
+    "input_names",
+    "inputs_beside",
+    "inputs_from_beside",
+    "inputs_from_call",
+    "inputs_from_file",
+    "inputs_from_specs",
+]
 
 import inspect
 import re
@@ -144,7 +152,42 @@ def inputs_from_beside(name: str, found: Any, model: Callable[..., Any]) -> Inpu
     return _fitted(model, value if isinstance(value, tuple) else (value,), {}, by_position=False)
 
 
-def _fitted(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, by_position: bool) -> Inputs:
+def inputs_from_call(inputs: Any, kwargs: Mapping[str, Any], model: Callable[..., Any]) -> Inputs:
+    """Return what a program gives: a tuple or list by position, a mapping by keyword, a tensor as the one input.
+
+    Args:
+        inputs: as said.
+        kwargs: more inputs by keyword.
+        model: what will be called.
+
+    Raises:
+        TargetError: GC104 if ``inputs`` is none of these, or does not fit what the model takes.
+    """
+    if isinstance(inputs, Mapping):
+        named = {str(name): value for name, value in inputs.items()}
+        for name in kwargs:
+            if name in named:
+                raise TargetError("GC104", f"input {name!r} is given twice: in inputs, and in kwargs. Give it once.")
+        args, named = (), {**named, **kwargs}
+    elif isinstance(inputs, (Tensor, tuple, list)):
+        args, named = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), dict(kwargs)
+    else:
+        raise TargetError(
+            "GC104",
+            f"inputs is of type {type(inputs).__name__!r}. Give a tensor, a tuple or list of the inputs in order, or a "
+            "mapping of keyword inputs; put any other single input into a tuple.",
+        )
+    return _fitted(model, args, named, by_position=False, remedy="Add it to the inputs.")
+
+
+def _fitted(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    by_position: bool,
+    remedy: str | None = None,
+) -> Inputs:
     """Return the inputs after checking them against what ``model`` takes.
 
     Args:
@@ -152,11 +195,12 @@ def _fitted(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         args: inputs without a name, in order.
         kwargs: inputs by name.
         by_position: give named ones by position where the signature lets it: what hooks, tracing and exporters see.
+        remedy: how to give an input that is missing; None proposes the ``--input`` to type.
     """
     signature = call_signature(model)
     if signature is None:
         return Inputs(args, kwargs)
-    _check(signature, model, args, kwargs)
+    _check(signature, model, args, kwargs, remedy)
     positional_only = any(
         parameter.kind is parameter.POSITIONAL_ONLY and name in kwargs
         for name, parameter in signature.parameters.items()
@@ -173,7 +217,11 @@ def _fitted(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _check(
-    signature: inspect.Signature, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    signature: inspect.Signature,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    remedy: str | None,
 ) -> None:
     """Refuse inputs that a call would refuse, by name: unknown, given twice, too many, missing."""
     callee = callee_name(model)
@@ -194,11 +242,8 @@ def _check(
         )
     for parameter in required_parameters(signature):
         if parameter.name not in (*positional[: len(args)], *kwargs):
-            raise TargetError(
-                "GC104",
-                f"input {parameter.name!r} is missing: {callee} takes {_listed(named)}. Add, for example, --input "
-                f"'{proposed_input(model, parameter)}'.",
-            )
+            add = remedy or f"Add, for example, --input '{proposed_input(model, parameter)}'."
+            raise TargetError("GC104", f"input {parameter.name!r} is missing: {callee} takes {_listed(named)}. {add}")
 
 
 def _listed(names: Sequence[str]) -> str:

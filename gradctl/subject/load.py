@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["load_subject"]
+__all__ = ["load_subject", "refuse_meta", "training_note"]
 
 import inspect
 from collections import Counter
@@ -120,22 +120,25 @@ def _inputs(
 def _set_mode(model: Callable[..., Any], training: bool | None) -> tuple[Finding, ...]:
     """Set the mode that was asked for; if none was, return GC105 where training mode changes what forward computes."""
     owner = module_of(model)
-    if owner is None:
-        return ()
-    if training is not None:
+    if owner is not None and training is not None:
         owner.train(training)
         return ()
-    active = Counter(kind for kind in map(_active_in_training, owner.modules()) if kind)
+    note = training_note(model, "give --train to say so, or --eval")
+    return () if note is None else (note,)
+
+
+def training_note(model: Callable[..., Any], remedy: str) -> Finding | None:
+    """Return GC105 if modules are in training mode that compute otherwise there; ``remedy`` ends its message."""
+    owner = module_of(model)
+    active = Counter(kind for kind in map(_active_in_training, owner.modules() if owner is not None else ()) if kind)
     if not active:
-        return ()
+        return None
     counted = " and ".join(f"{count} {kind}" for kind, count in sorted(active.items()))
     are = "module is" if active.total() == 1 else "modules are"
-    return (
-        Finding(
-            code="GC105",
-            severity="note",
-            message=f"the model is in training mode: {counted} {are} active; give --train to say so, or --eval",
-        ),
+    return Finding(
+        code="GC105",
+        severity="note",
+        message=f"the model is in training mode: {counted} {are} active; {remedy}",
     )
 
 
@@ -194,15 +197,28 @@ def _usable_device(device: str) -> torch.device:
 
 def _place(model: Callable[..., Any], target: str, device: torch.device) -> None:
     """Move the model to the device, in place, unless it is there."""
+    refuse_meta(model, target)
     owner = module_of(model)
-    tensors = [] if owner is None else [*owner.parameters(), *owner.buffers()]
-    if any(tensor.is_meta for tensor in tensors):
+    # Quantised models of some libraries refuse .to(), even to where they are.
+    if owner is not None and any(tensor.device != device for tensor in _tensors(owner)):
+        owner.to(device)
+
+
+def refuse_meta(model: Callable[..., Any], target: str) -> None:
+    """Raise for a model without values.
+
+    Raises:
+        TargetError: GC109 if a parameter or buffer is on the device 'meta'.
+    """
+    owner = module_of(model)
+    if owner is not None and any(tensor.is_meta for tensor in _tensors(owner)):
         raise TargetError(
             "GC109", f"{target} has parameters on the device 'meta', which hold no values. Make it on the CPU."
         )
-    # Quantised models of some libraries refuse .to(), even to where they are.
-    if owner is not None and any(tensor.device != device for tensor in tensors):
-        owner.to(device)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _moved(leaf: Any, device: torch.device) -> Any:

@@ -95,7 +95,7 @@ def _note_tensor(tensor: Tensor) -> _Note:
         if tensor.is_leaf and tensor.grad is not grad:
             tensor.grad = grad
 
-    return restore, ()
+    return restore, () if grad is None else (grad,)  # backward adds to it in place
 
 
 def overlaps(tensor: Tensor) -> bool:

@@ -1,0 +1,304 @@
+"""What ``import gradctl`` gives: three checks of a model that is there already, in this process, and their report.
+
+A compiler that crashes takes this process with it; ``gradctl compare`` and ``gradctl check`` run it in one of its own.
+Torch is imported when a check is called.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gradctl.core.errors import GradctlError, TargetError, nearest
+from gradctl.core.findings import Report, Unit
+from gradctl.core.names import SEVERITIES, Severity
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradctl.checks.allows import Allows
+    from gradctl.subject.dynamic import Dynamic
+    from gradctl.subject.subject import Subject
+
+__all__ = ["CheckFailed", "CheckReport", "compare", "export", "gradcheck"]
+
+_Check = Callable[["Subject", "Allows"], Sequence[Unit]]
+
+
+class CheckReport(Report, frozen=True, kw_only=True):
+    """What one check found. ``str`` gives what the command line prints, ``gradctl.report.json.render`` the JSON."""
+
+    def __str__(self) -> str:
+        from gradctl.report import console
+
+        return console.render(self)
+
+    def raise_if_failed(self) -> None:
+        """Raise unless the verdict is ``pass``: what is inconclusive, or checked nothing, did not pass.
+
+        Raises:
+            CheckFailed: with the report as its message.
+        """
+        __tracebackhide__ = True
+        if self.verdict != "pass":
+            raise CheckFailed(self)
+
+
+class CheckFailed(AssertionError):
+    """A check did not pass: the verdict in one line, and the report below it.
+
+    Args:
+        report: what was found.
+    """
+
+    def __init__(self, report: CheckReport) -> None:
+        from gradctl.report.wording import printable, verdict_line
+
+        super().__init__(f"{printable(verdict_line(report))}\n\n{report}")
+        self.report = report
+
+    def __reduce__(self) -> tuple[type[CheckFailed], tuple[CheckReport]]:
+        return CheckFailed, (self.report,)
+
+
+# Where users meet them, and how a traceback names them.
+CheckReport.__module__ = CheckFailed.__module__ = "gradctl"
+
+
+def gradcheck(
+    model: Callable[..., Any],
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any] = (),
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    seed: int = 0,
+    allow: str | Sequence[str] = (),
+    fail_on: Severity = "error",
+    thorough: bool = False,
+    probes: int = 2,
+    tensor: str = "*",
+    rtol: float | None = None,
+    atol: float | None = None,
+) -> CheckReport:
+    """Return whether autograd's gradients are the derivatives of ``model``, every parameter and float input by name.
+
+    Args:
+        model: a module, a function of tensors, or an ``autograd.Function``; never run itself, but a copy of it.
+        inputs: a tuple or list by position, a mapping by keyword, or one tensor.
+        kwargs: more inputs by keyword.
+        loss: ``loss(outputs)`` or ``loss(outputs, *args, **kwargs)`` to a scalar; None takes random cotangents.
+        seed: of every random generator, set before each call and put back at the end.
+        allow: what is accepted, ``CODE`` or ``CODE:NAME``, as the report prints it after ``--allow``.
+        fail_on: the mildest finding that fails.
+        thorough: probe each tensor by itself, not only on alarm.
+        probes: number of random directions.
+        tensor: glob of the names to judge, for example ``param:fc1.*``.
+        rtol, atol: accept an error up to atol + rtol ||g|| (Euclidean norm of one gradient).
+
+    Raises:
+        GradctlError: the model cannot be checked on these inputs, or an argument is none; from the user's own error
+            where their code raised.
+    """
+    __tracebackhide__ = True
+
+    def check(subject: Subject, allows: Allows) -> list[Unit]:
+        from gradctl.checks.gradcheck import gradcheck as judge
+
+        if probes < 1:
+            raise _unfit("probes", probes, "Give a whole number from 1.")
+        for name, tolerance in (("rtol", rtol), ("atol", atol)):
+            if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+                raise _unfit(name, tolerance, "Give a finite number from 0.")
+        return [
+            judge(
+                subject,
+                allows=allows,
+                fail_on=fail_on,
+                thorough=thorough,
+                probes=probes,
+                tensor=tensor,
+                rtol=rtol,
+                atol=atol,
+            )
+        ]
+
+    return _report("gradcheck", check, model, inputs, kwargs=kwargs, loss=loss, seed=seed, allow=allow, fail_on=fail_on)
+
+
+def compare(
+    model: Callable[..., Any],
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any] = (),
+    *,
+    forms: str | Sequence[str] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    seed: int = 0,
+    allow: str | Sequence[str] = (),
+    fail_on: Severity = "error",
+) -> CheckReport:
+    """Return whether the static forms of ``model`` are still the model: outputs, gradients and state, by name.
+
+    Eager's own gradients are judged first. A form that cannot take the model is skipped with its reason, or
+    inconclusive if it was named.
+
+    Args:
+        model, inputs, kwargs, loss, seed, allow, fail_on: as in ``gradcheck``.
+        forms: some of trace, script, export, aot, compile, onnx; None takes all.
+
+    Raises:
+        GradctlError: as ``gradcheck``.
+    """
+    __tracebackhide__ = True
+
+    def check(subject: Subject, allows: Allows) -> list[Unit]:
+        from gradctl.checks.compare import STATIC_FORMS
+        from gradctl.checks.compare import compare as compare_forms
+
+        chosen = STATIC_FORMS if forms is None else _texts(forms)
+        for form in chosen:
+            if form not in STATIC_FORMS:
+                raise _unfit("forms", form, f"There are {', '.join(STATIC_FORMS)}.", nearest(form, STATIC_FORMS))
+        return compare_forms(subject, forms=chosen, named=forms is not None, allows=allows, fail_on=fail_on)
+
+    return _report("compare", check, model, inputs, kwargs=kwargs, loss=loss, seed=seed, allow=allow, fail_on=fail_on)
+
+
+def export(
+    model: Callable[..., Any],
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+    dynamic: str | Sequence[str] = (),
+    keep_unverified: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    allow: str | Sequence[str] = (),
+    fail_on: Severity = "error",
+) -> CheckReport:
+    """Return whether the ONNX file that was written for ``model`` gives eager's outputs, in onnxruntime.
+
+    The file takes its place only where it does; one that was there before is as it was otherwise.
+
+    Args:
+        model, inputs, kwargs, seed, allow, fail_on: as in ``gradcheck``.
+        path: the file, ``.onnx``.
+        opset: of ONNX's own operators; None takes torch's.
+        dynamic: sizes of inputs that stay free, ``x:0=batch``.
+        keep_unverified: write the file also where it does not agree with eager.
+
+    Raises:
+        GradctlError: as ``gradcheck``; GC131 if the file cannot be written.
+    """
+    __tracebackhide__ = True
+
+    def check(subject: Subject, allows: Allows) -> list[Unit]:
+        from gradctl.checks.export import export as export_verified
+
+        output = Path(path)
+        if output.suffix.lower() != ".onnx":
+            raise _unfit("path", str(output), "Give a file that ends in .onnx.")
+        if opset is not None and opset < 1:
+            raise _unfit("opset", opset, "Give a whole number from 1.")
+        written = export_verified(
+            subject,
+            output,
+            opset=opset,
+            dynamic=_free_sizes(dynamic),
+            keep_unverified=keep_unverified,
+            allows=allows,
+            fail_on=fail_on,
+        )
+        return [written.unit]
+
+    return _report("export", check, model, inputs, kwargs=kwargs, loss=None, seed=seed, allow=allow, fail_on=fail_on)
+
+
+def _report(
+    command: str,
+    check: _Check,
+    model: Callable[..., Any],
+    inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None,
+    loss: Callable[..., Any] | None,
+    seed: int,
+    allow: str | Sequence[str],
+    fail_on: str,
+) -> CheckReport:
+    """Return the report of one check; what the user's code raised keeps the user's frames, and no others."""
+    __tracebackhide__ = True
+    from gradctl.checks.assemble import report_of
+    from gradctl.subject.frames import with_user_frames
+    from gradctl.subject.given import device_of, subject_of
+
+    try:
+        allows = _allows(allow)
+        if fail_on not in SEVERITIES:
+            raise _unfit("fail_on", fail_on, f"There are {', '.join(SEVERITIES)}.", nearest(str(fail_on), SEVERITIES))
+        subject = subject_of(model, inputs, kwargs=kwargs, loss=loss, seed=seed)
+        with _left_as_it_was(subject):
+            units = check(subject, allows)
+    except GradctlError as error:
+        raise error.with_traceback(None) from with_user_frames(error.__cause__)
+    report = report_of(command, units, allows, seed=seed, device=device_of(subject), fail_on=fail_on)
+    return CheckReport(**msgspec.structs.asdict(report))
+
+
+@contextmanager
+def _left_as_it_was(subject: Subject) -> Iterator[None]:
+    """Put back what functions close over: a module is copied, and what a function refers to is not.
+
+    Autograd is on, whatever the caller has switched off.
+    """
+    import torch
+
+    from gradctl.subject.signature import module_of
+    from gradctl.subject.state import State
+
+    callables = (subject.model, subject.loss)
+    state = State([each for each in callables if each is not None and module_of(each) is None])
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        state.restore()
+
+
+def _allows(allow: str | Sequence[str]) -> Allows:
+    """Return the accepted findings, each of a rule that there is."""
+    from gradctl.checks.allows import Allows
+    from gradctl.rules.catalogue import codes
+
+    allows = Allows(_texts(allow))
+    for text in allows.texts:
+        code = text.partition(":")[0]
+        if code not in codes():
+            raise GradctlError(
+                "GC151", f"allow={text!r}: no rule {code!r}{nearest(code, codes())}; 'gradctl explain' lists them."
+            )
+    return allows
+
+
+def _free_sizes(dynamic: str | Sequence[str]) -> Dynamic:
+    from gradctl.subject.dynamic import parse_dynamic
+
+    try:
+        return parse_dynamic(_texts(dynamic))
+    except ValueError as error:
+        raise TargetError("GC118", f"dynamic: {error}") from None
+
+
+def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one text, or several, as several."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _unfit(name: str, value: object, remedy: str, near: str = "") -> TargetError:
+    return TargetError("GC118", f"{name}={value!r} cannot be{near}. {remedy}")
