@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "suite": {"checks", "forms", "joint", "passes", "numerics", "subject", "core"},
     "cli": {"suite", "checks", "forms", "joint", "passes", "numerics", "subject", "core", "report", "rules"},
     "api": {"checks", "subject", "core", "report", "rules"},
+    "pytest_plugin": {"api", "suite", "checks", "report", "core"},
     "__init__": {"api", "core"},
     "__main__": {"cli"},
 }
