@@ -15,24 +15,32 @@ from gradctl.forms.onnx_session import run
 
 __all__ = ["latencies"]
 
-_MOST_RUNS = 101
-_FEWEST_RUNS = 5
+_MOST_RUNS = 50
+_FEWEST_RUNS = 3
 _SECONDS = 1.0
 
 
 def latencies(files: Sequence[OnnxFile], feeds: Mapping[str, Tensor], *, seconds: float = _SECONDS) -> list[Latency]:
     """Return the median and the quartiles of each file, of runs in turn.
 
+    Sessions are made in the order of the files, and again in the reverse of it; a quartile is the mean of both times:
+    of one graph in several sessions, those made later are up to 7 % faster (tiny transformers, onnxruntime 1.32).
+
     Args:
         files: what is run.
         feeds: the inputs.
         seconds: about how long to measure in all; each is run at least a few times.
     """
+    there = _runs(files, feeds, seconds / 2)
+    back = _runs(files[::-1], feeds, seconds / 2)[::-1]
+    return [_latency(*pair) for pair in zip(there, back, strict=True)]
+
+
+def _runs(files: Sequence[OnnxFile], feeds: Mapping[str, Tensor], seconds: float) -> list[list[float]]:
     calls = [functools.partial(run, session(file), feeds) for file in files]
-    taken = in_turn(calls, fewest=_FEWEST_RUNS, most=_MOST_RUNS, seconds=seconds)
-    return [_latency(kept) for kept in taken]
+    return in_turn(calls, fewest=_FEWEST_RUNS, most=_MOST_RUNS, seconds=seconds)
 
 
-def _latency(seconds: Sequence[float]) -> Latency:
-    lower, median, upper = statistics.quantiles(seconds, n=4)
-    return Latency(median=median, lower_quartile=lower, upper_quartile=upper, runs=len(seconds))
+def _latency(*turns: Sequence[float]) -> Latency:
+    lower, median, upper = map(statistics.mean, zip(*map(statistics.quantiles, turns), strict=True))
+    return Latency(median=median, lower_quartile=lower, upper_quartile=upper, runs=sum(map(len, turns)))

@@ -6,10 +6,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from gradctl.checks.allows import Allows
+from gradctl.checks.file_latency import latencies
 from gradctl.checks.optimize import Options, chosen_passes, optimize_file, optimize_target
 from gradctl.core.errors import TargetError
+from gradctl.forms.onnx_file import read
 from gradctl.passes.result import Pass
 from gradctl.passes.table import PASSES, of_level
 from gradctl.subject.load import load_subject
@@ -257,6 +260,13 @@ def test_a_sample_is_right_and_no_single_tool_makes_fewer_nodes(sample, tmp_path
     best = min(len(each.apply(model).graph.node) for each in tools)
     assert len(onnx.load(output).graph.node) <= min(best, len(model.graph.node))
     assert optimized.unit.optimization.after.nodes == len(onnx.load(output).graph.node)
+
+
+def test_each_graph_is_measured_in_a_session_made_early_and_in_one_made_late(tmp_path):
+    files = [read(written(tmp_path, graph(text), f"{k}.onnx")) for k, text in enumerate(["y = Relu(i)", "y = Neg(i)"])]
+    found = latencies(files, {"x": torch.ones(4, 4)}, seconds=0)
+    assert [each.runs for each in found] == [2 * 3, 2 * 3]
+    assert all(0 < each.lower_quartile <= each.median <= each.upper_quartile for each in found)
 
 
 @pytest.mark.parametrize("version", [18, 22])
