@@ -30,6 +30,7 @@ from gradctl.report.wording import (
     one_line,
     printable,
     shape_and_dtype,
+    skips,
     spoiled_tensors,
     unit_line,
     verdict_line,
@@ -117,9 +118,7 @@ def _print_targets(console: Console, units: Sequence[Unit]) -> None:
         console.print()
     others = [f"{unit.target}, {unit.form}: {unit_line(unit)}" for unit in bad[_MOST_UNITS:]]
     _print_lines(console, others, "unit")
-    reasons = Counter((unit.form, unit.reason) for unit in units if unit.verdict == "skipped")
-    skips = [f"{form} skipped in {counted(n, 'target')}: {reason or '-'}" for (form, reason), n in reasons.items()]
-    _print_lines(console, skips, "reason")
+    _print_lines(console, skips(units), "reason")
     _print_of_passing(console, [unit for unit in units if unit.verdict == "pass"])
 
 

@@ -6,44 +6,58 @@ are. https://docs.github.com/actions/reference/workflows-and-actions/workflow-co
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 from gradctl.core.findings import Finding, Report, Unit
 from gradctl.core.names import SEVERITIES
 from gradctl.report import markdown
-from gradctl.report.wording import counted, one_line, verdict_line
+from gradctl.report.wording import counted, one_line, verdict_line, worst_first
 
 __all__ = ["render", "step_summary"]
 
 _MOST_ANNOTATIONS = 10
+_CUT = "\n(cut here: GitHub shows no longer page; --report markdown=FILE has the rest, {} sections)\n"
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
 def render(report: Report) -> str:
-    """Return the annotations, worst first and ten at most, and the verdict as a plain last line of the log."""
+    """Return the annotations, worst first and ten at most, and the verdict as a plain last line of the log.
+
+    Of equal severity the first of each unit stand before the second of any, so that one unit does not hide the others.
+    """
     annotations = [
-        (SEVERITIES.index(severity), line)
+        (SEVERITIES.index(severity), rank, line)
         for unit in report.units
-        for severity, line in [
-            *((finding.severity, _annotation(unit, finding)) for finding in unit.findings if not finding.allowed),
-            *([("error", _undecided(unit))] if unit.verdict == "inconclusive" and unit.status != "complete" else []),
-        ]
+        for rank, (severity, line) in enumerate(_annotations(unit))
     ]
-    annotations.sort(key=lambda annotation: annotation[0])
-    lines = [line for _, line in annotations]
-    if len(lines) > _MOST_ANNOTATIONS:
-        kept = _MOST_ANNOTATIONS - 1
-        command = _COMMANDS[SEVERITIES[annotations[kept][0]]]
-        lines[kept:] = [f"::{command} title=gradctl::{counted(len(lines) - kept, 'more finding')}; see the log"]
+    annotations.sort(key=lambda annotation: annotation[:2])
+    lines = [_interrupted(report)] if report.status == "interrupted" else []
+    room = _MOST_ANNOTATIONS - len(lines)
+    shown = room if len(annotations) <= room else room - 1
+    lines += [line for _, _, line in annotations[:shown]]
+    if rest := annotations[shown:]:
+        command = _COMMANDS[SEVERITIES[rest[0][0]]]
+        lines.append(f"::{command} title=gradctl::{counted(len(rest), 'more finding')}; see the log")
     return "".join(f"{line}\n" for line in [*lines, one_line(verdict_line(report))])
 
 
 def step_summary(report: Report, *, most_bytes: int = 900_000) -> str:
-    """Return the Markdown report, cut after a line to ``most_bytes`` (GitHub refuses a summary above 1 MiB)."""
-    text = markdown.render(report)
+    """Return the Markdown report, cut to ``most_bytes`` (GitHub refuses a summary above 1 MiB).
+
+    It is cut before the unit that does not fit, and within a unit only if it is the first; what is left out is counted.
+    """
+    *body, foot = markdown.parts(report)
+    text = "".join([*body, foot])
     if len(text.encode()) <= most_bytes:
         return text
-    notice = "\n(cut here: the report is longer than GitHub shows)\n"
-    kept = text.encode()[: most_bytes - len(notice)].rpartition(b"\n")[0]
-    return kept.decode() + notice
+    room = most_bytes - len((_CUT.format(len(body)) + foot).encode())
+    sizes = [len(part.encode()) for part in body]
+    whole = sum(size <= room for size in accumulate(sizes))
+    kept = "".join(body[:whole])
+    if whole < 2 and not body[whole].startswith("<details>"):
+        rest = body[whole].encode()[: room - sum(sizes[:whole])]
+        kept += (rest.rpartition(b"\n")[0] + b"\n").decode()
+    return f"{kept}{_CUT.format(len(body) - whole)}{foot}"
 
 
 def _annotation(unit: Unit, finding: Finding) -> str:
@@ -57,6 +71,20 @@ def _annotation(unit: Unit, finding: Finding) -> str:
     allow = f"\nif it is meant: --allow {finding.allow}" if finding.allow else ""
     text = f"{unit.target}, {unit.form}: {finding.message}{allow}"
     return f"::{_COMMANDS[finding.severity]} {given}::{_message(text)}"
+
+
+def _annotations(unit: Unit) -> list[tuple[str, str]]:
+    """Return severity and line of what is worth an annotation in a unit, worst first."""
+    found = [
+        (finding.severity, _annotation(unit, finding)) for finding in worst_first(unit.findings) if not finding.allowed
+    ]
+    is_told = any(severity == "error" for severity, _ in found)
+    is_open = unit.verdict == "inconclusive" and unit.status != "complete" and not is_told
+    return ([("error", _undecided(unit))] if is_open else []) + found
+
+
+def _interrupted(report: Report) -> str:
+    return f"::error title=gradctl interrupted::{_message(one_line(verdict_line(report)))}"
 
 
 def _undecided(unit: Unit) -> str:

@@ -10,25 +10,71 @@ from gradctl.core.optimization import Optimization
 from gradctl.report.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.wording import (
     VERDICT_WORDS,
+    counted,
     differing,
+    is_as_expected,
     one_line,
     shape_and_dtype,
+    skips,
     unit_line,
     verdict_line,
+    verdict_word,
     worst_first,
+    worst_units_first,
 )
 
-__all__ = ["render"]
+__all__ = ["parts", "render"]
 
 
 def render(report: Report) -> str:
-    """Return the report in Markdown: the verdict first, then each unit with what differs and what was found."""
-    lines = [f"## gradctl {_escaped(report.command)}: {report.verdict}", "", _escaped(verdict_line(report)), ""]
-    for unit in report.units:
-        lines += _unit(unit)
+    """Return the report in Markdown: the verdict first, then each unit with what differs and what was found.
+
+    Of several targets a table of what each form did comes before them; units that pass are folded at the end.
+    """
+    return "".join(parts(report))
+
+
+def parts(report: Report) -> list[str]:
+    """Return the report in parts that are whole by themselves, what matters most first: a head, units, a foot."""
+    title = report.status if report.status == "interrupted" else report.verdict
+    head = [f"## gradctl {_escaped(report.command)}: {title}", "", _escaped(verdict_line(report)), ""]
+    units = list(report.units)
+    folded: list[str] = []
+    if len({unit.target for unit in units}) > 1:
+        head += [*_targets(units), ""]
+        skipped = [f"- {_escaped(line)}" for line in skips(units)]
+        head += [*skipped, ""] if skipped else []
+        folded = _folded([unit for unit in units if unit.verdict == "pass"])
+        units = [unit for unit in worst_units_first(units) if unit.verdict in ("fail", "inconclusive")]
     tool = f"{report.tool.name} {report.tool.version}"
-    lines.append(f"<sub>{_escaped(tool)}, seed {report.seed}</sub>")
-    return "\n".join(lines) + "\n"
+    foot = [f"<sub>{_escaped(tool)}, seed {report.seed}</sub>"]
+    return ["\n".join([*lines, ""]) for lines in (head, *map(_unit, units), folded, foot) if lines]
+
+
+def _targets(units: Sequence[Unit]) -> list[str]:
+    """Return the table of targets and forms, each cell what the form did."""
+    forms = list(dict.fromkeys(unit.form for unit in units))
+    done: dict[str, dict[str, list[str]]] = {}
+    for unit in units:
+        done.setdefault(unit.target, {}).setdefault(unit.form, []).append(verdict_word(unit))
+    lines = [f"| {' | '.join(['target', *map(_cell_code, forms)])} |", "|---" * (len(forms) + 1) + "|"]
+    for target, by_form in done.items():
+        cells = [_cell_code(target), *(", ".join(by_form.get(form, ["-"])) for form in forms)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _folded(units: Sequence[Unit]) -> list[str]:
+    """Return what was found in units that pass, folded."""
+    lines = []
+    for unit in units:
+        place = f"{_code(unit.target)}, {_code(unit.form)}"
+        lines += [f"- {place}: {_escaped(unit_line(unit))}"] if is_as_expected(unit) else []
+        lines += [f"- {place}: {_finding(finding).removeprefix('- ')}" for finding in worst_first(unit.findings)]
+    if not lines:
+        return []
+    summary = f"{counted(len(lines), 'line')} about units that pass"
+    return ["<details>", f"<summary>{summary}</summary>", "", *lines, "", "</details>", ""]
 
 
 def _unit(unit: Unit) -> list[str]:
@@ -61,8 +107,8 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int)
 def _row(tensor: TensorResult) -> str:
     numbers = format_number(tensor.error), format_number(tensor.budget)
     wrong = "-" if tensor.elements_wrong is None else str(tensor.elements_wrong)
-    name, kind = _code(tensor.tensor), _code(shape_and_dtype(tensor))
-    cells = (name.replace("|", "\\|"), kind.replace("|", "\\|"), VERDICT_WORDS[tensor.verdict], *numbers, wrong)
+    name, kind = _cell_code(tensor.tensor), _cell_code(shape_and_dtype(tensor))
+    cells = (name, kind, VERDICT_WORDS[tensor.verdict], *numbers, wrong)
     return f"| {' | '.join(cells)} |"
 
 
@@ -74,6 +120,10 @@ def _finding(finding: Finding) -> str:
     if finding.allow and not finding.allowed:
         text += f"; if it is meant: {_code(f'--allow {finding.allow}')}"
     return text + (f"; {_escaped(finding.hint)}" if finding.hint and finding.severity != "note" else "")
+
+
+def _cell_code(text: str) -> str:
+    return _code(text).replace("|", "\\|")
 
 
 def _code(text: str) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gradctl.core.findings import Unit
 from gradctl.core.names import Quantity, TensorVerdict
-from gradctl.report.wording import VERDICT_WORDS, is_as_expected, one_line, printable, worst_units_first
+from gradctl.report.wording import VERDICT_WORDS, one_line, printable, verdict_word, worst_units_first
 
 __all__ = ["QUANTITIES", "cell", "matrix_of_forms", "matrix_of_targets", "plain_table"]
 
@@ -19,7 +19,6 @@ QUANTITIES: tuple[Quantity, ...] = ("output", "gradient", "buffer")
 _MOST_ROWS = 40
 _WIDEST_FORM = 24
 _NARROWEST_TARGET = 16
-_VERDICTS = {"pass": "pass", "fail": "FAIL", "inconclusive": "?", "skipped": "skipped"}
 
 
 def matrix_of_forms(units: Sequence[Unit]) -> Table:
@@ -56,7 +55,7 @@ def matrix_of_targets(units: Sequence[Unit], *, width: int) -> tuple[Table, list
     shown = [unit for unit in units if id(unit) in kept]
     quantities = [each for each in QUANTITIES if each != "buffer" or any(cell(unit, each) != "-" for unit in shown)]
     headings = ["form", "verdict", *(f"{quantity}s" for quantity in quantities)]
-    rows = [[one_line(unit.form), _verdict(unit), *_judged(unit, quantities)] for unit in shown]
+    rows = [[one_line(unit.form), verdict_word(unit), *_judged(unit, quantities)] for unit in shown]
     widths = [max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)]
     room = max(_NARROWEST_TARGET, width - min(widths[0], _WIDEST_FORM + 2) - sum(widths[1:]))
     table = plain_table()
@@ -80,10 +79,6 @@ def cell(unit: Unit, quantity: Quantity) -> str:
 def plain_table() -> Table:
     """Return a table without lines, its columns two blanks apart."""
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-
-
-def _verdict(unit: Unit) -> str:
-    return "expected" if is_as_expected(unit) else _VERDICTS[unit.verdict]
 
 
 def _judged(unit: Unit, quantities: Sequence[Quantity]) -> list[str]:

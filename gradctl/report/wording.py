@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gradctl.core.findings import Finding, Number, Report, TensorResult, Unit
@@ -17,9 +18,11 @@ __all__ = [
     "one_line",
     "printable",
     "shape_and_dtype",
+    "skips",
     "spoiled_tensors",
     "unit_line",
     "verdict_line",
+    "verdict_word",
     "worst_first",
     "worst_units_first",
 ]
@@ -40,6 +43,12 @@ _AGREES = ("same", "non-differentiable")
 _FAILS = ("missing", "reference-wrong", "wrong", "differs")
 _NO_VERDICT = ("unresolved", "nondeterministic")
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
+_WORDS_OF_UNITS: dict[UnitVerdict, str] = {
+    "pass": "pass",
+    "fail": "FAIL",
+    "inconclusive": "?",
+    "skipped": "skipped",
+}
 _WORST_FIRST: tuple[UnitVerdict, ...] = ("fail", "inconclusive", "skipped", "pass")
 _EXPECTATIONS: dict[UnitVerdict, str] = {
     "fail": "fails",
@@ -67,6 +76,11 @@ def is_as_expected(unit: Unit) -> bool:
     return unit.verdict == "pass" and unit.expected in _EXPECTATIONS
 
 
+def verdict_word(unit: Unit) -> str:
+    """Return the word for a unit in a table of many."""
+    return "expected" if is_as_expected(unit) else _WORDS_OF_UNITS[unit.verdict]
+
+
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings by severity; a Function that spoils tensors (GC408) before the tensors it spoils."""
     return sorted(
@@ -77,6 +91,15 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 def worst_units_first(units: Iterable[Unit]) -> list[Unit]:
     """Return the units by verdict, those that fail first and those that pass last; else in their order."""
     return sorted(units, key=lambda unit: _WORST_FIRST.index(unit.verdict))
+
+
+def skips(units: Iterable[Unit]) -> list[str]:
+    """Return a line for each form and reason that units were skipped for, with how many there were."""
+    reasons = Counter((unit.form, unit.reason) for unit in units if unit.verdict == "skipped")
+    return [
+        f"{one_line(form)} skipped in {counted(count, 'target')}: {one_line(reason or 'there was nothing to judge')}"
+        for (form, reason), count in reasons.items()
+    ]
 
 
 def spoiled_tensors(unit: Unit) -> set[str]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from gradctl.core.findings import Finding, Location
+from gradctl.report import markdown
 from gradctl.report.github import render, step_summary
 from tests.report import examples
+from tests.report.any_report import reports
 
 
 def parsed(line):
@@ -86,13 +89,85 @@ def test_the_last_line_is_the_verdict_and_no_command():
     assert render(report) == "NOTHING CHECKED: nothing ::error::injected\n"
 
 
+def test_each_unit_is_annotated_before_any_twice():
+    def failed(target, *severities):
+        return examples.unit("fail", findings=findings(*severities), target=target)
+
+    report = examples.report_of(failed("a.py", *["error"] * 20), failed("b.py", "error"), failed("c.py", "warning"))
+    shown = annotations(report)
+    assert [message.partition(":")[0] for _, _, message in shown[:3]] == ["a.py, eager", "b.py, eager", "a.py, eager"]
+    assert (len(shown), shown[-1][2]) == (10, "13 more findings; see the log")
+
+
+def test_a_crash_with_a_finding_is_annotated_once():
+    assert [message for _, _, message in annotations(examples.crashed())] == [
+        "net.py:make_model, eager: the process died of signal 11."
+    ]
+
+
+def test_an_interrupted_run_is_an_error_before_everything_else_and_no_eleventh_annotation():
+    report = examples.report_of(
+        examples.unit("fail", findings=findings(*["error"] * 20)),
+        examples.unit("pass", form="aot"),
+        status="interrupted",
+    )
+    (command, properties, message), *others = annotations(report)
+    assert (command, properties) == ("error", {"title": "gradctl interrupted"})
+    assert message.startswith("INTERRUPTED, the rest was not checked; so far: FAIL")
+    assert (len(others), others[-1][2]) == (9, "12 more findings; see the log")
+    assert render(report).splitlines()[-1].startswith("INTERRUPTED")
+
+
 def test_a_step_summary_stays_below_its_limit_and_says_that_it_was_cut():
     report = examples.report_of(examples.unit("fail", findings=findings(*["error"] * 400)))
     summary = step_summary(report, most_bytes=2000)
     assert 1800 < len(summary.encode()) <= 2000
-    assert summary.endswith("\n(cut here: the report is longer than GitHub shows)\n")
     assert summary.startswith("## gradctl gradcheck: fail\n")
+    *_, finding, _, cut, foot = summary.splitlines()
+    assert re.fullmatch(r"- \*\*error GC4\d\d\*\* finding \d+", finding)
+    assert cut == "(cut here: GitHub shows no longer page; --report markdown=FILE has the rest, 1 sections)"
+    assert foot == "<sub>gradctl 0.1.0, seed 0</sub>"
+
+
+def test_a_step_summary_of_500_failing_units_is_cut_between_units():
+    report = examples.many(500, 50, lambda index: True)
+    summary = step_summary(report)
+    assert 850_000 < len(summary.encode()) <= 900_000
+    shown = summary.count("\n### ")
+    assert summary.endswith(
+        f"\n(cut here: GitHub shows no longer page; --report markdown=FILE has the rest, {500 - shown} sections)\n"
+        "<sub>gradctl 0.1.0, seed 0</sub>\n"
+    )
+    assert summary.partition("\n(cut here")[0].endswith(" see the module.\n\n")
+    assert summary.count("| WRONG |") == 50 * shown
+
+
+def test_what_is_folded_is_left_out_whole():
+    notes = [Finding(code="GC404", severity="note", message="cut " * 100) for _ in range(30)]
+    report = examples.report_of(*(examples.unit("pass", findings=notes, target=name) for name in ("a.py", "b.py")))
+    summary = step_summary(report, most_bytes=5000)
+    assert "details>" not in summary
+    assert "has the rest, 1 sections" in summary
+
+
+@pytest.mark.parametrize("most_bytes", range(700, 3000, 97))
+def test_a_cut_breaks_no_character_and_no_limit(most_bytes):
+    nasty = [Finding(code="GC401", severity="error", message="β→網" * length) for length in range(1, 40)]
+    report = examples.report_of(
+        examples.unit("fail", findings=nasty, target="ä.py"), examples.unit("pass", target="b.py")
+    )
+    assert len(step_summary(report, most_bytes=most_bytes).encode()) <= most_bytes
 
 
 def test_a_short_step_summary_is_the_markdown_report():
-    assert "cut here" not in step_summary(examples.wrong_weight())
+    assert step_summary(examples.whole_run()) == markdown.render(examples.whole_run())
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], derandomize=True, deadline=None)
+@given(reports)
+def test_any_report_is_ten_commands_at_most_and_a_verdict_that_is_none(report):
+    *commands, verdict, end = re.split("[\r\n]", render(report))
+    assert end == ""
+    assert len(commands) <= 10
+    assert all(re.match(r"::(error|warning|notice) (\w+=[^,]*,?)*::", command) for command in commands)
+    assert not verdict.startswith("::")
