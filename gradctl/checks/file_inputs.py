@@ -6,6 +6,7 @@ ends of what floats are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ __all__ = ["drawn_to_run", "extremes", "given", "longer", "port_text", "trials"]
 # A size that a file leaves free, and the integers that an input may take: the first that the file runs on.
 _FREE_SIZES = (3, 1, 8)
 _LARGEST_INTEGERS = (99, 9, 1)
+_MOST_ELEMENTS = 2**59  # of 8 bytes, more overflow what torch counts them with
 
 # Sums of a hundred squares of the large value stay finite in each dtype; the small one is below the usual epsilon of a
 # norm (1e-5, added to its square), the tiny one vanishes when squared.
@@ -126,12 +128,12 @@ def _sized(value: Tensor, size: float, generator: torch.Generator) -> Tensor:
 def _drawn(port: onnx.ValueInfoProto, size: int, largest: int, seed: int) -> Tensor:
     dtype_name, sizes = described(port)
     dtype = getattr(torch, dtype_name, None)
-    if not isinstance(dtype, torch.dtype) or sizes is None:
+    shape = [each if isinstance(each, int) else size for each in sizes or ()]
+    if not isinstance(dtype, torch.dtype) or sizes is None or math.prod(shape) > _MOST_ELEMENTS:
         raise TargetError(
             "GC104", f"nothing can be drawn for input {port.name!r} of {port_text(port)}; give it with --inputs."
         )
     generator = torch.Generator().manual_seed(seed)
-    shape = [each if isinstance(each, int) else size for each in sizes]
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
     if dtype == torch.bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from onnx.helper import tensor_dtype_to_np_dtype
 from torch import Tensor
 
 from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port
@@ -17,6 +16,8 @@ from gradctl.core.names import buffer_name, parameter_name
 from gradctl.forms.artifact import SUFFIXES, load
 from gradctl.forms.form import Captured
 from gradctl.forms.onnx_file import OnnxFile, nodes, onnx_dtype_name, parse
+from gradctl.forms.onnx_session import axis_size
+from gradctl.forms.onnx_structure import tensor_bytes
 
 __all__ = ["FILE_SUFFIXES", "inspect_captured", "inspect_file", "inspect_onnx"]
 
@@ -161,7 +162,7 @@ def inspect_onnx(file: OnnxFile, name: str) -> Inspection:
         outputs=tuple(_onnx_port(each) for each in file.model.graph.output),
         parameters=tuple(parameters),
         elements=sum(math.prod(each.dims) for each in own),
-        bytes=sum(math.prod(each.dims) * tensor_dtype_to_np_dtype(each.data_type).itemsize for each in own),
+        bytes=sum(tensor_bytes(each) or 0 for each in own),
         operators=dict(kinds.most_common()),
         opsets=file.opsets,
     )
@@ -172,8 +173,6 @@ def _onnx_port(value: Any) -> Port:
     if kind != "tensor_type":
         return Port(name=value.name, type=str(kind or "unknown").removesuffix("_type"))
     tensor = value.type.tensor_type
-    sizes = [
-        each.dim_param or (str(each.dim_value) if each.HasField("dim_value") else "?") for each in tensor.shape.dim
-    ]
+    sizes = [str(axis_size(each)) for each in tensor.shape.dim]
     shape = f"[{', '.join(sizes)}]" if tensor.HasField("shape") else ""
     return Port(name=value.name, type=f"{onnx_dtype_name(tensor.elem_type)}{shape}")

@@ -27,6 +27,7 @@ from gradctl.forms.quiet import quiet
 from gradctl.forms.torchscript import of_script
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.instance import Instance
+from gradctl.subject.plainfile import ensure_plain
 from gradctl.subject.signature import module_of
 
 __all__ = ["SUFFIXES", "Kind", "fits", "kind_of", "load", "place", "save", "unwritable", "written_beside"]
@@ -191,13 +192,7 @@ def _listed(names: list[str]) -> str:
 def _members(path: Path) -> list[str]:
     """Return the names in a file's archive."""
     try:
-        if path.is_dir():
-            raise TargetError("GC142", f"{path} is a folder; name a file in it.")
-        if not path.is_file():
-            near = nearest(path.name, (file.name for file in path.parent.glob(f"*{path.suffix}")))
-            raise TargetError("GC142", f"there is no file {str(path)!r}{near}.")
-        if path.stat().st_size == 0:
-            raise TargetError("GC142", f"{path} is empty. Write it again.")
+        ensure_plain(path, "GC142", f"*{path.suffix}")
         with zipfile.ZipFile(path) as archive:
             # Cut off, a .pt2 still ends in the directory of another archive: the example inputs are one inside it.
             if min((member.header_offset for member in archive.infolist()), default=0) > 0:

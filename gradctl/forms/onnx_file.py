@@ -6,7 +6,6 @@ folder, a link out of it (GHSA-538c-55jv-c5g9 and its kin). All of that is refus
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,8 +19,18 @@ import onnxruntime
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from gradctl.core.errors import TargetError, TrustError, nearest
+from gradctl.core.errors import TargetError, TrustError
+from gradctl.forms.onnx_structure import (
+    ensure_ending,
+    ensure_filled,
+    ensure_readable,
+    nodes,
+    sizes_text,
+    tensor_bytes,
+    tensors,
+)
 from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.plainfile import ensure_plain
 
 __all__ = ["OnnxFile", "initializers", "nodes", "onnx_dtype_name", "parse", "read", "said_by_onnxruntime", "session"]
 
@@ -57,9 +66,11 @@ def parse(path: Path) -> OnnxFile:
     """Return what a file holds, valid or not, without its external data.
 
     Raises:
-        TargetError: GC142 if it cannot be read or is no ONNX model.
+        TargetError: GC142 if it cannot be read or is no ONNX model; GC601 if a tensor has sizes that none can have.
     """
-    return OnnxFile(path, _parsed(path))
+    model = _parsed(path)
+    ensure_readable(path, model)
+    return OnnxFile(path, model)
 
 
 def read(path: Path) -> OnnxFile:
@@ -70,9 +81,10 @@ def read(path: Path) -> OnnxFile:
         TrustError: GC902 if external data lie outside the file's folder, or behind a link.
     """
     file = parse(path)
-    for tensor in _tensors(file.model):
+    for tensor in tensors(file.model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             _ensure_at_home(path, tensor)
+    ensure_ending(path, file.model)
     try:
         # By path: only so does the checker look at external data, and take what is larger than 2 GiB.
         onnx.checker.check_model(path)
@@ -83,6 +95,8 @@ def read(path: Path) -> OnnxFile:
         if is_out_of_memory(error):
             raise
         raise TargetError("GC601", f"{path} cannot be checked: {first_line(error)}.") from error
+    for tensor in tensors(file.model):
+        ensure_filled(path, tensor)
     return file
 
 
@@ -132,16 +146,6 @@ def said_by_onnxruntime(error: Exception) -> str:
     return re.sub(r"/\S+\.(?:cc|h):\d+ .*?\) ", "", said)  # line and signature of its C++ function
 
 
-def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Return every node, those of subgraphs and of functions too."""
-    pending: list[Any] = [model.graph, *model.functions]
-    while pending:
-        for node in pending.pop().node:
-            yield node
-            for attribute in node.attribute:
-                pending.extend([*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs])
-
-
 def onnx_dtype_name(number: int) -> str:
     """Return what torch calls an element type of ONNX: ``float32``."""
     if number not in onnx.TensorProto.DataType.values():
@@ -162,14 +166,7 @@ def initializers(file: OnnxFile) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _parsed(path: Path) -> onnx.ModelProto:
     try:
-        if path.is_dir():
-            raise TargetError("GC142", f"{path} is a folder; name a file in it.")
-        if not path.is_file():
-            near = nearest(path.name, (file.name for file in path.parent.glob("*.onnx")))
-            raise TargetError("GC142", f"there is no file {str(path)!r}{near}.")
-        size = path.stat().st_size
-        if size == 0:
-            raise TargetError("GC142", f"{path} is empty. Write it again.")
+        size = ensure_plain(path, "GC142", "*.onnx")
         if size > onnx.checker.MAXIMUM_PROTOBUF:
             raise TargetError(
                 "GC142",
@@ -183,25 +180,6 @@ def _parsed(path: Path) -> onnx.ModelProto:
     if not model.opset_import or not model.HasField("graph"):
         raise TargetError("GC142", f"{path} holds no ONNX graph with an opset. Write it again.")
     return model
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Return every tensor that may have external data: initializers and attributes, of subgraphs and functions too."""
-    graphs = [model.graph]
-    used = (attribute for node in nodes(model) for attribute in node.attribute)
-    defaults = (attribute for function in model.functions for attribute in function.attribute_proto)
-    for attribute in (*used, *defaults):
-        graphs.extend([*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs])
-        yield from [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
-        for sparse in [
-            *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
-            *attribute.sparse_tensors,
-        ]:
-            yield from (sparse.values, sparse.indices)
-    for graph in graphs:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
 
 
 def _ensure_at_home(path: Path, tensor: onnx.TensorProto) -> None:
@@ -238,19 +216,22 @@ def _ensure_at_home(path: Path, tensor: onnx.TensorProto) -> None:
 
 
 def _ensure_inside(says: str, tensor: onnx.TensorProto, entries: dict[str, str], size: int) -> None:
-    needed = _byte_count(tensor)
+    needed = tensor_bytes(tensor)
+    if needed is None:
+        raise TargetError(
+            "GC601", f"{says} are of {onnx_dtype_name(tensor.data_type)}, which no file holds. Write the file again."
+        )
     offset = _number(says, entries, "offset", 0)
-    length = _number(says, entries, "length", size - offset if needed is None else needed)
+    length = _number(says, entries, "length", max(needed, size - offset))  # without one they go to the file's end
     if offset < 0 or length < 0 or offset + length > size:
         raise TargetError(
             "GC142",
             f"{says} are bytes {offset} to {offset + length} of {entries['location']!r}, which has {size}. "
             "Write or copy it again.",
         )
-    if needed is not None and length != needed:
-        dimensions = list(tensor.dims)
+    if length != needed:
         raise TargetError(
-            "GC601", f"{says} have {length} bytes, and {dimensions} takes {needed}. Write the file again."
+            "GC601", f"{says} have {length} bytes, and {sizes_text(tensor)} takes {needed}. Write the file again."
         )
 
 
@@ -261,17 +242,3 @@ def _number(says: str, entries: dict[str, str], key: str, default: int) -> int:
         raise TargetError(
             "GC601", f"{says} have the {key} {entries[key]!r}, which is no number. Write the file again."
         ) from error
-
-
-def _byte_count(tensor: onnx.TensorProto) -> int | None:
-    """Return what a tensor of this shape and type takes, or None for a type that is packed or of no fixed size."""
-    if tensor.data_type in _PACKED or tensor.data_type not in onnx.TensorProto.DataType.values():
-        return None
-    return int(math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-
-
-_PACKED = tuple(
-    getattr(onnx.TensorProto, name)
-    for name in ("UNDEFINED", "STRING", "INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
-    if hasattr(onnx.TensorProto, name)
-)

@@ -24,7 +24,7 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["described", "free_sizes", "of_file", "run", "unoptimised"]
+__all__ = ["axis_size", "described", "free_sizes", "of_file", "run", "unoptimised"]
 
 
 def of_file(file: OnnxFile, instance: Instance) -> Captured:
@@ -152,15 +152,23 @@ def run(running: onnxruntime.InferenceSession, feeds: Mapping[str, Tensor]) -> d
     return {name: torch.from_numpy(np.array(value)) for name, value in zip(names, values, strict=True)}
 
 
+def axis_size(dimension: onnx.TensorShapeProto.Dimension) -> int | str:
+    """Return a size as a number, or the name of a free one, or ``?``."""
+    if dimension.HasField("dim_value") and dimension.dim_value >= 0:
+        return int(dimension.dim_value)
+    return dimension.dim_param or "?"
+
+
 def described(port: onnx.ValueInfoProto) -> tuple[str, list[int | str] | None]:
     """Return the dtype of an input or output, and its sizes: a number, a name, or ``?``; None where even how many.
 
-    What is no tensor has the name of its kind (``sequence_type``) for a dtype.
+    What is no tensor has the name of its kind (``sequence_type``) for a dtype. A negative size is a free one, as
+    onnxruntime has it.
     """
     if port.type.WhichOneof("value") != "tensor_type":
         return str(port.type.WhichOneof("value")), None
     kind = port.type.tensor_type
-    sizes = [each.dim_value if each.HasField("dim_value") else each.dim_param or "?" for each in kind.shape.dim]
+    sizes = [axis_size(each) for each in kind.shape.dim]
     return onnx_dtype_name(kind.elem_type), sizes if kind.HasField("shape") else None
 
 

@@ -20,8 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from gradctl.core.errors import TargetError, TrustError, nearest
+from gradctl.core.errors import TargetError, TrustError
 from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.plainfile import ensure_plain
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 INPUT_SUFFIXES = (".npz", ".pb", *WEIGHT_SUFFIXES)
@@ -50,13 +51,7 @@ def read_tensors(path: Path, suffixes: Sequence[str], remedy: str) -> Any:
         ".safetensors": _read_safetensors,
     }
     try:
-        if path.is_dir():
-            raise TargetError("GC122", f"{path} is a folder; name a file in it.")
-        if not path.is_file():
-            near = nearest(path.name, (file.name for file in path.parent.glob(f"*{suffix}")))
-            raise TargetError("GC122", f"there is no file {str(path)!r}{near}.")
-        if path.stat().st_size == 0:
-            raise TargetError("GC122", f"{path} is empty. Write it again.")
+        ensure_plain(path, "GC122", f"*{suffix}")
         return readers.get(suffix, _read_pickled_weights)(path, remedy)
     except OSError as error:
         raise TargetError("GC122", f"{path} cannot be read: {error.strerror or first_line(error)}.") from error

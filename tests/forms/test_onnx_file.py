@@ -76,6 +76,18 @@ def test_a_folder_is_no_file(tmp_path):
     assert refusal(tmp_path) == "GC142 FILE is a folder; name a file in it."
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.onnx")
+    said = "GC142 FILE is a pipe or a device, and no file. Write what it gives into a file."
+    assert refusal(tmp_path / "model.onnx") == said
+
+
+def test_a_device_is_not_read_to_its_end(tmp_path):
+    (tmp_path / "model.onnx").symlink_to("/dev/zero")
+    said = "GC142 FILE is a pipe or a device, and no file. Write what it gives into a file."
+    assert refusal(tmp_path / "model.onnx") == said
+
+
 def test_an_empty_file_is_refused_where_onnx_takes_it(tmp_path):
     path = tmp_path / "model.onnx"
     path.touch()
@@ -354,6 +366,19 @@ def test_a_link_within_the_folder_is_refused_as_the_checker_does(folder):
         onnx.checker.check_model(folder / "model.onnx")
 
 
+def test_a_link_to_a_device_is_refused(folder):
+    (folder / "link.bin").symlink_to("/dev/zero")
+    assert refused(folder, tensor("link.bin")) == (
+        "GC902 FILE: the external data of 'w' are at 'link.bin', a link out of its folder. Copy them beside the file."
+    )
+
+
+def test_a_device_by_its_path_is_refused(folder):
+    assert refused(folder, tensor("/dev/zero")) == (
+        "GC902 FILE: the external data of 'w' are at the absolute path '/dev/zero'. Put them beside the file."
+    )
+
+
 def test_a_second_hard_link_is_refused(folder):
     os.link(folder.parent / "secret.bin", folder / "hard.bin")
     assert refused(folder, tensor("hard.bin")) == (
@@ -418,6 +443,21 @@ def test_a_range_that_is_not_in_the_file(folder, entries, begin, end):
 def test_a_length_that_is_not_that_of_the_tensor(folder, length):
     assert refused(folder, tensor(offset=0, length=length)) == (
         f"GC601 FILE: the external data of 'w' have {length} bytes, and [2, 3] takes 24. Write the file again."
+    )
+
+
+def test_data_without_a_length_go_to_the_end_of_their_file(folder):
+    (folder / "w.bin").write_bytes(DATA + DATA)
+    assert refused(folder, tensor(length=None)) == (
+        "GC601 FILE: the external data of 'w' have 56 bytes, and [2, 3] takes 24. Write the file again."
+    )
+
+
+def test_strings_are_in_no_other_file(folder):
+    proto = tensor()
+    proto.data_type = onnx.TensorProto.STRING
+    assert refused(folder, proto) == (
+        "GC601 FILE: the external data of 'w' are of string, which no file holds. Write the file again."
     )
 
 

@@ -1,0 +1,197 @@
+"""What an ONNX file says of itself, looked at before a library acts upon it: texts, types, sizes, functions that end.
+
+ONNX's checker takes data that are longer than their tensor, and functions that call themselves; Python's protobuf gives
+bytes for a text that is no UTF-8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+
+from gradctl.core.errors import TargetError
+
+__all__ = ["ensure_ending", "ensure_filled", "ensure_readable", "nodes", "sizes_text", "tensor_bytes", "tensors"]
+
+_PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+_LARGEST = 2**63 - 1  # what the libraries count with
+_FEW = 8  # dimensions that a message lists
+
+# Exporters write graphs of up to some 100 000 nodes; functions that call each other twice reach any number.
+_MOST_NODES = 2**20
+_DEEPEST_CALLS = 100  # as deep as protobuf lets messages lie in each other
+
+
+def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Return every node, those of subgraphs and of functions too."""
+    for top in (model.graph, *model.functions):
+        yield from _nodes_of(top)
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Return every tensor: initializers and attributes, of subgraphs and functions too."""
+    graphs = [model.graph]
+    used = (attribute for node in nodes(model) for attribute in node.attribute)
+    defaults = (attribute for function in model.functions for attribute in function.attribute_proto)
+    for attribute in (*used, *defaults):
+        graphs.extend([*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs])
+        yield from [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
+        for sparse in [
+            *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+            *attribute.sparse_tensors,
+        ]:
+            yield from (sparse.values, sparse.indices)
+    for graph in graphs:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Return what the elements of a tensor take, or None where they are strings or of no type that ONNX has."""
+    if tensor.data_type not in onnx.TensorProto.DataType.values():
+        return None
+    name = onnx.TensorProto.DataType.Name(tensor.data_type)
+    if name in ("UNDEFINED", "STRING"):
+        return None
+    count: int = math.prod(tensor.dims)
+    if name in _PACKED_BITS:
+        return math.ceil(count * _PACKED_BITS[name] / 8)
+    return int(count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def sizes_text(tensor: onnx.TensorProto) -> str:
+    """Return the shape of a tensor, as a message has it."""
+    return f"[{', '.join([*map(str, tensor.dims[:_FEW]), *(['…'] if len(tensor.dims) > _FEW else [])])}]"
+
+
+def ensure_readable(path: Path, model: onnx.ModelProto) -> None:
+    """Raise where a text is none, or a tensor has sizes that nothing can have.
+
+    Raises:
+        TargetError: GC142 for bytes in the place of a text, GC601 for sizes.
+    """
+    for text in _texts(model):
+        if isinstance(text, bytes):
+            raise TargetError(
+                "GC142", f"{path} is damaged: the text {text[:40]!r} is no UTF-8. Write or copy it again."
+            )
+    for tensor in tensors(model):
+        if any(size < 0 for size in tensor.dims) or _is_beyond(tensor.dims):
+            raise TargetError(
+                "GC601",
+                f"{path}: the tensor {tensor.name!r} has the sizes {sizes_text(tensor)}, as none has. "
+                "Write the file again.",
+            )
+
+
+def ensure_filled(path: Path, tensor: onnx.TensorProto) -> None:
+    """Raise unless a tensor has as many data as its type and shape take; those in another file are not looked at.
+
+    Raises:
+        TargetError: GC601.
+    """
+    says = f"{path}: the tensor {tensor.name!r}"
+    if tensor.data_type not in onnx.TensorProto.DataType.values():
+        raise TargetError(
+            "GC601", f"{says} has elements of type {tensor.data_type}, which ONNX does not have. Write the file again."
+        )
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return
+    needed = tensor_bytes(tensor)
+    if tensor.HasField("raw_data"):
+        given, unit = len(tensor.raw_data), "bytes"
+    else:
+        field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
+        given, unit = len(getattr(tensor, field)), "values"
+        needed = _value_count(tensor, needed)
+    if needed is not None and given != needed:
+        raise TargetError(
+            "GC601", f"{says} holds {given} {unit}, and {sizes_text(tensor)} takes {needed}. Write the file again."
+        )
+
+
+def ensure_ending(path: Path, model: onnx.ModelProto) -> None:
+    """Raise where a function of the file calls itself, or putting all in their places gives a graph without end.
+
+    Raises:
+        TargetError: GC601.
+    """
+    bodies = {(each.domain, each.name, each.overload): each for each in model.functions}
+    calls = {key: [_callee(node) for node in _nodes_of(body)] for key, body in bodies.items()}
+    sizes: dict[tuple[str, str, str], int] = {}
+    for start in bodies:
+        path_down, pending = [start], [iter(calls[start])]
+        while pending:
+            callee = next(pending[-1], None)
+            if callee is None:
+                done = path_down.pop()
+                pending.pop()
+                sizes[done] = sum(sizes.get(each, 1) for each in calls[done])
+            elif callee in path_down or len(path_down) > _DEEPEST_CALLS:
+                how = "calls itself" if callee in path_down else f"lies in {_DEEPEST_CALLS} others"
+                raise TargetError("GC601", f"{path}: the function {callee[1]!r} {how}. Write the file again.")
+            elif callee in bodies and callee not in sizes:
+                path_down.append(callee)
+                pending.append(iter(calls[callee]))
+    total = sum(sizes.get(_callee(node), 1) for node in _nodes_of(model.graph))
+    if total > _MOST_NODES:
+        raise TargetError(
+            "GC601",
+            f"{path} has {total:.1e} nodes when its functions are put in their places, and at most {_MOST_NODES} are "
+            "run here. Write it with fewer.",
+        )
+
+
+def _callee(node: onnx.NodeProto) -> tuple[str, str, str]:
+    return node.domain, node.op_type, node.overload
+
+
+def _nodes_of(top: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    pending: list[Any] = [top]
+    while pending:
+        for node in pending.pop().node:
+            yield node
+            for attribute in node.attribute:
+                pending.extend([*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs])
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    pending: list[Any] = [model]
+    while pending:
+        message = pending.pop()
+        if isinstance(message, onnx.TensorProto):  # whose other fields are as long as the weights
+            yield from (message.name, message.doc_string)
+            pending.extend(message.external_data)
+            continue
+        for field, value in message.ListFields():
+            values = value if field.is_repeated else [value]
+            if field.type == FieldDescriptor.TYPE_STRING:
+                yield from values
+            elif field.type == FieldDescriptor.TYPE_MESSAGE:
+                pending.extend(values)
+
+
+def _is_beyond(sizes: Any) -> bool:
+    """Return whether elements of 16 bytes could not be counted; stops where that is clear."""
+    count = 16
+    for size in sizes:
+        count *= size or 1
+        if count > _LARGEST:
+            return True
+    return False
+
+
+def _value_count(tensor: onnx.TensorProto, held_bytes: int | None) -> int | None:
+    """Return how many numbers a tensor has in the field of its type: a packed byte, or a part of a complex, is one."""
+    name = onnx.TensorProto.DataType.Name(tensor.data_type)
+    if name == "UNDEFINED":
+        return None
+    if name in _PACKED_BITS:
+        return held_bytes
+    return int(math.prod(tensor.dims)) * (2 if name.startswith("COMPLEX") else 1)
