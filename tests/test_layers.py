@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "joint": {"numerics", "subject", "core"},
     "passes": {"forms", "numerics", "subject", "core"},
     "checks": {"forms", "joint", "passes", "numerics", "subject", "core"},
-    "suite": {"checks", "forms", "joint", "passes", "numerics", "subject", "core"},
+    "suite": {"checks", "forms", "joint", "passes", "numerics", "subject", "core", "rules"},
     "cli": {"suite", "checks", "forms", "joint", "passes", "numerics", "subject", "core", "report", "rules"},
     "api": {"checks", "subject", "core", "report", "rules"},
     "pytest_plugin": {"api", "suite", "checks", "report", "core"},

@@ -22,6 +22,7 @@ LOADED = {
     ("explain",): OF_EXPLAIN,
     ("explain", "GC401"): OF_EXPLAIN,
     ("explain", "--help"): OF_HELP | {"gradctl.cli.explain"},
+    ("check", "--help"): OF_HELP | {"gradctl.cli.check", "gradctl.cli.reporting", "gradctl.core.names"},
     ("report", "--help"): OF_HELP | {"gradctl.cli.report", "gradctl.cli.reporting", "gradctl.core.names"},
     ("doctor", "--help"): OF_HELP | {"gradctl.cli.doctor"},
     ("gradcheck", "--help"): OF_REPRO | {"gradctl.cli.gradcheck"},

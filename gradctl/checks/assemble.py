@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
 from collections.abc import Sequence
 
 import msgspec
-import torch
 
 from gradctl import __version__
 from gradctl.checks.allows import Allows
-from gradctl.core.findings import Finding, Report, Tool, Unit
+from gradctl.core.findings import Allowance, Finding, Report, Tool, Unit
 from gradctl.core.verdicts import run_verdict, summarise, unit_verdict
 
-__all__ = ["environment", "report_of"]
+__all__ = ["assembled", "environment", "report_of"]
 
 
 def report_of(
@@ -40,27 +40,47 @@ def report_of(
         first, findings = units[0], (*units[0].findings, *unused)
         verdict = unit_verdict(first.status, findings, first.tensors, fail_on)
         units = [msgspec.structs.replace(first, findings=findings, verdict=verdict), *units[1:]]
+    return assembled(command, units, allows.allowances(), seed=seed, device=device)
+
+
+def assembled(
+    command: str,
+    units: Sequence[Unit],
+    allowances: Sequence[Allowance],
+    *,
+    seed: int,
+    device: str = "cpu",
+    threads: int | None = None,
+    interrupted: bool = False,
+) -> Report:
+    """Return the report of units as they are; one that was interrupted is no pass, whatever was checked."""
     verdicts = [unit.verdict for unit in units]
+    verdict = run_verdict(verdicts)
     return Report(
         tool=Tool(version=__version__),
         command=command,
-        verdict=run_verdict(verdicts),
+        status="interrupted" if interrupted else "complete",
+        verdict="inconclusive" if interrupted and verdict != "fail" else verdict,
         seed=seed,
-        environment=environment(device),
+        environment=environment(device, threads),
         units=tuple(units),
-        allows=allows.allowances(),
+        allows=tuple(allowances),
         summary=summarise(verdicts),
     )
 
 
-def environment(device: str) -> dict[str, str | int | None]:
-    """Return versions, threads and device; None for a package that is not installed."""
+def environment(device: str, threads: int | None = None) -> dict[str, str | int | None]:
+    """Return versions, threads and device; None for a package that is not installed, and for threads as torch has them.
+
+    Does not import torch: where units run in processes of their own, theirs counts.
+    """
+    torch = sys.modules.get("torch")
     return {
-        "torch": str(torch.__version__),
+        "torch": _version("torch"),
         "onnx": _version("onnx"),
         "onnxruntime": _version("onnxruntime"),
         "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if threads is None and torch is not None else threads,
         "device": device,
     }
 

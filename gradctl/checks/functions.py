@@ -37,7 +37,10 @@ _SAME_ON_AN_ISLAND = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class FunctionFault:
-    """What is wrong with a Function: the rule it breaks (``first``, ``layout``, ``forward-mode``, ``second``)."""
+    """What is wrong with a Function: the rule it breaks (``first``, ``layout``, ``forward-mode``, ``second``).
+
+    ``error`` is relative, summed over its inputs where several are wrong.
+    """
 
     function: type[Function]
     rule: str
@@ -193,7 +196,9 @@ def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Func
     vote = forward_mode_vote(judge, runner.push) if _has_forward_mode(call.function) else None
     said = {"vjp": "; its jvp agrees with finite differences", "both": "; its jvp is wrong too", None: ""}[vote]
     message = f"{name}.backward {what} {places}: off by {wrong[worst].error:.2e} (relative){said}"
-    return FunctionFault(call.function, "first", message, wrong[worst].error)
+    # Of all inputs: an accepted Function that gets one more of them wrong is worse than it was.
+    total = sum(each.error if each.error is not None else 1.0 for each in wrong.values())
+    return FunctionFault(call.function, "first", message, total)
 
 
 def broken_contracts(call: FunctionCall, model: ModelRunner, seed: int) -> list[FunctionFault]:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("gradctl.cli.trace", "Capture a static form of TARGET in a verified file."),
     "export": ("gradctl.cli.export", "Export TARGET to a verified ONNX file."),
     "optimize": ("gradctl.cli.optimize", "Optimise the graph of FILE or TARGET, each pass verified."),
+    "check": ("gradctl.cli.check", "Check many targets in many forms, each in a process of its own."),
     "inspect": ("gradctl.cli.inspect", "Show what the gradients of TARGET hang on."),
     "report": ("gradctl.cli.report", "Render a stored report again."),
     "explain": ("gradctl.cli.explain", "Say what a rule code means and what to do about it."),

@@ -9,6 +9,7 @@ __all__ = [
     "FORMATS",
     "FORMS",
     "SEVERITIES",
+    "VERDICTS",
     "WITHOUT_GRADIENTS",
     "FormName",
     "Quantity",
@@ -50,6 +51,7 @@ SEVERITIES: tuple[str, ...] = get_args(Severity)  # worst first
 Quantity = Literal["output", "gradient", "buffer"]
 UnitStatus = Literal["complete", "unsupported", "error", "timeout", "crashed"]
 UnitVerdict = Literal["pass", "fail", "inconclusive", "skipped"]
+VERDICTS: tuple[str, ...] = get_args(UnitVerdict)
 TensorVerdict = Literal[
     "same",
     "non-differentiable",

@@ -19,9 +19,9 @@ __all__ = ["Interrupted", "UnitRequest", "run_units"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was interrupted; ``units`` are those that were complete, in the order of their requests."""
+    """The run was interrupted; ``units`` are in the order of their requests, None for those that were not complete."""
 
-    def __init__(self, units: Sequence[Unit]) -> None:
+    def __init__(self, units: Sequence[Unit | None]) -> None:
         super().__init__()
         self.units = tuple(units)
 
@@ -54,7 +54,7 @@ def run_units(
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(run.units()) from error
             raise
-    return run.units()
+    return [unit for unit in run.units() if unit is not None]
 
 
 class _Run:
@@ -83,9 +83,9 @@ class _Run:
         self._taken[index] = ended
         return ended
 
-    def units(self) -> list[Unit]:
-        """Return the units that are complete, in the order of the requests."""
-        return [unit for _, unit in sorted(self._taken.items()) if unit is not None]
+    def units(self) -> list[Unit | None]:
+        """Return the units in the order of the requests, None for those that are not complete."""
+        return [self._taken.get(index) for index in range(len(self._processes))]
 
     def stop(self) -> None:
         """Start no more, end what runs, and take what is complete; interrupted again, kill and do not wait."""

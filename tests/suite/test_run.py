@@ -226,7 +226,7 @@ from gradctl.core.target_options import TargetOptions
 try:
     run_units([UnitRequest(checking=TargetOptions(target, threads=1)) for target in sys.argv[1:]])
 except Interrupted as interrupted:
-    print([unit.verdict for unit in interrupted.units])
+    print([unit and unit.verdict for unit in interrupted.units])
     sys.exit(130)
 """
 
@@ -267,7 +267,7 @@ def test_a_supervisor_that_is_killed_leaves_no_orphan(supervised):
 def test_an_interrupt_ends_the_units_and_keeps_what_is_complete(supervised):
     process, unit = supervised
     process.send_signal(signal.SIGINT)
-    assert process.communicate()[0] == "['pass']\n"
+    assert process.communicate()[0] == "['pass', None, None]\n"
     assert process.returncode == 130
     assert is_gone(unit)
 

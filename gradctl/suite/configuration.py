@@ -1,0 +1,277 @@
+"""``gradctl.toml``, or ``[tool.gradctl]`` of pyproject.toml: what ``gradctl check`` runs, and what is accepted there.
+
+Decoded strictly: a key that is none is an error with its line and the nearest one that is, never passed over.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gradctl.core.errors import TargetError, nearest
+from gradctl.core.names import FORMS, SEVERITIES, VERDICTS, FormName, Severity, UnitVerdict
+from gradctl.rules.catalogue import codes
+
+__all__ = ["FILE_NAME", "Accepted", "Configuration", "Project", "TargetEntry", "bytes_of", "find", "read"]
+
+FILE_NAME = "gradctl.toml"
+_PYPROJECT = "pyproject.toml"
+# TOML's words for what msgspec calls by JSON's or Python's.
+_WORDS = {"": " | null", "table": "object", "string": "str", "integer": "int"}
+_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One finding that does not fail: an entry of ``[[allow]]``.
+
+    Attributes:
+        finding: ``CODE`` or ``CODE:NAME``, where NAME may be a glob.
+        target: which, as the configuration names it; may be a glob.
+        form: which; None for each.
+        error: how far off it may be (norm-relative): what gets worse fails again. None for any error.
+        reason: why; for the reader.
+    """
+
+    finding: str
+    target: str = "*"
+    form: FormName | None = None
+    error: float | None = None
+    reason: str = ""
+
+
+class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """What holds for all targets, and can be set anew for one.
+
+    ``timeout`` is in seconds, ``memory`` in bytes or as ``8GiB``; both are of each process.
+    """
+
+    forms: tuple[FormName, ...] | None = None
+    seed: int | None = None
+    device: str | None = None
+    threads: int | None = None
+    timeout: float | None = None
+    memory: int | str | None = None
+    fail_on: Severity | None = None
+
+
+class TargetEntry(_Settings, frozen=True, kw_only=True):
+    """One entry of ``[[targets]]``. Files are looked for from the folder of the configuration.
+
+    Attributes:
+        target: ``path/to/file.py:NAME`` or ``package.module:NAME``.
+        name: tells entries of one target apart.
+        args: of a class or factory.
+        input: ``x=f32[8,784]`` each, as of ``--input``.
+        inputs: a file of inputs.
+        weights: a file of weights.
+        train: mode to set; None leaves it.
+        loss: name of a function beside the target.
+        expect: the verdict that a form is to have, where that is not to pass.
+        allow: accepted findings, in every form, whatever their size.
+    """
+
+    target: str
+    name: str | None = None
+    args: dict[str, bool | int | float | str] = {}
+    input: tuple[str, ...] = ()
+    inputs: str | None = None
+    weights: str | None = None
+    train: bool | None = None
+    loss: str | None = None
+    expect: dict[FormName, UnitVerdict] = {}
+    allow: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What the configuration calls it: the target, with its name in brackets where it has one."""
+        return f"{self.target}[{self.name}]" if self.name else self.target
+
+
+class Configuration(_Settings, frozen=True, kw_only=True):
+    """All of a configuration; ``jobs`` is how many processes run at a time."""
+
+    jobs: int | None = None
+    targets: tuple[TargetEntry, ...] = ()
+    allow: tuple[Accepted, ...] = ()
+
+
+_KINDS: dict[str, type[msgspec.Struct]] = {"targets": TargetEntry, "allow": Accepted}
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A configuration with its place; one that was not found is empty, and its place is where it would be."""
+
+    file: Path
+    configuration: Configuration
+
+    @property
+    def root(self) -> Path:
+        """The folder that its targets are relative to."""
+        return self.file.parent
+
+    @property
+    def table(self) -> tuple[str, ...]:
+        """The keys of the table of the file that holds it."""
+        return ("tool", "gradctl") if self.file.name == _PYPROJECT else ()
+
+
+def find(folder: Path) -> Path | None:
+    """Return the nearest configuration, from a folder upwards; None if there is none."""
+    for each in (folder, *folder.parents):
+        if (each / FILE_NAME).is_file():
+            return each / FILE_NAME
+        if (each / _PYPROJECT).is_file() and _has_table(each / _PYPROJECT):
+            return each / _PYPROJECT
+    return None
+
+
+def read(path: Path) -> Project:
+    """Return the configuration in a file.
+
+    Raises:
+        TargetError: GC153 if it cannot be read, or holds what is no configuration; says where.
+    """
+    text = _text(path)
+    try:
+        content: Any = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise TargetError("GC153", f"{path} is no TOML: {str(error) or 'it is nested too deeply'}. Mend it.") from error
+    table = Project(path, Configuration()).table
+    for key in table:
+        content = content.get(key, {}) if isinstance(content, Mapping) else {}
+    try:
+        configuration = msgspec.convert(content, Configuration)
+    except msgspec.ValidationError as error:
+        message, place = _explained(str(error))
+        raise _error(path, text, (*table, *place), message) from error
+    for place, problem in _problems(configuration):
+        raise _error(path, text, (*table, *place), problem)
+    return Project(path, configuration)
+
+
+def bytes_of(size: int | str) -> int:
+    """Return the bytes of a size like ``8GiB``.
+
+    Raises:
+        ValueError: it is none; says what one looks like.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(\w*)", str(size).strip())
+    if found is None or found[2] not in _UNITS or not float(found[1]):
+        raise ValueError(f"{size!r} is no size. Write, for example, 8GiB or 500MB.")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TargetError("GC153", f"{path} is no TOML: it is not UTF-8. Mend it.") from error
+    except OSError as error:
+        raise TargetError("GC153", f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _has_table(path: Path) -> bool:
+    """Tell whether a pyproject.toml speaks of gradctl; one that is damaged and does is for ``read`` to refuse."""
+    text = _text(path)
+    try:
+        tool = tomllib.loads(text).get("tool", {})
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return "[tool.gradctl" in text
+    return isinstance(tool, Mapping) and "gradctl" in tool
+
+
+def _problems(configuration: Configuration) -> Iterable[tuple[tuple[str | int, ...], str]]:
+    """Give the place and the words of each thing that is of the right type and wrong."""
+    if configuration.jobs is not None and configuration.jobs < 1:
+        yield ("jobs",), f"{configuration.jobs} jobs are none; give at least 1"
+    yield from _of_settings(configuration, ())
+    for index, accepted in enumerate(configuration.allow):
+        if problem := _of_allow(accepted.finding):
+            yield ("allow", index, "finding"), problem
+        if accepted.error is not None and not accepted.error >= 0:
+            yield ("allow", index, "error"), f"an error of {accepted.error} is none; give a number from 0"
+    titles: set[str] = set()
+    for index, entry in enumerate(configuration.targets):
+        place = ("targets", index)
+        if entry.title in titles:
+            yield (*place, "target"), f"{entry.title!r} is there twice; give each a name of its own (name = …)"
+        titles.add(entry.title)
+        yield from _of_settings(entry, place)
+        for k, text in enumerate(entry.allow):
+            if problem := _of_allow(text):
+                yield (*place, "allow", k), problem
+
+
+def _of_settings(settings: _Settings, place: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], str]]:
+    if settings.threads is not None and settings.threads < 1:
+        yield (*place, "threads"), f"{settings.threads} threads are none; give at least 1"
+    if settings.timeout is not None and not 0 < settings.timeout < float("inf"):
+        yield (*place, "timeout"), f"{settings.timeout:g} is no time; give seconds above 0"
+    if settings.memory is not None:
+        try:
+            bytes_of(settings.memory)
+        except ValueError as error:
+            yield (*place, "memory"), str(error)
+
+
+def _of_allow(text: str) -> str:
+    code, colon, name = text.partition(":")
+    if not re.fullmatch(r"GC\d{3}", code) or (colon and not name):
+        return f"{text!r} is not CODE or CODE:NAME, for example GC408:RoundStraightThrough"
+    return "" if code in codes() else f"no rule {code!r}{nearest(code, codes())}; 'gradctl explain' lists them"
+
+
+def _explained(said: str) -> tuple[str, tuple[str | int, ...]]:
+    """Return what msgspec says, in TOML's words, and the place that it says it of."""
+    message, _, path = said.partition(" - at ")
+    place: list[str | int] = [
+        int(index) if index else key for index, key in re.findall(r"\[(\d+)\]|\.([\w-]+)", path.strip("`"))
+    ]
+    key = next((each for each in reversed(place) if isinstance(each, str)), "")
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", message):
+        kind = _KINDS.get(key, Configuration)
+        keys = [field.encode_name for field in msgspec.structs.fields(kind)]
+        near = nearest(unknown[1], keys) or f"; there are {', '.join(keys)}"
+        return f"no key {unknown[1]!r}{f' in {key}' if key else ''}{near}", (*place, unknown[1])
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", message):
+        return f"an entry of {key} lacks {missing[1]!r}", tuple(place)
+    if value := re.fullmatch(r"Invalid enum value '?(.*?)'?", message):
+        near = nearest(value[1], [*FORMS, *VERDICTS, *SEVERITIES])
+        return f"{value[1]!r} is no value of {key}{near}", tuple(place)
+    for ours, theirs in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return f"{key or 'all of it'}: {message[:1].lower()}{message[1:]}", tuple(place)
+
+
+def _error(path: Path, text: str, place: tuple[str | int, ...], message: str) -> TargetError:
+    line = _line_of(text, place)
+    where = f"{path}, line {line}" if line else str(path)
+    return TargetError("GC153", f"{where}: {message.rstrip('.')}.")
+
+
+def _line_of(text: str, place: tuple[str | int, ...]) -> int | None:
+    """Return the line where a value begins: after the last beginning of the text that is TOML and has it not.
+
+    What is not there (a key that is missing) has the line of the table that lacks it; None for the whole file.
+    """
+    lines, before = text.splitlines(), 0
+    for count in range(1, len(lines) + 1):
+        try:
+            content: Any = tomllib.loads("\n".join(lines[:count]))
+        except tomllib.TOMLDecodeError:
+            continue
+        try:
+            for key in place:
+                content = content[key]
+        except (KeyError, IndexError, TypeError):
+            before = count
+            continue
+        return 1 + next(k for k in range(before, count) if lines[k].strip() and not lines[k].lstrip().startswith("#"))
+    return _line_of(text, place[:-1]) if len(place) > 1 else None

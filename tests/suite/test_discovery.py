@@ -1,0 +1,96 @@
+"""Which targets a run has: from a configuration, from folders, from what is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradctl.core.errors import NothingToCheck, TargetError
+from gradctl.suite.configuration import Configuration, Project, TargetEntry
+from gradctl.suite.discovery import entries_of, shown
+
+MODEL = "def make_model():\n    return None\n"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with models, helpers, a mistake, and what is not looked into."""
+    files = {
+        "a.py": MODEL,
+        "deep/b.py": MODEL,
+        "deep/as_value.py": "make_model = lambda: None\n",
+        "deep/mistake.py": "def make_model(:\n",
+        "helper.py": "from a import make_model\n# make_model\n",
+        "inner.py": "class A:\n    def make_model(self): ...\n",
+        ".hidden/c.py": MODEL,
+        "__pycache__/d.py": MODEL,
+        "env/pyvenv.cfg": "",
+        "env/lib/e.py": MODEL,
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return Project(tmp_path / "gradctl.toml", Configuration())
+
+
+def configured(project, *targets):
+    entries = tuple(TargetEntry(target=target, train=True) for target in targets)
+    return Project(project.file, Configuration(targets=entries))
+
+
+def targets(project, *paths):
+    return [entry.target for entry in entries_of(project, paths)]
+
+
+def test_a_folder_gives_the_files_that_define_make_model(project):
+    assert targets(project, ".") == ["a.py", "deep/as_value.py", "deep/b.py", "deep/mistake.py"]
+
+
+def test_without_a_path_the_configuration_says_what_there_is(project):
+    assert targets(configured(project, "helper.py:Net", "package.module:Net")) == [
+        "helper.py:Net",
+        "package.module:Net",
+    ]
+    assert targets(project) == targets(project, ".")
+
+
+def test_what_is_configured_of_a_folder_takes_the_place_of_what_is_found(project):
+    entries = entries_of(configured(project, "deep/b.py:make_model", "a.py"), ["deep"])
+    assert [(entry.target, entry.train) for entry in entries] == [
+        ("deep/b.py:make_model", True),
+        ("deep/as_value.py", None),
+        ("deep/mistake.py", None),
+    ]
+
+
+def test_a_file_or_target_is_taken_as_it_is_or_as_it_is_configured(project):
+    assert targets(project, "helper.py", "a.py:other", "package.module:Net") == [
+        "helper.py",
+        "a.py:other",
+        "package.module:Net",
+    ]
+    both = configured(project, "a.py:one", "a.py:two")
+    assert targets(both, "a.py") == ["a.py:one", "a.py:two"]
+    assert [entry.train for entry in entries_of(both, ["./a.py:two"])] == [True]
+
+
+def test_a_target_that_is_given_twice_is_one(project):
+    assert targets(project, "a.py", "a.py", "./a.py") == ["a.py"]
+
+
+def test_names_are_relative_to_the_configuration_and_shown_from_here(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path / "deep")
+    assert targets(project, "b.py:make_model") == ["deep/b.py:make_model"]
+    assert shown(tmp_path, "deep/b.py:make_model") == "b.py:make_model"
+    assert shown(tmp_path, "a.py") == str(tmp_path / "a.py")
+    assert shown(tmp_path, "package.module:Net") == "package.module:Net"
+
+
+def test_nothing_to_find(project, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NothingToCheck, match="no Python file in empty has a make_model"):
+        entries_of(project, ["empty"])
+    with pytest.raises(TargetError, match=r"there is no 'none\.py'"):
+        entries_of(project, ["none.py"])
+    with pytest.raises(TargetError, match="there is no 'none/where'"):
+        entries_of(project, ["none/where"])
