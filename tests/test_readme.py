@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gradctl.cli.main import COMMANDS
 from tests.cli.command_line import gradctl
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,5 @@ def test_the_two_lines_are_one_line_each_and_make_their_own_environment(marker):
 def test_every_option_and_sample_that_is_named_exists():
     named = set(re.findall(r"sample_models/\w+\.py", README))
     assert all((ROOT / name).is_file() for name in named)
-    helped = "".join(
-        gradctl(command, "--help", cwd=ROOT).stdout for command in ("gradcheck", "compare", "trace", "export")
-    )
+    helped = "".join(gradctl(command, "--help", cwd=ROOT).stdout for command in COMMANDS)
     assert {option for option in re.findall(r"--[a-z]+(?:-[a-z]+)?", README) if option not in helped} == set()
