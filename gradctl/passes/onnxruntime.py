@@ -6,6 +6,7 @@ changes layouts for the processor it runs on, so that its result is of use on th
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,14 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from gradctl.forms.onnx_file import said_by_onnxruntime
+from gradctl.forms.onnx_file import nodes, said_by_onnxruntime
 from gradctl.passes.onnx_ir import without_unused_opsets
 
 __all__ = ["offline"]
+
+_OPSET_OF_LAYER_NORM = 17
+_RMS_NORM_FUSIONS = ("SimplifiedLayerNormFusion",)
+_LAYER_NORM_FUSIONS = ("LayerNormFusion", "LayerNormFusionL1", "LayerNormFusionL2")
 
 
 def offline(level: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
@@ -30,10 +35,44 @@ def offline(level: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
             path = Path(folder) / "optimized.onnx"
             options.optimized_model_filepath = str(path)
             try:
-                onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+                onnxruntime.InferenceSession(
+                    model.SerializeToString(),
+                    options,
+                    providers=["CPUExecutionProvider"],
+                    disabled_optimizers=_left_to_sessions(model),
+                )
             except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
                 raise RuntimeError(said_by_onnxruntime(error)) from error
             # onnxruntime imports every operator set that it knows.
-            return without_unused_opsets(onnx.load(path))
+            return without_unused_opsets(_renamed(onnx.load(path), model, level.lower()))
 
     return apply
+
+
+def _left_to_sessions(model: onnx.ModelProto) -> list[str]:
+    """Return the fusions whose operators onnxruntime puts among ONNX's own, which has none of that name.
+
+    A file with one is no valid ONNX. Sessions fuse them in memory all the same.
+    """
+    opset = {each.domain: each.version for each in model.opset_import}.get("", 0)
+    return [*_RMS_NORM_FUSIONS, *(_LAYER_NORM_FUSIONS if opset < _OPSET_OF_LAYER_NORM else ())]
+
+
+def _renamed(optimized: onnx.ModelProto, given: onnx.ModelProto, level: str) -> onnx.ModelProto:
+    """Return a graph whose new initializers have names that onnxruntime does not give.
+
+    Its fusions give theirs fixed names (``gemm_input_shape``) without a look at those that are there, and no session
+    can be made of a graph that has one already: what one run wrote, the next refuses (1.32).
+    """
+    known = {each.name for each in given.graph.initializer} | {name for node in nodes(given) for name in node.output}
+    taken = known | {name for node in nodes(optimized) for name in (*node.input, *node.output)}
+    names: dict[str, str] = {}
+    for each in optimized.graph.initializer:
+        if each.name not in known:  # what was folded keeps the name of the value that it was
+            free = (f"{level}{number or ''}/{each.name}" for number in itertools.count())
+            names[each.name] = next(name for name in free if name not in taken)
+            each.name = names[each.name]
+    for node in nodes(optimized):
+        for place, name in enumerate(node.input):
+            node.input[place] = names.get(name, name)
+    return optimized

@@ -107,8 +107,20 @@ def _content(model: onnx.ModelProto) -> tuple[object, ...]:
 
 
 def _plain(node: onnx.NodeProto) -> tuple[object, ...]:
-    attributes = sorted((each.name, each.SerializeToString(deterministic=True)) for each in node.attribute)
+    attributes = [
+        (each.name, _subgraph(each.g) if each.HasField("g") else each.SerializeToString(deterministic=True))
+        for each in sorted(node.attribute, key=lambda each: each.name)
+    ]
     return node.domain, node.op_type, tuple(node.input), tuple(node.output), attributes
+
+
+def _subgraph(graph: onnx.GraphProto) -> tuple[object, ...]:
+    """Return what a branch or a loop's body computes: its types of inner values are notes, which come and go."""
+    return (
+        [each.name for each in (*graph.input, *graph.output)],
+        [_plain(node) for node in graph.node],
+        [(each.name, each.data_type, tuple(each.dims), _values(each)) for each in graph.initializer],
+    )
 
 
 def _values(tensor: onnx.TensorProto) -> object:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 
+from gradctl.forms.onnx_file import nodes
 from gradctl.forms.quiet import quiet
 from gradctl.passes.onnx_ir import without_unused_opsets
 from gradctl.passes.result import NotApplicable, operators
@@ -38,8 +39,17 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     kind = model_type(model)
     if kind is None:
         raise NotApplicable("the graph is no transformer: it has no attention (Softmax, two MatMul) with a norm.")
+    fused = _fused(model, kind, norms=True)
+    # An RMS norm becomes an operator that onnxruntime puts among ONNX's own, which has none of that name (1.32).
+    return fused if _is_of_onnx(fused) else _fused(model, kind, norms=False)
+
+
+def _fused(model: onnx.ModelProto, kind: str, *, norms: bool) -> onnx.ModelProto:
+    from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
+    options = FusionOptions(kind)
+    options.enable_layer_norm = norms
     copy = onnx.ModelProto()
     copy.CopyFrom(model)  # the fusions are made in place
     before = logging.root.manager.disable
@@ -48,10 +58,18 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
         with quiet(), tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
             path = Path(folder) / "fused.onnx"
             # Only when it is saved does it import the operator set of what it fused.
-            optimize_model(copy, model_type=kind, opt_level=0).save_model_to_file(str(path))
+            fused = optimize_model(copy, model_type=kind, optimization_options=options, opt_level=0)
+            fused.save_model_to_file(str(path))
             return without_unused_opsets(onnx.load(path))
     finally:
         logging.disable(before)
+
+
+def _is_of_onnx(model: onnx.ModelProto) -> bool:
+    """Return whether ONNX has all operators that say they are its own."""
+    version = {each.domain: each.version for each in model.opset_import}.get("", 0)
+    own = {node.op_type for node in nodes(model) if node.domain in ("", "ai.onnx")}
+    return all(onnx.defs.has(name, version, "") for name in own)
 
 
 def model_type(model: onnx.ModelProto) -> str | None:

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from gradctl.passes.result import Pass
 
-__all__ = ["PLANTED", "Planted", "graph", "planted"]
+__all__ = ["PLANTED", "Planted", "graph", "operators_in_order", "planted"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ def graph(text, constants=None, *, inputs="float[4, 4] x", outputs="float[4, 4] 
     )
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in (constants or {}).items())
     return model
+
+
+def operators_in_order(model):
+    """Return the operators of the graph, those of its subgraphs left out."""
+    return [node.op_type for node in model.graph.node]
 
 
 def planted(row):
