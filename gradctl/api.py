@@ -34,6 +34,11 @@ _Check = Callable[["Subject", "Allows"], Sequence[Unit]]
 class CheckReport(Report, frozen=True, kw_only=True):
     """What one check found. ``str`` gives what the command line prints, ``gradctl.report.json.render`` the JSON."""
 
+    @classmethod
+    def of(cls, report: Report) -> CheckReport:
+        """Return the same report, as Python has it."""
+        return cls(**msgspec.structs.asdict(report))
+
     def __str__(self) -> str:
         from gradctl.report import console
 
@@ -248,7 +253,7 @@ def _report(
     except GradctlError as error:
         raise error.with_traceback(None) from with_user_frames(error.__cause__)
     report = report_of(command, units, allows, seed=seed, device=device_of(subject), fail_on=fail_on)
-    return CheckReport(**msgspec.structs.asdict(report))
+    return CheckReport.of(report)
 
 
 @contextmanager

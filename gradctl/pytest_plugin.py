@@ -1,4 +1,5 @@
-"""The pytest plugin: a fixture ``gradctl`` whose checks fail the test, and a marker with their defaults.
+"""The pytest plugin: a fixture ``gradctl`` whose checks fail the test, a marker with their defaults, and ``--gradctl``,
+which runs the targets of ``gradctl.toml`` as tests.
 
 Every pytest run of everybody who has gradctl installed imports this file: it loads neither torch nor msgspec.
 """
@@ -6,7 +7,9 @@ Every pytest run of everybody who has gradctl installed imports this file: it lo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradctl.api import CheckReport
+    from gradctl.suite.gate import Planned
 
 __all__ = ["Gradctl"]
+
+_CONFIGURATION = "gradctl.toml"
 
 # What the marker may set → the checks that take it.
 _DEFAULTS = {
@@ -109,8 +115,84 @@ def _problem(marker: pytest.Mark) -> str:
     return f"no option {unknown!r}{nearest(unknown, _DEFAULTS)}. There are {known}." if unknown else ""
 
 
+class _Configuration(pytest.File):
+    """A ``gradctl.toml``: one test for each of its targets in each form."""
+
+    def collect(self) -> Iterator[_Unit]:
+        """Give the tests, as ``gradctl check --list`` does."""
+        from gradctl.core.errors import GradctlError
+        from gradctl.suite.configuration import read
+        from gradctl.suite.discovery import entries_of
+        from gradctl.suite.gate import plan
+
+        try:
+            project = read(self.path)
+            planned = plan(project, entries_of(project, ()))
+        except GradctlError as error:
+            raise self.CollectError(str(error)) from error
+        root = str(project.root)
+        if root not in sys.path:
+            sys.path.append(root)  # modules that the configuration names; the processes have our path
+        for each in planned:
+            yield _Unit.from_parent(self, name=f"{each.entry.title}[{each.form}]", planned=each)
+
+
+class _Unit(pytest.Item):
+    """One target in one form, checked in a process of its own."""
+
+    def __init__(self, *, planned: Planned, **options: Any) -> None:
+        super().__init__(**options)
+        self._planned = planned
+        self.add_marker("gradctl")
+
+    def runtest(self) -> None:
+        """Fail with the report unless the unit passes; skip what the form cannot take."""
+        from gradctl.api import CheckReport
+        from gradctl.checks.assemble import assembled
+        from gradctl.suite.gate import run
+
+        (unit,) = run([self._planned], jobs=1)
+        if unit.details and unit.status != "unsupported":  # what it said last; a refusal has its reason
+            self.add_report_section("call", "details", unit.details)
+        if unit.verdict == "skipped":
+            pytest.skip(unit.reason or "there was nothing to judge")
+        asked = self._planned.request.checking
+        report = assembled("check", [unit], (), seed=asked.seed, device=asked.device, threads=asked.threads)
+        CheckReport.of(report).raise_if_failed()
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any) -> Any:
+        """Return the report alone; of anything else, what pytest shows."""
+        from gradctl.api import CheckFailed
+
+        failed = excinfo.value
+        return str(failed) if isinstance(failed, CheckFailed) else super().repr_failure(excinfo, *args)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Return the file and the heading of a failure; pytest takes dots in a name for those of modules."""
+        return self.path, None, f"{self._planned.entry.title}, {self._planned.form}"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--gradctl``."""
+    parser.getgroup("gradctl").addoption(
+        "--gradctl",
+        action="store_true",
+        help=f"Run the targets of {_CONFIGURATION} as tests, one for each form, each in a process of its own.",
+    )
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    """Return the collector of a configuration, where ``--gradctl`` asks for it."""
+    if file_path.name != _CONFIGURATION or not parent.config.getoption("--gradctl"):
+        return None
+    return _Configuration.from_parent(parent, path=file_path)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker."""
+    """Register the marker, and let ``--gradctl`` alone find the configuration beside the tests that are configured."""
+    beside = config.rootpath / _CONFIGURATION
+    if config.getoption("--gradctl") and config.args_source is config.ArgsSource.TESTPATHS and beside.is_file():
+        config.args.append(str(beside))
     config.addinivalue_line(
         "markers",
         "gradctl(allow=(), fail_on='error', forms=None, seed=0): defaults of the checks of the fixture gradctl; every "

@@ -243,3 +243,100 @@ def test_without_a_name(gradctl):
     run(tests, "--markers").stdout.fnmatch_lines(
         ["@pytest.mark.gradctl(allow=(), fail_on='error', forms=None, seed=0): *"]
     )
+
+
+TARGETS = {
+    "right": "return torch.nn.Linear(3, 2)",
+    "wrong": "return Wrong()",
+    "branch": "return lambda x: x.sin() if x.sum() > 0 else x.cos()",
+    "crash": "return lambda x: print('so far') or os.abort()",
+}
+CONFIGURATION = """
+[[targets]]
+target = "right.py"
+forms = ["eager", "trace"]
+
+[[targets]]
+target = "wrong.py"
+forms = ["eager"]
+
+[[targets]]
+target = "branch.py"
+forms = ["export"]
+expect = {export = "inconclusive"}
+
+[[targets]]
+target = "crash.py"
+forms = ["eager"]
+"""
+
+
+@pytest.fixture
+def project(pytester, monkeypatch):
+    """Write the targets, their configuration, and a test beside them."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    for name, body in TARGETS.items():
+        inputs = "def example_inputs():\n    return (X,)\n"
+        pytester.makepyfile(**{name: f"import os\n{MODELS}\ndef make_model():\n    {body}\n\n{inputs}"})
+    pytester.makefile(".toml", gradctl=CONFIGURATION)
+    pytester.mkdir("tests").joinpath("test_nothing.py").write_text("def test_nothing():\n    pass\n")
+    return lambda *options: pytester.runpytest_subprocess("-p", "gradctl.pytest_plugin", *options)
+
+
+def test_targets_of_a_configuration_are_tests_in_processes_of_their_own(project):
+    result = project("--gradctl", "-v")
+    result.assert_outcomes(passed=4, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "gradctl.toml::right.py[[]eager] PASSED *",
+            "gradctl.toml::right.py[[]trace] PASSED *",
+            "gradctl.toml::wrong.py[[]eager] FAILED *",
+            "gradctl.toml::branch.py[[]export] PASSED *",
+            "gradctl.toml::crash.py[[]eager] FAILED *",
+            "tests/test_nothing.py::test_nothing PASSED *",
+            "*_ wrong.py, eager _*",
+            "FAIL: 3 of 3 gradients are wrong (gradctl explain GC408)",
+            "error GC408 Doubling.backward is not the derivative in 'x': off by 1.00e+00",
+            "*_ crash.py, eager _*",
+            "INCONCLUSIVE: crashed: the process died of signal 6 (SIGABRT) (gradctl explain GC801)",
+            "*Captured details call*",
+            "so far",
+        ]
+    )
+    assert "Traceback" not in result.stdout.str()
+
+
+def test_one_target_is_run_by_its_name_and_all_are_selected_by_the_marker(project):
+    project("--gradctl", "gradctl.toml::right.py[trace]").assert_outcomes(passed=1)
+    result = project("--gradctl", "--collect-only", "-q", "-m", "gradctl", "-k", "right or branch")
+    assert result.outlines[:3] == [f"gradctl.toml::{each}" for each in RIGHT_AND_BRANCH]
+    result.stdout.fnmatch_lines(["3/6 tests collected (3 deselected) *"])
+
+
+RIGHT_AND_BRANCH = ["right.py[eager]", "right.py[trace]", "branch.py[export]"]
+
+
+def test_without_the_option_a_configuration_is_no_test(project):
+    project().assert_outcomes(passed=1)
+
+
+def test_the_option_finds_the_configuration_beside_the_tests_that_are_configured(project, pytester):
+    pytester.makeini("[pytest]\ntestpaths = tests\n")
+    result = project("--gradctl", "--collect-only", "-q")
+    assert result.outlines[0] == "tests/test_nothing.py::test_nothing"
+    assert result.outlines[1] == "gradctl.toml::right.py[eager]"
+
+
+def test_a_form_that_was_not_named_and_cannot_take_the_model_is_a_skip(project, pytester):
+    pytester.makefile(".toml", gradctl='forms = ["export"]\n[[targets]]\ntarget = "branch.py"\n')
+    result = project("--gradctl", "-rs", "gradctl.toml")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED * torch.export refuses the model: a branch, a loop or a size depends on *"])
+
+
+def test_a_mistake_in_the_configuration_is_one_sentence(project, pytester):
+    pytester.makefile(".toml", gradctl='[[targets]]\ntarget = "right.py"\nforma = ["eager"]\n')
+    result = project("--gradctl", "gradctl.toml")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["GC153 *gradctl.toml, line 3: no key 'forma' * (did you mean 'forms'[?])*"])
+    assert "Traceback" not in result.stdout.str()
