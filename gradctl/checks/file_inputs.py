@@ -59,13 +59,18 @@ def given(path: Path, file: OnnxFile) -> dict[str, Tensor]:
     return {name: torch.as_tensor(content[name]) for name in names}
 
 
-def drawn_to_run(file: OnnxFile, seed: int) -> dict[str, Tensor]:
+def drawn_to_run(file: OnnxFile, seed: int, *, optimised: bool = True) -> dict[str, Tensor]:
     """Return inputs of the graph's types that it runs on.
+
+    Args:
+        file: the graph.
+        seed: of the values.
+        optimised: whether it has to run with onnxruntime's optimiser on.
 
     Raises:
         TargetError: GC104 if it runs on none that were tried; GC602 if onnxruntime makes no session of it.
     """
-    running, said = session(file), ""
+    running, said = session(file, optimised=optimised), ""
     for largest in _LARGEST_INTEGERS:
         for size in _FREE_SIZES:
             feeds = {each.name: _drawn(each, size, largest, seed + k) for k, each in enumerate(file.inputs)}
