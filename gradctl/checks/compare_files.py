@@ -1,4 +1,7 @@
-"""``gradctl compare A.onnx B.onnx``: do two files compute the same, as far as rounding lets one say?"""
+"""``gradctl compare A.onnx B.onnx``: do two files compute the same, as far as rounding lets one say?
+
+How the graphs differ is told beside it; only numbers fail.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,14 @@ from gradctl.checks.file_outputs import (
     tensor_result,
     worst_rows,
 )
+from gradctl.checks.first_divergence import FirstDivergence, SharedValues
 from gradctl.core.errors import TargetError
-from gradctl.core.findings import Finding, Unit, fingerprint
+from gradctl.core.findings import Finding, Location, Unit, fingerprint
+from gradctl.core.structure import GraphNode
 from gradctl.core.verdicts import unit_verdict
 from gradctl.forms.onnx_file import OnnxFile, read, session
 from gradctl.forms.onnx_session import described, run
+from gradctl.passes.structure import compare_structure
 from gradctl.subject.frames import first_line
 
 __all__ = ["compare_files"]
@@ -40,7 +46,8 @@ def compare_files(
     fail_on: str = "error",
     progress: Callable[[str], None] | None = None,
 ) -> Unit:
-    """Return whether ``second`` gives the outputs of ``first``, each with onnxruntime's optimiser on and off.
+    """Return whether ``second`` gives the outputs of ``first``, each with onnxruntime's optimiser on and off, and how
+    the two graphs differ.
 
     Args:
         first: what is right.
@@ -60,8 +67,10 @@ def compare_files(
     a, b = read(first), read(second)
     feeds_of_b, names_of_b = _ports(a, b)
     example = given(inputs, a) if inputs is not None else drawn_to_run(a, seed)
+    say(f"matching {first} and {second}")
+    compared = compare_structure(a, b)
     worst: dict[str, OutputRow] = {}
-    tried: list[str] = []
+    tried: dict[str, dict[str, Tensor]] = {}
     for optimised in (True, False):
         say(f"running {first} and {second}")
         running, other = session(a, optimised=optimised), session(b, optimised=optimised)
@@ -74,13 +83,18 @@ def compare_files(
                 if name == "example":
                     raise TargetError("GC602", f"{first} does not run on these inputs: see --inputs.") from None
                 continue
-            tried.append(trial)
+            tried[trial] = feeds
             found = _run_or_raise(other, {mine: feeds[theirs] for mine, theirs in feeds_of_b.items()}, second)
             renamed = {names_of_b[key]: value for key, value in found.items()}
             worst_rows(output_rows(trial, expected, renamed, noisy_outputs(perturbed, feeds, seed)), worst)
     rows = sorted(worst.values(), key=severity, reverse=True)
     tensors = [tensor_result(row) for row in rows]
-    findings = accepted.apply([_finding(row, first, second) for row in rows if row.differs and not row.unstable])
+    differing = [row for row in rows if row.differs and not row.unstable]
+    shared = SharedValues(a, b, compared.values, feeds_of_b, seed)
+    divergences = {
+        trial: shared.first_divergence(trial, tried[trial]) for trial in dict.fromkeys(row.trial for row in differing)
+    }
+    findings = accepted.apply([_finding(row, first, second, divergences[row.trial]) for row in differing])
     return Unit(
         target=str(second),
         form="onnx",
@@ -88,6 +102,7 @@ def compare_files(
         verdict=unit_verdict("complete", findings, tensors, fail_on),
         seconds=time.perf_counter() - start,
         variations=tuple(tried),
+        structure=compared.structure,
         tensors=tuple(tensors),
         findings=tuple(findings),
     )
@@ -141,7 +156,7 @@ def _run_or_raise(running: onnxruntime.InferenceSession, feeds: Mapping[str, Ten
         ) from error
 
 
-def _finding(row: OutputRow, first: Path, second: Path) -> Finding:
+def _finding(row: OutputRow, first: Path, second: Path, divergence: FirstDivergence | None) -> Finding:
     where = "" if row.trial == "example" else f" with {row.trial}"
     if row.structure:
         message = f"{row.name} is {row.structure} in {second}{where}."
@@ -150,6 +165,15 @@ def _finding(row: OutputRow, first: Path, second: Path) -> Finding:
             f"{row.name} of {second} differs from {first}'s{where}: by {row.error:.2e} (relative, rounding explains "
             f"{row.budget:.2e})."
         )
+    location = None
+    if divergence is not None:
+        value, off = divergence.value, divergence.row
+        far = f"is {off.structure}" if off.structure else f"is off by {off.error:.2e}"
+        name = value.before if value.before == value.after else f"{value.before} ({value.after} in {second})"
+        makers = _maker(value.node_before), _maker(value.node_after)
+        made = makers[0] if makers[0] == makers[1] else f"{makers[0]} there, {makers[1]} here"
+        message += f" The first value that differs, {name}, {far}: {made} makes it."
+        location = Location(file=str(second), op=makers[1])
     return Finding(
         code="GC301",
         severity="error",
@@ -158,5 +182,10 @@ def _finding(row: OutputRow, first: Path, second: Path) -> Finding:
         verdict="differs",
         message=message,
         allow=f"GC301:{row.name}",
+        location=location,
         fingerprint=fingerprint("GC301", str(second), "onnx", "output", row.name),
     )
+
+
+def _maker(node: GraphNode) -> str:
+    return f"{node.operator} {node.name!r}" if node.name else node.operator

@@ -10,6 +10,7 @@ import msgspec
 from gradctl.core.names import Quantity, Severity, TensorVerdict, UnitStatus, UnitVerdict
 from gradctl.core.numbers import Number, format_number, number
 from gradctl.core.optimization import Optimization
+from gradctl.core.structure import Structure
 
 __all__ = [
     "Allowance",
@@ -131,7 +132,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     ``expected`` is there where the configuration expects another verdict than pass: met, the unit passes, with its
     findings allowed; not met, it fails with GC152. ``reference`` is the file that it was held against; None stands for
     eager, and for finite differences of eager. ``optimization`` is there where the unit is a graph that ``optimize``
-    made.
+    made, ``structure`` where it is an ONNX file that was held against another.
     """
 
     target: str
@@ -147,6 +148,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     variations: tuple[str, ...] = ()
     timing: Timing | None = None
     optimization: Optimization | None = None
+    structure: Structure | None = None
     tensors: tuple[TensorResult, ...] = ()
     findings: tuple[Finding, ...] = ()
 

@@ -21,8 +21,10 @@ from rich.text import Text
 from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_number
 from gradctl.core.names import UnitVerdict
 from gradctl.core.optimization import Optimization
+from gradctl.core.structure import Structure
 from gradctl.report.matrix import matrix_of_forms, matrix_of_targets, plain_table
 from gradctl.report.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
+from gradctl.report.structure import structure_lines
 from gradctl.report.wording import (
     VERDICT_WORDS,
     counted,
@@ -155,6 +157,8 @@ def _print_unit(console: Console, unit: Unit, *, named: bool, limits: _Limits = 
         _print_indented(console, f"{unit.form}  {unit.status}: {unit.reason}", indent=0)
     if unit.optimization is not None:
         _print_optimization(console, unit.optimization)
+    if unit.structure is not None:
+        _print_structure(console, unit.structure)
     spoiled = spoiled_tensors(unit)
     findings = [finding for finding in worst_first(unit.findings) if finding.tensor not in spoiled or not finding.cause]
     loud = differing(unit.tensors)
@@ -196,6 +200,16 @@ def _print_optimization(console: Console, optimization: Optimization) -> None:
     for row in size_rows(optimization):
         sizes.add_row(*map(_data, row))
     console.print("", sizes, "")
+
+
+def _print_structure(console: Console, structure: Structure) -> None:
+    """Print how the graph differs from the one it was held against, what is alike in one line."""
+    headline, *lines = structure_lines(structure)
+    _print_indented(console, headline, indent=0)
+    for line in lines:
+        _print_indented(console, line)
+    if lines:
+        console.print()
 
 
 def _headlines(findings: Sequence[Finding], loud: Sequence[TensorResult]) -> list[Finding]:

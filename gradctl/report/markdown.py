@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_number
 from gradctl.core.optimization import Optimization
 from gradctl.report.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
+from gradctl.report.structure import structure_lines
 from gradctl.report.wording import (
     VERDICT_WORDS,
     counted,
@@ -81,6 +82,10 @@ def _unit(unit: Unit) -> list[str]:
     lines = [f"### {_code(unit.target)}, {_code(unit.form)}: {unit.verdict}", "", _escaped(unit_line(unit)), ""]
     if unit.optimization is not None:
         lines += _optimization(unit.optimization)
+    if unit.structure is not None:
+        headline, *changes = structure_lines(unit.structure)
+        lines += [_escaped(headline), "", *(f"- {_escaped(change.strip())}" for change in changes)]
+        lines += [""] if changes else []
     if loud := differing(unit.tensors):
         lines += ["| tensor | type | verdict | error | budget | elements wrong |", "|---|---|---|---:|---:|---:|"]
         lines += [_row(tensor) for tensor in loud]

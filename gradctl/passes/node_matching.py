@@ -1,0 +1,332 @@
+"""Which node of one graph is which of another.
+
+Nodes have colours: of what they compute (operator, attributes, and the colours of their inputs) and of what becomes of
+their result (the operators that take it, and theirs, down to the outputs). One colour is one number for both graphs, so
+that no two different things share it. In this order: 1. what has the same colours both ways; 2. the same use; 3. the
+same computation; 4. the same operator for a value of the same name, then for a node of the same name; 5. neighbours:
+same operator beside nodes that are matched; 6. 1 to 3 without constants and attributes, where these changed; then 5
+again; 7. of equal nodes in a row, of which one graph has fewer, those that kept their names. Colours come before names because exporters number their values: a name that is there twice need not be the same
+value, and names are believed only if most of the nodes of case 1 to 3 whose names are in both graphs kept theirs.
+
+Source: colour refinement as Weisfeiler and Lehman, Nauchno-Technicheskaya Informatsia 2 (1968), on directed graphs with
+ordered edges, where a pass in each direction is enough.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+
+from gradctl.passes.graph_view import Consumer, GraphView, Source, attributes_of, operator_of, subgraphs
+
+__all__ = ["Matching", "Side", "matching"]
+
+_Key = Hashable
+_Outer = Callable[[str], Hashable]
+
+
+@dataclass(slots=True, eq=False)
+class Side:
+    """One graph of the two.
+
+    Attributes:
+        view: the graph.
+        opsets: the version of each operator set.
+        outer: what stands for a value from around the graph; equal for values that are the same in both graphs.
+        inputs: the position in the first graph of each input.
+        outputs: the position in the first graph of each output.
+        attributes: text and identity of each attribute, by node.
+        computed: the colour of what each node computes, exactly.
+    """
+
+    view: GraphView
+    opsets: Mapping[str, int]
+    outer: _Outer
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    attributes: list[dict[str, tuple[str, Any]]] = field(default_factory=list)
+    computed: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.attributes = [
+            attributes_of(node, self.opsets.get(node.domain.replace("ai.onnx", "") or "", 1), self.view.folder)
+            for node in self.view.nodes
+        ]
+
+
+@dataclass(slots=True, eq=False)
+class Matching:
+    """Two graphs and the pairs of their nodes.
+
+    Attributes:
+        a, b: the graphs.
+        to_b: the node of ``b`` for one of ``a``, by place.
+        to_a: the other way.
+        names_kept: whether names are believed.
+    """
+
+    a: Side
+    b: Side
+    to_b: dict[int, int] = field(default_factory=dict)
+    to_a: dict[int, int] = field(default_factory=dict)
+    names_kept: bool = True
+
+    def pair(self, mine: int, theirs: int) -> None:
+        """Note that two nodes are the same."""
+        self.to_b[mine], self.to_a[theirs] = theirs, mine
+
+    def part(self, mine: int) -> None:
+        """Take a pair apart."""
+        del self.to_a[self.to_b.pop(mine)]
+
+    def swapped(self) -> Matching:
+        """Return the same from the other side."""
+        return Matching(self.b, self.a, self.to_a, self.to_b, self.names_kept)
+
+
+class _Palette:
+    """Numbers for colours, the same for both graphs."""
+
+    def __init__(self) -> None:
+        self._known: dict[_Key, int] = {}
+
+    def __call__(self, key: _Key) -> int:
+        return self._known.setdefault(key, len(self._known))
+
+
+def matching(a: Side, b: Side) -> Matching:
+    """Return the pairs of nodes of two graphs."""
+    found = Matching(a, b)
+    palette = _Palette()
+    sides = (a, b)
+    for side in sides:
+        side.computed = _computed(side, palette, exact=True)
+    used = [_used(side, palette, exact=True) for side in sides]
+    both = [list(zip(side.computed, use, strict=True)) for side, use in zip(sides, used, strict=True)]
+    _pair_classes(found, both[0], both[1], every=True)
+    _pair_classes(found, used[0], used[1])
+    _pair_classes(found, a.computed, b.computed)
+    found.names_kept = _names_kept(found)
+    _pair_names(found)
+    _pair_neighbours(found)
+    computed = [_computed(side, palette, exact=False) for side in sides]
+    used = [_used(side, palette, exact=False) for side in sides]
+    loose = [list(zip(mine, use, strict=True)) for mine, use in zip(computed, used, strict=True)]
+    for left, right in (loose, used, computed):
+        _pair_classes(found, left, right)
+        _pair_neighbours(found)
+    for each in (found, found.swapped()):
+        _prefer_names(each)
+    return found
+
+
+def _prefer_names(found: Matching) -> None:
+    """Case 7: pair a node with the one of its name instead, where that has no counterpart and computes the same."""
+    if not found.names_kept:
+        return
+    free = {_first_output(node): place for place, node in enumerate(found.a.view.nodes) if place not in found.to_b}
+    for one, other in list(found.to_b.items()):
+        name = _first_output(found.b.view.nodes[other])
+        namesake = free.get(name)
+        if namesake is None or name == _first_output(found.a.view.nodes[one]):
+            continue
+        if found.a.computed[namesake] == found.b.computed[other]:
+            found.part(one)
+            found.pair(namesake, other)
+
+
+def _computed(side: Side, palette: _Palette, *, exact: bool) -> list[int]:
+    """Return the colour of what each node computes; not ``exact``: without constants and attributes."""
+    colours: list[int] = []
+    for place, node in enumerate(side.view.nodes):
+        given = [_source_colour(side, source, colours, exact=exact) for source in side.view.inputs[place]]
+        own = _own(side, place, palette, colours) if exact else operator_of(node)
+        colours.append(palette(("computed", exact, own, tuple(given if exact else filter(None, given)))))
+    return colours
+
+
+def _source_colour(side: Side, source: Source, colours: Sequence[int], *, exact: bool) -> _Key:
+    if source.kind == "node":
+        return "node", colours[int(source.of)], source.slot
+    if source.kind == "constant":
+        return ("constant", side.view.constants[int(source.of)].digest) if exact else None
+    if source.kind == "input":
+        return "input", side.inputs[int(source.of)]
+    return ("outer", side.outer(str(source.of))) if source.kind == "outer" else ("none",)
+
+
+def _own(side: Side, place: int, palette: _Palette, colours: Sequence[int] | None) -> _Key:
+    """Return operator, attributes and subgraphs; what these take from around them is blank where there are no colours.
+
+    A subgraph is what its outputs compute.
+    """
+    node = side.view.nodes[place]
+    values = tuple((name, identity) for name, (_, identity) in side.attributes[place].items())
+
+    def outer(name: str) -> Hashable:
+        if colours is None:
+            return None
+        source = side.view.source(name)
+        return side.outer(name) if source.kind == "outer" else _source_colour(side, source, colours, exact=True)
+
+    inner = tuple((name, _graph_colour(graph, side, outer, palette)) for name, graph in subgraphs(node))
+    return operator_of(node), values, inner
+
+
+def _graph_colour(graph: onnx.GraphProto, around: Side, outer: _Outer, palette: _Palette) -> int:
+    view = GraphView(graph, around.view.folder)
+    side = Side(view, around.opsets, outer, range(len(view.input_names)), range(len(view.outputs)))
+    colours = _computed(side, palette, exact=True)
+    outputs = tuple(_source_colour(side, source, colours, exact=True) for source in view.outputs)
+    return palette(("graph", len(view.input_names), outputs))
+
+
+def _used(side: Side, palette: _Palette, *, exact: bool) -> list[int]:
+    """Return the colour of what becomes of each node's outputs, its own operator included."""
+    view = side.view
+    colours = [0] * len(view.nodes)
+
+    def consumer(each: Consumer) -> tuple[int, int, int]:
+        if each.node < 0:
+            return each.output, -1, side.outputs[each.slot]
+        return each.output, colours[each.node], each.slot
+
+    for place in reversed(range(len(view.nodes))):
+        own: _Key = operator_of(view.nodes[place])
+        if exact:
+            constants = tuple(
+                (slot, view.constants[int(source.of)].digest)
+                for slot, source in enumerate(view.inputs[place])
+                if source.kind == "constant"
+            )
+            own = _own(side, place, palette, None), constants
+        consumers = tuple(sorted(consumer(each) for each in view.consumers[place]))
+        colours[place] = palette(("used", exact, own, consumers))
+    return colours
+
+
+def _pair_classes(found: Matching, mine: Sequence[_Key], theirs: Sequence[_Key], *, every: bool = False) -> None:
+    """Pair nodes that are the only ones of their colour; with ``every``, as many of one colour too, in their order."""
+    left, right = _classes(mine, found.to_b), _classes(theirs, found.to_a)
+    for colour, places in left.items():
+        others = right.get(colour, [])
+        if len(places) == len(others) and (every or len(places) == 1):
+            for one, other in zip(places, others, strict=True):
+                found.pair(one, other)
+
+
+def _classes(colours: Sequence[_Key], matched: Mapping[int, int]) -> dict[_Key, list[int]]:
+    classes: dict[_Key, list[int]] = defaultdict(list)
+    for place, colour in enumerate(colours):
+        if place not in matched and colour is not None:
+            classes[colour].append(place)
+    return classes
+
+
+def _first_output(node: onnx.NodeProto) -> str:
+    return next((name for name in node.output if name), "")
+
+
+def _names_kept(found: Matching) -> bool:
+    theirs = {_first_output(node) for node in found.b.view.nodes}
+    kept = [
+        name == _first_output(found.b.view.nodes[other])
+        for one, other in found.to_b.items()
+        if (name := _first_output(found.a.view.nodes[one])) in theirs
+    ]
+    return 2 * sum(kept) >= len(kept)
+
+
+def _pair_names(found: Matching) -> None:
+    """Case 4."""
+    if not found.names_kept:
+        return
+    for name_of in (_first_output, lambda node: node.name):
+        left, right = (
+            [(operator_of(node), name_of(node)) if name_of(node) else None for node in side.view.nodes]
+            for side in (found.a, found.b)
+        )
+        _pair_classes(found, left, right)
+
+
+def _pair_neighbours(found: Matching) -> None:
+    """Case 5: first those with the same attributes and constants, from all matched nodes outward, then the others."""
+    for strict in (True, False):
+        queue = list(found.to_b.items())
+        _pair_producers(found, _outputs(found), queue, strict=strict)
+        _pair_consumers(found, _of_inputs(found.a), _of_inputs(found.b), queue, strict=strict)
+        for one, other in queue:
+            _pair_producers(
+                found, zip(found.a.view.inputs[one], found.b.view.inputs[other], strict=False), queue, strict=strict
+            )
+            _pair_consumers(found, found.a.view.consumers[one], found.b.view.consumers[other], queue, strict=strict)
+
+
+def _outputs(found: Matching) -> list[tuple[Source, Source]]:
+    mine = dict(zip(found.a.outputs, found.a.view.outputs, strict=True))
+    theirs = dict(zip(found.b.outputs, found.b.view.outputs, strict=True))
+    return [(mine[place], theirs[place]) for place in mine if place in theirs]
+
+
+def _of_inputs(side: Side) -> list[Consumer]:
+    """Return who takes the graph's inputs, each with the input's position for an output."""
+    return [
+        Consumer(place, slot, side.inputs[int(source.of)])
+        for place, given in enumerate(side.view.inputs)
+        for slot, source in enumerate(given)
+        if source.kind == "input"
+    ]
+
+
+def _pair_producers(
+    found: Matching, sources: Iterable[tuple[Source, Source]], queue: list[tuple[int, int]], *, strict: bool
+) -> None:
+    for mine, theirs in sources:
+        if (mine.kind, theirs.kind) == ("node", "node") and mine.slot == theirs.slot:
+            one, other = int(mine.of), int(theirs.of)
+            if one in found.to_b or other in found.to_a:
+                continue
+            if _trait(found.a, one, strict=strict) == _trait(found.b, other, strict=strict):
+                found.pair(one, other)
+                queue.append((one, other))
+
+
+def _pair_consumers(
+    found: Matching,
+    mine: Iterable[Consumer],
+    theirs: Iterable[Consumer],
+    queue: list[tuple[int, int]],
+    *,
+    strict: bool,
+) -> None:
+    left, right = (
+        [
+            ((each.output, each.slot, _trait(side, each.node, strict=strict)), each.node)
+            for each in consumers
+            if each.node >= 0 and each.node not in matched
+        ]
+        for side, consumers, matched in ((found.a, mine, found.to_b), (found.b, theirs, found.to_a))
+    )
+    counts, others = Counter(key for key, _ in left), Counter(key for key, _ in right)
+    places = dict(right)
+    for key, one in left:
+        if counts[key] == others[key] == 1 and one not in found.to_b and places[key] not in found.to_a:
+            found.pair(one, places[key])
+            queue.append((one, places[key]))
+
+
+def _trait(side: Side, place: int, *, strict: bool) -> _Key:
+    operator = operator_of(side.view.nodes[place])
+    if not strict:
+        return operator
+    values = tuple((name, identity) for name, (_, identity) in side.attributes[place].items())
+    constants = tuple(
+        (slot, side.view.constants[int(source.of)].digest)
+        for slot, source in enumerate(side.view.inputs[place])
+        if source.kind == "constant"
+    )
+    return operator, values, constants
