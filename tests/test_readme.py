@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,8 +38,17 @@ def test_the_two_lines_are_one_line_each_and_make_their_own_environment(marker):
     assert line(marker).startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ")
 
 
+def of_the_plugin() -> str:
+    """Return what ``pytest --help`` says of our options."""
+    command = [sys.executable, "-m", "pytest", "-p", "gradctl", "--help"]
+    helped = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    (ours,) = re.findall(r"^gradctl:\n(.*?)\n\n", helped, flags=re.DOTALL | re.MULTILINE)
+    return ours
+
+
 def test_every_option_and_sample_that_is_named_exists():
     named = set(re.findall(r"sample_models/\w+\.py", README))
     assert all((ROOT / name).is_file() for name in named)
     helped = "".join(gradctl(command, "--help", cwd=ROOT).stdout for command in COMMANDS)
+    helped += of_the_plugin()
     assert {option for option in re.findall(r"--[a-z]+(?:-[a-z]+)?", README) if option not in helped} == set()
