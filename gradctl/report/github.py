@@ -37,7 +37,7 @@ def render(report: Report) -> str:
     lines += [line for _, _, line in annotations[:shown]]
     if rest := annotations[shown:]:
         command = _COMMANDS[SEVERITIES[rest[0][0]]]
-        lines.append(f"::{command} title=gradctl::{counted(len(rest), 'more finding')}; see the log")
+        lines.append(f"::{command} title=gradctl::{counted(len(rest), 'more finding')}; see the summary of the job")
     return "".join(f"{line}\n" for line in [*lines, one_line(verdict_line(report))])
 
 

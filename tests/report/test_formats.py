@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from gradctl.core.errors import ResourceError
 from gradctl.core.names import FORMATS
 from gradctl.report.formats import FORMATTERS, ensure_writable, render, write
+from gradctl.report.json import load
 from tests.report import examples
+from tests.report.any_report import reports
 
 
 def test_the_table_has_every_format_that_the_options_list():
@@ -22,6 +26,28 @@ def test_every_format_names_the_wrong_gradient_and_ends_in_a_newline(format_name
     text = render(examples.wrong_weight(), format_name)
     assert "fc1.weight" in text
     assert text.endswith("\n")
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_a_run_that_was_interrupted_never_reads_as_a_pass(format_name):
+    units = [examples.unit("pass", [examples.gradient("a")], target=target) for target in ("a.py", "b.py")]
+    assert "PASS: " in render(examples.report_of(*units), "console")
+    text = render(examples.report_of(*units, status="interrupted"), format_name)
+    assert re.search("interrupted", text, re.IGNORECASE)
+    assert "PASS" not in text
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow], derandomize=True, deadline=None)
+@given(report=reports)
+def test_any_stored_report_is_rendered_as_the_run_itself_would(format_name, report):
+    assert render(load(render(report, "json").encode()), format_name) == render(report, format_name)
+
+
+@pytest.mark.parametrize("format_name", [name for name in FORMATS if name != "github"])  # annotates no pass
+def test_a_unit_that_does_as_expected_is_named_with_what_was_expected(format_name):
+    text = render(examples.whole_run(), format_name)
+    assert "expected" in text
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path):

@@ -70,7 +70,7 @@ def test_of_eleven_the_worst_nine_are_shown_and_the_rest_is_counted():
     report = examples.report_of(examples.unit("fail", findings=findings(*["note"] * 2, *["warning"] * 8, "error")))
     shown = annotations(report)
     assert [command for command, _, _ in shown] == ["error", *["warning"] * 8, "notice"]
-    assert shown[-1][2] == "2 more findings; see the log"
+    assert shown[-1][2] == "2 more findings; see the summary of the job"
 
 
 def test_an_allowed_finding_is_not_annotated():
@@ -96,7 +96,7 @@ def test_each_unit_is_annotated_before_any_twice():
     report = examples.report_of(failed("a.py", *["error"] * 20), failed("b.py", "error"), failed("c.py", "warning"))
     shown = annotations(report)
     assert [message.partition(":")[0] for _, _, message in shown[:3]] == ["a.py, eager", "b.py, eager", "a.py, eager"]
-    assert (len(shown), shown[-1][2]) == (10, "13 more findings; see the log")
+    assert (len(shown), shown[-1][2]) == (10, "13 more findings; see the summary of the job")
 
 
 def test_a_crash_with_a_finding_is_annotated_once():
@@ -114,7 +114,7 @@ def test_an_interrupted_run_is_an_error_before_everything_else_and_no_eleventh_a
     (command, properties, message), *others = annotations(report)
     assert (command, properties) == ("error", {"title": "gradctl interrupted"})
     assert message.startswith("INTERRUPTED, the rest was not checked; so far: FAIL")
-    assert (len(others), others[-1][2]) == (9, "12 more findings; see the log")
+    assert (len(others), others[-1][2]) == (9, "12 more findings; see the summary of the job")
     assert render(report).splitlines()[-1].startswith("INTERRUPTED")
 
 
