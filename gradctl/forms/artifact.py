@@ -25,6 +25,7 @@ from gradctl.forms.export import of_exported_program
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.quiet import quiet
 from gradctl.forms.torchscript import of_script
+from gradctl.subject.archive import ensure_unpacks
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.instance import Instance
 from gradctl.subject.plainfile import ensure_plain
@@ -141,6 +142,7 @@ def kind_of(path: Path) -> Kind:
 
     Raises:
         TargetError: GC142 if it is missing, empty, cut off, or no model.
+        TrustError: GC903 if it unpacks to far more than it has.
     """
     members = [name.partition("/")[2] for name in _members(path)] + _members(path)
     if "constants.pkl" in members and any(name.startswith("code/") for name in members):
@@ -197,6 +199,7 @@ def _members(path: Path) -> list[str]:
             # Cut off, a .pt2 still ends in the directory of another archive: the example inputs are one inside it.
             if min((member.header_offset for member in archive.infolist()), default=0) > 0:
                 raise zipfile.BadZipFile
+            ensure_unpacks(path, archive)
             return archive.namelist()
     except zipfile.BadZipFile as error:
         with path.open("rb") as file:

@@ -15,6 +15,7 @@ import onnx
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
 
 from gradctl.core.errors import TargetError
+from gradctl.core.expansion import Endless, expanded_size
 
 __all__ = ["ensure_ending", "ensure_filled", "ensure_readable", "nodes", "sizes_text", "tensor_bytes", "tensors"]
 
@@ -123,27 +124,22 @@ def ensure_ending(path: Path, model: onnx.ModelProto) -> None:
         TargetError: GC601.
     """
     bodies = {(each.domain, each.name, each.overload): each for each in model.functions}
-    calls = {key: [_callee(node) for node in _nodes_of(body)] for key, body in bodies.items()}
+
+    def calls(key: tuple[str, str, str]) -> list[tuple[str, str, str]]:
+        return [_callee(node) for node in _nodes_of(bodies[key])] if key in bodies else []
+
     sizes: dict[tuple[str, str, str], int] = {}
-    for start in bodies:
-        path_down, pending = [start], [iter(calls[start])]
-        while pending:
-            callee = next(pending[-1], None)
-            if callee is None:
-                done = path_down.pop()
-                pending.pop()
-                sizes[done] = sum(sizes.get(each, 1) for each in calls[done])
-            elif callee in path_down or len(path_down) > _DEEPEST_CALLS:
-                how = "calls itself" if callee in path_down else f"lies in {_DEEPEST_CALLS} others"
-                raise TargetError("GC601", f"{path}: the function {callee[1]!r} {how}. Write the file again.")
-            elif callee in bodies and callee not in sizes:
-                path_down.append(callee)
-                pending.append(iter(calls[callee]))
+    try:
+        for key in bodies:
+            expanded_size(key, calls, _DEEPEST_CALLS, sizes)
+    except Endless as error:
+        how = "calls itself" if error.is_cycle else f"lies in {_DEEPEST_CALLS} others"
+        raise TargetError("GC601", f"{path}: the function {error.key[1]!r} {how}. Write the file again.") from error
     total = sum(sizes.get(_callee(node), 1) for node in _nodes_of(model.graph))
     if total > _MOST_NODES:
         raise TargetError(
             "GC601",
-            f"{path} has {total:.1e} nodes when its functions are put in their places, and at most {_MOST_NODES} are "
+            f"{path} has {total:.1e} nodes with its functions put in their places, and at most {_MOST_NODES} are "
             "run here. Write it with fewer.",
         )
 

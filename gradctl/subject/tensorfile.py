@@ -6,6 +6,7 @@ from __future__ import annotations
 
 __all__ = ["INPUT_SUFFIXES", "WEIGHT_SUFFIXES", "read_tensors"]
 
+import lzma
 import pickle
 import re
 import warnings
@@ -21,11 +22,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gradctl.core.errors import TargetError, TrustError
+from gradctl.core.expansion import Endless, expanded_size
+from gradctl.subject.archive import ensure_unpacks, read_array
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.plainfile import ensure_plain
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 INPUT_SUFFIXES = (".npz", ".pb", *WEIGHT_SUFFIXES)
+
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+)  # the last: encrypted, and others
+_DEEPEST = 100  # lists and dicts in each other, as code that follows them can
+_MOST_CONTAINERS = 2**20
 
 
 def read_tensors(path: Path, suffixes: Sequence[str], remedy: str) -> Any:
@@ -69,14 +82,17 @@ def _read_npz(path: Path, remedy: str) -> dict[str, torch.Tensor]:
         raise _damaged(path, "npz", "it is no zip archive")
     tensors = {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in arrays.files:
-                tensors[name] = _as_tensor(path, name, arrays[name])
+        with zipfile.ZipFile(path) as archive:
+            ensure_unpacks(path, archive)
+            for each in archive.infolist():
+                name = each.filename.removesuffix(".npy")
+                with archive.open(each) as member:
+                    tensors[name] = _as_tensor(path, name, read_array(member, each.file_size))
     except ValueError as error:
-        if "pickle" in str(error):
+        if "allow_pickle" in str(error):
             raise TrustError("GC901", f"{path} holds pickled objects, which run code when loaded. {remedy}") from error
         raise _damaged(path, "npz", str(error)) from error
-    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except _ZIP_ERRORS as error:
         raise _damaged(path, "npz", str(error)) from error
     return tensors
 
@@ -94,7 +110,13 @@ def _read_data_set(path: Path, remedy: str) -> tuple[torch.Tensor, ...]:
     for each in paths:
         try:
             proto = onnx.TensorProto.FromString(each.read_bytes())
+            if proto.data_location == onnx.TensorProto.EXTERNAL:
+                raise TrustError("GC902", f"{each} keeps its numbers in another file, which is not read. {remedy}")
+            if any(size < 0 for size in proto.dims):
+                raise ValueError(f"its sizes are {list(proto.dims)}")
             tensors.append(_as_tensor(each, proto.name, onnx.numpy_helper.to_array(proto)))
+        except KeyError as error:
+            raise _damaged(each, "ONNX tensor", f"its type is {error}, which ONNX does not have") from error
         except (DecodeError, TypeError, ValueError) as error:
             raise _damaged(each, "ONNX tensor", first_line(error)) from error
     return tuple(tensors)
@@ -113,10 +135,15 @@ def _as_tensor(path: Path, name: str, array: Any) -> torch.Tensor:
 def _read_pickled_weights(path: Path, remedy: str) -> Any:
     """Return what ``torch.load(weights_only=True)`` gives; it fails in many ways, some of them by a wrong byte."""
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                ensure_unpacks(path, archive)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a TorchScript archive looks like one: refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _ensure_ending(content)
+        return content
+    except (OSError, TrustError):
         raise
     except pickle.UnpicklingError as error:
         classes = _pickled_classes(path, str(error))
@@ -133,12 +160,31 @@ def _read_pickled_weights(path: Path, remedy: str) -> Any:
         raise _damaged(path, "torch.save", str(error)) from error
 
 
+def _ensure_ending(content: Any) -> None:
+    """Raise where lists and dicts hold each other without end, or each the next one twice."""
+    found = {id(content): content}  # by which objects are known, and kept
+
+    def inside(key: int) -> list[int]:
+        value = found[key]
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        held = {id(part): part for part in parts if isinstance(part, dict | list | tuple)}
+        found.update(held)
+        return [id(part) for part in parts if id(part) in held]
+
+    try:
+        count = expanded_size(id(content), inside, _DEEPEST)
+    except Endless as error:
+        raise ValueError(f"of its lists and dicts, one is such that {error}") from error
+    if count > _MOST_CONTAINERS:
+        raise ValueError(f"its lists and dicts hold each other {count:.1e} times")
+
+
 def _pickled_classes(path: Path, said: str) -> list[str]:
     """Return the classes and functions that loading would call: torch lists them, or names one in its refusal."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # it reads only zip archives, and only whole ones
-        return re.findall(r"GLOBAL (\S+) was not an allowed global", said)[:1]
+        return re.findall(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", said)[:1]
 
 
 def _looks_pickled(path: Path) -> bool:
