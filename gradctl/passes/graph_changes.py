@@ -1,10 +1,11 @@
 """What happened to the nodes that have no counterpart, and what is other about those that have one.
 
-Nodes without a counterpart are put together, those of both graphs, where they feed each other and where both make one
-value: one of the same name, or one that the same input of matched nodes takes. What computes from constants and sizes
-alone stays apart from the rest, or the arithmetic of shapes would tie the whole graph together. Each such region is one
-change; two numbered cases take a matched neighbour along: 1. a region that went into the node before it (BatchNorm into
-Conv), 2. into the node after it (Pad into Conv): that node has other weights or attributes then.
+Nodes without a counterpart are put together, those of both graphs, where they feed each other, where they take the same
+weights, and where both make one value: one of the same name, or one that the same input of matched nodes takes. What
+computes from constants and sizes alone stays apart from the rest, or the arithmetic of shapes would tie the whole graph
+together. Each such region is one change; two numbered cases take a matched neighbour along: 1. a region that went into
+the node before it (BatchNorm into Conv), 2. into the node after it (Pad into Conv): that node has other weights or
+attributes then.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import networkx
 
 from gradctl.core.structure import ChangeKind, Difference, GraphChange, GraphNode
 from gradctl.passes.graph_view import GraphView, Source, operator_of
-from gradctl.passes.node_matching import Matching
+from gradctl.passes.node_matching import Matching, of_same_weights
 
 __all__ = ["Changes", "graph_node"]
 
@@ -120,7 +121,11 @@ class Changes:
         regions = networkx.Graph()
         shared = self._of_one_name()
         cut = {("a", mine) for mine, _ in shared} | {("b", theirs) for _, theirs in shared}
-        for letter, side, matched in (("a", found.a, found.to_b), ("b", found.b, found.to_a)):
+        groups = of_same_weights(found)
+        for letter, side, matched, group in (
+            ("a", found.a, found.to_b, groups[0]),
+            ("b", found.b, found.to_a, groups[1]),
+        ):
             fixed = _of_constants(side.view)
             for place, given in enumerate(side.view.inputs):
                 if place in matched:
@@ -129,13 +134,17 @@ class Changes:
                 for source in (*given, *side.view.captured[place]):
                     if source.kind != "node" or int(source.of) in matched or (letter, source) in cut:
                         continue
-                    if fixed[place] == fixed[int(source.of)]:
-                        regions.add_edge((letter, int(source.of)), (letter, place))
+                    maker = int(source.of)
+                    is_apart = place in group and maker in group and group[place] != group[maker]
+                    if fixed[place] == fixed[maker] and not is_apart:
+                        regions.add_edge((letter, maker), (letter, place))
         for mine, theirs in (*shared, *self._boundary()):
             if mine.kind == theirs.kind == "node":
                 one, other = int(mine.of), int(theirs.of)
                 if one not in found.to_b and other not in found.to_a:
                     regions.add_edge(("a", one), ("b", other))
+        mine_of = {number: place for place, number in groups[0].items()}
+        regions.add_edges_from((("a", mine_of[number]), ("b", place)) for place, number in groups[1].items())
         components = [
             _Region(*(tuple(sorted(place for side, place in component if side == letter)) for letter in "ab"))
             for component in networkx.connected_components(regions)

@@ -7,6 +7,7 @@ of another node, or comes from around the graph.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -58,6 +59,11 @@ class Constant:
     tensor: onnx.TensorProto | None
     is_initializer: bool
     digest: bytes
+
+    @property
+    def size(self) -> int:
+        """Return the number of elements, 0 for what is sparse."""
+        return 0 if self.tensor is None else math.prod(self.tensor.dims)
 
 
 @dataclass(slots=True, eq=False)
@@ -198,7 +204,7 @@ def _attribute(attribute: onnx.AttributeProto, folder: Path) -> tuple[str, Any]:
         kind = onnx.TensorProto.DataType.Name(attribute.t.data_type).lower()
         dims = list(attribute.t.dims)
         text = f"{kind}{dims}"
-        if int(np.prod(dims)) == 1 and attribute.t.data_type != onnx.TensorProto.STRING:
+        if math.prod(dims) == 1 and attribute.t.data_type != onnx.TensorProto.STRING:
             text += f" {content(attribute.t, folder).reshape(-1)[0]}"
         return text, _digest(attribute.t, folder)
     try:

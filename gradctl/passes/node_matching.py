@@ -2,11 +2,17 @@
 
 Nodes have colours: of what they compute (operator, attributes, and the colours of their inputs) and of what becomes of
 their result (the operators that take it, and theirs, down to the outputs). One colour is one number for both graphs, so
-that no two different things share it. In this order: 1. what has the same colours both ways; 2. the same use; 3. the
-same computation; 4. the same operator for a value of the same name, then for a node of the same name; 5. neighbours:
-same operator beside nodes that are matched; 6. 1 to 3 without constants and attributes, where these changed; then 5
-again; 7. of equal nodes in a row, of which one graph has fewer, those that kept their names. Colours come before names because exporters number their values: a name that is there twice need not be the same
-value, and names are believed only if most of the nodes of case 1 to 3 whose names are in both graphs kept theirs.
+that no two different things share it. In this order:
+
+1. what has the same colours both ways; 2. the same use; 3. the same computation;
+4. the same operator for a value of the same name, then for a node of the same name;
+5. neighbours: the same operator beside nodes that are matched;
+6. 1 to 3 without constants and attributes, where these changed; then 5 again;
+7. the same operator beside nodes that take the same weights, whatever these nodes are; then 5 again;
+8. of equal nodes in a row, of which one graph has fewer, those that kept their names.
+
+Colours come before names because exporters number their values: a name that is there twice need not be the same value.
+Names are believed only if most of the nodes of cases 1 to 3 whose names are in both graphs kept theirs.
 
 Source: colour refinement as Weisfeiler and Lehman, Nauchno-Technicheskaya Informatsia 2 (1968), on directed graphs with
 ordered edges, where a pass in each direction is enough.
@@ -19,11 +25,12 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import networkx
 import onnx
 
 from gradctl.passes.graph_view import Consumer, GraphView, Source, attributes_of, operator_of, subgraphs
 
-__all__ = ["Matching", "Side", "matching"]
+__all__ = ["Matching", "Side", "matching", "of_same_weights"]
 
 _Key = Hashable
 _Outer = Callable[[str], Hashable]
@@ -119,13 +126,71 @@ def matching(a: Side, b: Side) -> Matching:
     for left, right in (loose, used, computed):
         _pair_classes(found, left, right)
         _pair_neighbours(found)
+    count = -1
+    while count < len(found.to_b):
+        count = len(found.to_b)
+        _pair_beside_weights(found)
+        _pair_neighbours(found)
     for each in (found, found.swapped()):
         _prefer_names(each)
     return found
 
 
+def of_same_weights(found: Matching) -> tuple[dict[int, int], dict[int, int]]:
+    """Return a number for each unmatched node of each graph that takes weights which one of the other takes too.
+
+    Those of one number stand for each other. A weight has more than one element, and one unmatched node in each graph.
+    """
+    takers: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
+    for letter, side, matched in (("a", found.a, found.to_b), ("b", found.b, found.to_a)):
+        for place, given in enumerate(side.view.inputs):
+            if place in matched:
+                continue
+            for source in given:
+                if source.kind == "constant" and side.view.constants[int(source.of)].size > 1:
+                    takers[side.view.constants[int(source.of)].digest].append((letter, place))
+    graph = networkx.Graph(tuple(pair) for pair in takers.values() if sorted(each[0] for each in pair) == ["a", "b"])
+    groups: tuple[dict[int, int], dict[int, int]] = ({}, {})
+    for number, component in enumerate(networkx.connected_components(graph)):
+        for letter, place in component:
+            groups[letter == "b"][place] = number
+    return groups
+
+
+def _pair_beside_weights(found: Matching) -> None:
+    """Case 7."""
+    mine, theirs = (_members(group) for group in of_same_weights(found))
+    for strict in (True, False):
+        for number in mine:
+            for beside in (_takers, _givers):
+                _pair_consumers(
+                    found,
+                    beside(found.a.view, mine[number]),
+                    beside(found.b.view, theirs[number]),
+                    [],
+                    strict=strict,
+                )
+
+
+def _members(groups: Mapping[int, int]) -> dict[int, set[int]]:
+    members: dict[int, set[int]] = defaultdict(set)
+    for place, number in groups.items():
+        members[number].add(place)
+    return members
+
+
+def _takers(view: GraphView, inside: set[int]) -> list[Consumer]:
+    return [each for place in inside for each in view.consumers[place] if each.node not in inside]
+
+
+def _givers(view: GraphView, inside: set[int]) -> list[Consumer]:
+    """Return the nodes that feed some others, each once; which input they feed says nothing here."""
+    makers = {int(source.of) for place in inside for source in view.inputs[place] if source.kind == "node"}
+    return [Consumer(place, 0, 0) for place in sorted(makers - inside)]
+
+
 def _prefer_names(found: Matching) -> None:
-    """Case 7: pair a node with the one of its name instead, where that has no counterpart and computes the same."""
+    """Case 8: pair a node with the one of its name instead, where that has no counterpart and computes the same."""
     if not found.names_kept:
         return
     free = {_first_output(node): place for place, node in enumerate(found.a.view.nodes) if place not in found.to_b}

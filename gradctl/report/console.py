@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -207,7 +208,10 @@ def _print_structure(console: Console, structure: Structure) -> None:
     headline, *lines = structure_lines(structure)
     _print_indented(console, headline, indent=0)
     for line in lines:
-        _print_indented(console, line)
+        # Broken here and not by rich, so that what goes on is told from what is new.
+        parts = textwrap.wrap(line, max(20, console.width - 2), subsequent_indent="    ", break_on_hyphens=False)
+        for part in parts:
+            _print_indented(console, part)
     if lines:
         console.print()
 

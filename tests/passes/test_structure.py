@@ -159,3 +159,230 @@ def test_an_inserted_node_is_named(tmp_path):
             ("added", [node.operator])
         ]
         assert (found.changes[0].before, found.initializers) == ((), ())
+
+
+def of_constants(**shapes):
+    """Return random constants of these shapes."""
+    source = np.random.default_rng(0)
+    return {name: source.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+LINEAR = of_constants(w=(4, 4), b=(4,), v=(4, 4), c=(4,))
+NORM = of_constants(scale=(4,), bias=(4,)) | {"two": np.float32(2), "eps": np.float32(1e-5), "axis": np.array([-1])}
+X_TO_Y = "g (float[4, 4] x) => (float[4, 4] y)"
+
+# Each row: what is before, what is after, the constants of both, and what is said of it. Read the other way round a
+# fused node is a split one.
+REWRITES = {
+    "linear": (
+        "h = MatMul(x, w)  i = Add(h, b)  r = Relu(i)  k = MatMul(r, v)  y = Add(k, c)",
+        "i = Gemm(x, w, b)  r = Relu(i)  y = Gemm(r, v, c)",
+        LINEAR,
+        [("fused", ["MatMul", "Add"], ["Gemm"])] * 2,
+    ),
+    "linear, other names": (
+        "h = MatMul(x, w)  i = Add(h, b)  r = Relu(i)  k = MatMul(r, v)  y = Add(k, c)",
+        "r = Gemm(x, w, b)  k = Relu(r)  y = Gemm(k, v, c)",
+        LINEAR,
+        [("fused", ["MatMul", "Add"], ["Gemm"])] * 2,
+    ),
+    "linear, one after the other": (
+        "h = MatMul(x, w)  i = Add(h, b)  k = MatMul(i, v)  y = Add(k, c)",
+        "i = Gemm(x, w, b)  y = Gemm(i, v, c)",
+        LINEAR,
+        [("fused", ["MatMul", "Add"], ["Gemm"])] * 2,
+    ),
+    "linear, one after the other, other names": (
+        "h = MatMul(x, w)  i = Add(h, b)  k = MatMul(i, v)  y = Add(k, c)",
+        "h = Gemm(x, w, b)  y = Gemm(h, v, c)",
+        LINEAR,
+        [("fused", ["MatMul", "Add"], ["Gemm"])] * 2,
+    ),
+    "layer norm": (
+        "m = ReduceMean(x, axis)  d = Sub(x, m)  s = Pow(d, two)  q = ReduceMean(s, axis)  e = Add(q, eps) "
+        "r = Sqrt(e)  n = Div(d, r)  t = Mul(n, scale)  u = Add(t, bias)  y = Relu(u)",
+        "l = LayerNormalization<axis = -1>(x, scale, bias)  y = Relu(l)",
+        NORM,
+        [
+            (
+                "fused",
+                ["ReduceMean", "Sub", "Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul", "Add"],
+                ["LayerNormalization"],
+            )
+        ],
+    ),
+    "transposes": (
+        "t = Transpose<perm = [1, 0]>(x)  u = Transpose<perm = [1, 0]>(t)  y = Relu(u)",
+        "y = Relu(x)",
+        {},
+        [("removed", ["Transpose", "Transpose"], [])],
+    ),
+    "transpose into Gemm": (
+        "t = Transpose<perm = [1, 0]>(x)  y = Gemm(t, w, b)",
+        "y = Gemm<transA = 1>(x, w, b)",
+        LINEAR,
+        [("fused", ["Transpose", "Gemm"], ["Gemm"])],
+    ),
+    "another activation": (
+        "h = MatMul(x, w)  r = Relu(h)  y = MatMul(r, v)",
+        "h = MatMul(x, w)  r = Elu(h)  y = MatMul(r, v)",
+        LINEAR,
+        [("replaced", ["Relu"], ["Elu"])],
+    ),
+    "a constant computed beforehand": (
+        "t = Transpose(w)  u = Neg(t)  y = MatMul(x, u)",
+        "y = MatMul(x, folded)",
+        LINEAR | {"folded": -LINEAR["w"].T},
+        [("folded", ["Transpose", "Neg"], [])],
+    ),
+    "one of two equal nodes": (
+        "r = Relu(x)  s = Relu(x)  t = Neg(r)  u = Exp(s)  y = Add(t, u)",
+        "r = Relu(x)  t = Neg(r)  u = Exp(r)  y = Add(t, u)",
+        {},
+        [("merged", ["Relu"], [])],
+    ),
+}
+
+
+@pytest.mark.parametrize("row", REWRITES)
+def test_what_optimisers_do_has_its_name(row):
+    before, after, constants, expected = REWRITES[row]
+    a, b = (model(f"{X_TO_Y} {{ {text} }}", constants) for text in (before, after))
+    assert said(structure(a, b)) == expected
+    other = {"fused": "split", "removed": "added", "folded": "added", "merged": "added"}
+    assert said(structure(b, a)) == [(other.get(kind, kind), right, left) for kind, left, right in expected]
+
+
+def test_batch_norm_went_into_the_convolution():
+    constants = of_constants(w=(4, 3, 3, 3), s=(4,), t=(4,), m=(4,)) | {"v": np.ones(4, np.float32)}
+    image = "g (float[1, 3, 8, 8] x) => (float[1, 4, 6, 6] y)"
+    a = model(f"{image} {{ c = Conv(x, w)  n = BatchNormalization(c, s, t, m, v)  y = Relu(n) }}", constants)
+    folded = {"w": constants["w"] * 2, "b": constants["t"]}
+    for value in ("c", "n"):
+        b = model(f"{image} {{ {value} = Conv(x, w, b)  y = Relu({value}) }}", folded)
+        found = structure(a, b)
+        assert said(found) == [("fused", ["Conv", "BatchNormalization"], ["Conv"])]
+        changed = [(each.kind, each.name, each.error, each.max_abs) for each in found.initializers]
+        assert changed[0] == ("changed", "w", pytest.approx(1.0), pytest.approx(np.abs(constants["w"]).max()))
+
+
+def test_what_computes_nothing_is_only_counted():
+    a = model(f"{X_TO_Y} {{ h = MatMul(x, w)  y = Relu(h) }}", {"w": LINEAR["w"]})
+    b = model(f"{X_TO_Y} {{ i = Identity(x)  h = MatMul(i, w)  j = Identity(h)  r = Relu(j)  y = Identity(r) }}")
+    b.model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=a.model.graph.initializer[0]))
+    found = structure(a, b)
+    assert (found.changes, found.initializers, found.model) == ((), (), ())
+    assert (found.operators_after["Identity"], found.operators_after["Constant"], found.moved) == (3, 1, 1)
+
+
+def test_a_default_that_is_spelled_out_is_no_difference():
+    a = model(f"{X_TO_Y} {{ y = Gemm(x, w, b) }}", LINEAR)
+    b = model(f"{X_TO_Y} {{ y = Gemm<alpha = 1.0, transA = 0>(x, w, b) }}", LINEAR)
+    c = model(f"{X_TO_Y} {{ y = Gemm<alpha = 2.0>(x, w, b) }}", LINEAR)
+    assert structure(a, b).changes == ()
+    ((difference,),) = [change.differences for change in structure(a, c).changes]
+    assert (difference.what, difference.before, difference.after) == ("alpha", None, "2")
+
+
+def test_another_weight_is_another_wire_and_other_values_are_no_wire():
+    a = model(f"{X_TO_Y} {{ h = MatMul(x, w)  y = MatMul(h, v) }}", {"w": LINEAR["w"], "v": LINEAR["v"]})
+    crossed = model(f"{X_TO_Y} {{ h = MatMul(x, v)  y = MatMul(h, w) }}", {"w": LINEAR["w"], "v": LINEAR["v"]})
+    exchanged = model(f"{X_TO_Y} {{ h = MatMul(x, w)  y = MatMul(h, v) }}", {"w": LINEAR["v"], "v": LINEAR["w"]})
+    found = structure(a, crossed)
+    assert said(found) == [("rewired", ["MatMul"], ["MatMul"])] * 2
+    assert found.initializers == ()
+    found = structure(a, exchanged)
+    assert found.changes == ()
+    assert sorted((each.kind, each.name) for each in found.initializers) == [("changed", "v"), ("changed", "w")]
+
+
+def test_an_initializer_of_another_type_is_told_with_both():
+    a = model(f"{X_TO_Y} {{ y = MatMul(x, w) }}", {"w": LINEAR["w"]})
+    b = model(f"{X_TO_Y} {{ y = MatMul(x, w) }}", {"w": LINEAR["w"][:, :1].astype(np.float64)})
+    (change,) = structure(a, b).initializers
+    assert (change.type_before, change.type_after, change.error) == ("float32[4, 4]", "float64[4, 1]", None)
+
+
+BRANCHES = """
+{ c = Greater(x, zero)  d = ReduceMax(e)  h = Relu(x)
+  y = If (d) <
+    then_branch = t () => (float[4, 4] p) { q = Neg(h)  p = LeakyRelu<alpha = %s>(q) },
+    else_branch = s () => (float[4, 4] p) { p = Exp(%s) }
+  > }
+"""
+
+
+def branches(alpha="0.1", taken="h"):
+    text = BRANCHES.replace("c = Greater(x, zero)  d = ReduceMax(e)", "d = Not(flag)") % (alpha, taken)
+    return model(f"g (float[4, 4] x, bool flag) => (float[4, 4] y) {text}")
+
+
+def test_branches_are_compared_from_within():
+    a = branches()
+    other = branches()
+    for node in other.model.graph.node:
+        for attribute in node.attribute:
+            for inner in attribute.g.node:
+                inner.input[:] = [{"h": "q", "q": "m"}.get(name, name) for name in inner.input]
+                inner.output[:] = [{"q": "m"}.get(name, name) for name in inner.output]
+        node.output[:] = [{"h": "q"}.get(name, name) for name in node.output]
+    found = structure(a, other)
+    assert (found.changes, found.matched) == ((), found.nodes_before)
+    (change,) = structure(a, branches(alpha="0.5")).changes
+    assert (change.kind, change.inside) == ("attributes", "then_branch of If y")
+    assert [(each.what, each.before, each.after) for each in change.differences] == [("alpha", "0.1", "0.5")]
+    (change,) = structure(a, branches(taken="x")).changes
+    assert (change.kind, change.inside, change.before[0].operator) == ("rewired", "else_branch of If y", "Exp")
+
+
+def test_functions_are_compared_by_name():
+    text = """g (float[4, 4] x) => (float[4, 4] y) {{ y = own.act(x) }}
+    <domain: "own", opset_import: ["" : 20]> act (p) => (q) {{ r = Neg(p)  q = {} }}"""
+    a, b = model(text.format("Relu(r)")), model(text.format("Elu(r)"))
+    assert structure(a, a).changes == ()
+    (change,) = structure(a, b).changes
+    assert (change.kind, change.inside) == ("replaced", "function own::act")
+
+
+def test_the_model_around_the_graph_is_told():
+    a = model("g (float[n, 4] x) => (float[n, 4] y) { y = Relu(x) }")
+    b = model("h (float[4, 4] x) => (double[4, 4] z) { z = Relu(x) }")
+    b.model.opset_import[0].version, b.model.ir_version, b.model.producer_name = 18, 9, "someone"
+    onnx.helper.set_model_props(b.model, {"author": "A"})
+    assert [(each.what, each.before, each.after) for each in structure(a, b).model] == [
+        ("input 0", "x float32[n, 4]", "x float32[4, 4]"),
+        ("output 0", "y float32[n, 4]", "z float64[4, 4]"),
+        ("opset ai.onnx", "20", "18"),
+        ("ir_version", "10", "9"),
+        ("graph name", "g", "h"),
+        ("producer", None, "someone"),
+        ("metadata author", None, "A"),
+    ]
+
+
+def test_external_data_are_read_where_they_lie(tmp_path):
+    graph = drawn(3)
+    file_of(graph, tmp_path / "a.onnx")
+    other, (name, _) = planted_entry(graph, random.Random(0))
+    onnx.save(
+        onnx.load(file_of(other, tmp_path / "b.onnx")), tmp_path / "b.onnx",
+        save_as_external_data=True, location="b.data", size_threshold=0,
+    )  # fmt: skip
+    found = structure(read(tmp_path / "a.onnx"), read(tmp_path / "b.onnx"))
+    assert (found.changes, [each.name for each in found.initializers]) == ((), [name])
+
+
+@pytest.mark.parametrize("kind", ["STRING", "BFLOAT16", "INT4", "BOOL", "COMPLEX64", "FLOAT8E4M3FN", "INT64"])
+def test_constants_of_every_kind_are_compared(kind):
+    number = getattr(onnx.TensorProto, kind)
+
+    def one(*values):
+        file = model("g (float[4] x) => (float[4] y) { y = Relu(x) }")
+        values = [str(each).encode() for each in values] if kind == "STRING" else values
+        file.model.graph.initializer.append(onnx.helper.make_tensor("c", number, [len(values)], values))
+        return file
+
+    assert structure(one(1, 0, 1), one(1, 0, 1)).initializers == ()
+    (change,) = structure(one(1, 0, 1), one(1, 1, 1)).initializers
+    assert (change.kind, change.max_abs) == ("changed", None if kind == "STRING" else 1.0)
+    assert change.error == (None if kind == "STRING" else pytest.approx(2**-0.5))
