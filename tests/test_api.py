@@ -290,13 +290,14 @@ def test_the_clean_function_passes():
     assert gradctl.gradcheck(custom_relu.ReLU, custom_relu.ReLU_inputs()).verdict == "pass"
 
 
-def test_a_lambda_over_a_module_is_judged_by_its_inputs_and_leaves_the_module_as_it_was():
-    net = Weighted().double()
-    net(rows(5, 4).double()).sum().backward()
+def test_a_lambda_over_a_module_is_judged_with_its_parameters_and_leaves_it_as_it_was():
+    net = Weighted()
+    net(rows(5, 4)).sum().backward()
     before = snapshot(net)
-    report = gradctl.gradcheck(lambda x: net(x) ** 2, rows(5, 4).double())
-    assert report.verdict == "pass"
-    assert [tensor.tensor for tensor in report.units[0].tensors] == ["input:x"]
+    report = gradctl.compare(lambda x: net(x) ** 2, rows(5, 4), forms=["trace", "export"])
+    assert verdicts(report) == dict.fromkeys(["eager", "trace", "export"], "pass")
+    names = {f"param:net.{name}" for name, _ in net.named_parameters()}
+    assert {tensor.tensor for tensor in report.units[0].tensors} == {*names, "input:x"}
     assert_as_before(net, before)
 
 

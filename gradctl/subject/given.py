@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from gradctl.core.errors import TargetError
+from gradctl.subject.closure import with_modules_owned
 from gradctl.subject.inputs import inputs_from_call
 from gradctl.subject.load import refuse_meta, training_note
 from gradctl.subject.signature import function_class, module_of, optimized_inner
@@ -30,7 +31,8 @@ def subject_of(
     """Return a model that is there already, with its inputs; neither is changed.
 
     Args:
-        model: a module, a function of tensors, or an ``autograd.Function`` (judged by its ``apply``).
+        model: a module, a function of tensors (the modules that it uses are part of it), or an ``autograd.Function``
+            (judged by its ``apply``).
         inputs: a tuple or list by position, a mapping by keyword, or one tensor.
         kwargs: more inputs by keyword.
         loss: ``loss(outputs)`` or ``loss(outputs, *args, **kwargs)`` to a scalar.
@@ -53,6 +55,7 @@ def subject_of(
     if loss is not None and (inspect.isclass(loss) or not callable(loss)):
         kind = "a class" if inspect.isclass(loss) else f"of type {type(loss).__name__!r}"
         raise TargetError("GC113", f"the loss is {kind}, not a function of the outputs.")
+    model = with_modules_owned(model)
     refuse_meta(model, name)
     fitted = inputs_from_call(inputs, kwargs or {}, model)
     note = training_note(model, "call eval() first if that is not meant")
