@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import resource
 import struct
 import zipfile
@@ -78,6 +80,79 @@ def test_without_trust_nothing_is_loaded(saved):
     assert message_of(path, trusted=False) == (
         f"GC901 FILE is {what}, code that runs when loaded. Pass --trust if you trust its author."
     )
+
+
+class RunsWhenLoaded(nn.Module):
+    """Makes a file when TorchScript loads it: a program may say how its state is put back."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path, self.held = path, torch.ones(1)
+
+    def forward(self, x):
+        return x * self.held
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]):
+        self.path, self.training = state[0], state[1]
+        self.held = torch.from_file(state[0], True, 4)  # makes the file, as long as four floats
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_code_in_a_torchscript_file_does_not_run_without_trust(tmp_path):
+    path, sprung = tmp_path / "model.pt", tmp_path / "sprung"
+    torch.jit.save(torch.jit.script(RunsWhenLoaded(str(sprung))), path)
+    assert "GC901 FILE is a TorchScript program" in message_of(path, trusted=False)
+    assert not sprung.exists()
+    load(path, trusted=True)
+    assert sprung.exists()
+
+
+def test_code_in_an_exported_file_does_not_run_without_trust(tmp_path):
+    path, sprung = tmp_path / "model.pt2", tmp_path / "sprung"
+    save(form_named("export").capture(instance_of(two_layers())), path)
+    planted = io.BytesIO()
+    torch.save(Trap(sprung), planted)
+    with zipfile.ZipFile(path) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    assert "archive/data/sample_inputs/model.pt" in members
+    with zipfile.ZipFile(path, "w") as changed:
+        for name, content in members.items():
+            changed.writestr(name, planted.getvalue() if "sample_inputs" in name else content)
+    assert "GC901 FILE is an exported program with pickled parts" in message_of(path, trusted=False)
+    assert not sprung.exists()
+    message_of(path, trusted=True)
+    assert sprung.exists()
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_file_that_unpacks_to_far_more_than_it_has_is_not_unpacked(tmp_path, trusted):
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/models/model.json", bytes(2**28 + 1))
+    assert message_of(path, trusted=trusted) == (
+        f"GC903 FILE has {path.stat().st_size:,} bytes and unpacks to 268,435,457. "
+        "Write it without compression if that is right."
+    )
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.pt2")
+    said = "GC142 FILE is a pipe or a device, and no file. Write what it gives into a file."
+    assert message_of(tmp_path / "model.pt2") == said
 
 
 def test_the_kind_is_told_by_content_and_not_by_the_suffix(saved):
