@@ -1,13 +1,14 @@
 """What a graph consists of, and an estimate of what one run takes: operations, and memory for inner values.
 
 Shapes come from ONNX's inference for the sizes of the example, and from what onnxruntime wrote into the file for its
-own operators. A multiplication with an addition counts 2, an element of anything else 1.
+own operators. A multiplication with an addition counts 2, an element of anything else 1; what calls other graphs or is
+a whole layer (a recurrence, attention) is not counted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -22,7 +23,18 @@ __all__ = ["size_of"]
 _Shape = tuple[int, ...]
 _FREE = ("Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size")
 _PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulInteger", "QLinearMatMul")
-_CONVOLUTIONS = ("Conv", "FusedConv", "ConvInteger", "QLinearConv")
+# The convolutions, and which of their inputs is the weight.
+_CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
+_WHOLE_LAYERS = (
+    "RNN",
+    "LSTM",
+    "GRU",
+    "Einsum",
+    "Attention",
+    "MultiHeadAttention",
+    "GroupQueryAttention",
+    "PackedAttention",
+)
 
 
 def size_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> GraphSize:
@@ -35,16 +47,17 @@ def size_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> Grap
     own = model.graph.initializer
     kinds = operators(model)
     known = _shapes(model, shapes)
-    counted = [(node, _operations(node, known)) for node in model.graph.node]
+    functions = {(each.domain, each.name) for each in model.functions}
+    counts = [None if _is_whole(node, functions) else _operations(node, known) for node in model.graph.node]
     return GraphSize(
         operators=kinds,
         nodes=sum(kinds.values()),
         initializers=len(own),
         parameters=sum(math.prod(each.dims) for each in own),
         bytes=sum(math.prod(each.dims) * _item_bytes(each.data_type) for each in own),
-        flops=sum(count or 0 for _, count in counted),
+        flops=sum(count or 0 for count in counts),
         activation_bytes=_most_alive(model, known),
-        uncounted=sum(count is None for _, count in counted),
+        uncounted=sum(count is None for count in counts),
     )
 
 
@@ -78,6 +91,14 @@ def _dimensions(value: onnx.ValueInfoProto) -> _Shape | None:
     return tuple(size.dim_value for size in kind.shape.dim)
 
 
+def _is_whole(node: onnx.NodeProto, functions: Collection[tuple[str, str]]) -> bool:
+    """Tell a node that stands for many: a layer, a call of a function, a branch or a loop."""
+    calls = (node.domain, node.op_type) in functions or any(
+        each.HasField("g") or each.graphs for each in node.attribute
+    )
+    return calls or node.op_type in _WHOLE_LAYERS
+
+
 def _operations(node: onnx.NodeProto, known: Mapping[str, tuple[_Shape, int]]) -> int | None:
     """Return the operations of one node; None where a shape that says is not known."""
     if node.op_type in _FREE:
@@ -91,7 +112,7 @@ def _operations(node: onnx.NodeProto, known: Mapping[str, tuple[_Shape, int]]) -
         left = inputs[0]
         return 2 * elements * _inner(node, left[0]) if left and left[0] else None
     if node.op_type in _CONVOLUTIONS:
-        weight = inputs[1]
+        weight = inputs[_CONVOLUTIONS[node.op_type]]
         return 2 * elements * math.prod(weight[0][1:]) if weight else None
     if node.op_type == "ConvTranspose":
         image, weight = inputs[0], inputs[1]
