@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -169,3 +172,11 @@ def test_any_text_is_read_or_named(tmp_path_factory, text):
         read(path)
     except TargetError as error:
         assert error.message.startswith(str(path))
+
+
+def test_the_example_of_the_readme_is_a_configuration(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall("```toml\n(.*?)```", readme, re.DOTALL)
+    configuration = read(written(tmp_path, example)).configuration
+    assert [entry.expect for entry in configuration.targets] == [{"compile": "fail"}]
+    assert [accepted.error for accepted in configuration.allow] == [0.9]
