@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import struct
 import traceback
 import zipfile
 from collections.abc import Iterator
@@ -210,6 +211,8 @@ def _members(path: Path) -> list[str]:
                 f"{path} is cut off: it begins like a zip archive, and its end is missing. Write or copy it again.",
             ) from error
         raise _no_model(path, "no zip archive", "A model file is TorchScript, .pt2 or .onnx.") from error
+    except (ValueError, NotImplementedError, struct.error) as error:  # names, versions and extra fields of members
+        raise TargetError("GC142", f"{path} is damaged ({first_line(error)}). Write or copy it again.") from error
     except OSError as error:
         raise TargetError("GC142", f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
 

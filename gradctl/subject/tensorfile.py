@@ -9,6 +9,7 @@ __all__ = ["INPUT_SUFFIXES", "WEIGHT_SUFFIXES", "read_tensors"]
 import lzma
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 import zlib
@@ -30,13 +31,8 @@ from gradctl.subject.plainfile import ensure_plain
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 INPUT_SUFFIXES = (".npz", ".pb", *WEIGHT_SUFFIXES)
 
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    RuntimeError,
-)  # the last: encrypted, and others
+# A RuntimeError stands for what is encrypted, or packed as Python's zipfile does not unpack.
+_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error, RuntimeError)
 _DEEPEST = 100  # lists and dicts in each other, as code that follows them can
 _MOST_CONTAINERS = 2**20
 

@@ -186,6 +186,18 @@ def test_overwritten_weights_are_found_by_their_checksum_where_torch_loads_them(
     assert message_of(path).endswith("does not have its checksum. Write or copy it again.")
 
 
+def test_a_member_whose_name_is_no_text_is_damaged(saved):
+    _, path = saved
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("wörter", b"")
+    path.write_bytes(path.read_bytes().replace("ö".encode(), b"\xff\xff"))
+    said = message_of(path)
+    assert said.startswith(
+        "GC142 FILE is damaged (UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 1"
+    )
+    assert said.endswith("). Write or copy it again.")
+
+
 def test_a_file_that_is_missing_names_the_nearest(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"PK")
     with pytest.raises(TargetError, match=r"GC142 there is no file '.*/mdel.pt' \(did you mean 'model.pt'\?\)\."):
