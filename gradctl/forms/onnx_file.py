@@ -90,7 +90,9 @@ def read(path: Path) -> OnnxFile:
         onnx.checker.check_model(path)
     except onnx.checker.ValidationError as error:
         said = " ".join(str(error).partition("\n\n")[0].split()).rstrip(".")
-        raise TargetError("GC601", f"{path} is not valid ONNX: {said}.") from error
+        raise TargetError(
+            "GC601", f"{path} is not valid ONNX: {said}{_shapeless(file.model) if 'shape' in said else ''}."
+        ) from error
     except Exception as error:  # a domain without a version raises a bare RuntimeError, and so on
         if is_out_of_memory(error):
             raise
@@ -162,6 +164,16 @@ def initializers(file: OnnxFile) -> Iterator[tuple[str, torch.Tensor]]:
             yield proto.name, torch.from_numpy(array.copy())
         except TypeError:  # strings, and types of fewer bits
             continue
+
+
+def _shapeless(model: onnx.ModelProto) -> str:
+    """Return which inputs and outputs have no shape, if any: the checker refuses them without a name."""
+    ports = [
+        repr(port.name)
+        for port in (*model.graph.input, *model.graph.output)
+        if port.type.HasField("tensor_type") and not port.type.tensor_type.HasField("shape")
+    ]
+    return f" ({', '.join(ports)}). Give each its sizes, by name where they are free" if ports else ""
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
@@ -237,8 +249,8 @@ def _ensure_inside(says: str, tensor: onnx.TensorProto, entries: dict[str, str],
 
 def _number(says: str, entries: dict[str, str], key: str, default: int) -> int:
     try:
-        return int(entries.get(key) or default)
+        return int(entries.get(key, default))
     except ValueError as error:
         raise TargetError(
-            "GC601", f"{says} have the {key} {entries[key]!r}, which is no number. Write the file again."
+            "GC601", f"{says} have the {key} {entries[key][:40]!r}, which is no number. Write the file again."
         ) from error

@@ -16,11 +16,12 @@ from tests.passes.test_onnxruntime import ATTENTION, WEIGHTS, loaded
 CUBE = {"inputs": "float[2, 3, 4] x", "outputs": "float[2, 3, 4] y"}
 RMS_NORM = """
 sq = Pow({0}, two)
-mean = ReduceMean(sq, last)
+mean = ReduceMean<keepdims = 1>(sq, last)
 more = Add(mean, small)
 root = Sqrt(more)
-one = Div({0}, root)
-{1} = Mul(one, scale)"""
+inverse = Reciprocal(root)
+normal = Mul({0}, inverse)
+{1} = Mul(normal, scale)"""
 RMS_WEIGHTS = {"two": np.float32(2), "last": np.array([-1]), "small": np.float32(1e-5)}
 
 
