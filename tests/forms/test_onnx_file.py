@@ -461,10 +461,11 @@ def test_strings_are_in_no_other_file(folder):
     )
 
 
+@pytest.mark.parametrize("value", ["eight", "", "1" * 5000])
 @pytest.mark.parametrize("key", ["offset", "length"])
-def test_an_offset_that_is_no_number(folder, key):
-    assert refused(folder, tensor(**{key: "eight"})) == (
-        f"GC601 FILE: the external data of 'w' have the {key} 'eight', which is no number. Write the file again."
+def test_an_offset_that_is_no_number(folder, key, value):
+    assert refused(folder, tensor(**{key: value})) == (
+        f"GC601 FILE: the external data of 'w' have the {key} {value[:40]!r}, which is no number. Write the file again."
     )
 
 
