@@ -202,3 +202,78 @@ def test_half_precision_is_judged_by_its_own_rounding(tmp_path):
     b = written(tmp_path / "b.onnx", half, {"w": changed(W, 1.1).astype(np.float16)})
     assert compare_files(a, a).verdict == "pass"
     assert compare_files(a, b).verdict == "fail"
+
+
+def test_the_graphs_are_told_and_do_not_fail(a, tmp_path):
+    fused = [node("Gemm", "x w b", "hb"), *TWO_LAYERS[2:]]
+    b = written(tmp_path / "b.onnx", fused, {"w": W, "v": V, "b": B}, opset=20)
+    unit = compare_files(a, b, fail_on="note")
+    assert (unit.verdict, unit.findings) == ("pass", ())
+    (change,) = unit.structure.changes
+    operators = [[each.operator for each in side] for side in (change.before, change.after)]
+    assert (change.kind, operators) == ("fused", [["MatMul", "Add"], ["Gemm"]])
+    assert [(each.what, each.before, each.after) for each in unit.structure.model] == [("opset ai.onnx", "18", "20")]
+
+
+DEEP = [
+    helper.make_node("MatMul", ["x", "w"], ["h"], "first"),
+    helper.make_node("Relu", ["h"], ["r"], "second"),
+    helper.make_node("MatMul", ["r", "v"], ["y"], "third"),
+]
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["same names", "other names"])
+def test_the_first_value_that_differs_is_named_with_both_nodes(plain, tmp_path):
+    a = written(tmp_path / "a.onnx", DEEP, {"w": W, "v": V})
+    names = {"h": "r", "r": "h", "first": "other", "second": "another"} if not plain else {}
+    deep = [
+        helper.make_node(
+            each.op_type,
+            [names.get(name, name) for name in each.input],
+            [names.get(name, name) for name in each.output],
+            names.get(each.name, each.name),
+        )
+        for each in DEEP
+    ]
+    wrong = W.copy()
+    wrong[3, 5] += 1.0
+    b = written(tmp_path / "b.onnx", deep, {"w": wrong, "v": V})
+    (finding,) = compare_files(a, b).findings
+    said = finding.message.partition(" The first value that differs, ")[2]
+    if plain:
+        assert said.startswith("h, is off by ") and said.endswith(": MatMul 'first' makes it.")
+        assert str(finding.location) == f"{b}, MatMul 'first'"
+    else:
+        assert said.startswith(f"h (r in {b}), is off by ")
+        assert said.endswith(": MatMul 'first' there, MatMul 'other' here makes it.")
+        assert str(finding.location) == f"{b}, MatMul 'other'"
+
+
+def test_no_inner_value_is_named_where_only_the_output_differs(tmp_path):
+    a = written(tmp_path / "a.onnx", DEEP, {"w": W, "v": V})
+    b = written(tmp_path / "b.onnx", DEEP, {"w": W, "v": changed(V, 1.1)})
+    (finding,) = compare_files(a, b).findings
+    assert "first value" not in finding.message
+    assert finding.location is None
+
+
+def test_a_removed_node_is_where_values_part(tmp_path):
+    a = written(tmp_path / "a.onnx", DEEP, {"w": W, "v": V})
+    b = written(tmp_path / "b.onnx", [DEEP[0], node("MatMul", "h v", "y")], {"w": W, "v": V})
+    unit = compare_files(a, b)
+    assert [(each.kind, each.before[0].name) for each in unit.structure.changes] == [("removed", "second")]
+    (finding,) = unit.findings
+    assert f"r (h in {b})" in finding.message
+    assert finding.message.endswith("Relu 'second' there, MatMul 'first' here makes it.")
+
+
+def test_values_of_files_with_external_data_are_compared_too(tmp_path):
+    files = []
+    for name, weight in (("a", W), ("b", changed(W, 1.1))):
+        path = written(tmp_path / f"{name}.onnx", DEEP, {"w": weight, "v": V})
+        onnx.save(
+            onnx.load(path), path, save_as_external_data=True, location=f"{name}.data", size_threshold=0
+        )  # fmt: skip
+        files.append(path)
+    (finding,) = compare_files(*files).findings
+    assert finding.location.op == "MatMul 'first'"

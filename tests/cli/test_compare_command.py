@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -60,6 +61,22 @@ def test_two_files_are_compared_by_their_outputs(files):
         "the graphs are the same: 5 nodes, 6 initializers",
         "PASS: 1 output agrees with mlp.onnx",
     ]
+
+
+def test_two_files_that_differ_are_told_apart_down_to_the_weight(files):
+    model = onnx.load(files / "mlp.onnx")
+    weight = next(each for each in model.graph.initializer if len(each.dims) == 2)
+    value = onnx.numpy_helper.to_array(weight).copy()
+    value[0, 0] += 1
+    weight.CopyFrom(onnx.numpy_helper.from_array(value, weight.name))
+    onnx.save(model, files / "other.onnx")
+    finished = gradctl("compare", "mlp.onnx", "other.onnx", cwd=files)
+    assert finished.returncode == 1
+    lines = finished.stdout.splitlines()
+    assert lines[:2] == ["graph: 5 nodes, 5 of them matched; 6 initializers", "  constants: 1 changed"]
+    assert lines[2].startswith(f"    {weight.name} float32[") and "max 1.00e+00" in lines[2]
+    assert "The first value that differs, " in " ".join(finished.stdout.split())
+    assert lines[-1] == "FAIL: 1 of 1 output is wrong (gradctl explain GC301)"
 
 
 @pytest.mark.parametrize(
