@@ -22,7 +22,16 @@ from gradctl.forms.onnx_session import run
 from gradctl.numerics.agreement import agreement, largest_scale
 from gradctl.numerics.measures import same_values
 
-__all__ = ["OutputRow", "noisy_outputs", "output_rows", "perturbed_sessions", "severity", "tensor_result", "worst_rows"]
+__all__ = [
+    "OutputRow",
+    "noisy_outputs",
+    "noisy_trials",
+    "output_rows",
+    "perturbed_sessions",
+    "severity",
+    "tensor_result",
+    "worst_rows",
+]
 
 _PERTURBED = 2
 _WEIGHT_AXES = 2  # a scale of Resize or a bound of Clip has fewer, and one ULP may change a shape
@@ -121,6 +130,28 @@ def perturbed_sessions(file: OnnxFile, seed: int, *, optimised: bool) -> list[on
     return [session(file, optimised=optimised, values=_perturbed_weights(file, seed + k)) for k in range(_PERTURBED)]
 
 
+def noisy_trials(
+    file: OnnxFile, feeds: Mapping[str, Mapping[str, Tensor]], seed: int
+) -> dict[str, list[dict[str, Tensor]]]:
+    """Return such outputs for each trial on which they can be had, onnxruntime's optimiser off.
+
+    Each session holds all weights, so there is one at a time.
+
+    Raises:
+        TargetError: GC602 if onnxruntime cannot run the file.
+    """
+    noisy: dict[str, list[dict[str, Tensor]]] = {trial: [] for trial in feeds}
+    for k in range(_PERTURBED):
+        running = session(file, optimised=False, values=_perturbed_weights(file, seed + k))
+        for trial in list(noisy):
+            try:
+                noisy[trial].append(run(running, _perturbed(feeds[trial], seed + k)))
+            except RuntimeError:  # an ULP further it does not run
+                del noisy[trial]
+        del running
+    return noisy
+
+
 def noisy_outputs(
     perturbed: Sequence[onnxruntime.InferenceSession], feeds: Mapping[str, Tensor], seed: int
 ) -> list[dict[str, Tensor]]:
@@ -137,8 +168,8 @@ def _perturbed(values: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 def _nudged(value: Tensor, generator: torch.Generator) -> Tensor:
     if not value.is_floating_point():
         return value
-    up_or_down = torch.randint(0, 2, value.shape, generator=generator, dtype=torch.float64) * 2 - 1
-    return (value.double() * (1 + torch.finfo(value.dtype).eps * up_or_down)).to(value.dtype)
+    up_or_down = torch.randint(0, 2, value.shape, generator=generator, dtype=value.dtype).mul_(2).sub_(1)
+    return up_or_down.mul_(torch.finfo(value.dtype).eps).mul_(value).add_(value)
 
 
 def _perturbed_weights(file: OnnxFile, seed: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import onnx
 import torch
 from torch import Tensor
 
@@ -21,8 +20,8 @@ from gradctl.checks.compare import Comparing
 from gradctl.checks.file_inputs import drawn_to_run, given
 from gradctl.checks.file_outputs import OutputRow, severity, tensor_result
 from gradctl.checks.pipeline import Pipeline
-from gradctl.checks.verified_graph import InvalidGraph, stored
-from gradctl.core.errors import GradctlError, TargetError
+from gradctl.checks.verified_graph import InvalidGraph
+from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding, TensorResult, Unit, fingerprint, number
 from gradctl.core.optimization import Optimization
 from gradctl.core.verdicts import unit_verdict
@@ -99,9 +98,11 @@ def optimize_file(path: Path, output: Path, options: Options, *, inputs: Path | 
     """
     start = time.perf_counter()
     file = read(path)
-    example = given(inputs, file) if inputs is not None else drawn_to_run(file, options.seed)
+    example = given(inputs, file) if inputs is not None else drawn_to_run(file, options.seed, optimised=False)
+    _ensure_small(file)
+    del file  # it may hold all weights
     with written_beside(output) as beside:
-        unit, final = _optimized(replace(file, model=_whole(path)), example, beside, options, str(path))
+        unit, final = _optimized(path, example, beside, options, str(path))
         unit = msgspec.structs.replace(unit, reference=str(path), seconds=time.perf_counter() - start)
         written = unit.verdict == "pass" and final is not None
         if written:
@@ -145,8 +146,9 @@ def optimize_target(
                 return Optimized(_refused(subject, refusal, time.perf_counter() - start), written=False)
             feeds = captured.call.feeds_of(*comparing.reference.instance().inputs())  # type: ignore[attr-defined]
             example = {name: torch.from_numpy(array.copy()) for name, array in feeds.items()}
-            file = OnnxFile(exported, _whole(exported))
-            unit, final = _optimized(file, example, beside, options, subject.target)
+            _ensure_small(captured.artifact)
+            del captured  # it holds all weights
+            unit, final = _optimized(exported, example, beside, options, subject.target)
             if final is not None and unit.verdict == "pass":
                 options.progress("comparing the result with eager")
                 instance = comparing.reference.instance()
@@ -166,10 +168,10 @@ def optimize_target(
 
 
 def _optimized(
-    file: OnnxFile, example: Mapping[str, Tensor], beside: Path, options: Options, target: str
+    path: Path, example: Mapping[str, Tensor], beside: Path, options: Options, target: str
 ) -> tuple[Unit, OnnxFile | None]:
     """Return the verdict on a graph, and the file that lies at ``beside``; None where nothing could be verified."""
-    pipeline = Pipeline(file, example, beside.parent, seed=options.seed, progress=options.progress)
+    pipeline = Pipeline(path, example, beside.parent, seed=options.seed, progress=options.progress)
     if pipeline.verified.unrepeated:
         names = ", ".join(pipeline.verified.unrepeated)
         reason = f"the graph differs from itself when run twice, so no pass can be held against it: {names}."
@@ -179,15 +181,15 @@ def _optimized(
         pipeline.run(each)
     options.progress("measuring")
     try:
-        final = stored(pipeline.current.model, beside)
+        final = pipeline.saved(beside)
     except OSError as error:
         raise unwritable(beside, error) from error
     findings = [_finding(target, each) for each in pipeline.findings]
     rows: list[OutputRow] = []
     try:
-        rows = pipeline.verified.rows_in_total(read(beside))
-    except (InvalidGraph, GradctlError) as error:
-        findings.append(_invalid_total(target, str(error).rstrip(".")))
+        rows = pipeline.verified.rows_in_total(final)
+    except InvalidGraph as refusal:
+        findings.append(_invalid_total(target, str(refusal)))
     worst = max(rows, key=severity, default=None)
     findings += [_total_finding(target, row) for row in rows if row.differs]
     accepted = options.allows.apply(findings)
@@ -254,23 +256,18 @@ def _joined(unit: Unit, eager: Unit, fail_on: str) -> Unit:
     )
 
 
-def _whole(path: Path) -> onnx.ModelProto:
-    """Return a model with its weights in it.
-
-    Raises:
-        TargetError: GC142 if they do not fit into one message.
-    """
-    slim = onnx.load(path, load_external_data=False)
-    size = slim.ByteSize() + sum(
-        int(entry.value) for tensor in slim.graph.initializer for entry in tensor.external_data if entry.key == "length"
+def _ensure_small(file: OnnxFile) -> None:
+    """Raise GC142 unless a graph and its weights fit into one message."""
+    tensors = file.model.graph.initializer
+    size = file.path.stat().st_size + sum(
+        int(entry.value) for tensor in tensors for entry in tensor.external_data if entry.key == "length"
     )
     if size > _LARGEST:
         raise TargetError(
             "GC142",
-            f"{path} has {size / 2**30:.1f} GiB with its weights, and optimisers hold at most 2 in one message. Let "
-            "onnxruntime optimise it when it is loaded.",
+            f"{file.path} has {size / 2**30:.1f} GiB with its weights, and optimisers hold at most 2 in one message. "
+            "Let onnxruntime optimise it when it is loaded.",
         )
-    return onnx.load(path)
 
 
 def _refused(subject: Subject, refusal: Exception, seconds: float) -> Unit:

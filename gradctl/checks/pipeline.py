@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,7 +16,8 @@ from torch import Tensor
 from gradctl.checks.file_latency import latencies
 from gradctl.checks.file_outputs import OutputRow, severity
 from gradctl.checks.first_change import FirstChange, first_change
-from gradctl.checks.verified_graph import InvalidGraph, VerifiedGraph, stored
+from gradctl.checks.verified_graph import InvalidGraph, VerifiedGraph, shelved
+from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding, number
 from gradctl.core.optimization import GraphSize, Latency, Optimization, PassOutcome, PassStatus
 from gradctl.forms.onnx_file import OnnxFile, nodes
@@ -26,13 +30,15 @@ __all__ = ["Pipeline"]
 # The sessions that measure latency are all there at once: so many bytes of weights may they hold in all.
 _MOST_BYTES_MEASURED = 2**28
 _MOST_NODES_NAMED = 6
+# So many bytes of weights are worth the half second that collecting garbage takes.
+_MANY_BYTES = 2**26
 
 
 class Pipeline:
     """A graph, the passes it went through, and what is to be said of them.
 
     Args:
-        file: the graph before all passes, its weights in it.
+        path: of the graph before all passes, which ``read`` let through.
         example: its inputs.
         folder: where the graphs in between are written; ``clear`` removes them.
         seed: of inputs and noise.
@@ -44,7 +50,7 @@ class Pipeline:
 
     def __init__(
         self,
-        file: OnnxFile,
+        path: Path,
         example: Mapping[str, Tensor],
         folder: Path,
         *,
@@ -53,10 +59,15 @@ class Pipeline:
     ) -> None:
         self.folder, self.seed, self.progress = folder, seed, progress
         progress("running the graph as it is")
-        self.verified = VerifiedGraph(file, example, seed)
+        self.current = shelved(onnx.load(path), folder / "graph-0.onnx")
+        try:
+            self.verified = VerifiedGraph(self.current, example, seed)
+        except TargetError as error:
+            said = error.message.replace(str(self.current.path), str(path))
+            raise TargetError(error.code, said) from error
         self.shapes = {name: tuple(value.shape) for name, value in example.items()}
-        self.before = self._size(file.model)
-        self.current = stored(file.model, folder / "graph-0.onnx")
+        self.before = self._size(self.current.model)
+        self.whole = onnx.load(self.current.path)
         self.stages = [self.current.path]
         self.outcomes: list[PassOutcome] = []
         self.findings: list[Finding] = []
@@ -69,7 +80,7 @@ class Pipeline:
             self._note(each, "not installed", reason=reason)
             return
         try:
-            made = result(self.current.model, each.apply(self.current.model))
+            made = result(self.whole, each.apply(self.whole))
         except NotApplicable as refusal:
             self._note(each, "not applicable", reason=str(refusal), seconds=time.perf_counter() - start)
             return
@@ -84,15 +95,18 @@ class Pipeline:
         elif not each.may_grow and (grown := _grown(self.current.model, made.model)):
             self._note(each, "set aside", changed=made.changed, reason=grown, seconds=seconds)
         else:
-            self._verify(each, made.model, made.changed, seconds)
+            start, changed = time.perf_counter(), made.changed
+            candidate = shelved(made.model, self.folder / f"graph-{len(self.outcomes) + 1}.onnx")
+            del made
+            self._verify(each, candidate, changed, seconds, start)
+        if self.before.bytes > _MANY_BYTES:
+            gc.collect()  # onnx-ir's graphs are cycles, and hold the weights of the models that they were made of
 
-    def _verify(self, each: Pass, model: onnx.ModelProto, changed: str, seconds: float) -> None:
-        start = time.perf_counter()
-        candidate = stored(model, self.folder / f"graph-{len(self.outcomes) + 1}.onnx")
+    def _verify(self, each: Pass, candidate: OnnxFile, changed: str, seconds: float, start: float) -> None:
         try:
             rows = self.verified.rows(candidate)
         except InvalidGraph as refusal:
-            candidate.path.unlink()
+            self._remove(candidate)
             self._failed(each, str(refusal), seconds, time.perf_counter() - start)
             return
         spent = time.perf_counter() - start
@@ -100,7 +114,7 @@ class Pipeline:
         numbers = {"error": number(worst.error), "budget": number(worst.budget)} if worst else {}
         if worst is None or not worst.differs:
             self.verified.keep()
-            self.current = candidate
+            self.current, self.whole = candidate, onnx.load(candidate.path)
             self.stages.append(candidate.path)
             self._note(
                 each,
@@ -108,14 +122,15 @@ class Pipeline:
                 changed=changed,
                 seconds=seconds,
                 verification_seconds=spent,
-                size=self._size(model),
+                size=self._size(candidate.model),
                 tied_to_machine=each.tied_to_machine,
                 **numbers,
             )
             return
         feeds = self.verified.feeds[worst.trial]
-        where = first_change(self.current, candidate, each.apply, feeds, trial=worst.trial, seed=self.seed)
-        candidate.path.unlink()
+        before = replace(self.current, model=self.whole)
+        where = first_change(before, candidate, each.apply, feeds, trial=worst.trial, seed=self.seed)
+        self._remove(candidate)
         self.findings.append(_changed(each, worst, where))
         self._note(
             each,
@@ -127,14 +142,25 @@ class Pipeline:
             **numbers,
         )
 
+    def saved(self, path: Path) -> OnnxFile:
+        """Return the current graph as a file with all its weights, which are in memory no longer."""
+        onnx.save(self.whole, path)
+        del self.whole
+        return replace(self.current, path=path)
+
     def optimization(self, level: str | None, final: OnnxFile) -> Optimization:
         """Return the table: sizes, and latencies where all graphs fit into memory together, or else of the two ends."""
         feeds = self.verified.feeds["example"]
         files = [OnnxFile(path, final.model) for path in self.stages[:-1]] + [final]
-        total = sum(file.path.stat().st_size for file in files)
+        after = self._size(final.model)
+        sizes = [self.before, *(each.size for each in self.outcomes if each.size), after]
+        total = sum(size.bytes for size in sizes)
         measured = files if total <= _MOST_BYTES_MEASURED else [files[0], files[-1]]
-        found = latencies(measured, feeds) if len(files) > 1 else latencies(files, feeds)
-        kept: list[Latency | None] = [*found[1:]] if len(measured) == len(files) else [None] * (len(files) - 1)
+        found: list[Latency | None] = [None] * len(measured)
+        # Of a graph that onnxruntime's own optimiser breaks, the last comparison says so.
+        with suppress(TargetError, RuntimeError):
+            found = [*latencies(measured, feeds)]
+        kept = found[1:] if len(measured) == len(files) else [None] * (len(files) - 1)
         pending = iter(kept)
         outcomes = tuple(
             msgspec.structs.replace(each, latency=next(pending)) if each.status == "kept" else each
@@ -143,7 +169,7 @@ class Pipeline:
         return Optimization(
             level=level,
             before=self.before,
-            after=self._size(final.model),
+            after=after,
             passes=outcomes,
             latency_before=found[0],
             latency_after=found[-1],
@@ -156,6 +182,10 @@ class Pipeline:
         for path in self.folder.iterdir():
             if path.name.startswith(("graph-", "values-of-", "part")):
                 path.unlink()
+
+    def _remove(self, candidate: OnnxFile) -> None:
+        for path in self.folder.glob(f"{candidate.path.name}*"):
+            path.unlink()
 
     def _size(self, model: onnx.ModelProto) -> GraphSize:
         return size_of(model, self.shapes)

@@ -14,16 +14,19 @@ import onnxruntime
 from torch import Tensor
 
 from gradctl.checks.file_inputs import extremes, longer, trials
-from gradctl.checks.file_outputs import OutputRow, noisy_outputs, output_rows, perturbed_sessions, worst_rows
+from gradctl.checks.file_outputs import OutputRow, noisy_trials, output_rows, worst_rows
 from gradctl.core.errors import TargetError
 from gradctl.forms.onnx_file import OnnxFile, session
 from gradctl.forms.onnx_session import described, run
 from gradctl.numerics.measures import same_values
 from gradctl.subject.frames import first_line
 
-__all__ = ["InvalidGraph", "VerifiedGraph", "stored"]
+__all__ = ["InvalidGraph", "VerifiedGraph", "shelved", "stored"]
 
 Outputs = dict[str, Tensor]
+
+# Initializers from here on are weights: shape inference reads sizes, which are smaller.
+_SHELVED_BYTES = 2**20
 
 
 class InvalidGraph(Exception):
@@ -34,6 +37,13 @@ def stored(model: onnx.ModelProto, path: Path) -> OnnxFile:
     """Return a graph as a file, which sessions read by themselves."""
     onnx.save(model, path)
     return OnnxFile(path, model)
+
+
+def shelved(model: onnx.ModelProto, path: Path) -> OnnxFile:
+    """Return a graph as a file, its large weights in another one beside it and not in memory; ``model`` is used up."""
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=_SHELVED_BYTES)
+    # Read again: a message keeps the memory of a field that is cleared.
+    return OnnxFile(path, onnx.load(path, load_external_data=False))
 
 
 class VerifiedGraph:
@@ -52,26 +62,24 @@ class VerifiedGraph:
         self.seed = seed
         self.ports = _ports(file.model)
         self.infers = _inference_error(file.model) is None
-        self.feeds: dict[str, Outputs] = {}
+        self.feeds = dict(_all_trials(file, example, seed))
         self.outputs: dict[str, Outputs] = {}
-        self.noisy: dict[str, list[Outputs]] = {}
         running = session(file, optimised=False)
-        perturbed = perturbed_sessions(file, seed, optimised=False)
-        for trial, feeds in _all_trials(file, example, seed):
+        for trial, feeds in self.feeds.items():
             try:
-                outputs = run(running, feeds)
-                noisy = noisy_outputs(perturbed, feeds, seed)
+                self.outputs[trial] = run(running, feeds)
             except RuntimeError as error:
                 if trial == "example":
                     said = first_line(error)
                     raise TargetError("GC104", f"{file.path} does not run on these inputs: {said}.") from error
-                continue
-            self.feeds[trial], self.outputs[trial], self.noisy[trial] = feeds, outputs, noisy
         again = run(running, self.feeds["example"])
+        del running
         self.unrepeated = [
             name for name, value in again.items() if not same_values(value, self.outputs["example"][name])
         ]
-        self.original = dict(self.outputs)
+        self.noisy = noisy_trials(file, {trial: self.feeds[trial] for trial in self.outputs}, seed)
+        self.feeds = {trial: self.feeds[trial] for trial in self.noisy}
+        self.original = self.outputs
 
     def rows(self, file: OnnxFile) -> list[OutputRow]:
         """Return each output of a graph at its worst, against the last graph that held.
@@ -97,10 +105,13 @@ class VerifiedGraph:
         self._ensure_valid(file)
         worst: dict[str, OutputRow] = {}
         for optimised in (False, True):
-            found = self._run(_session(file, optimised=optimised))
+            said = "onnxruntime's optimiser on" if optimised else ""
+            try:
+                found = self._run(_session(file, optimised=optimised))
+            except InvalidGraph as refusal:
+                raise InvalidGraph(f"{refusal} ({said})" if optimised else str(refusal)) from refusal
             rows = self._held(found, self.original)
-            said = ", onnxruntime's optimiser on" if optimised else ""
-            worst_rows((replace(row, trial=f"{row.trial}{said}") for row in rows), worst)
+            worst_rows((replace(row, trial=f"{row.trial}, {said}") if optimised else row for row in rows), worst)
         return list(worst.values())
 
     def _held(self, found: Mapping[str, Outputs], expected: Mapping[str, Outputs]) -> list[OutputRow]:
@@ -121,7 +132,7 @@ class VerifiedGraph:
 
     def _ensure_valid(self, file: OnnxFile) -> None:
         try:
-            onnx.checker.check_model(file.model)
+            onnx.checker.check_model(file.path)
         except Exception as error:  # the checker has an error of its own, and RuntimeError where an opset is missing
             raise InvalidGraph(f"ONNX's checker refuses it: {_said(error)}") from error
         ports = _ports(file.model)

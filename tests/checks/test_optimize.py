@@ -195,6 +195,30 @@ def test_a_pass_that_makes_more_nodes_is_set_aside(tmp_path):
     assert (outcome.status, outcome.reason) == ("set aside", "it makes 5 nodes of 3")
 
 
+def test_a_weight_that_is_kept_on_the_disk_is_verified_too(tmp_path):
+    """From 1 MiB on weights lie beside the graphs in between; the result has them in it, and nothing else is left."""
+
+    def scaled(model):
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        wrong = onnx.numpy_helper.to_array(model.graph.initializer[0]) * np.float32(1.001)
+        changed.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(wrong, "w"))
+        return changed
+
+    weight = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
+    model = graph(
+        "m = MatMul(i, w)\ny = Relu(m)", {"w": weight}, inputs="float[4, 512] x", outputs="float[4, 512] y"
+    )  # fmt: skip
+    passes = [Pass("scaled", None, "tests", "scales", scaled), PASSES["ir-identity"]]
+    options = Options(passes, allows=Allows(["GC501:scaled"]))
+    optimized = optimize_file(written(tmp_path, model), tmp_path / "b.onnx", options)
+    assert statuses(optimized.unit) == {"scaled": "undone", "ir-identity": "kept"}
+    assert "the first value it changes is initializer w of MatMul" in optimized.unit.findings[0].message
+    (tensor,) = onnx.load(tmp_path / "b.onnx", load_external_data=False).graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor), weight)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+
+
 def test_a_graph_that_differs_from_itself_is_inconclusive(tmp_path):
     path = written(tmp_path, graph("r = RandomNormalLike(i)\ny = Add(i, r)"))
     optimized = optimize_file(path, tmp_path / "b.onnx", Options(of_level("safe")))
