@@ -102,8 +102,8 @@ def test_every_name_is_there_for_type_checkers_too():
 def test_mypy_sees_the_types(tmp_path):
     pytest.importorskip("mypy")
     program = "import gradctl; reveal_type(gradctl.export); reveal_type(gradctl.CheckFailed.report)"
-    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path), "--strict", "-c", program]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "mypy", "--cache-dir", "cache", "--strict", "-c", program]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert "def (model: def (*Any, **Any) -> Any, inputs: torch._tensor.Tensor | " in finished.stdout
     assert finished.stdout.count("gradctl.api.CheckReport") == 2
 
@@ -388,7 +388,11 @@ def test_a_loss_a_glob_and_tolerances_are_passed_on():
 
 def test_a_place_is_never_that_of_the_call_of_the_check():
     report = gradctl.gradcheck(nn.Embedding(9, 3, scale_grad_by_freq=True), torch.tensor([1, 1, 2]))
-    assert {each.location.file for each in report.units[0].findings if each.location is not None} <= {None}
+    (hook,) = report.units[0].findings
+    assert (hook.code, hook.location) == ("GC409", None)
+    normed = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))  # its power iteration is no part of a trace
+    traced = gradctl.compare(normed, rows(2, 3), forms="trace").units[1]
+    assert [(each.code, each.location and each.location.file) for each in traced.findings] == [("GC303", None)]
 
 
 def test_every_form_but_inductor_s_is_compared_here():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
-from gradctl.subject.frames import is_users
+from gradctl.subject.frames import is_entrance, is_users
 
 __all__ = ["Place", "line_in"]
 
@@ -39,4 +40,5 @@ def line_in(stack: str) -> tuple[str, int] | None:
     pythons = [(found["file"], int(found["line"])) for found in _PYTHON.finditer(stack)]
     traced = [(found["file"], int(found["line"])) for found in _TRACED.finditer(stack)]
     frames = [*reversed(pythons), *traced]
-    return next((frame for frame in frames if is_users(frame[0])), None)
+    within = itertools.takewhile(lambda frame: not is_entrance(frame[0]), frames)
+    return next((frame for frame in within if is_users(frame[0])), None)

@@ -6,7 +6,15 @@ torchvision) count as the user's: they are part of the model that is checked.
 
 from __future__ import annotations
 
-__all__ = ["first_line", "is_out_of_memory", "is_users", "user_frames", "user_location", "with_user_frames"]
+__all__ = [
+    "first_line",
+    "is_entrance",
+    "is_out_of_memory",
+    "is_users",
+    "user_frames",
+    "user_location",
+    "with_user_frames",
+]
 
 import functools
 import importlib
@@ -76,7 +84,7 @@ def user_location() -> tuple[str, int] | None:
         file = frame.f_code.co_filename
         if is_users(file) and not _is_standard_library(file):
             return file, frame.f_lineno
-        if file.startswith(_ENTRANCES):
+        if is_entrance(file):
             return None
         frame = frame.f_back  # type: ignore[assignment]  # None at the outermost, which ends the loop
     return None
@@ -121,6 +129,11 @@ def is_users(file: str) -> bool:
         return False
     file = os.path.abspath(file)  # noqa: PTH100  # without following links, as the frames have it
     return not any(file.startswith(folder + os.sep) for folder in _NOT_THE_USERS)
+
+
+def is_entrance(file: str) -> bool:
+    """Tell the files where a check begins: what called them is nobody's model."""
+    return file.startswith(_ENTRANCES)
 
 
 @functools.cache

@@ -4,14 +4,16 @@ import copy
 import dataclasses
 import inspect
 import operator
+import traceback
 
 import pytest
 import torch
 from torch import nn
 
+import gradctl.api
 import gradctl.cli
 from gradctl.subject.arguments import call_with
-from gradctl.subject.frames import first_line, is_out_of_memory, user_frames, user_location
+from gradctl.subject.frames import first_line, is_out_of_memory, user_frames, user_location, with_user_frames
 
 
 class Asking(nn.Module):
@@ -61,10 +63,46 @@ def test_generated_code_has_no_location_of_its_own():
     assert Probe().place == here_line()
 
 
-def test_who_calls_the_command_line_is_nobodys_model():
+@pytest.mark.parametrize("entrance", [gradctl.cli, gradctl.api], ids=lambda entrance: entrance.__name__)
+def test_who_calls_gradctl_itself_is_nobodys_model(entrance):
     scope = {"ask": user_location}
-    exec(compile("def main():\n    return ask()\n", gradctl.cli.__file__, "exec"), scope)
+    exec(compile("def main():\n    return ask()\n", entrance.__file__, "exec"), scope)
     assert scope["main"]() is None
+
+
+def test_an_error_is_cut_to_the_users_frames_and_so_is_what_it_was_raised_from():
+    class Raising(nn.Module):
+        def forward(self, x):
+            try:
+                torch.ones(2) @ torch.ones(3)
+            except RuntimeError as error:
+                raise KeyError("width") from error
+
+    def frames(error):
+        return [(frame.filename, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+
+    with pytest.raises(KeyError) as caught:
+        nn.Sequential(Raising())(torch.ones(1))
+    own = [(__file__, Raising.forward.__name__)]
+    assert len(frames(caught.value)) > 4
+    cut = with_user_frames(caught.value)
+    assert cut is caught.value
+    assert frames(cut) == [
+        (__file__, test_an_error_is_cut_to_the_users_frames_and_so_is_what_it_was_raised_from.__name__),
+        *own,
+    ]
+    assert frames(cut.__cause__) == own
+
+
+def test_an_error_without_a_frame_of_the_users_is_cut_to_nothing():
+    error = RuntimeError("torch's")
+    exec(compile("def fails(error):\n    raise error\n", torch.__file__, "exec"), scope := {})
+    try:
+        scope["fails"](error)
+    except RuntimeError:
+        error.__traceback__ = error.__traceback__.tb_next
+    assert with_user_frames(error) is None
+    assert with_user_frames(None) is None
 
 
 def test_the_frames_of_an_error_are_the_users():

@@ -166,3 +166,14 @@ def test_a_buffer_that_was_written_from_the_graph_is_a_leaf_again():
     assert module.running_mean.grad_fn is not None
     state.restore()
     assert module.running_mean.grad_fn is None and module.running_mean.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_gradient_that_was_there_is_put_back_though_backward_adds_to_it_in_place():
+    weight = torch.ones(3, requires_grad=True)
+    weight.sum().backward()
+    gradient, state = weight.grad, State([weight])
+    for _ in range(2):
+        (2 * weight).sum().backward()
+        assert weight.grad is gradient and gradient.tolist() == [3.0, 3.0, 3.0]
+        state.restore()
+        assert weight.grad is gradient and gradient.tolist() == [1.0, 1.0, 1.0]
