@@ -1,5 +1,6 @@
 """The README is run: what its console blocks show is what is printed, and its two lines are complete by themselves."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -40,8 +41,9 @@ def test_the_two_lines_are_one_line_each_and_make_their_own_environment(marker):
 
 def of_the_plugin() -> str:
     """Return what ``pytest --help`` says of our options."""
-    command = [sys.executable, "-m", "pytest", "-p", "gradctl", "--help"]
-    helped = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    command = [sys.executable, "-m", "pytest", "-p", "gradctl.pytest_plugin", "--help"]
+    alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    helped = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=alone).stdout
     (ours,) = re.findall(r"^gradctl:\n(.*?)\n\n", helped, flags=re.DOTALL | re.MULTILINE)
     return ours
 
