@@ -82,6 +82,19 @@ def test_hardmax_changes_its_meaning_from_opset_12_to_13(version, tmp_path):
     assert computed(tmp_path / "after.onnx", x=x).sum(axis=(1, 2)).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("version", [13, 18, 21])
+def test_resize_changes_its_coordinates_from_opset_10_to_11(version, tmp_path):
+    """In 10 a point of the result is the same share of the input's; from 11 on, unless said, that of pixels' middles."""
+    sizes = {"s": np.array([1, 1, 1, 2], np.float32)}
+    text = 'y = Resize<mode = "linear">(x, s)'
+    model = parsed(text, "float[1, 1, 1, 2] x", "float[1, 1, 1, 4] y", sizes, opset=10)
+    name = f"opset-{version}"
+    outcome = optimized(tmp_path, model, conversion(version), allows=[f"GC501:{name}"])
+    assert (findings(outcome), statuses(outcome)) == ([f"GC501:{name}"], {name: "undone"})
+    given = computed(tmp_path / "after.onnx", x=np.array([[[[0, 8]]]], np.float32))
+    assert given.flatten().tolist() == [0, 4, 8, 8]
+
+
 @pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])
 def test_softmax_is_converted_with_its_meaning(operator, tmp_path):
     model = parsed(f"y = {operator}(x)", "float[2, 3, 4] x", "float[2, 3, 4] y", {}, opset=12)
