@@ -5,14 +5,15 @@ their result (the operators that take it, and theirs, down to the outputs). One 
 that no two different things share it. In this order:
 
 1. what has the same colours both ways; 2. the same use; 3. the same computation;
-4. the same operator for a value of the same name, then for a node of the same name;
-5. neighbours: the same operator beside nodes that are matched;
-6. 1 to 3 without constants and attributes, where these changed; then 5 again;
-7. the same operator beside nodes that take the same weights, whatever these nodes are; then 5 again;
+4. what has the same colours both ways but for constants and attributes;
+5. the same operator for a value of the same name, then for a node of the same name;
+6. neighbours: the same operator beside nodes that are matched; then 2 and 3 in the way of 4, each followed by 6;
+7. the same operator beside nodes that take the same weights, whatever these nodes are; then 6 again;
 8. of equal nodes in a row, of which one graph has fewer, those that kept their names.
 
 Colours come before names because exporters number their values: a name that is there twice need not be the same value.
-Names are believed only if most of the nodes of cases 1 to 3 whose names are in both graphs kept theirs.
+Names are believed only if most of the nodes of cases 1 to 4 whose names are in both graphs kept theirs; outputs of the
+graph, whose names are its interface, say nothing of that.
 
 Source: colour refinement as Weisfeiler and Lehman, Nauchno-Technicheskaya Informatsia 2 (1968), on directed graphs with
 ordered edges, where a pass in each direction is enough.
@@ -117,13 +118,14 @@ def matching(a: Side, b: Side) -> Matching:
     _pair_classes(found, both[0], both[1], every=True)
     _pair_classes(found, used[0], used[1])
     _pair_classes(found, a.computed, b.computed)
-    found.names_kept = _names_kept(found)
-    _pair_names(found)
-    _pair_neighbours(found)
     computed = [_computed(side, palette, exact=False) for side in sides]
     used = [_used(side, palette, exact=False) for side in sides]
     loose = [list(zip(mine, use, strict=True)) for mine, use in zip(computed, used, strict=True)]
-    for left, right in (loose, used, computed):
+    _pair_classes(found, *loose)
+    found.names_kept = _names_kept(found)
+    _pair_names(found)
+    _pair_neighbours(found)
+    for left, right in (used, computed):
         _pair_classes(found, left, right)
         _pair_neighbours(found)
     count = -1
@@ -297,17 +299,18 @@ def _first_output(node: onnx.NodeProto) -> str:
 
 
 def _names_kept(found: Matching) -> bool:
-    theirs = {_first_output(node) for node in found.b.view.nodes}
+    a, b = found.a.view, found.b.view
+    theirs = {_first_output(node) for node in b.nodes}
     kept = [
-        name == _first_output(found.b.view.nodes[other])
+        name == _first_output(b.nodes[other])
         for one, other in found.to_b.items()
-        if (name := _first_output(found.a.view.nodes[one])) in theirs
+        if (name := _first_output(a.nodes[one])) in theirs and all(each.node >= 0 for each in a.consumers[one])
     ]
     return 2 * sum(kept) >= len(kept)
 
 
 def _pair_names(found: Matching) -> None:
-    """Case 4."""
+    """Case 5."""
     if not found.names_kept:
         return
     for name_of in (_first_output, lambda node: node.name):
@@ -319,7 +322,7 @@ def _pair_names(found: Matching) -> None:
 
 
 def _pair_neighbours(found: Matching) -> None:
-    """Case 5: first those with the same attributes and constants, from all matched nodes outward, then the others."""
+    """Case 6: first those with the same attributes and constants, from all matched nodes outward, then the others."""
     for strict in (True, False):
         queue = list(found.to_b.items())
         _pair_producers(found, _outputs(found), queue, strict=strict)

@@ -49,6 +49,16 @@ def test_other_names_and_another_order_are_no_difference(seed, tmp_path):
     assert found.matched == found.nodes_before == len(graph.nodes)
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_weights_that_all_changed_leave_the_graph_the_same_under_other_names(seed, tmp_path):
+    graph = drawn(seed)
+    trained = replace(graph, constants={name: value + 1 for name, value in graph.constants.items()})
+    found = compared(graph, renamed(trained, seed), tmp_path)
+    assert (found.changes, found.matched) == ((), len(graph.nodes))
+    assert sorted(each.name for each in found.initializers) == sorted(graph.constants)
+    assert all(each.max_abs == pytest.approx(1.0, rel=1e-6) for each in found.initializers)
+
+
 def planted_attribute(graph, source):
     places = [place for place, node in enumerate(graph.nodes) if node.attributes]
     place = source.choice(places)
@@ -386,3 +396,42 @@ def test_constants_of_every_kind_are_compared(kind):
     (change,) = structure(one(1, 0, 1), one(1, 1, 1)).initializers
     assert (change.kind, change.max_abs) == ("changed", None if kind == "STRING" else 1.0)
     assert change.error == (None if kind == "STRING" else pytest.approx(2**-0.5))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_graphs_that_have_nothing_to_do_with_each_other_are_told_apart_whole(seed, tmp_path):
+    """Each node is matched or in one change, on either side."""
+    one, other = drawn(seed), renamed(drawn(seed + 1000), seed)
+    found = compared(one, other, tmp_path)
+    apart = [change for change in found.changes if change.kind not in ("rewired", "attributes", "rewired, attributes")]
+    before = [node.value for change in apart for node in change.before]
+    after = [node.value for change in apart for node in change.after]
+    assert len(set(before)) == len(before) == found.nodes_before - found.matched
+    assert len(set(after)) == len(after) == found.nodes_after - found.matched
+
+
+def test_loops_sequences_and_empty_graphs_are_read():
+    loop = """g (float[4, 4] x) => (float[4, 4] y) { n = Constant<value_int = 3>()  t = Cast<to = 9>(n)
+      y = Loop (n, t, x) <body = b (int64 i, bool c, float[4, 4] s) => (bool d, float[4, 4] r)
+        { d = Identity(c)  r = %s(s, x) }> }"""
+    sequence = (
+        "g (float[4, 4] x) => (float[4, 4] y) { s = SequenceConstruct(x, x)  y = ConcatFromSequence<axis = 0>(s) }"
+    )
+    empty = "g (float[4, 4] x) => (float[4, 4] x) { }"
+    files = [model(loop % "Add"), model(loop % "Sub"), model(sequence), model(empty)]
+    for one in files:
+        assert structure(one, one).changes == ()
+        for other in files:
+            assert structure(one, other).nodes_after == structure(other, one).nodes_before
+    (change,) = structure(files[0], files[1]).changes
+    assert (change.kind, change.inside) == ("replaced", "body of Loop y")
+
+
+def test_attributes_of_functions_that_refer_to_their_caller():
+    text = """g (float[4, 4] x) => (float[4, 4] y) { y = own.act<slope = 0.2>(x) }
+    <domain: "own", opset_import: ["" : 20]> act <slope> (p) => (q)
+    { c = Constant<value_float: float = @slope>()  r = Mul(p, c)  q = LeakyRelu<alpha: float = @slope>(r) }"""
+    a, b = model(text), model(text.replace("LeakyRelu<alpha: float = @slope>", "LeakyRelu<alpha = 0.5>"))
+    assert structure(a, a).changes == ()
+    (change,) = structure(a, b).changes
+    assert [(each.what, each.before, each.after) for each in change.differences] == [("alpha", "@slope", "0.5")]
