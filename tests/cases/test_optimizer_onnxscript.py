@@ -84,7 +84,7 @@ def test_hardmax_changes_its_meaning_from_opset_12_to_13(version, tmp_path):
 
 @pytest.mark.parametrize("version", [13, 18, 21])
 def test_resize_changes_its_coordinates_from_opset_10_to_11(version, tmp_path):
-    """In 10 a point of the result is the same share of the input's; from 11 on, unless said, that of pixels' middles."""
+    """In 10 a point of the result is the same share of the input's; from 11 on, unless said, pixels' middles are."""
     sizes = {"s": np.array([1, 1, 1, 2], np.float32)}
     text = 'y = Resize<mode = "linear">(x, s)'
     model = parsed(text, "float[1, 1, 1, 2] x", "float[1, 1, 1, 4] y", sizes, opset=10)
