@@ -247,6 +247,8 @@ def _report(
         allows = _allows(allow)
         if fail_on not in SEVERITIES:
             raise _unfit("fail_on", fail_on, f"There are {', '.join(SEVERITIES)}.", nearest(str(fail_on), SEVERITIES))
+        if not isinstance(seed, int):
+            raise _unfit("seed", seed, "Give a whole number.")
         subject = subject_of(model, inputs, kwargs=kwargs, loss=loss, seed=seed)
         with _left_as_it_was(subject):
             units = check(subject, allows)

@@ -236,6 +236,7 @@ def test_what_is_no_model_is_said_in_one_sentence(model, said):
             {"fail_on": "warn"},
             "GC118 fail_on='warn' cannot be (did you mean 'warning'?). There are error, ",
         ),
+        ("gradcheck", {"seed": 1.5}, "GC118 seed=1.5 cannot be. Give a whole number."),
         ("gradcheck", {"probes": 0}, "GC118 probes=0 cannot be. Give a whole number from 1."),
         ("gradcheck", {"rtol": float("nan")}, "GC118 rtol=nan cannot be. Give a finite number from 0."),
         ("gradcheck", {"atol": -1.0}, "GC118 atol=-1.0 cannot be. Give a finite number from 0."),
