@@ -143,8 +143,8 @@ class Changes:
                 one, other = int(mine.of), int(theirs.of)
                 if one not in found.to_b and other not in found.to_a:
                     regions.add_edge(("a", one), ("b", other))
-        mine_of = {number: place for place, number in groups[0].items()}
-        regions.add_edges_from((("a", mine_of[number]), ("b", place)) for place, number in groups[1].items())
+        for letter, group in zip("ab", groups, strict=True):
+            regions.add_edges_from(((letter, place), ("weights", number)) for place, number in group.items())
         components = [
             _Region(*(tuple(sorted(place for side, place in component if side == letter)) for letter in "ab"))
             for component in networkx.connected_components(regions)
@@ -200,8 +200,8 @@ class Changes:
         return [
             Difference(
                 what=name,
-                before=mine[name][0] if name in mine else None,
-                after=theirs[name][0] if name in theirs else None,
+                before=self.found.a.attribute(one, name),
+                after=self.found.b.attribute(other, name),
             )
             for name in sorted({*mine, *theirs})
             if mine.get(name, ("", None))[1] != theirs.get(name, ("", None))[1]

@@ -19,10 +19,22 @@ import onnx
 
 from gradctl.passes.part import used_by
 
-__all__ = ["Constant", "Consumer", "GraphView", "Source", "attributes_of", "content", "operator_of", "subgraphs"]
+__all__ = [
+    "Constant",
+    "Consumer",
+    "GraphView",
+    "Source",
+    "attributes_of",
+    "content",
+    "default_of",
+    "operator_of",
+    "shortened",
+    "subgraphs",
+]
 
 Graph = onnx.GraphProto | onnx.FunctionProto
 _OWN_DOMAINS = ("", "ai.onnx")
+_LONGEST_TEXT = 200
 
 
 class Source(NamedTuple):
@@ -179,19 +191,29 @@ def attributes_of(node: onnx.NodeProto, opset: int, folder: Path) -> dict[str, t
         if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
             continue
         described = _attribute(attribute, folder)
-        if defaults.get(attribute.name) != described[1]:
-            found[attribute.name] = described
+        if attribute.name not in defaults or defaults[attribute.name][1] != described[1]:
+            found[attribute.name] = shortened(described[0]), described[1]
     return dict(sorted(found.items()))
 
 
+def default_of(node: onnx.NodeProto, opset: int, attribute: str) -> str | None:
+    """Return the text of an attribute's default value, None where it has none."""
+    return _defaults(node.op_type, node.domain, opset).get(attribute, (None, None))[0]
+
+
+def shortened(text: str) -> str:
+    """Return a text as a report holds it: its first characters where it is long."""
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}... ({len(text)} characters)"
+
+
 @lru_cache(maxsize=2048)
-def _defaults(operator: str, domain: str, opset: int) -> dict[str, Any]:
+def _defaults(operator: str, domain: str, opset: int) -> dict[str, tuple[str, Any]]:
     try:
         schema = onnx.defs.get_schema(operator, opset, "" if domain in _OWN_DOMAINS else domain)
     except onnx.defs.SchemaError:
         return {}
     return {
-        name: _attribute(attribute.default_value, Path())[1]
+        name: _attribute(attribute.default_value, Path())
         for name, attribute in schema.attributes.items()
         if attribute.default_value.type != onnx.AttributeProto.UNDEFINED
     }

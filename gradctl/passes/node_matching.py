@@ -29,7 +29,7 @@ from typing import Any
 import networkx
 import onnx
 
-from gradctl.passes.graph_view import Consumer, GraphView, Source, attributes_of, operator_of, subgraphs
+from gradctl.passes.graph_view import Consumer, GraphView, Source, attributes_of, default_of, operator_of, subgraphs
 
 __all__ = ["Matching", "Side", "matching", "of_same_weights"]
 
@@ -60,10 +60,17 @@ class Side:
     computed: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.attributes = [
-            attributes_of(node, self.opsets.get(node.domain.replace("ai.onnx", "") or "", 1), self.view.folder)
-            for node in self.view.nodes
-        ]
+        self.attributes = [attributes_of(node, self._opset(node), self.view.folder) for node in self.view.nodes]
+
+    def attribute(self, place: int, name: str) -> str | None:
+        """Return the text of an attribute that a node has, or has by default."""
+        if name in self.attributes[place]:
+            return self.attributes[place][name][0]
+        node = self.view.nodes[place]
+        return default_of(node, self._opset(node), name)
+
+    def _opset(self, node: onnx.NodeProto) -> int:
+        return self.opsets.get("" if node.domain == "ai.onnx" else node.domain, 1)
 
 
 @dataclass(slots=True, eq=False)

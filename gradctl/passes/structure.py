@@ -15,7 +15,7 @@ from gradctl.core.structure import Difference, GraphChange, GraphNode, Initializ
 from gradctl.forms.onnx_file import OnnxFile, onnx_dtype_name
 from gradctl.passes.constant_matching import constant_changes, moved_constants, paired_constants
 from gradctl.passes.graph_changes import Changes, graph_node
-from gradctl.passes.graph_view import GraphView, Source, subgraphs
+from gradctl.passes.graph_view import GraphView, Source, shortened, subgraphs
 from gradctl.passes.node_matching import Matching, Side, matching
 from gradctl.passes.result import operators
 
@@ -112,7 +112,7 @@ def _unknown(name: str) -> Hashable:
 
 
 def _opsets(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
-    return {each.domain.replace("ai.onnx", "", each.domain == "ai.onnx"): each.version for each in model.opset_import}
+    return {"" if each.domain == "ai.onnx" else each.domain: each.version for each in model.opset_import}
 
 
 def _compare(a: Side, b: Side, inside: str | None, found: _Found) -> Changes:
@@ -230,7 +230,8 @@ def _model_differences(a: OnnxFile, b: OnnxFile) -> Iterator[Difference]:
     for what in dict.fromkeys((*described[0], *described[1])):
         values = described[0].get(what), described[1].get(what)
         if values[0] != values[1]:
-            yield Difference(what=what, before=values[0], after=values[1])
+            before, after = (None if value is None else shortened(value) for value in values)
+            yield Difference(what=what, before=before, after=after)
 
 
 def _described(file: OnnxFile) -> dict[str, str]:

@@ -291,7 +291,7 @@ def test_a_default_that_is_spelled_out_is_no_difference():
     c = model(f"{X_TO_Y} {{ y = Gemm<alpha = 2.0>(x, w, b) }}", LINEAR)
     assert structure(a, b).changes == ()
     ((difference,),) = [change.differences for change in structure(a, c).changes]
-    assert (difference.what, difference.before, difference.after) == ("alpha", None, "2")
+    assert (difference.what, difference.before, difference.after) == ("alpha", "1", "2")
 
 
 def test_another_weight_is_another_wire_and_other_values_are_no_wire():
@@ -368,6 +368,13 @@ def test_the_model_around_the_graph_is_told():
         ("producer", None, "someone"),
         ("metadata author", None, "A"),
     ]
+
+
+def test_long_texts_are_cut():
+    a, b = model(f"{X_TO_Y} {{ y = Relu(x) }}"), model(f"{X_TO_Y} {{ y = Relu(x) }}")
+    onnx.helper.set_model_props(b.model, {"blob": "a" * 10_000})
+    ((_, _, after),) = [(each.what, each.before, each.after) for each in structure(a, b).model]
+    assert after == "a" * 200 + "... (10000 characters)"
 
 
 def test_external_data_are_read_where_they_lie(tmp_path):
