@@ -38,6 +38,7 @@ COMMANDS = {
             ["inspect", "FILE"],
             ["inspect", "FILE", "--format", "json"],
             ["compare", "MODELS/right.onnx", "FILE"],
+            ["compare", "FILE", "FILE"],
             ["compare", "MODELS/net.py", "FILE"],
             ["optimize", "FILE", "-o", "OUT/optimized.onnx"],
         ],
