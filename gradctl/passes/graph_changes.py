@@ -90,8 +90,9 @@ class Changes:
         for mine, theirs in self._boundary():
             if mine.kind == theirs.kind == "node" and self._agree(mine, theirs):
                 pairs.setdefault(mine, theirs)
-        for mine, theirs in self._of_one_name():
-            pairs.setdefault(mine, theirs)
+        if self.found.names_proven:
+            for mine, theirs in self._of_one_name():
+                pairs.setdefault(mine, theirs)
         return sorted(pairs.items())
 
     def _kind(self, region: _Region) -> ChangeKind:

@@ -82,6 +82,7 @@ class Matching:
         to_b: the node of ``b`` for one of ``a``, by place.
         to_a: the other way.
         names_kept: whether names are believed.
+        names_proven: and a pair that was found without them has shown it.
     """
 
     a: Side
@@ -89,6 +90,7 @@ class Matching:
     to_b: dict[int, int] = field(default_factory=dict)
     to_a: dict[int, int] = field(default_factory=dict)
     names_kept: bool = True
+    names_proven: bool = False
 
     def pair(self, mine: int, theirs: int) -> None:
         """Note that two nodes are the same."""
@@ -100,7 +102,7 @@ class Matching:
 
     def swapped(self) -> Matching:
         """Return the same from the other side."""
-        return Matching(self.b, self.a, self.to_a, self.to_b, self.names_kept)
+        return Matching(self.b, self.a, self.to_a, self.to_b, self.names_kept, self.names_proven)
 
 
 class _Palette:
@@ -129,7 +131,7 @@ def matching(a: Side, b: Side) -> Matching:
     used = [_used(side, palette, exact=False) for side in sides]
     loose = [list(zip(mine, use, strict=True)) for mine, use in zip(computed, used, strict=True)]
     _pair_classes(found, *loose)
-    found.names_kept = _names_kept(found)
+    found.names_kept, found.names_proven = _names_kept(found)
     _pair_names(found)
     _pair_neighbours(found)
     for left, right in (used, computed):
@@ -305,7 +307,8 @@ def _first_output(node: onnx.NodeProto) -> str:
     return next((name for name in node.output if name), "")
 
 
-def _names_kept(found: Matching) -> bool:
+def _names_kept(found: Matching) -> tuple[bool, bool]:
+    """Return whether to believe names, which without a sign is so, and whether there is a sign."""
     a, b = found.a.view, found.b.view
     theirs = {_first_output(node) for node in b.nodes}
     kept = [
@@ -313,7 +316,8 @@ def _names_kept(found: Matching) -> bool:
         for one, other in found.to_b.items()
         if (name := _first_output(a.nodes[one])) in theirs and all(each.node >= 0 for each in a.consumers[one])
     ]
-    return 2 * sum(kept) >= len(kept)
+    is_kept = 2 * sum(kept) >= len(kept)
+    return is_kept, is_kept and bool(kept)
 
 
 def _pair_names(found: Matching) -> None:

@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from gradctl.forms.onnx_file import OnnxFile, read
+from gradctl.passes.part import giving
 from gradctl.passes.structure import compare_structure
 from tests.passes.random_graphs import RandomNode, drawn, file_of, renamed
 
@@ -261,6 +263,21 @@ def test_what_optimisers_do_has_its_name(row):
     assert said(structure(a, b)) == expected
     other = {"fused": "split", "removed": "added", "folded": "added", "merged": "added"}
     assert said(structure(b, a)) == [(other.get(kind, kind), right, left) for kind, left, right in expected]
+
+
+@pytest.mark.parametrize("row", [row for row in REWRITES if row != "another activation"])
+def test_values_that_are_said_to_be_shared_are_equal(row):
+    before, after, constants, _ = REWRITES[row]
+    a, b = (model(f"{X_TO_Y} {{ {text} }}", constants) for text in (before, after))
+    shared = compare_structure(a, b).values
+    assert any(value.before == "y" for value in shared)
+    feeds = {"x": np.random.default_rng(1).standard_normal((4, 4)).astype(np.float32)}
+    for value in shared:
+        mine, theirs = (
+            ReferenceEvaluator(giving(file.model, [name])).run(None, feeds)[0]
+            for file, name in ((a, value.before), (b, value.after))
+        )
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)  # some 10 roundings of values around 1
 
 
 def test_batch_norm_went_into_the_convolution():
