@@ -1,4 +1,4 @@
-"""Passes over onnx-ir, most of them its own: each takes out what no output needs, or what is there twice."""
+"""The common passes of onnx-ir: each takes out what no output needs, or what is there twice."""
 
 from __future__ import annotations
 
@@ -24,40 +24,47 @@ def _run(made: _Made) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
 
 
 class _Identities(ir.passes.InPlacePass):
-    """Removes Identity nodes, of which onnx-ir's own pass takes too many (1.1).
+    """onnx-ir's Identity elimination, kept from the nodes that it gets wrong (1.1).
 
-    1. What is no output of its graph gives way to what it was made of.
-    2. An output does too, and leaves it its name, if that was made in the same graph and is no output of it.
-    3. All others stay. onnx-ir renames those too: a branch loses an output that comes from outside, and a graph one of
-       two outputs of the same value.
+    It renames the value that an output was made of, also where that is an output itself, or comes from outside: a
+    branch then loses an output, and a graph one of two outputs of the same value. Such nodes stay.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Return the model, changed in place."""
         graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-        found = [
+        taken: set[ir.Value | None] = set()
+        hidden = [
             node
             for graph in graphs
             for node in ir.traversal.RecursiveGraphIterator(graph)
-            if (node.domain, node.op_type) == ("", "Identity") and node.inputs[0] is not None
+            if _is_identity(node) and not _is_safe(node, taken)
         ]
-        return ir.passes.PassResult(model, modified=sum(map(_eliminated, found)) > 0)
+        for node in hidden:
+            node.domain = "gradctl.kept"
+        result = common.IdentityEliminationPass()(model)
+        for node in hidden:
+            node.domain = ""
+        return result
 
 
-def _eliminated(node: ir.Node) -> bool:
-    given, made = node.inputs[0], node.outputs[0]
-    assert given is not None and node.graph is not None  # an Identity takes one, and was found in a graph
-    producer = given.producer()
-    is_output = made.is_graph_output()
-    if is_output and (producer is None or producer.graph is not node.graph or given.is_graph_output()):
-        return False
-    given.type = given.type or made.type
-    given.shape = (made.shape or given.shape) if is_output else (given.shape or made.shape)
-    ir.convenience.replace_all_uses_with(made, given, replace_graph_outputs=True)
-    if is_output:
-        given.name = made.name
-    node.graph.remove(node, safe=True)
-    return True
+def _is_identity(node: ir.Node) -> bool:
+    return (node.domain, node.op_type) == ("", "Identity")
+
+
+def _is_safe(node: ir.Node, taken: set[ir.Value | None]) -> bool:
+    """Tell whether no other output is made of what this Identity passes on, and put that down in ``taken``."""
+    if not node.outputs[0].is_graph_output():
+        return True
+    given = node.inputs[0]
+    is_other = given is not None and given.is_graph_output()
+    while given is not None and (producer := given.producer()) is not None and _is_identity(producer):
+        given = producer.inputs[0]
+        is_other = is_other or (given is not None and given.is_graph_output())
+    producer = given.producer() if given is not None else None
+    is_free = producer is not None and producer.graph is node.graph and not is_other and given not in taken
+    taken.add(given)
+    return is_free
 
 
 def _unused() -> list[ir.passes.PassBase]:

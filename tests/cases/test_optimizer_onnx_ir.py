@@ -1,4 +1,4 @@
-"""Bugs of onnx-ir's Identity elimination (1.1.0): its own pass is undone and named, and ``ir-identity`` has none.
+"""Bugs of onnx-ir's Identity elimination (1.1.0): alone it is undone and named, and ``ir-identity`` keeps it from them.
 
 Of the kind of onnxscript 2728, whose output "is not produced by any node".
 """
