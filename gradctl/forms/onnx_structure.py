@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 
 from gradctl.core.errors import TargetError
 from gradctl.core.expansion import Endless, expanded_size
@@ -166,11 +167,10 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
             pending.extend(message.external_data)
             continue
         for field, value in message.ListFields():
-            values = value if field.is_repeated else [value]
             if field.type == FieldDescriptor.TYPE_STRING:
-                yield from values
+                yield from [value] if isinstance(value, str | bytes) else value
             elif field.type == FieldDescriptor.TYPE_MESSAGE:
-                pending.extend(values)
+                pending.extend([value] if isinstance(value, Message) else value)
 
 
 def _is_beyond(sizes: Any) -> bool:
