@@ -177,8 +177,7 @@ def _optimized(
         reason = f"the graph differs from itself when run twice, so no pass can be held against it: {names}."
         pipeline.clear()
         return Unit(target=target, form="onnx", verdict="inconclusive", reason=reason), None
-    for each in options.passes:
-        pipeline.run(each)
+    pipeline.run(options.passes)
     options.progress("measuring")
     try:
         final = pipeline.saved(beside)

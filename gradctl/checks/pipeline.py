@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -72,27 +72,50 @@ class Pipeline:
         self.outcomes: list[PassOutcome] = []
         self.findings: list[Finding] = []
 
-    def run(self, each: Pass) -> None:
-        """Run one pass over the current graph, and keep what it made if that holds."""
+    def run(self, passes: Sequence[Pass], *, on_trial: bool = True) -> None:
+        """Run passes over the current graph, and keep what they make if that holds and has no more nodes.
+
+        One that makes more nodes is kept on trial while there are others to come, which may take out more than it put
+        in. If they do not, what was done since is undone, and they run without it.
+        """
+        for index, each in enumerate(passes):
+            rest = passes[index + 1 :]
+            before = self.current, list(self.stages), list(self.outcomes), list(self.findings), self.verified.outputs
+            grown = self._run(each, may_grow=on_trial and bool(rest))
+            if not grown:
+                continue
+            self.run(rest, on_trial=False)
+            if not _grown(before[0].model, self.current.model):
+                return
+            tried = self.outcomes[len(before[2])]
+            for path in self.stages[len(before[1]) :]:
+                self._remove(path)
+            self.current, self.stages, self.outcomes, self.findings, self.verified.outputs = before
+            self.whole = onnx.load(self.current.path)
+            self._note(each, "set aside", changed=tried.changed, reason=grown, seconds=tried.seconds)
+
+    def _run(self, each: Pass, *, may_grow: bool) -> str:
+        """Run one pass, and return by how much the graph has grown if it has, and the pass was kept all the same."""
         self.progress(f"pass {each.name}")
         start = time.perf_counter()
         if reason := each.missing():
             self._note(each, "not installed", reason=reason)
-            return
+            return ""
         try:
             made = result(self.whole, each.apply(self.whole))
         except NotApplicable as refusal:
             self._note(each, "not applicable", reason=str(refusal), seconds=time.perf_counter() - start)
-            return
+            return ""
         except Exception as error:  # a pass may raise anything
             if is_out_of_memory(error):
                 raise
             self._failed(each, f"it raises {first_line(error)}", time.perf_counter() - start, 0.0)
-            return
+            return ""
         seconds = time.perf_counter() - start
+        grown = "" if each.may_grow or not made.modified else _grown(self.current.model, made.model)
         if not made.modified:
             self._note(each, "unchanged", seconds=seconds)
-        elif not each.may_grow and (grown := _grown(self.current.model, made.model)):
+        elif grown and not may_grow:
             self._note(each, "set aside", changed=made.changed, reason=grown, seconds=seconds)
         else:
             start, changed = time.perf_counter(), made.changed
@@ -101,12 +124,13 @@ class Pipeline:
             self._verify(each, candidate, changed, seconds, start)
         if self.before.bytes > _MANY_BYTES:
             gc.collect()  # onnx-ir's graphs are cycles, and hold the weights of the models that they were made of
+        return grown if self.outcomes[-1].status == "kept" else ""
 
     def _verify(self, each: Pass, candidate: OnnxFile, changed: str, seconds: float, start: float) -> None:
         try:
             rows = self.verified.rows(candidate)
         except InvalidGraph as refusal:
-            self._remove(candidate)
+            self._remove(candidate.path)
             self._failed(each, str(refusal), seconds, time.perf_counter() - start)
             return
         spent = time.perf_counter() - start
@@ -130,7 +154,7 @@ class Pipeline:
         feeds = self.verified.feeds[worst.trial]
         before = replace(self.current, model=self.whole)
         where = first_change(before, candidate, each.apply, feeds, trial=worst.trial, seed=self.seed)
-        self._remove(candidate)
+        self._remove(candidate.path)
         self.findings.append(_changed(each, worst, where))
         self._note(
             each,
@@ -183,8 +207,8 @@ class Pipeline:
             if path.name.startswith(("graph-", "values-of-", "part")):
                 path.unlink()
 
-    def _remove(self, candidate: OnnxFile) -> None:
-        for path in self.folder.glob(f"{candidate.path.name}*"):
+    def _remove(self, graph: Path) -> None:
+        for path in self.folder.glob(f"{graph.name}*"):
             path.unlink()
 
     def _size(self, model: onnx.ModelProto) -> GraphSize:

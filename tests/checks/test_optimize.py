@@ -219,6 +219,53 @@ def test_a_weight_that_is_kept_on_the_disk_is_verified_too(tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
 
 
+def with_two_negations(before):
+    """Negate the first value twice more."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(before)
+    taken = changed.graph.node[0].output[0]
+    changed.graph.node[0].output[0] = "start"
+    for given, made in (("start", "middle"), ("middle", taken)):
+        changed.graph.node.insert(1 + (given == "middle"), onnx.helper.make_node("Neg", [given], [made]))
+    return changed
+
+
+def without_negations(before):
+    """Take out the first two negations that follow each other, and the Identity before them."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(before)
+    identity, first, second, *_ = changed.graph.node
+    if [each.op_type for each in (identity, first, second)] != ["Identity", "Neg", "Neg"]:
+        return changed
+    first.op_type, first.input[0], first.output[0] = "Identity", identity.input[0], second.output[0]
+    for node in (identity, second):
+        changed.graph.node.remove(node)
+    return changed
+
+
+def test_a_pass_that_makes_more_nodes_is_kept_where_the_next_takes_them_out(tmp_path):
+    path = written(tmp_path, graph("m = MatMul(i, w)\ny = Relu(m)", {"w": np.eye(4, dtype=np.float32)}))
+    passes = [
+        Pass("long", None, "tests", "grows", with_two_negations),
+        Pass("short", None, "tests", "shrinks", without_negations),
+    ]
+    table = optimize_file(path, tmp_path / "b.onnx", Options(passes)).unit.optimization
+    assert [(each.status, each.size.nodes) for each in table.passes] == [("kept", 5), ("kept", 3)]
+    assert table.after.operators == {"Identity": 1, "MatMul": 1, "Relu": 1}
+    np.testing.assert_array_equal(values(tmp_path / "b.onnx", 0), values(path, 0))
+
+
+def test_a_trial_that_brings_nothing_is_undone_and_the_others_run_without_it(tmp_path):
+    path = written(tmp_path, graph("m = MatMul(i, w)\ny = Relu(m)", {"w": np.eye(4, dtype=np.float32)}))
+    long = Pass("long", None, "tests", "grows", with_two_negations)
+    others = [PASSES["ir-identity"], PASSES["fold"]]
+    tried = optimize_file(path, tmp_path / "b.onnx", Options([long, *others])).unit.optimization
+    alone = optimize_file(path, tmp_path / "c.onnx", Options(others)).unit.optimization
+    assert [each.status for each in tried.passes] == ["set aside", *(each.status for each in alone.passes)]
+    assert (tried.passes[0].reason, tried.after.operators) == ("it makes 5 nodes of 3", alone.after.operators)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.onnx", "b.onnx", "c.onnx"]
+
+
 def test_a_graph_that_differs_from_itself_is_inconclusive(tmp_path):
     path = written(tmp_path, graph("r = RandomNormalLike(i)\ny = Add(i, r)"))
     optimized = optimize_file(path, tmp_path / "b.onnx", Options(of_level("safe")))
