@@ -32,11 +32,12 @@ def offline(level: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
         options.log_severity_level = 4
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{level}")
         with tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
-            path = Path(folder) / "optimized.onnx"
+            given, path = Path(folder) / "given.onnx", Path(folder) / "optimized.onnx"
+            onnx.save(model, given)
             options.optimized_model_filepath = str(path)
             try:
                 onnxruntime.InferenceSession(
-                    model.SerializeToString(),
+                    given,
                     options,
                     providers=["CPUExecutionProvider"],
                     disabled_optimizers=_left_to_sessions(model),
