@@ -5,6 +5,7 @@ Decoded strictly: a key that is none is an error with its line and the nearest o
 
 from __future__ import annotations
 
+import bisect
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -141,7 +142,7 @@ def read(path: Path) -> Project:
     text = _text(path)
     try:
         content: Any = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError alone
         raise TargetError("GC153", f"{path} is no TOML: {str(error) or 'it is nested too deeply'}. Mend it.") from error
     table = Project(path, Configuration()).table
     for key in table:
@@ -162,7 +163,7 @@ def bytes_of(size: int | str) -> int:
     Raises:
         ValueError: it is none; says what one looks like.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(\w*)", str(size).strip())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?) ?(\w*)", str(size).strip())
     if found is None or found[2] not in _UNITS or not float(found[1]):
         raise ValueError(f"{size!r} is no size. Write, for example, 8GiB or 500MB.")
     return int(float(found[1]) * _UNITS[found[2]])
@@ -182,7 +183,7 @@ def _has_table(path: Path) -> bool:
     text = _text(path)
     try:
         tool = tomllib.loads(text).get("tool", {})
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return "[tool.gradctl" in text
     return isinstance(tool, Mapping) and "gradctl" in tool
 
@@ -261,17 +262,29 @@ def _line_of(text: str, place: tuple[str | int, ...]) -> int | None:
 
     What is not there (a key that is missing) has the line of the table that lacks it; None for the whole file.
     """
-    lines, before = text.splitlines(), 0
-    for count in range(1, len(lines) + 1):
+    lines = text.splitlines()
+
+    def has(count: int) -> bool | None:
+        """Tell whether the first lines have it; None where they are no TOML."""
         try:
             content: Any = tomllib.loads("\n".join(lines[:count]))
-        except tomllib.TOMLDecodeError:
-            continue
+        except (ValueError, RecursionError):
+            return None
         try:
             for key in place:
                 content = content[key]
         except (KeyError, IndexError, TypeError):
-            before = count
-            continue
-        return 1 + next(k for k in range(before, count) if lines[k].strip() and not lines[k].lstrip().startswith("#"))
+            return False
+        return True
+
+    tables = [k for k, line in enumerate(lines) if line.startswith("[")]
+    table = bisect.bisect_left(tables, True, key=lambda count: has(count) is True) - 1
+    before = tables[table] if table >= 0 else 0
+    for count in range(before + 1, len(lines) + 1):
+        found = has(count)
+        if found:
+            return 1 + next(
+                k for k in range(before, count) if lines[k].strip() and not lines[k].lstrip().startswith("#")
+            )
+        before = before if found is None else count
     return _line_of(text, place[:-1]) if len(place) > 1 else None

@@ -136,7 +136,9 @@ def test_what_is_wrong_is_said_with_its_line(name, tmp_path):
     assert caught.value.message.startswith(f"{path}, {said}")
 
 
-@pytest.mark.parametrize("text", ["a = [", "jobs = 1\njobs = 2\n", '"', "a" * 100, "x = " + "[" * 5000])
+@pytest.mark.parametrize(
+    "text", ["a = [", "jobs = 1\njobs = 2\n", f"jobs = {'9' * 5000}", '"', "a" * 100, "x = " + "[" * 5000]
+)
 def test_what_is_no_toml_is_named(text, tmp_path):
     with pytest.raises(TargetError, match=r"gradctl\.toml is no TOML: "):
         read(written(tmp_path, text))
@@ -172,6 +174,23 @@ def test_any_text_is_read_or_named(tmp_path_factory, text):
         read(path)
     except TargetError as error:
         assert error.message.startswith(str(path))
+
+
+def test_the_line_is_found_far_down(tmp_path):
+    entries = "".join(f'[[targets]]\ntarget = "a{number}.py"\n\n' for number in range(300))
+    with pytest.raises(TargetError, match="line 904: no key 'froms' in targets"):
+        read(
+            written(
+                tmp_path,
+                f'{entries}# one more\n[[targets]]\ntarget = "b.py"\nfroms = []\n[[allow]]\nfinding = "GC401"\n',
+            )
+        )
+
+
+@pytest.mark.parametrize("size", ["", "0", "9" * 400 + "GiB", "-1", "1e3", "8 bananas"])
+def test_what_is_no_size(size):
+    with pytest.raises(ValueError, match="is no size"):
+        bytes_of(size)
 
 
 def test_the_example_of_the_readme_is_a_configuration(tmp_path):
