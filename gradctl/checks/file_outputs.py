@@ -103,8 +103,10 @@ def worst_rows(rows: Iterator[OutputRow], worst: dict[str, OutputRow]) -> None:
 
 
 def severity(row: OutputRow) -> float:
-    """Return the error in budgets."""
-    return float("inf") if row.structure or not row.budget else row.error / row.budget
+    """Return the error in budgets; integers have none, so theirs is 0 or infinite."""
+    if not row.differs:
+        return row.error / row.budget if row.budget else 0.0
+    return row.error / row.budget if row.budget and not row.structure else float("inf")
 
 
 def tensor_result(row: OutputRow) -> TensorResult:
