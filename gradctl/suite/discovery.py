@@ -49,7 +49,7 @@ def shown(root: Path, target: str) -> str:
     place, name = module_and_name(target)
     if not _is_file(place):
         return target
-    file = (root / place).absolute()
+    file = _absolute(root / place)
     here = Path.cwd()
     text = str(file.relative_to(here) if file.is_relative_to(here) else file)
     return f"{text}:{name}" if name else text
@@ -58,31 +58,38 @@ def shown(root: Path, target: str) -> str:
 def _at(project: Project, path: str) -> Iterator[TargetEntry]:
     configured = project.configuration.targets
     if Path(path).is_dir():
-        folder = Path(path).absolute()
+        folder = Path(path).resolve()
         inside = [entry for entry in configured if (file := _file_of(project, entry)) and file.is_relative_to(folder)]
         yield from inside
         known = {_file_of(project, entry) for entry in inside}
-        yield from (_named(project, str(file)) for file in _with_make_model(folder) if file not in known)
+        found = _with_make_model(_absolute(Path(path)))
+        yield from (_named(project, str(file)) for file in found if file.resolve() not in known)
         return
     place, name = module_and_name(path)
     if _is_file(place) and not Path(place).is_file():
         raise TargetError("GC101", f"there is no {place!r}. Give a folder, a file, or a target.")
     given = _named(project, path)
-    same = [entry for entry in configured if _matches(entry, *module_and_name(given.target), exactly=bool(name))]
+    same = [entry for entry in configured if _is_same(project, entry, given) and name in ("", _name_of(entry))]
     yield from same or [given]
 
 
-def _matches(entry: TargetEntry, place: str, name: str, *, exactly: bool) -> bool:
-    other, other_name = module_and_name(entry.target)
-    same = os.path.normpath(other) == os.path.normpath(place) if _is_file(other) else other == place
-    return same and (not exactly or other_name == name)
+def _is_same(project: Project, entry: TargetEntry, other: TargetEntry) -> bool:
+    """Tell whether two entries are of one file, whatever links and dots lead there, or of one module."""
+    file = _file_of(project, entry)
+    if file is not None:
+        return file == _file_of(project, other)
+    return module_and_name(entry.target)[0] == module_and_name(other.target)[0]
+
+
+def _name_of(entry: TargetEntry) -> str:
+    return module_and_name(entry.target)[1]
 
 
 def _named(project: Project, target: str) -> TargetEntry:
     """Return the entry of a target that is named from the current folder, as the configuration would call it."""
     place, name = module_and_name(target)
     if _is_file(place):
-        place = Path(os.path.relpath(Path(place).absolute(), project.root)).as_posix()
+        place = Path(os.path.relpath(place, project.root)).as_posix()
     return TargetEntry(target=f"{place}:{name}" if name else place)
 
 
@@ -92,7 +99,12 @@ def _is_file(place: str) -> bool:
 
 def _file_of(project: Project, entry: TargetEntry) -> Path | None:
     place, _ = module_and_name(entry.target)
-    return Path(os.path.normpath(project.root / place)) if _is_file(place) else None
+    return (project.root / place).resolve() if _is_file(place) else None
+
+
+def _absolute(path: Path) -> Path:
+    """Return a path from the root, without dots; links stay as they are named."""
+    return Path(os.path.abspath(path))  # noqa: PTH100  # Path.absolute leaves the dots
 
 
 def _with_make_model(folder: Path) -> Iterator[Path]:

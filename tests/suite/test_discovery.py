@@ -86,6 +86,22 @@ def test_names_are_relative_to_the_configuration_and_shown_from_here(project, mo
     assert shown(tmp_path, "package.module:Net") == "package.module:Net"
 
 
+@pytest.mark.parametrize("folder", [".", "deep/..", "../{name}", "link", "link/deep/.."])
+def test_what_is_configured_is_found_whatever_leads_there(folder, project, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    folder = folder.format(name=tmp_path.name)
+    entries = entries_of(configured(project, "a.py", "./deep/as_value.py", "deep/../deep/b.py"), [folder])
+    assert [entry.target for entry in entries if entry.train] == ["a.py", "./deep/as_value.py", "deep/../deep/b.py"]
+    assert [entry.target.removeprefix("link/") for entry in entries if not entry.train] == ["deep/mistake.py"]
+    assert [entry.train for entry in entries_of(configured(project, "a.py"), [f"{folder}/a.py"])] == [True]
+
+
+def test_a_configuration_that_is_named_from_here_has_its_targets(project, tmp_path):
+    relative = Project(tmp_path.relative_to(tmp_path) / "gradctl.toml", Configuration())
+    assert targets(configured(relative, "deep/b.py:make_model"), "deep")[0] == "deep/b.py:make_model"
+    assert shown(tmp_path / "deep", "../deep/./b.py") == "deep/b.py"
+
+
 def test_nothing_to_find(project, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(NothingToCheck, match="no Python file in empty has a make_model"):
