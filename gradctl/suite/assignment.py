@@ -85,7 +85,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_whole(path: Path, message: Any) -> None:
-    """Write ``message`` beside ``path`` and move it there: nobody sees half of it."""
+    """Write ``message`` beside ``path`` and move it there: nobody sees half of it. The folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)  # also anew, where a model has cleaned up
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(msgspec.json.encode(message, enc_hook=_encoded))
     os.replace(part, path)  # noqa: PTH105  # named as what it is: the move that is whole or not at all

@@ -126,6 +126,9 @@ def _explained(request: UnitRequest, error: BaseException, seconds: float) -> Un
     if isinstance(error, SystemExit):
         reason = f"the program that is checked ended the process: sys.exit({error.code!r})"
         return undecided(request, "crashed", "GC801", reason, details=details, seconds=seconds)
+    if not isinstance(error, Exception):  # neither ours nor torch's: what a program raises to be ended
+        reason = f"the program that is checked raised {type(error).__name__}" + (f": {said}" if str(error) else "")
+        return undecided(request, "crashed", "GC801", reason, details=details, seconds=seconds)
     unit = undecided(
         request, "error", "GC801", f"gradctl itself broke: {type(error).__name__}: {said}", details=details
     )

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,40 @@ def test_what_a_unit_has_started_ends_with_it(tmp_path):
     (unit,) = run_units([request(tmp_path / "net.py", child)])
     assert unit.verdict == "pass"
     assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_daemon_of_a_unit_ends_with_it(tmp_path):
+    said = f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
+    daemon = f"if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        {said}\n        time.sleep(600)"
+    (unit,) = run_units([request(tmp_path / "net.py", f"{daemon}\n    os._exit(0)\nos.wait()")])
+    assert unit.verdict == "pass"
+    assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_unit_that_clears_the_temporary_folder_loses_no_other(tmp_path, monkeypatch):
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "shared"))
+    clears = f"import shutil; shutil.rmtree({str(tmp_path / 'shared')!r}, ignore_errors=True)"
+    requests = [request(tmp_path / "clears.py", clears), request(tmp_path / "good.py")]
+    assert [unit.verdict for unit in run_units(requests)] == ["pass", "pass"]
+
+
+def test_a_disk_that_is_full_is_the_finding_of_its_unit(tmp_path, monkeypatch):
+    def full(path, message):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gradctl.suite.unit_process.write_whole", full)
+    (unit,) = run_units([request(tmp_path / "good.py")])
+    assert (unit.status, unit.reason) == (
+        "error",
+        "the process of the unit could not be started: No space left on device",
+    )
+
+
+@pytest.mark.parametrize("kind", ["KeyboardInterrupt", "GeneratorExit"])
+def test_an_interrupt_of_the_model_s_own_is_not_ours(kind, tmp_path):
+    (unit,) = run_units([request(tmp_path / "net.py", f"raise {kind}('enough')")])
+    assert (unit.status, unit.reason) == ("crashed", f"the program that is checked raised {kind}: enough")
 
 
 # The supervisor of two units: one passes, then one hangs, after it has said its process id.
