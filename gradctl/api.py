@@ -154,7 +154,7 @@ def compare(
 
     Args:
         model, inputs, kwargs, loss, seed, allow, fail_on: as in ``gradcheck``.
-        forms: some of trace, script, export, aot, compile, onnx; None takes all.
+        forms: some of trace, script, export, aot, compile, onnx, onnx-joint; None takes all but the last.
 
     Raises:
         GradctlError: as ``gradcheck``.
@@ -162,10 +162,10 @@ def compare(
     __tracebackhide__ = True
 
     def check(subject: Subject, allows: Allows) -> list[Unit]:
-        from gradctl.checks.compare import STATIC_FORMS
+        from gradctl.checks.compare import DEFAULT_STATIC_FORMS, STATIC_FORMS
         from gradctl.checks.compare import compare as compare_forms
 
-        chosen = STATIC_FORMS if forms is None else _texts(forms)
+        chosen = DEFAULT_STATIC_FORMS if forms is None else _texts(forms)
         for form in chosen:
             if form not in STATIC_FORMS:
                 raise _unfit("forms", form, f"There are {', '.join(STATIC_FORMS)}.", nearest(form, STATIC_FORMS))

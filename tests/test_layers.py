@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "report": {"core"},
     "subject": {"core"},
     "numerics": {"subject", "core"},
-    "forms": {"numerics", "subject", "core"},
+    "forms": {"joint", "numerics", "subject", "core"},
     "joint": {"numerics", "subject", "core"},
     "passes": {"forms", "numerics", "subject", "core"},
     "checks": {"forms", "joint", "passes", "numerics", "subject", "core"},

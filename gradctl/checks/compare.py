@@ -29,7 +29,7 @@ from gradctl.checks.reference import Reference
 from gradctl.checks.timing import timing_of
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.findings import Unit, fingerprint
-from gradctl.core.names import FORMS
+from gradctl.core.names import DEFAULT_FORMS, FORMS
 from gradctl.core.verdicts import unit_verdict
 from gradctl.forms.artifact import fits, load
 from gradctl.forms.form import CannotCapture, Captured, Form
@@ -44,9 +44,10 @@ from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.variations import longer
 
-__all__ = ["STATIC_FORMS", "Comparing", "compare", "compare_one"]
+__all__ = ["DEFAULT_STATIC_FORMS", "STATIC_FORMS", "Comparing", "compare", "compare_one"]
 
 STATIC_FORMS = tuple(name for name in FORMS if name != "eager")
+DEFAULT_STATIC_FORMS = tuple(name for name in DEFAULT_FORMS if name != "eager")
 
 
 class Comparing:
@@ -216,7 +217,7 @@ class Comparing:
 def compare(
     subject: Subject,
     *,
-    forms: Sequence[str] = STATIC_FORMS,
+    forms: Sequence[str] = DEFAULT_STATIC_FORMS,
     named: bool = False,
     allows: Allows | Sequence[str] = (),
     fail_on: str = "error",

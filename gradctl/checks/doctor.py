@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gradctl import __version__
+from gradctl.core.names import FORMS
 
 __all__ = ["Availability", "Machine", "examine"]
 
@@ -64,8 +65,9 @@ def examine() -> Machine:
 def _forms(torch: Any, why_no_torch: str, compiler: str | None) -> dict[str, Availability]:
     if not torch:
         missing = Availability(False, f"torch cannot be imported: {why_no_torch}")
-        return dict.fromkeys(("eager", "trace", "script", "export", "aot", "compile", "onnx"), missing)
+        return dict.fromkeys(FORMS, missing)
     dynamo = _dynamo(torch)
+    onnx = _onnx() if dynamo.available else dynamo
     return {
         "eager": Availability(True, f"torch {torch.__version__}"),
         "trace": _torchscript(lambda: torch.jit.trace(torch.nn.Identity(), torch.ones(1))),
@@ -73,7 +75,8 @@ def _forms(torch: Any, why_no_torch: str, compiler: str | None) -> dict[str, Ava
         "export": dynamo,
         "aot": dynamo,
         "compile": _inductor(compiler) if dynamo.available else dynamo,
-        "onnx": _onnx() if dynamo.available else dynamo,
+        "onnx": onnx,
+        "onnx-joint": onnx,
     }
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 # Forms that can hang or crash run in a process of their own, under a time limit.
-_APART = ("compile", "onnx")
+_APART = ("compile", "onnx", "onnx-joint")
 _MODEL_FILES = (".onnx", ".pt", ".pt2", ".pth", ".ts")
 # What two files have a use for; the other options build a program.
 _OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format_name", "files", "allows", "fail_on")
@@ -40,7 +40,7 @@ _OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format_name", 
     "forms",
     type=click.Choice([name for name in FORMS if name != "eager"]),
     multiple=True,
-    help="Compare only this form; may be repeated.  [default: all]",
+    help="Compare only this form; may be repeated.  [default: all but onnx-joint]",
 )
 @click.option("--trust", is_flag=True, help="FILE is a program (.pt2, TorchScript) of an author you trust: load it.")
 @click.option(
@@ -49,7 +49,7 @@ _OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format_name", 
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="For each form that runs in a process of its own (compile, onnx).",
+    help="For each form that runs in a process of its own (compile, onnx, onnx-joint).",
 )
 @click.option(
     "--bisect", is_flag=True, help="Where compile is wrong: name the module, and the part of torch's compiler. Slow."
@@ -115,12 +115,12 @@ def _forms(
 ) -> list[Unit]:
     import msgspec
 
-    from gradctl.checks.compare import STATIC_FORMS
+    from gradctl.checks.compare import DEFAULT_STATIC_FORMS
     from gradctl.checks.compare import compare as compare_forms
     from gradctl.suite.assignment import UnitRequest
     from gradctl.suite.run import run_units
 
-    chosen = forms or STATIC_FORMS
+    chosen = forms or DEFAULT_STATIC_FORMS
     here = [form for form in chosen if form not in _APART]
     subject = subject_from(checking)
     units = compare_forms(

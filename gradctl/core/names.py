@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 __all__ = [
+    "DEFAULT_FORMS",
     "DTYPES",
     "FORMATS",
     "FORMS",
@@ -23,8 +24,11 @@ __all__ = [
     "parameter_name",
 ]
 
-FormName = Literal["eager", "trace", "script", "export", "aot", "compile", "onnx"]
+FormName = Literal["eager", "trace", "script", "export", "aot", "compile", "onnx", "onnx-joint"]
 FORMS: tuple[str, ...] = get_args(FormName)
+
+# What is compared where no form is named: a joint graph is for those who want gradients outside PyTorch.
+DEFAULT_FORMS: tuple[str, ...] = tuple(name for name in FORMS if name != "onnx-joint")
 
 WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx",)
 

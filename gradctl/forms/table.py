@@ -14,4 +14,4 @@ __all__ = ["form_named"]
 def form_named(name: str) -> Form:
     """Return the module of one form; importing ``compile`` imports inductor, so only what is asked for is."""
     assert name in FORMS
-    return cast(Form, importlib.import_module(f"gradctl.forms.{name}"))
+    return cast(Form, importlib.import_module(f"gradctl.forms.{name.replace('-', '_')}"))

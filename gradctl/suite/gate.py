@@ -11,7 +11,7 @@ import msgspec
 
 from gradctl.checks.allows import Allows
 from gradctl.core.findings import Allowance, Finding, Unit, fingerprint, format_number
-from gradctl.core.names import FORMS, UnitVerdict
+from gradctl.core.names import DEFAULT_FORMS, FORMS, UnitVerdict
 from gradctl.core.numbers import Number
 from gradctl.core.target_options import TargetOptions
 from gradctl.core.verdicts import unit_verdict
@@ -100,7 +100,7 @@ def plan(
     units = [
         _planned(project, entry, form, overrides)
         for entry in entries
-        for form in entry.forms or project.configuration.forms or FORMS
+        for form in entry.forms or project.configuration.forms or (FORMS if forms else DEFAULT_FORMS)
         if not forms or form in forms
     ]
     words = [word.lower() for word in keywords]

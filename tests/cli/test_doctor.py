@@ -14,7 +14,7 @@ from gradctl import __version__
 from gradctl.checks.doctor import examine
 from tests.cli.command_line import gradctl
 
-FORMS = ["eager", "trace", "script", "export", "aot", "compile", "onnx"]
+FORMS = ["eager", "trace", "script", "export", "aot", "compile", "onnx", "onnx-joint"]
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,8 @@ def test_the_compiler_that_is_named_is_taken(monkeypatch):
     ("package", "error", "without", "reason"),
     [
         ("torch", "ImportError('libtorch.so: not found')", FORMS, "torch cannot be imported: libtorch.so: not found"),
-        ("onnxscript", "ValueError('broken\\nmore')", ["onnx"], "onnxscript cannot be imported: broken"),
-        ("onnxruntime", "OSError('no such library')", ["onnx"], "onnxruntime cannot be imported: no such library"),
+        ("onnxscript", "ValueError('broken\\nmore')", ["onnx", "onnx-joint"], "onnxscript cannot be imported: broken"),
+        ("onnxruntime", "OSError('no such library')", ["onnx", "onnx-joint"], "onnxruntime cannot be imported: no such library"),
     ],
 )
 def test_a_package_that_is_broken_is_a_reason_and_no_traceback(tmp_path, package, error, without, reason):

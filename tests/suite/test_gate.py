@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gradctl.core.findings import Finding, TensorResult, Unit
-from gradctl.core.names import FORMS
+from gradctl.core.names import DEFAULT_FORMS
 from gradctl.suite.accepting import accept_failing, rewritten, without_use
 from gradctl.suite.configuration import Accepted, Configuration, Project, TargetEntry, read
 from gradctl.suite.gate import Overrides, judged, plan, unused_noted
@@ -55,7 +55,7 @@ def accepted(error=None, finding="GC402:param:w", **more):
 def test_a_target_runs_in_all_forms_unless_something_says_which():
     entry = TargetEntry(target="net.py")
     project = Project(Path.cwd() / "gradctl.toml", Configuration(targets=(entry,)))
-    assert [each.form for each in plan(project, [entry])] == list(FORMS)
+    assert [each.form for each in plan(project, [entry])] == list(DEFAULT_FORMS)
     assert not any(each.request.named for each in plan(project, [entry]))
     general = Project(project.file, Configuration(forms=("eager", "trace")))
     assert [each.form for each in plan(general, [entry])] == ["eager", "trace"]

@@ -1,0 +1,16 @@
+"""Operators of backwards that ONNX, or torch's exporter, lacks, each written with operators that are there.
+
+A file a family; each has ``TABLE``, from an operator to the function that stands for it, in the way of
+``torch._decomp``. Each is tested against autograd over all its options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gradctl.joint.decompositions import convolution
+
+__all__ = ["TABLE"]
+
+TABLE: dict[Any, Callable[..., Any]] = {**convolution.TABLE}
