@@ -18,7 +18,12 @@ def _run(made: _Made) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
         graph = ir.from_proto(model)
         for each in made():
             graph = each(graph).model
-        return ir.to_proto(graph)
+        cleaned = ir.to_proto(graph)
+        # Of two equal nodes the first stays, and becomes the output that the second was; its type may not be known.
+        for output, before in zip(cleaned.graph.output, model.graph.output, strict=True):
+            if not output.HasField("type"):
+                output.type.CopyFrom(before.type)
+        return cleaned
 
     return apply
 

@@ -100,3 +100,11 @@ def test_an_output_keeps_its_name():
     assert operators_in_order(without) == ["Neg"]
     (output,) = without.graph.output
     assert output.name == "y"
+
+
+def test_an_output_that_an_equal_node_makes_keeps_its_type():
+    model = graph("a = Relu(i)\ny = Relu(i)\nz = Tanh(a)", outputs="float[4, 4] y, float[4, 4] z")
+    merged = applied("subexpressions", model)
+    assert operators_in_order(merged) == ["Identity", "Relu", "Tanh"]
+    assert [each.type for each in merged.graph.output] == [each.type for each in model.graph.output]
+    onnx.checker.check_model(merged)
