@@ -32,17 +32,18 @@ def relative_error(reference: Tensor, candidate: Tensor) -> float:
     wide = torch.complex128 if reference.is_complex() else torch.float64
     reference, candidate = reference.detach().to(wide), candidate.detach().to(wide)
     finite = torch.isfinite(reference)
-    if not torch.equal(torch.nan_to_num(reference[~finite]), torch.nan_to_num(candidate[~finite])) or not bool(
-        torch.isfinite(candidate[finite]).all()
-    ):
+    if not same_values(reference[~finite], candidate[~finite]) or not bool(torch.isfinite(candidate[finite]).all()):
         return math.inf
     difference, size = norm(candidate[finite] - reference[finite]), norm(reference[finite])
     return 0.0 if difference == 0 else difference / size if size else math.inf
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
-    """Return whether shape and elements are the same; NaN is the same as NaN."""
-    return one.shape == other.shape and bool(torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)))
+    """Return whether shape and elements are the same; NaN is the same as NaN, and nothing else is."""
+    if one.shape != other.shape:
+        return False
+    missing = one.isnan()  # nan_to_num would make zeros of them, and large numbers of Inf
+    return bool(torch.equal(missing, other.isnan())) and bool(torch.equal(one[~missing], other[~missing]))
 
 
 def gaussian_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
