@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from pathlib import Path
 
 from gradctl.core.errors import ResourceError
@@ -32,7 +33,8 @@ def render(report: Report, format_name: str) -> str:
 def write(path: Path, text: str) -> None:
     """Write ``text`` beside ``path`` and move it there, so that a run that fails leaves the old file as it was.
 
-    Pipes and devices (``/dev/stderr``) are written to, never replaced; a link is followed.
+    The new one has its permissions. Pipes and devices (``/dev/stderr``) are written to, never replaced; a link is
+    followed.
 
     Raises:
         ResourceError: GC131 if the file cannot be written.
@@ -72,6 +74,8 @@ def _replace(path: Path, content: bytes) -> None:
     beside = _beside(path)
     try:
         beside.write_bytes(content)
+        if path.exists():
+            shutil.copymode(path, beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

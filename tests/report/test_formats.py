@@ -66,6 +66,13 @@ def test_a_link_is_followed_and_stays_a_link(tmp_path):
     assert (tmp_path / "report.json").read_text() == "new\n"
 
 
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
+    path = tmp_path / "report.json"
+    path.touch(mode=0o600)
+    write(path, "text")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_file_that_is_tried_is_left_as_it_was(tmp_path):
     path = tmp_path / "report.json"
     ensure_writable(path)
