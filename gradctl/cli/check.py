@@ -88,6 +88,7 @@ def check(
     A unit is a target in a form: eager against finite differences, every other form against eager. One that crashes,
     hangs or runs out of memory is inconclusive, and the others go on.
     """
+    from gradctl.report.formats import ensure_writable
     from gradctl.suite.discovery import entries_of
     from gradctl.suite.gate import Overrides, plan
 
@@ -107,6 +108,8 @@ def check(
     if is_listed:
         click.echo("".join(f"{line}\n" for line in _listed(planned)), nl=False)
         return 0
+    if write_allows:
+        ensure_writable(project.file)
     sys.path.append(str(project.root))  # modules that the configuration names; the processes have our path
     jobs = jobs or project.configuration.jobs or min(_processors(), _MOST_JOBS)
     return _checked(project, planned, reporting, jobs=jobs, write_allows=write_allows)
@@ -140,9 +143,10 @@ def _checked(
             complete = [unit for unit in interrupted.units if unit is not None]
             emit(report(complete, (), interrupted=True), reporting)
             return 143 if isinstance(interrupted.__cause__, _Terminated) else 130
+    every = _every_unit(project)
     if write_allows:
-        plan = _write(project, plan, units, entries)
-    units, allowances = unused_noted(plan, units, reporting.allows)
+        plan = _write(project, plan, units, entries, every)
+    units, allowances = unused_noted(plan, units, reporting.allows, every)
     return emit(report(units, allowances), reporting)
 
 
@@ -172,17 +176,36 @@ def _listed(planned: Sequence[Planned]) -> Iterator[str]:
         yield f"{each.title:<{wide}}  {each.form:<7}  {'; '.join(says)}".rstrip()
 
 
+def _every_unit(project: Project) -> list[Planned]:
+    """Return all units of the configuration; none where there is nothing in it that could be of no use."""
+    from gradctl.core.errors import NothingToCheck
+    from gradctl.suite.discovery import entries_of
+    from gradctl.suite.gate import plan
+
+    configuration = project.configuration
+    if not configuration.allow and not any(entry.allow for entry in configuration.targets):
+        return []
+    try:
+        return plan(project, entries_of(project, ()))
+    except NothingToCheck:
+        return []
+
+
 def _write(
-    project: Project, planned: Sequence[Planned], units: Sequence[Unit], entries: Sequence[Accepted]
+    project: Project,
+    planned: Sequence[Planned],
+    units: Sequence[Unit],
+    entries: Sequence[Accepted],
+    every: Sequence[Planned],
 ) -> list[Planned]:
     """Write entries for what fails, take out those that are of no use, and return the plan without these."""
     from gradctl.report.formats import write
     from gradctl.suite.accepting import rewritten, without_use
 
-    gone = without_use(project, planned, units)
+    gone = without_use(project, planned, units, every)
     if entries or gone:
-        text = project.file.read_text(encoding="utf-8") if project.file.exists() else ""
-        write(project.file, rewritten(project, text, add=entries, drop=gone))
+        text = project.file.read_bytes().decode() if project.file.exists() else ""
+        write(project.file, rewritten(project.file, text, add=entries, drop=gone))
     click.echo(f"{project.file}: {len(entries)} written to 'allow', {len(gone)} removed", err=True)
     return [each.without(gone) for each in planned]
 

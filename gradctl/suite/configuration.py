@@ -19,7 +19,7 @@ from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import FORMS, SEVERITIES, VERDICTS, FormName, Severity, UnitVerdict
 from gradctl.rules.catalogue import codes
 
-__all__ = ["FILE_NAME", "Accepted", "Configuration", "Project", "TargetEntry", "bytes_of", "find", "read"]
+__all__ = ["FILE_NAME", "Accepted", "Configuration", "Project", "TargetEntry", "bytes_of", "find", "parsed", "read"]
 
 FILE_NAME = "gradctl.toml"
 _PYPROJECT = "pyproject.toml"
@@ -139,7 +139,15 @@ def read(path: Path) -> Project:
     Raises:
         TargetError: GC153 if it cannot be read, or holds what is no configuration; says where.
     """
-    text = _text(path)
+    return parsed(path, _text(path))
+
+
+def parsed(path: Path, text: str) -> Project:
+    """Return the configuration that ``text`` is, for a file at ``path``.
+
+    Raises:
+        TargetError: GC153 if it is none; says where.
+    """
     try:
         content: Any = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError alone

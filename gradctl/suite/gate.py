@@ -130,7 +130,7 @@ def judged(planned: Planned, unit: Unit) -> Unit:
 
 
 def unused_noted(
-    planned: Sequence[Planned], units: Sequence[Unit], everywhere: Sequence[str]
+    planned: Sequence[Planned], units: Sequence[Unit], everywhere: Sequence[str], every: Sequence[Planned] = ()
 ) -> tuple[list[Unit], tuple[Allowance, ...]]:
     """Return the units with a note for each entry that accepted nothing, and all entries with whether they did.
 
@@ -140,12 +140,13 @@ def unused_noted(
         planned: the units as planned.
         units: as judged, in the same order.
         everywhere: what the command line accepts, in all units.
+        every: all that the configuration has, where this run is a part of it.
     """
     noted, allowances = list(units), []
     for accepted in _unique(each for unit in planned for each in unit.accepted):
         its = [unit for each, unit in zip(planned, units, strict=True) if accepted in each.accepted]
         allowances.append(Allowance(allow=accepted.finding, applied=_is_used(accepted, its)))
-        if not is_of_no_use(accepted, planned, units):
+        if not is_of_no_use(accepted, planned, units, every):
             continue
         text = f"--allow {accepted.finding}" if accepted.finding in everywhere else f"allow {accepted.finding}"
         note = Finding(
@@ -159,10 +160,14 @@ def unused_noted(
     return noted, tuple(allowances)
 
 
-def is_of_no_use(accepted: Accepted, planned: Sequence[Planned], units: Sequence[Unit]) -> bool:
-    """Tell whether all that an entry is for ran to its end, and it accepted nothing there."""
+def is_of_no_use(
+    accepted: Accepted, planned: Sequence[Planned], units: Sequence[Unit], every: Sequence[Planned] = ()
+) -> bool:
+    """Tell whether all that an entry is for, of ``every`` too, ran to its end, and it accepted nothing there."""
     its = [unit for each, unit in zip(planned, units, strict=True) if accepted in each.accepted]
-    is_all = bool(its) and all(unit.status == "complete" for unit in its)
+    ran = {(each.title, each.form) for each in planned}
+    is_part = any(accepted in each.accepted and (each.title, each.form) not in ran for each in every)
+    is_all = bool(its) and not is_part and all(unit.status == "complete" for unit in its)
     return is_all and not _is_used(accepted, its)
 
 

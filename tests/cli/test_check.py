@@ -106,6 +106,22 @@ def test_an_entry_that_is_of_no_use_is_reported_and_removed(wrong):
     assert "GC408" not in (wrong / "gradctl.toml").read_text()
 
 
+def test_a_run_of_one_form_removes_nothing_that_another_needs(wrong):
+    config = wrong / "gradctl.toml"
+    config.write_bytes(b'forms = ["eager", "trace"]\r\n\r\n[[allow]]\r\nfinding = "GC408"\r\n')
+    before = config.read_bytes()
+    finished = check(wrong, "--form", "trace", "--write-allows", "--format", "json")
+    assert (finished.returncode, config.read_bytes()) == (0, before)
+    assert not [finding for unit in units(finished).values() for finding in unit["findings"]]
+
+
+def test_a_configuration_that_cannot_be_written_is_said_before_the_run(wrong):
+    (wrong / "gradctl.toml").mkdir()
+    finished = check(wrong, "--write-allows", "--form", "eager")
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "gradctl.toml' cannot be written: it is a folder" in finished.stderr
+
+
 def test_what_is_expected_to_fail_passes_while_it_fails(wrong):
     (wrong / "gradctl.toml").write_text(
         '[[targets]]\ntarget = "models/wrong_backward.py"\nforms = ["eager"]\nexpect = {eager = "fail"}\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -171,6 +172,19 @@ def test_an_entry_that_accepts_nothing_is_noted_where_all_it_is_for_ran():
     assert [len(unit.findings) for unit in noted] == [1, 0]
 
 
+def test_an_entry_is_of_no_use_only_where_all_it_is_for_ran():
+    entry = TargetEntry(target="net.py", forms=("eager", "export"))
+    known = accepted(finding="GC408", target="*.py")
+    project = Project(Path.cwd() / "gradctl.toml", Configuration(targets=(entry,), allow=(known,)))
+    every = plan(project, [entry])
+    part = plan(project, [entry], forms=["export"])
+    found = [judged(part[0], unit_of(part[0]))]
+    assert without_use(project, part, found, every) == []
+    assert not unused_noted(part, found, (), every)[0][0].findings
+    all_of_it = [judged(each, unit_of(each)) for each in every]
+    assert without_use(project, every, all_of_it, every) == [known]
+
+
 def test_a_note_fails_where_notes_fail():
     given = planned(overrides=Overrides(allows=("GC301",), fail_on="note"))
     noted, _ = unused_noted(given, [judged(given[0], unit_of(given[0]))], ("GC301",))
@@ -223,8 +237,7 @@ target = "net.py"
 def as_written(tmp_path, text, name="gradctl.toml", **changes):
     path = tmp_path / name
     path.write_text(text)
-    project = read(path) if text else Project(path, Configuration())
-    path.write_text(rewritten(project, text, **changes))
+    path.write_text(rewritten(path, text, **changes))
     return path.read_text(), read(path).configuration
 
 
@@ -257,6 +270,51 @@ def test_inline_entries_stay_inline(tmp_path):
     text, configuration = as_written(tmp_path, 'allow = [\n  {finding = "GC301"}, # c\n]\n', add=[accepted()], drop=[])
     assert configuration.allow == (Accepted(finding="GC301"), accepted())
     assert "# c" in text and "[[" not in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'tool.gradctl.forms = ["eager"]\ntool.gradctl.jobs = 2\n\n[project]\nname = "x"\n',
+        "[tool]\ngradctl.jobs = 2\nruff.x = 1\n",
+        '[tool]\ngradctl = {forms = ["eager"], jobs = 1}  # short\n',
+        "tool = {gradctl = {jobs = 1}}\n",
+        '[tool.gradctl]\njobs = 1\n[tool.a]\nx = 1\n[[tool.gradctl.targets]]\ntarget = "a.py"\n[tool.b]\ny = 1\n',
+        "[tool.gradctl]\nallow = []\n[tool.a]\nx = 1\n",
+    ],
+)
+def test_however_it_is_laid_out_nothing_but_the_entries_changes(text, tmp_path):
+    before, known = tomllib.loads(text), accepted(0.5, target="net.py", form="export")
+    table = before["tool"]["gradctl"]
+    table["allow"] = [{"finding": known.finding, "target": "net.py", "form": "export", "error": 0.5}]
+    written, configuration = as_written(tmp_path, text, "pyproject.toml", add=[known], drop=[])
+    assert tomllib.loads(written) == before
+    again, _ = as_written(tmp_path, written, "pyproject.toml", add=[known], drop=[])
+    assert tomllib.loads(again) == before
+    gone, configuration = as_written(tmp_path, written, "pyproject.toml", add=[], drop=[known])
+    assert configuration.allow == () and "GC402" not in gone
+
+
+def test_ends_of_lines_stay_what_they_are(tmp_path):
+    path, text = tmp_path / "gradctl.toml", TEXT.replace("\n", "\r\n")
+    written = rewritten(path, text, add=[accepted(finding="GC401")], drop=[])
+    assert written.startswith(text[: text.index("target")]) and written.count("\n") == written.count("\r\n")
+
+
+def test_what_was_written_meanwhile_stays(tmp_path):
+    """The text is read anew: a run takes long."""
+    meanwhile = accepted(finding="GC404", target="new.py")
+    text = TEXT.replace("# why", '[[allow]]\nfinding = "GC404"\ntarget = "new.py"\n\n# why')
+    _, configuration = as_written(tmp_path, text, add=[], drop=[Accepted(finding="GC301", target="net.py")])
+    assert meanwhile in configuration.allow and len(configuration.allow) == 2
+
+
+def test_of_two_findings_that_one_entry_accepts_the_larger_counts():
+    larger = msgspec.structs.replace(WRONG, error=0.7)
+    units = planned()
+    found = [judged(units[0], unit_of(units[0], larger, WRONG))]
+    _, _, entries = accept_failing(units, found, lambda some: [judged(e, unit_of(e, larger, WRONG)) for e in some])
+    assert [each.error for each in entries] == [0.7]
 
 
 def test_entries_without_use_are_those_that_accepted_nothing():
