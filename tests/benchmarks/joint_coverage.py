@@ -1,0 +1,329 @@
+"""Which operators of torch give a right joint graph of forward and backward: torch's own table, with its sample inputs.
+
+    python -m tests.benchmarks.joint_coverage [--samples 3] [--jobs 1] [--only NAME …] [--json FILE]
+
+Each operator runs in a process of its own, so that a crash or a time-out is counted and ends nothing else. Its samples
+are the first differentiable one in float32, and others drawn from those whose shapes or options differ. A sample is
+
+- ``right``: outputs and gradients of the form ``onnx-joint`` are those of eager autograd in float64;
+- ``WRONG``: they are not, and nothing was said;
+- ``refused``: the form says why it cannot take the operator, while the form ``onnx`` gives its outputs right;
+- ``no forward``: it is refused, and the form ``onnx`` refuses it too or gives wrong outputs;
+- ``crashed`` or ``timeout``.
+
+An operator is what the worst of its samples is; one that is refused in part counts as refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import logging
+import multiprocessing
+import random
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradctl.core.errors import TargetError
+from gradctl.forms import onnx, onnx_joint
+from gradctl.forms.form import CannotCapture
+from gradctl.subject.instance import Instance
+from gradctl.subject.subject import Subject
+from gradctl.subject.tree import leaves, map_leaves
+from tests.checks.test_gradcheck_op_db import OPERATORS as ALL
+from tests.checks.test_gradcheck_op_db import bound
+
+OPERATORS = {name: op for name, op in ALL.items() if torch.float32 in op.dtypes}
+# Worst first: an operator is the first of these that one of its samples is.
+STATES = ("WRONG", "crashed", "timeout", "refused", "no forward", "right")
+# Far above what float32 rounds, far below what a wrong formula does; ten times what eager's own float32 is off by is
+# rounding too (an ill-conditioned matrix).
+RTOL = 1e-3
+CONSIDERED = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What one sample of an operator gave."""
+
+    operator: str
+    sample: str
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One differentiable sample: a function of its leaves, in float32 and in float64."""
+
+    text: str
+    function: Callable[..., Any]
+    promoted: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+
+
+def samples(name: str, count: int) -> Iterator[Sample]:
+    """Yield the first differentiable sample in float32 of an operator, and others drawn from those that differ."""
+    op = OPERATORS[name]
+    _seed()
+    found: dict[str, tuple[Any, Any, dict[str, Tensor]]] = {}
+    for sample in op.sample_inputs("cpu", torch.float32, requires_grad=True):
+        arguments = (sample.input, sample.args, sample.kwargs)
+        inputs = {path: leaf.detach().clone() for path, leaf in leaves(arguments) if _asks(leaf) and leaf.numel()}
+        text = ", ".join(_text(leaf) for _, leaf in leaves(arguments))
+        if inputs and not sample.broadcasts_input:
+            found.setdefault(text, (sample, arguments, inputs))
+        if len(found) == CONSIDERED:
+            break
+    names = list(found)
+    order = names[:1] + random.Random(0).sample(names[1:], len(names[1:]))
+    given = 0
+    for text in order:
+        sample, arguments, inputs = found[text]
+        function = bound(op, sample, arguments, list(inputs))
+        promoted = bound(op, sample, map_leaves(lambda _, leaf: _promoted(leaf), arguments), list(inputs))
+        _seed()
+        outputs = leaves(function(*(each.clone().requires_grad_() for each in inputs.values())))
+        if any(_asks(each) and each.numel() for _, each in outputs):
+            yield Sample(text, function, promoted, tuple(inputs.values()))
+            given += 1
+        if given == count:
+            return
+
+
+def state_of(sample: Sample) -> tuple[str, str]:
+    """Return what the joint graph of a sample is, and why."""
+    subject = Subject(target="operator", model=sample.function, args=sample.inputs)
+    wanted, tolerated = _references(sample)
+    try:
+        instance = Instance(subject)
+        captured = onnx_joint.capture(instance)
+    except (CannotCapture, TargetError) as refusal:
+        reason = refusal.reason if isinstance(refusal, CannotCapture) else refusal.message
+        return ("refused" if _forward_is_right(subject, wanted, tolerated) else "no forward"), reason
+    found = _outputs_and_gradients(captured.call, instance.inputs()[0])
+    return _compared(found, wanted, tolerated)
+
+
+def _forward_is_right(subject: Subject, wanted: dict[str, Tensor], tolerated: dict[str, float]) -> bool:
+    try:
+        instance = Instance(subject)
+        captured = onnx.capture(instance)
+        with torch.no_grad():
+            given = _named(captured.call(*instance.inputs()[0]))
+    except Exception:  # whatever the exporter or onnxruntime raises, there is no forward
+        return False
+    outputs = {name: each for name, each in wanted.items() if not name.startswith("gradient")}
+    return _compared(given, outputs, tolerated)[0] == "right"
+
+
+def _references(sample: Sample) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return eager's results in float64, and how far off each may be, relative to its norm."""
+    native = _outputs_and_gradients(sample.function, sample.inputs)
+    try:
+        wanted = _outputs_and_gradients(sample.promoted, [_promoted(each) for each in sample.inputs])
+    except RuntimeError:  # an operator that takes float32 alone
+        return native, dict.fromkeys(native, RTOL)
+    return wanted, {name: max(RTOL, 10 * _error(native[name], wanted[name])) for name in wanted}
+
+
+def _outputs_and_gradients(function: Callable[..., Any], inputs: Any) -> dict[str, Tensor]:
+    """Return the outputs, and the gradients by fixed random cotangents, by name; no gradient is zero."""
+    asking = [each.detach().clone().requires_grad_() for each in inputs]
+    _seed()
+    outputs = _named(function(*asking))
+    differentiable = [each for each in outputs.values() if each.requires_grad]
+    cotangents = [_cotangent(each, seed) for seed, each in enumerate(differentiable)]
+    found = torch.autograd.grad(differentiable, asking, cotangents, allow_unused=True)
+    gradients = {
+        f"gradient {index}": torch.zeros_like(given) if each is None else each
+        for index, (given, each) in enumerate(zip(asking, found, strict=True))
+    }
+    return {**{name: each.detach() for name, each in outputs.items()}, **gradients}
+
+
+def _cotangent(output: Tensor, seed: int) -> Tensor:
+    drawn = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    return drawn.to(output.dtype)
+
+
+def _compared(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerated: dict[str, float]) -> tuple[str, str]:
+    largest = max((float(_finite(each).abs().max()) for each in wanted.values() if each.numel()), default=0.0)
+    for name, reference in wanted.items():
+        given = found.get(name)
+        if given is None or given.shape != reference.shape:
+            return "WRONG", f"{name} is {'missing' if given is None else f'of shape {tuple(given.shape)}'}"
+        if (given.isfinite() != reference.isfinite()).any():
+            return "WRONG", f"{name} is finite in other places than eager's"
+        error = _error(given, reference)
+        # A gradient that cancels to zero has no relative error: it is rounding beside the largest value there is.
+        absolute = float((_finite(given) - _finite(reference)).norm())
+        if error > tolerated[name] and absolute > 1e-6 * largest * max(1, reference.numel()) ** 0.5:
+            return "WRONG", f"{name} is off by {error:.1e} of its norm"
+    return "right", ""
+
+
+def _error(given: Tensor, reference: Tensor) -> float:
+    wide, exact = _finite(given), _finite(reference)
+    return float((wide - exact).norm() / exact.norm().clamp_min(1e-30))
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    wide = tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+    return torch.where(wide.isfinite(), wide, torch.zeros_like(wide))
+
+
+def _named(value: Any) -> dict[str, Tensor]:
+    return {f"output {path}": leaf for path, leaf in leaves(value) if isinstance(leaf, Tensor)}
+
+
+def _seed() -> None:
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+
+
+def _asks(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _promoted(leaf: Any) -> Any:
+    if leaf is torch.float32:
+        return torch.float64
+    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.dtype == torch.float32 else leaf
+
+
+def _text(leaf: Any) -> str:
+    return f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}" if isinstance(leaf, Tensor) else str(leaf)
+
+
+def _work(name: str, count: int, pipe: Any) -> None:
+    """Send a case for each sample; runs in a process of its own."""
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    for sample in samples(name, count):
+        pipe.send(("begins", sample.text))
+        try:
+            state, reason = state_of(sample)
+        except Exception:
+            state, reason = "crashed", traceback.format_exc().strip()
+        pipe.send(("ends", Case(name, sample.text, state, reason)))
+    pipe.close()
+
+
+@dataclass(slots=True)
+class _Running:
+    name: str
+    process: Any
+    pipe: Any
+    deadline: float
+    cases: list[Case]
+    sample: str | None = None
+
+    def read(self) -> bool:
+        """Take what it has sent; return whether it has ended."""
+        try:
+            while self.pipe.poll():
+                kind, value = self.pipe.recv()
+                self.sample = value if kind == "begins" else None
+                if kind == "ends":
+                    self.cases.append(value)
+        except EOFError:
+            self.process.join()
+            if self.process.exitcode:
+                self.cases.append(Case(self.name, self.sample or "", "crashed", f"exit code {self.process.exitcode}"))
+            return True
+        if time.monotonic() > self.deadline:
+            self.process.kill()
+            self.process.join()
+            self.cases.append(Case(self.name, self.sample or "", "timeout"))
+            return True
+        return False
+
+
+def cases(names: list[str], count: int = 3, *, jobs: int = 1, timeout_seconds: float = 60.0) -> Iterator[list[Case]]:
+    """Yield the cases of each operator as they are there, each from a forked process."""
+    _warm_up()
+    context = multiprocessing.get_context("fork")
+    pending, running = list(reversed(names)), []
+    while pending or running:
+        while pending and len(running) < jobs:
+            name = pending.pop()
+            ours, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(name, count, theirs))
+            process.start()
+            theirs.close()
+            running.append(_Running(name, process, ours, time.monotonic() + timeout_seconds, []))
+        wait([each.pipe for each in running], timeout=1.0)
+        ended = [each for each in running if each.read()]
+        running = [each for each in running if each not in ended]
+        yield from (each.cases for each in ended)
+
+
+def _warm_up() -> None:
+    """Import what an export imports, once for all processes that are forked."""
+    with suppress(CannotCapture):
+        onnx_joint.exported(Instance(Subject(target="warm-up", model=nn.Linear(1, 1), args=(torch.ones(1, 1),))))
+
+
+def verdict(of_one: list[Case]) -> Case:
+    """Return the worst case of an operator."""
+    return min(of_one, key=lambda case: STATES.index(case.state))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=sorted(OPERATORS), metavar="NAME")
+    parser.add_argument("--json", type=Path, help="write each case to this file, a line each")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: list[Case] = []
+    for of_one in cases(options.only, options.samples, jobs=options.jobs):
+        found.extend(of_one)
+        for case in of_one:
+            print(f"{case.state:<10} {case.operator} ({case.sample[:60]}) {_line(case.reason)[:150]}", flush=True)
+            if options.json:
+                with options.json.open("a") as file:
+                    file.write(json.dumps(asdict(case)) + "\n")
+    table(found)
+
+
+def table(found: list[Case]) -> None:
+    """Print counts by operator and by sample, then what is not right."""
+    by_operator = collections.defaultdict(list)
+    for case in found:
+        by_operator[case.operator].append(case)
+    worst = [verdict(each) for each in by_operator.values()]
+    counts, sampled = (collections.Counter(case.state for case in each) for each in (worst, found))
+    print(f"\n{'':<12}{'operators':>10}{'samples':>10}")
+    for state in reversed(STATES):
+        print(f"{state:<12}{counts[state]:>10}{sampled[state]:>10}")
+    forward = len(worst) - counts["no forward"]
+    print(
+        f"right of those whose forward is right: {counts['right']} of {forward}, {counts['right'] / max(forward, 1):.1%}"
+    )
+    for state in STATES[:-1]:
+        for case in sorted((each for each in worst if each.state == state), key=lambda each: each.operator):
+            print(f"{state:<10} {case.operator} ({case.sample[:60]}): {_line(case.reason)}")
+
+
+def _line(text: str) -> str:
+    return text.splitlines()[-1] if text.startswith("Traceback") else " ".join(text.split())
+
+
+if __name__ == "__main__":
+    main()
