@@ -312,10 +312,8 @@ def table(found: list[Case]) -> None:
     print(f"\n{'':<12}{'operators':>10}{'samples':>10}")
     for state in reversed(STATES):
         print(f"{state:<12}{counts[state]:>10}{sampled[state]:>10}")
-    forward = len(worst) - counts["no forward"]
-    print(
-        f"right of those whose forward is right: {counts['right']} of {forward}, {counts['right'] / max(forward, 1):.1%}"
-    )
+    right, forward = counts["right"], len(worst) - counts["no forward"]
+    print(f"right of those whose forward is right: {right} of {forward}, {right / max(forward, 1):.1%}")
     for state in STATES[:-1]:
         for case in sorted((each for each in worst if each.state == state), key=lambda each: each.operator):
             print(f"{state:<10} {case.operator} ({case.sample[:60]}): {_line(case.reason)}")
