@@ -7,7 +7,7 @@ ends of what floats are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -21,7 +21,7 @@ from gradctl.subject.frames import first_line
 from gradctl.subject.tensorfile import INPUT_SUFFIXES, read_tensors
 from gradctl.subject.variations import redrawn
 
-__all__ = ["drawn_to_run", "extremes", "given", "longer", "port_text", "trials"]
+__all__ = ["drawn_to_run", "extremes", "given", "port_text", "resized", "trials"]
 
 # A size that a file leaves free, and the integers that an input may take: the first that the file runs on.
 _FREE_SIZES = (3, 1, 8)
@@ -29,9 +29,10 @@ _LARGEST_INTEGERS = (99, 9, 1)
 _MOST_ELEMENTS = 2**59  # of 8 bytes, more overflow what torch counts them with
 
 # Sums of a hundred squares of the large value stay finite in each dtype; the small one is below the usual epsilon of a
-# norm (1e-5, added to its square), the tiny one vanishes when squared.
+# norm (1e-5, added to its square), the tiny one vanishes when squared. None is subnormal: an ULP up or
+# down would be none of its own.
 _LARGE = {torch.float16: 16.0}
-_TINY = {torch.float16: 1e-6}
+_TINY = {torch.float16: 1e-4}
 
 
 def given(path: Path, file: OnnxFile) -> dict[str, Tensor]:
@@ -100,25 +101,71 @@ def trials(example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, dict
 
 
 def extremes(example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Give the inputs with all floats zero, large, small and tiny, signs at random; nothing without floats."""
-    if not any(value.is_floating_point() for value in example.values()):
-        return
+    """Give the inputs with all floats zero, large, small and tiny, signs at random; and with other integers.
+
+    How large an integer may be is not known, so none is above the greatest of its input in the example, and where all
+    are the same, they stay. Small and negative ones are no zeros: what divides by them would not run.
+    """
     generator = torch.Generator().manual_seed(seed + 2)
-    kinds = {"zeros": 0.0, "large values": 1e4, "small values": 1e-3, "tiny values": 1e-30}
-    for trial, size in kinds.items():
-        yield trial, {name: _sized(value, size, generator) for name, value in example.items()}
+    if any(value.is_floating_point() for value in example.values()):
+        kinds = {"zeros": 0.0, "large values": 1e4, "small values": 1e-3, "tiny values": 1e-30}
+        for trial, size in kinds.items():
+            yield trial, {name: _sized(value, size, generator) for name, value in example.items()}
+    if any(_varies(value) for value in example.values()):
+        integers: dict[str, Callable[[Tensor], Tensor]] = {
+            "lowest": lambda value: torch.full_like(value, min(0, _ends(value)[0])),
+            "highest": lambda value: torch.full_like(value, _ends(value)[1]),
+            "small": lambda value: _few(value, generator).clamp(max=_ends(value)[1]).to(value.dtype),
+            "negative": lambda value: -_few(value, generator).to(value.dtype) if _is_signed(value) else value,
+        }
+        for trial, of in integers.items():
+            yield f"{trial} integers", {name: of(value) if _varies(value) else value for name, value in example.items()}
 
 
-def longer(file: OnnxFile, example: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the inputs with each free size one larger, its last slice repeated; None where no size is free."""
-    longer_ones, changed = dict(example), False
+def resized(file: OnnxFile, example: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Give the inputs with each free size one larger, each by another number, and one; nothing where none is free.
+
+    Sizes of one name are the same. The last slice is repeated where there are not as many.
+    """
+    named = {each for port in file.inputs for each in described(port)[1] or () if isinstance(each, str)}
+    ranks = {name: rank for rank, name in enumerate(sorted(named), 1)}
+    if ranks:
+        yield "larger sizes", _resized(file, example, lambda name, size: size + 1)
+    if len(ranks) > 1:
+        yield "unequal sizes", _resized(file, example, lambda name, size: size + 1 + ranks[name])
+    if ranks:
+        yield "sizes of one", _resized(file, example, lambda name, size: 1)
+
+
+def _resized(file: OnnxFile, example: Mapping[str, Tensor], size_of: Callable[[str, int], int]) -> dict[str, Tensor]:
+    others = dict(example)
     for port in file.inputs:
-        for axis, size in enumerate(described(port)[1] or ()):
-            value = longer_ones[port.name]
-            if isinstance(size, str) and value.shape[axis]:
-                longer_ones[port.name] = torch.cat([value, value.narrow(axis, -1, 1)], axis)
-                changed = True
-    return longer_ones if changed else None
+        for axis, name in enumerate(described(port)[1] or ()):
+            value = others[port.name]
+            if isinstance(name, str) and value.shape[axis]:
+                size = size_of(name, value.shape[axis])
+                last = value.narrow(axis, -1, 1)
+                others[port.name] = torch.cat([value, *[last] * (size - value.shape[axis])], axis).narrow(axis, 0, size)
+    return others
+
+
+def _varies(value: Tensor) -> bool:
+    """Return whether there are several integers, or both booleans."""
+    is_whole = not (value.is_floating_point() or value.is_complex())
+    return is_whole and value.numel() > 0 and bool((value != value.reshape(-1)[0]).any())
+
+
+def _ends(value: Tensor) -> tuple[int, int]:
+    known = value.long()  # torch finds no least one in some types
+    return int(known.min()), int(known.max())
+
+
+def _few(value: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(1, 4, value.shape, generator=generator)
+
+
+def _is_signed(value: Tensor) -> bool:
+    return value.dtype.is_signed and value.dtype != torch.bool
 
 
 def _sized(value: Tensor, size: float, generator: torch.Generator) -> Tensor:

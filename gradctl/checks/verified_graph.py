@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from torch import Tensor
 
-from gradctl.checks.file_inputs import extremes, longer, trials
+from gradctl.checks.file_inputs import extremes, resized, trials
 from gradctl.checks.file_outputs import OutputRow, noisy_trials, output_rows, worst_rows
 from gradctl.core.errors import TargetError
 from gradctl.forms.onnx_file import OnnxFile, session
@@ -147,9 +147,7 @@ class VerifiedGraph:
 def _all_trials(file: OnnxFile, example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, Outputs]]:
     yield from trials(example, seed)
     yield from extremes(example, seed)
-    other = longer(file, example)
-    if other is not None:
-        yield "larger sizes", other
+    yield from resized(file, example)
 
 
 def _session(file: OnnxFile, *, optimised: bool) -> onnxruntime.InferenceSession:

@@ -276,26 +276,6 @@ def test_a_graph_that_differs_from_itself_is_inconclusive(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]
 
 
-def test_a_bug_at_another_size_is_found(tmp_path):
-    """A size that the graph leaves free is baked in: right at the example's."""
-    text = "s = Shape(i)\nk = Slice(s, zero, one)\nn = Cast<to = 1>(k)\nh = Mul(i, n)\ny = Relu(h)"
-    ends = {"zero": np.array([0]), "one": np.array([1])}
-    model = graph(text, ends, inputs="float[batch, 4] x", outputs="float[batch, 4] y")
-
-    def baked(before):
-        changed = onnx.ModelProto()
-        changed.CopyFrom(before)
-        for node in list(changed.graph.node):
-            if node.output[0] == "n":
-                changed.graph.node.remove(node)
-                changed.graph.initializer.append(onnx.numpy_helper.from_array(np.array([3], np.float32), "n"))
-        return changed
-
-    passes = [Pass("baked", None, "tests", "bakes 3 in", baked)]
-    (finding,) = optimize_file(written(tmp_path, model), tmp_path / "b.onnx", Options(passes)).unit.findings
-    assert (finding.code, finding.message.count("with larger sizes")) == ("GC501", 1)
-
-
 def test_gradients_among_the_outputs_are_held_like_any(tmp_path):
     """Forward and backward of y = relu(x w) in one graph; the pass forgets the mask of the backward."""
     text = "m = MatMul(i, w)\ny = Relu(m)\np = Greater(m, zero)\nk = Cast<to = 1>(p)\ng = Mul(k, c)\ndx = MatMul(g, t)"
