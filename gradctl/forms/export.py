@@ -23,7 +23,7 @@ from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import call_signature
 from gradctl.subject.tree import map_leaves
 
-__all__ = ["FunctionModule", "capture", "of_exported_program", "widened"]
+__all__ = ["FunctionModule", "capture", "capture_reason", "of_exported_program", "widened"]
 
 
 class FunctionModule(nn.Module):
@@ -69,7 +69,9 @@ def capture(
         with quiet(), around(module):
             program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
     except Exception as error:  # the exporter or the user's model may raise anything
-        raise CannotCapture(f"torch.export refuses the model: {_reason(error)}", traceback.format_exc()) from error
+        raise CannotCapture(
+            f"torch.export refuses the model: {capture_reason(error)}", traceback.format_exc()
+        ) from error
     return of_exported_program(program, perf_counter() - start)
 
 
@@ -105,7 +107,7 @@ def _dynamic_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return shapes
 
 
-def _reason(error: Exception) -> str:
+def capture_reason(error: Exception) -> str:
     """Return what a refusal is about; of a size that is not as free as asked, which."""
     fixed = re.search(
         r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", str(error)

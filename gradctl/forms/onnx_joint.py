@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import output_name
+from gradctl.forms.export import capture_reason
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.onnx import save
 from gradctl.forms.onnx_file import OnnxFile, nodes, read, session
@@ -30,6 +31,7 @@ from gradctl.forms.onnx_session import run
 from gradctl.forms.quiet import quiet
 from gradctl.forms.reasons import reason_of
 from gradctl.joint.capture import CannotJoin, Joint, joint_program
+from gradctl.subject.dynamic import Dynamic
 from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
@@ -57,33 +59,58 @@ def capture(instance: Instance) -> Captured:
     return replace(loaded, seconds=captured.seconds)
 
 
-def exported(instance: Instance, *, opset: int | None = None, frozen: bool = False) -> Captured:
+def exported(
+    instance: Instance,
+    *,
+    opset: int | None = None,
+    dynamic: Dynamic | None = None,
+    frozen: bool = False,
+    wrt: Sequence[str] = ("*",),
+) -> Captured:
     """Return the joint graph in memory: a form that cannot be called yet, its artifact an ``ir.Model``.
 
     Args:
         instance: the private copy.
         opset: of ONNX's own operators; None leaves it to the exporter.
+        dynamic: sizes that stay free, by input and axis.
         frozen: whether parameters are initializers, not inputs.
+        wrt: what to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
 
     Raises:
         CannotCapture: the model cannot be traced, or the exporter has no conversion for an operator of its backward.
+        TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
     """
     start = perf_counter()
+    joint = _joint(instance, dynamic, wrt)
     try:
         with quiet():
-            joint = joint_program(instance)
             found = torch.onnx.export(joint.program, dynamo=True, verbose=False, optimize=False, opset_version=opset)
             assert found is not None
-            _name(found.model, joint, frozen=frozen)
+            _name(found, joint, frozen=frozen)
             found.optimize()
-    except CannotJoin as refusal:
-        raise CannotCapture(refusal.reason, refusal.details) from refusal
     except Exception as error:  # the exporter may raise anything
         if is_out_of_memory(error):
             raise
         raise CannotCapture(f"torch.onnx refuses the joint graph: {_missing(error)}", traceback.format_exc()) from error
-    seconds = perf_counter() - start
-    return Captured("onnx-joint", _not_called, seconds=seconds, artifact=found.model)
+    given = found.model.opset_imports.get("")
+    if opset is not None and given != opset:
+        raise CannotCapture(f"the exporter gives opset {given} and cannot turn it into opset {opset}.")
+    return Captured("onnx-joint", _not_called, seconds=perf_counter() - start, artifact=found.model)
+
+
+def _joint(instance: Instance, dynamic: Dynamic | None, wrt: Sequence[str]) -> Joint:
+    try:
+        with quiet():
+            return joint_program(instance, dynamic=dynamic, wrt=wrt)
+    except CannotJoin as refusal:
+        raise CannotCapture(str(refusal)) from refusal
+    except TargetError:
+        raise
+    except Exception as error:  # tracing and the user's model may raise anything
+        if is_out_of_memory(error):
+            raise
+        said = f"forward and backward cannot be traced: {capture_reason(error)}"
+        raise CannotCapture(said, traceback.format_exc()) from error
 
 
 def of_file(file: OnnxFile, instance: Instance) -> Captured:
@@ -221,9 +248,17 @@ def _not_called(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError("a graph in memory is saved and read again before it is run")
 
 
-def _name(model: ir.Model, joint: Joint, *, frozen: bool) -> None:
-    """Give inputs and outputs their names, and make initializers of inputs that do not change."""
+def _name(program: torch.onnx.ONNXProgram, joint: Joint, *, frozen: bool) -> None:
+    """Give inputs, outputs and free sizes their names, and make initializers of inputs that do not change."""
+    model = program.model
     graph = model.graph
+    sizes: dict[str | ir.SymbolicDim, str] = {}
+    for name, value in zip(joint.inputs, graph.inputs, strict=True):
+        for axis, size in joint.axes[name].items():
+            free = value.shape[axis] if value.shape is not None else None
+            if isinstance(free, ir.SymbolicDim):
+                sizes[free] = size
+    program.rename_axes(sizes)
     OutputFixPass()(model)  # an output that is an input, or another output, gets a name of its own
     for value, name in zip([*graph.inputs, *graph.outputs], [*joint.inputs, *joint.outputs], strict=True):
         value.name = name

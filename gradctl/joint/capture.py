@@ -12,26 +12,33 @@ Names of inputs are those of parameters and buffers (``fc1.weight``, ``bn.runnin
 output that asks for a gradient, ``grad_output`` or ``grad_output.logits``. Names of outputs are ``output`` or
 ``output.logits``, ``grad.fc1.weight``, ``grad.input.x``, and for what the forward changes ``updated.bn.running_mean``.
 What no output hangs on has no gradient, as in eager.
+
+Private to torch (seen in 2.10 to 2.14): ``torch._decomp``, ``torch._guards``, ``torch._dispatch.python``,
+``torch._subclasses.fake_tensor``, ``torch.fx.experimental``.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import re
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import core_aten_decompositions
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradctl.core.names import output_name
 from gradctl.joint.decompositions import TABLE
-from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.dynamic import Dynamic, by_leaf
 from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
@@ -40,20 +47,13 @@ from gradctl.subject.tree import leaves, map_leaves
 
 __all__ = ["CannotJoin", "Joint", "joint_program"]
 
+_Result = TypeVar("_Result")
+
 _DROPPED = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
 class CannotJoin(Exception):
-    """There is no joint graph of this model; says why, in a sentence.
-
-    Args:
-        reason: the sentence.
-        details: the stack of what refused.
-    """
-
-    def __init__(self, reason: str, details: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.details = reason, details
+    """There is no joint graph of this model; says why, in a sentence."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +66,7 @@ class Joint:
         outputs: names of what it gives, in this order.
         values: what parameters and buffers are now, by name.
         constants: names of buffers that the forward does not change.
+        axes: names of free sizes, by input and axis.
     """
 
     program: torch.export.ExportedProgram
@@ -73,6 +74,7 @@ class Joint:
     outputs: tuple[str, ...]
     values: Mapping[str, Tensor]
     constants: tuple[str, ...]
+    axes: Mapping[str, Mapping[int, str]]
 
 
 class _Step(nn.Module):
@@ -102,28 +104,23 @@ class _Subject:
         instance: a private copy; its model is run once, as it is.
     """
 
-    def __init__(self, instance: Instance) -> None:
-        self.instance = instance
+    def __init__(self, instance: Instance, wrt: Sequence[str] = ("*",)) -> None:
+        self.instance, self.wrt = instance, wrt
         self.step = _Step(instance.model)
         module = module_of(instance.model)
         self.parameters = dict(module.named_parameters()) if module is not None else {}
         self.buffers = dict(module.named_buffers()) if module is not None else {}
-        self.args, self.kwargs = instance.inputs()
-        named = input_names(instance.subject.model, self.args, self.kwargs)
-        self.given = {f"input.{name}": value for name, value in named if isinstance(value, Tensor)}
-        self.asking = self._outputs_that_ask()
-        self.traced = _Traced()
-
-    def _outputs_that_ask(self) -> dict[str, Tensor]:
-        """Return a cotangent for each output that asks for a gradient."""
-        self.instance.restore()
+        instance.restore()
+        args, kwargs = instance.inputs()
         with torch.enable_grad():
-            named = _named(self.instance.model(*self.args, **self.kwargs))
-        self.instance.restore()
-        self.args, self.kwargs = self.instance.inputs()
-        named_inputs = input_names(self.instance.subject.model, self.args, self.kwargs)
-        self.given = {f"input.{name}": value for name, value in named_inputs if isinstance(value, Tensor)}
-        return {name: torch.randn_like(value) for name, value in named if value.requires_grad}
+            named = _named(instance.model(*args, **kwargs))
+        # A cotangent for each output that asks for one.
+        self.asking = {name: torch.randn_like(value) for name, value in named if value.requires_grad}
+        instance.restore()
+        self.args, self.kwargs = instance.inputs()
+        inputs = input_names(instance.subject.model, self.args, self.kwargs)
+        self.given = {f"input.{name}": value for name, value in inputs if isinstance(value, Tensor)}
+        self.traced = _Traced()
 
     @property
     def names(self) -> list[str]:
@@ -144,48 +141,56 @@ class _Subject:
             weights = {name: self._leaf(values[name], old) for name, old in self.parameters.items()}
             kept = {name: values[name].clone() for name in self.buffers}
             given = {name: self._input(values[name], old) for name, old in self.given.items()}
-            replaced = {f"model.{name}": value for name, value in {**weights, **kept}.items()}
+            inputs = {name: each for name, (_, each) in given.items()}
 
             def act(model: Callable[..., Any]) -> list[Tensor]:
-                return self._forward_and_backward(model, weights, kept, given, values)
+                outputs = self._outputs(model, inputs)
+                wanted = {**weights, **{name: leaf for name, (leaf, _) in given.items()}}
+                gradients = self._gradients(outputs, wanted, values)
+                updated = _updated(model, kept)
+                self.traced = _Traced(list(outputs), list(gradients), list(updated))
+                results = (*outputs.values(), *gradients.values(), *updated.values())
+                return [each.detach().clone() for each in results]
 
-            found: list[Tensor] = functional_call(self.step, replaced, (act,))
-            return found
+            return self._with({**weights, **kept}, act)
 
-    def _forward_and_backward(
-        self,
-        model: Callable[..., Any],
-        weights: Mapping[str, Tensor],
-        kept: Mapping[str, Tensor],
-        given: Mapping[str, tuple[Tensor, Tensor]],
-        values: Mapping[str, Tensor],
-    ) -> list[Tensor]:
-        pending = iter([each for _, each in given.values()])
-        versions = {name: each._version for name, (_, each) in given.items()}
+    def forward(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the outputs by name, for parameters, buffers and inputs by name."""
+        with torch.enable_grad():
+            state = {name: values[name].clone() for name in (*self.parameters, *self.buffers)}
+            inputs = {name: values[name].clone() for name in self.given}
+            return self._with(state, lambda model: self._outputs(model, inputs))
+
+    def _with(self, state: Mapping[str, Tensor], act: Callable[[Any], _Result]) -> _Result:
+        """Return what ``act`` returns for the model with these parameters and buffers."""
+        found: _Result = functional_call(self.step, {f"model.{name}": each for name, each in state.items()}, (act,))
+        return found
+
+    def _outputs(self, model: Callable[..., Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        pending = iter(inputs.values())
+        versions = {name: each._version for name, each in inputs.items()}
         args, kwargs = map_leaves(
             lambda _, leaf: next(pending) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
         seed_generators(self.instance.subject.seed)
         outputs = dict(_named(model(*args, **kwargs)))
-        for name, (_, each) in given.items():
+        for name, each in inputs.items():
             if each._version != versions[name]:
                 raise CannotJoin(f"the model writes to its input {name.removeprefix('input.')!r}, which no graph can.")
-        leaves_by_name = {**weights, **{name: leaf for name, (leaf, _) in given.items()}}
-        wanted = {name: leaf for name, leaf in leaves_by_name.items() if leaf.requires_grad}
-        asking = {name: outputs[name] for name in self.asking}
-        cotangents = [values[f"grad_{name}"] for name in asking]
-        found = torch.autograd.grad(list(asking.values()), list(wanted.values()), cotangents, allow_unused=True)
-        gradients = {f"grad.{name}": each for name, each in zip(wanted, found, strict=True) if each is not None}
-        module = module_of(model)
-        now = dict(module.named_buffers()) if module is not None else {}
-        updated = {
-            f"updated.{name}": now[name]
-            for name, value in kept.items()
-            if name in now and (now[name] is not value or value._version)
-        }
-        self.traced = _Traced(list(outputs), list(gradients), list(updated))
-        results = (*outputs.values(), *gradients.values(), *updated.values())
-        return [each.detach().clone() for each in results]
+        return outputs
+
+    def _gradients(
+        self, outputs: Mapping[str, Tensor], leaves_by_name: Mapping[str, Tensor], values: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        wanted = {name: leaf for name, leaf in leaves_by_name.items() if leaf.requires_grad and self._is_wanted(name)}
+        asking = [outputs[name] for name in self.asking]
+        cotangents = [values[f"grad_{name}"] for name in self.asking]
+        found = torch.autograd.grad(asking, list(wanted.values()), cotangents, allow_unused=True)
+        return {f"grad.{name}": each for name, each in zip(wanted, found, strict=True) if each is not None}
+
+    def _is_wanted(self, name: str) -> bool:
+        known = f"input:{name.removeprefix('input.')}" if name in self.given else f"param:{name}"
+        return any(fnmatch.fnmatchcase(known, pattern) for pattern in self.wrt)
 
     def _leaf(self, value: Tensor, old: Tensor) -> Tensor:
         leaf = value.detach().requires_grad_(old.requires_grad)
@@ -200,41 +205,45 @@ class _Subject:
         return leaf, leaf.clone() if self.instance.input_mode == "clone" or not asks else leaf
 
 
-def joint_program(instance: Instance) -> Joint:
+def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Sequence[str] = ("*",)) -> Joint:
     """Return forward and backward of a model in one program.
 
     Args:
         instance: a private copy, with its hooks.
+        dynamic: sizes that stay free, by input and axis; all others are fixed to those of the inputs.
+        wrt: what to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
 
     Raises:
-        CannotJoin: torch cannot trace the model, or a step of it is not the same in every call.
+        CannotJoin: there is no gradient to take, or a step of the model is not the same in every call.
+        TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
+        Exception: whatever tracing and the user's model raise.
     """
-    try:
-        subject = _Subject(instance)
-        if not subject.asking:
-            raise CannotJoin("no output asks for a gradient.")
-        tensors = subject.tensors
-        with sdpa_kernel(SDPBackend.MATH):
-            traced = make_fx(subject, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
-            found = subject.traced
-            graph = make_fx(
-                functionalize(traced, remove="mutations"),
-                tracing_mode="fake",
-                decomposition_table={**core_aten_decompositions(), **TABLE},
-                _allow_non_fake_inputs=True,
-            )(*tensors)
-        instance.restore()
-        _clean(graph, subject.names)
-        _ensure_repeats(graph)
-        program = torch.export.export(graph, tuple(tensors), strict=False)
-    except CannotJoin:
-        raise
-    except Exception as error:  # tracing may raise anything, and so may the user's model
-        if is_out_of_memory(error):
-            raise
-        raise CannotJoin(
-            f"forward and backward cannot be traced: {first_line(error)}", traceback.format_exc()
-        ) from error
+    subject = _Subject(instance, wrt)
+    if not subject.asking:
+        raise CannotJoin("no output asks for a gradient.")
+    free = _free_axes(subject, dynamic or {})
+    fakes = _fakes(subject, free)
+    mode = detect_fake_mode(fakes)
+    assert mode is not None
+    with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
+        traced = make_fx(subject, _allow_non_fake_inputs=True)(*fakes)
+        found = subject.traced
+        graph = make_fx(
+            functionalize(traced, remove="mutations"),
+            decomposition_table={**core_aten_decompositions(), **TABLE},
+            _allow_non_fake_inputs=True,
+        )(*fakes)
+    instance.restore()
+    if not found.gradients:
+        raise CannotJoin(f"no output hangs on what --wrt names ({', '.join(wrt)}).")
+    _clean(graph, subject.names)
+    _ensure_repeats(graph)
+    sizes = {name: torch.export.Dim(name) for axes in free.values() for name in axes.values()}
+    shapes = []
+    for name, fake in zip(subject.names, fakes, strict=True):
+        symbolic = {axis: torch.export.Dim.AUTO for axis, size in enumerate(fake.shape) if not isinstance(size, int)}
+        shapes.append({**symbolic, **{axis: sizes[size] for axis, size in free.get(name, {}).items()}} or None)
+    program = torch.export.export(graph, tuple(subject.tensors), dynamic_shapes=tuple(shapes), strict=False)
     changed = {name.removeprefix("updated.") for name in found.updated}
     return Joint(
         program,
@@ -242,7 +251,57 @@ def joint_program(instance: Instance) -> Joint:
         (*found.outputs, *found.gradients, *found.updated),
         {**subject.parameters, **subject.buffers},
         tuple(name for name in subject.buffers if name not in changed),
+        _named_axes(subject, fakes, free),
     )
+
+
+def _free_axes(subject: _Subject, dynamic: Dynamic) -> dict[str, Mapping[int, str]]:
+    """Return the free axes by name of the input here."""
+    instance = subject.instance
+    by_leaf(
+        instance.subject.model, subject.args, subject.kwargs, dynamic, lambda axes: axes
+    )  # refuses what is not there
+    return {f"input.{name}": axes for name, axes in dynamic.items()}
+
+
+def _fakes(subject: _Subject, free: Mapping[str, Mapping[int, str]]) -> list[Tensor]:
+    """Return tensors without data for what the step takes, symbols in place of sizes that are free.
+
+    Cotangents have the sizes of the outputs, which only a run without data can tell.
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    names, values = subject.names, subject.tensors
+    fakes = {}
+    for name, value in zip(names[: len(names) - len(subject.asking)], values, strict=False):
+        kinds = [DimDynamic.DYNAMIC if axis in free.get(name, {}) else DimDynamic.STATIC for axis in range(value.ndim)]
+        fakes[name] = mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds))
+    with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
+        outputs = subject.forward(fakes)
+        cotangents = [torch.empty_like(outputs[name]).detach() for name in subject.asking]
+    return [*fakes.values(), *cotangents]
+
+
+def _named_axes(
+    subject: _Subject, fakes: Sequence[Tensor], free: Mapping[str, Mapping[int, str]]
+) -> dict[str, dict[int, str]]:
+    """Return the names of free axes, of cotangents too where they are those of an input."""
+    by_name = dict(zip(subject.names, fakes, strict=True))
+    symbols = {str(by_name[name].shape[axis]): size for name, axes in free.items() for axis, size in axes.items()}
+    return {
+        name: {axis: symbols[str(size)] for axis, size in enumerate(fake.shape) if str(size) in symbols}
+        for name, fake in by_name.items()
+    }
+
+
+def _updated(model: Callable[..., Any], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the buffers that a call has written to, or replaced."""
+    module = module_of(model)
+    now = dict(module.named_buffers()) if module is not None else {}
+    return {
+        f"updated.{name}": now[name]
+        for name, value in kept.items()
+        if name in now and (now[name] is not value or value._version)
+    }
 
 
 def _named(value: Any) -> list[tuple[str, Tensor]]:
