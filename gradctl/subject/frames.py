@@ -11,6 +11,7 @@ __all__ = [
     "is_entrance",
     "is_out_of_memory",
     "is_users",
+    "raised_at",
     "user_frames",
     "user_location",
     "with_user_frames",
@@ -88,6 +89,18 @@ def user_location() -> tuple[str, int] | None:
             return None
         frame = frame.f_back  # type: ignore[assignment]  # None at the outermost, which ends the loop
     return None
+
+
+def raised_at(error: BaseException) -> tuple[str, int] | None:
+    """Return file and line of the user's code that raised ``error``, itself or through torch; None if ours did."""
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if file.startswith(_GRADCTL + os.sep):
+            place = None
+        elif is_users(file) and not _is_standard_library(file):
+            place = file, line
+    return place
 
 
 def first_line(error: BaseException) -> str:

@@ -87,6 +87,10 @@ def _name_of(entry: TargetEntry) -> str:
 
 def _named(project: Project, target: str) -> TargetEntry:
     """Return the entry of a target that is named from the current folder, as the configuration would call it."""
+    try:
+        target.encode()
+    except UnicodeEncodeError as error:
+        raise TargetError("GC101", f"the name {target!r} is not UTF-8, which reports are. Rename it.") from error
     place, name = module_and_name(target)
     if _is_file(place):
         place = Path(os.path.relpath(place, project.root)).as_posix()

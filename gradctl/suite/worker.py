@@ -25,6 +25,7 @@ import msgspec
 
 from gradctl.core.errors import GradctlError
 from gradctl.core.findings import Location, Unit
+from gradctl.core.names import UnitStatus
 from gradctl.suite.assignment import (
     ANSWER,
     ASSIGNMENT,
@@ -41,6 +42,7 @@ __all__ = ["main", "run_unit"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NOTHING_TO_CHECK = 5
+_REPORT_IT = "please report it with the traceback and the output of 'gradctl doctor'."
 _LESS_MEMORY = "give a smaller batch (it runs the same code), or a larger memory limit."
 
 
@@ -120,21 +122,31 @@ def _explained(request: UnitRequest, error: BaseException, seconds: float) -> Un
         return unit
     said = (next(iter(str(error).strip().splitlines()), "") or type(error).__name__).rstrip(".")
     details = "".join(traceback.format_exception(error))
-    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or is_refusal_of_memory(said):
-        reason = f"out of memory: {said}"
-        return undecided(request, "error", "GC803", reason, hint=_LESS_MEMORY, details=details, seconds=seconds)
-    if isinstance(error, SystemExit):
+    is_starved = request.memory_limit_bytes is not None and "torch" not in sys.modules  # it could not be loaded
+    status: UnitStatus = "error" if isinstance(error, Exception) else "crashed"
+    code, hint, place = "GC801", "", None
+    if is_starved or type(error).__name__ in ("MemoryError", "OutOfMemoryError") or is_refusal_of_memory(said):
+        status, code, reason, hint = "error", "GC803", f"out of memory: {said}", _LESS_MEMORY
+    elif isinstance(error, SystemExit):
         reason = f"the program that is checked ended the process: sys.exit({error.code!r})"
-        return undecided(request, "crashed", "GC801", reason, details=details, seconds=seconds)
-    if not isinstance(error, Exception):  # neither ours nor torch's: what a program raises to be ended
+    elif not isinstance(error, Exception):  # neither ours nor torch's: what a program raises to be ended
         reason = f"the program that is checked raised {type(error).__name__}" + (f": {said}" if str(error) else "")
-        return undecided(request, "crashed", "GC801", reason, details=details, seconds=seconds)
-    unit = undecided(
-        request, "error", "GC801", f"gradctl itself broke: {type(error).__name__}: {said}", details=details
-    )
-    hint = "please report it with the traceback and the output of 'gradctl doctor'."
-    findings = tuple(msgspec.structs.replace(finding, hint=hint) for finding in unit.findings)
-    return msgspec.structs.replace(unit, findings=findings, seconds=seconds)
+    elif (place := _users_line(error)) is not None:
+        code = "GC111"
+        reason = f"{request.checking.target} raises in a call after the first: {type(error).__name__}: {said}"
+    else:
+        reason, hint = f"gradctl itself broke: {type(error).__name__}: {said}", _REPORT_IT
+    return undecided(request, status, code, reason, hint=hint, details=details, location=place, seconds=seconds)
+
+
+def _users_line(error: Exception) -> Location | None:
+    """Return the line of the user's that raised; None if it was ours, or if torch is not there to be told apart."""
+    if "torch" not in sys.modules:
+        return None
+    from gradctl.subject.frames import raised_at
+
+    place = raised_at(error)
+    return Location(file=place[0], line=place[1]) if place is not None else None
 
 
 @contextmanager

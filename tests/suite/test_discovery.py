@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from gradctl.core.errors import NothingToCheck, TargetError
@@ -100,6 +102,13 @@ def test_a_configuration_that_is_named_from_here_has_its_targets(project, tmp_pa
     relative = Project(tmp_path.relative_to(tmp_path) / "gradctl.toml", Configuration())
     assert targets(configured(relative, "deep/b.py:make_model"), "deep")[0] == "deep/b.py:make_model"
     assert shown(tmp_path / "deep", "../deep/./b.py") == "deep/b.py"
+
+
+def test_a_name_that_no_report_can_hold_is_said_before_the_run(project):
+    with open(os.fsencode("deep/") + b"bad\xff.py", "w") as file:  # noqa: PTH123  # a name of bytes
+        file.write(MODEL)
+    with pytest.raises(TargetError, match=r"GC101 the name '.*deep/bad\\udcff\.py' is not UTF-8"):
+        entries_of(project, ["deep"])
 
 
 def test_nothing_to_find(project, tmp_path):

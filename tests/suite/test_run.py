@@ -252,6 +252,20 @@ def test_an_interrupt_of_the_model_s_own_is_not_ours(kind, tmp_path):
     assert (unit.status, unit.reason) == ("crashed", f"the program that is checked raised {kind}: enough")
 
 
+def test_a_model_that_raises_in_a_later_call_is_not_ours(tmp_path):
+    raises = "Net.calls = getattr(Net, 'calls', 0) + 1\nif Net.calls == 2:\n    raise OSError('no more')"
+    (unit,) = run_units([request(tmp_path / "net.py", raises)])
+    assert (unit.status, unit.findings[0].code) == ("error", "GC111")
+    assert unit.reason == f"{tmp_path / 'net.py'} raises in a call after the first: OSError: no more"
+    assert unit.findings[0].location == Location(file=str(tmp_path / "net.py"), line=LINE + 2)
+
+
+@pytest.mark.parametrize("mebibytes", [200, 400, 600])
+def test_too_little_memory_for_torch_itself_is_out_of_memory(mebibytes, tmp_path):
+    (unit,) = run_units([request(tmp_path / "net.py", memory_limit_bytes=mebibytes << 20)])
+    assert (unit.verdict, unit.findings[0].code) == ("inconclusive", "GC803")
+
+
 # The supervisor of two units: one passes, then one hangs, after it has said its process id.
 SUPERVISOR = """
 import signal, sys
