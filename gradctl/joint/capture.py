@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -112,8 +112,11 @@ class _Subject:
         self.buffers = dict(module.named_buffers()) if module is not None else {}
         instance.restore()
         args, kwargs = instance.inputs()
+        before = {name: value.detach().clone() for name, value in self.buffers.items()}
         with torch.enable_grad():
             named = _named(instance.model(*args, **kwargs))
+        # BatchNorm writes its running statistics without counting up their version.
+        self.written = {name for name, value in self.buffers.items() if not torch.equal(value, before[name])}
         # A cotangent for each output that asks for one.
         self.asking = {name: torch.randn_like(value) for name, value in named if value.requires_grad}
         instance.restore()
@@ -147,7 +150,7 @@ class _Subject:
                 outputs = self._outputs(model, inputs)
                 wanted = {**weights, **{name: leaf for name, (leaf, _) in given.items()}}
                 gradients = self._gradients(outputs, wanted, values)
-                updated = _updated(model, kept)
+                updated = _updated(model, kept, self.written)
                 self.traced = _Traced(list(outputs), list(gradients), list(updated))
                 results = (*outputs.values(), *gradients.values(), *updated.values())
                 return [each.detach().clone() for each in results]
@@ -293,14 +296,14 @@ def _named_axes(
     }
 
 
-def _updated(model: Callable[..., Any], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the buffers that a call has written to, or replaced."""
+def _updated(model: Callable[..., Any], kept: Mapping[str, Tensor], written: Set[str]) -> dict[str, Tensor]:
+    """Return the buffers that a call has written to or replaced, ``written`` among them."""
     module = module_of(model)
     now = dict(module.named_buffers()) if module is not None else {}
     return {
         f"updated.{name}": now[name]
         for name, value in kept.items()
-        if name in now and (now[name] is not value or value._version)
+        if name in now and (now[name] is not value or value._version or name in written)
     }
 
 
@@ -316,7 +319,7 @@ def _clean(graph: fx.GraphModule, names: Sequence[str]) -> None:
             graph.graph.erase_node(node)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     for node, name in zip(placeholders, names, strict=True):
-        node.target = node.name = re.sub(r"\W", "_", name)
+        node.target = node.name = re.sub(r"\W|^(?=\d)", "_", name)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
