@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gradctl.core.findings import Unit
 from gradctl.suite.assignment import UnitRequest
+from gradctl.suite.left_behind import cleared
 from gradctl.suite.unit_process import UnitProcess
 
 __all__ = ["Interrupted", "UnitRequest", "run_units"]
@@ -42,8 +43,9 @@ def run_units(
     Raises:
         Interrupted: on the first Ctrl-C, after the processes are ended; a second one does not wait for them.
     """
-    with tempfile.TemporaryDirectory(prefix="gradctl-", ignore_cleanup_errors=True) as folder:
-        run = _Run([UnitProcess(request, Path(folder) / str(index)) for index, request in enumerate(requests)], jobs)
+    folder = Path(tempfile.mkdtemp(prefix="gradctl-")).resolve()
+    with cleared(folder):
+        run = _Run([UnitProcess(request, folder / str(index)) for index, request in enumerate(requests)], jobs)
         try:
             while run.is_going():
                 unit = run.take()

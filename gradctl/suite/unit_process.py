@@ -32,14 +32,13 @@ from gradctl.suite.assignment import (
     undecided,
     write_whole,
 )
+from gradctl.suite.left_behind import end_all_of, environment_of
 
 __all__ = ["UnitProcess"]
 
 # Python's search path is the parent's from the first import on, or a file in the current folder could shadow a module.
 _START = "import sys; sys.path[:] = {path!r}; from gradctl.suite.worker import main; main()"
-_MARK = "GRADCTL_UNIT"
 _PATIENCE_SECONDS = 1.0  # from TERM to KILL
-_MOST_SCANS, _SCAN_SECONDS = 10, 0.005
 _KEPT_BYTES = 16 * 1024  # room for the 100 frames of a traceback that faulthandler writes
 
 _GRADCTL = str(Path(__file__).parents[1])
@@ -65,11 +64,11 @@ class UnitProcess:
 
     def run(self) -> Unit | None:
         """Return the unit, by itself or by how its process ended; None if it was stopped before it had an answer."""
-        start, nonce, mark = time.perf_counter(), secrets.token_hex(16), secrets.token_hex(16)
+        start, nonce = time.perf_counter(), secrets.token_hex(16)
         assignment = Assignment(request=self._request, nonce=nonce, supervisor=os.getpid())
         try:
             write_whole(self._folder / ASSIGNMENT, assignment)
-            process = self._start(mark)
+            process = self._start()
         except OSError as error:
             reason = f"the process of the unit could not be started: {error.strerror or error}"
             return undecided(self._request, "error", "GC801", reason, seconds=time.perf_counter() - start)
@@ -84,7 +83,7 @@ class UnitProcess:
         clock.cancel()
         self._killer.cancel()
         _signal_group(process.pid, "SIGKILL")  # what it started and left behind
-        _kill_marked(mark)
+        end_all_of(self._folder)
         said, seconds = tail.text(), time.perf_counter() - start
         unit = read_answer(self._folder / ANSWER, nonce)
         if unit is not None or self._is_stopped:
@@ -106,7 +105,7 @@ class UnitProcess:
         if process is not None and process.returncode is None:
             _signal_group(process.pid, "SIGKILL")
 
-    def _start(self, mark: str) -> subprocess.Popen[bytes] | None:
+    def _start(self) -> subprocess.Popen[bytes] | None:
         with self._lock:
             if self._is_stopped:
                 return None
@@ -118,7 +117,7 @@ class UnitProcess:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 start_new_session=True,
-                env={**os.environ, _MARK: mark},
+                env=environment_of(self._folder),
             )
             return self._process
 
@@ -170,32 +169,6 @@ def _signal_group(leader: int, name: str) -> None:
             os.killpg(leader, getattr(signal, name))
         else:  # Windows: no groups, and one way to end
             os.kill(leader, signal.SIGTERM)
-
-
-def _kill_marked(mark: str) -> None:
-    """Kill every process with the mark of a unit in its environment, which children inherit: a daemon leaves the group.
-
-    Until none is found twice, for one may start another meanwhile, and has no environment while it does. Nothing where
-    there is no /proc.
-    """
-    wanted, clean = f"{_MARK}={mark}".encode(), 0
-    for _ in range(_MOST_SCANS):
-        found = [int(each.parent.name) for each in Path("/proc").glob("[0-9]*/environ") if wanted in _content(each)]
-        for process in found:
-            with contextlib.suppress(OSError):
-                os.kill(process, signal.SIGKILL)
-        clean = 0 if found else clean + 1
-        if clean == 2:
-            return
-        time.sleep(_SCAN_SECONDS)
-
-
-def _content(file: Path) -> bytes:
-    """Return what is in a file of /proc; nothing where the process is gone, or another user's."""
-    try:
-        return file.read_bytes()
-    except OSError:
-        return b""
 
 
 def _without_answer(request: UnitRequest, exit_status: int, *, is_late: bool, said: str, seconds: float) -> Unit:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import junitparser
@@ -201,16 +202,23 @@ def test_a_mistake_in_the_configuration_has_its_line(tmp_path):
 
 @contextlib.contextmanager
 def stopped(tmp_path, *signals):
-    """Start a run whose second unit hangs, send signals once it does, and give the run and that unit's process id."""
+    """Start a run whose second unit hangs, send signals once it does, and give the run and that unit's process id.
+
+    The unit has a child by then, of which the process id is in ``child``. Temporary files go to ``temporary``.
+    """
     os.mkfifo(tmp_path / "pid")
     said = f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); "
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    child = f"child = os.popen('sleep 600 & echo $!'); Path({str(tmp_path / 'child')!r}).write_text(child.readline()); "
+    (tmp_path / "temporary").mkdir()
     model(tmp_path / "a.py")
-    model(tmp_path / "b.py", f"{deaf}{said}threading.Event().wait()")
+    model(tmp_path / "b.py", f"{deaf}{child}{said}threading.Event().wait()")
     model(tmp_path / "c.py")
     line = [sys.executable, "-m", "gradctl", "check", ".", "--form", "eager", "--jobs", "1", "--report", "json=r.json"]
-    process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with process:
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen(
+        line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             unit = int((tmp_path / "pid").read_text())
             for each in signals:
@@ -255,4 +263,11 @@ def test_a_run_that_is_killed_leaves_no_process_and_no_torn_report(tmp_path):
     with stopped(tmp_path, signal.SIGKILL) as (process, unit):
         process.wait(timeout=60)
         assert is_gone(unit)
+        assert is_gone(int((tmp_path / "child").read_text()))
+    for _ in range(200):
+        if not list((tmp_path / "temporary").glob("gradctl-*")):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the folder of the run is left")
     assert (tmp_path / "r.json").read_text() == "the last report"
