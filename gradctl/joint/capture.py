@@ -280,7 +280,9 @@ def _fakes(subject: _Subject, free: Mapping[str, Mapping[int, str]]) -> list[Ten
         fakes[name] = mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds))
     with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
         outputs = subject.forward(fakes)
-        cotangents = [torch.empty_like(outputs[name]).detach() for name in subject.asking]
+        # Laid out as what the step is given later: a view of one may be none of the other.
+        layout = torch.contiguous_format
+        cotangents = [torch.empty_like(outputs[name], memory_format=layout).detach() for name in subject.asking]
     return [*fakes.values(), *cotangents]
 
 
