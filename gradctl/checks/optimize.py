@@ -102,7 +102,7 @@ def optimize_file(path: Path, output: Path, options: Options, *, inputs: Path | 
     _ensure_small(file)
     del file  # it may hold all weights
     with written_beside(output) as beside:
-        unit, final = _optimized(path, example, beside, options, str(path))
+        unit, final = _optimized_or_refused(path, example, beside, options, str(path), output=output)
         unit = msgspec.structs.replace(unit, reference=str(path), seconds=time.perf_counter() - start)
         written = unit.verdict == "pass" and final is not None
         if written:
@@ -148,7 +148,7 @@ def optimize_target(
             example = {name: torch.from_numpy(array.copy()) for name, array in feeds.items()}
             _ensure_small(captured.artifact)
             del captured  # it holds all weights
-            unit, final = _optimized(exported, example, beside, options, subject.target)
+            unit, final = _optimized_or_refused(exported, example, beside, options, subject.target, output=output)
             if final is not None and unit.verdict == "pass":
                 options.progress("comparing the result with eager")
                 instance = comparing.reference.instance()
@@ -167,6 +167,16 @@ def optimize_target(
     return Optimized(unit, written)
 
 
+def _optimized_or_refused(
+    path: Path, example: Mapping[str, Tensor], beside: Path, options: Options, target: str, *, output: Path
+) -> tuple[Unit, OnnxFile | None]:
+    """Raise GC131 where the disk takes no graph: each one in between is written beside the output."""
+    try:
+        return _optimized(path, example, beside, options, target)
+    except OSError as error:
+        raise unwritable(output, error) from error
+
+
 def _optimized(
     path: Path, example: Mapping[str, Tensor], beside: Path, options: Options, target: str
 ) -> tuple[Unit, OnnxFile | None]:
@@ -179,10 +189,7 @@ def _optimized(
         return Unit(target=target, form="onnx", verdict="inconclusive", reason=reason), None
     pipeline.run(options.passes)
     options.progress("measuring")
-    try:
-        final = pipeline.saved(beside)
-    except OSError as error:
-        raise unwritable(beside, error) from error
+    final = pipeline.saved(beside)
     findings = [_finding(target, each) for each in pipeline.findings]
     rows: list[OutputRow] = []
     try:

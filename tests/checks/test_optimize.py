@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,12 +13,12 @@ import torch
 from gradctl.checks.allows import Allows
 from gradctl.checks.file_latency import latencies
 from gradctl.checks.optimize import Options, chosen_passes, optimize_file, optimize_target
-from gradctl.core.errors import TargetError
+from gradctl.core.errors import ResourceError, TargetError
 from gradctl.forms.onnx_file import read
 from gradctl.passes.result import Pass
 from gradctl.passes.table import PASSES, of_level
 from gradctl.subject.load import load_subject
-from tests.passes.planted import PLANTED, graph, planted
+from tests.passes.planted import PLANTED, graph, normal, planted
 
 SAMPLES = ("linear", "mlp", "resnet", "transformer", "gru", "tied_weights", "no_grad_inside", "straight_through")
 NAN = np.float32("nan")
@@ -135,6 +137,21 @@ def test_a_file_is_replaced_by_its_own_result(tmp_path):
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Relu"]
     np.testing.assert_array_equal(values(path, 0), expected)
     assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_a_disk_that_takes_no_graph_leaves_the_old_file(tmp_path):
+    output = written(tmp_path, graph("y = Neg(i)"), "b.onnx")
+    path, old = written(tmp_path, graph("m = Identity(i)\ny = Relu(m)", {"w": normal(256, 4)})), output.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(ResourceError) as caught:
+            optimize_file(path, output, Options(of_level("safe")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value).startswith(f"GC131 {str(output)!r} cannot be written: File too large. ")
+    assert output.read_bytes() == old
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
 
 
 def raising(model):
