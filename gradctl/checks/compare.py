@@ -7,6 +7,7 @@ where eager is wrong: eager's own unit has failed already.
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +60,7 @@ class Comparing:
         fail_on: the severity from which a finding fails a unit.
         outputs_only: whether the forms give no gradients: then the model need not have any.
         bisect: whether torch is to say which part of its compiler is wrong, where ``compile`` is.
+        wrt: which gradients the forms give, globs of names; the others are not asked of them.
 
     Raises:
         TargetError, NothingToCheck: as ``gradcheck``.
@@ -72,9 +74,10 @@ class Comparing:
         fail_on: str = "error",
         outputs_only: bool = False,
         bisect: bool = False,
+        wrt: Sequence[str] = ("*",),
     ) -> None:
         self.subject, self.allows, self.fail_on, self.outputs_only = subject, allows, fail_on, outputs_only
-        self.bisect = bisect
+        self.bisect, self.wrt = bisect, wrt
         with _quietly():
             self.native: Native | None = None
             try:
@@ -159,6 +162,7 @@ class Comparing:
             # Timed after the first calls were compared, which TorchScript specialises on, and before they are widened.
             timing = None if comparison.raised else timing_of(captured, self.reference)
             comparison.compare_meaning(form)
+            comparison.worst = {key: each for key, each in comparison.worst.items() if self._is_asked(*key)}
             found, tensors = findings_and_rows(comparison, self.arbiter)
             found = located(found, comparison, form, seconds=time.perf_counter() - start)
             found = explained(found, comparison, witness)
@@ -182,6 +186,9 @@ class Comparing:
             findings=tuple(findings),
         )
 
+    def _is_asked(self, quantity: str, name: str) -> bool:
+        return quantity != "gradient" or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.wrt)
+
     def at_other_sizes(self, unit: Unit, captured: Captured, dynamic: Dynamic) -> Unit:
         """Return the unit with a comparison at sizes one larger; where that fails, it is the verdict.
 
@@ -196,7 +203,11 @@ class Comparing:
         named = ", ".join(f"{size} + 1" for size in sizes)
         try:
             comparing = Comparing(
-                longer(self.subject, dynamic), self.allows, fail_on=self.fail_on, outputs_only=self.outputs_only
+                longer(self.subject, dynamic),
+                self.allows,
+                fail_on=self.fail_on,
+                outputs_only=self.outputs_only,
+                wrt=self.wrt,
             )
         except TargetError as error:  # not every size is one that the model itself takes
             reason = f"not tried: {named} ({error.message.partition('. ')[0].rstrip('.')})"

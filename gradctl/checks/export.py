@@ -1,19 +1,20 @@
-"""``gradctl export``: an ONNX graph of the forward in a verified file."""
+"""``gradctl export``: an ONNX graph of the forward, or of forward and backward, in a verified file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gradctl.checks.inspect_file import inspect_onnx
 from gradctl.checks.written import Kind, Written, write
-from gradctl.forms import onnx
+from gradctl.forms import onnx, onnx_joint
 from gradctl.forms.onnx_file import read
 from gradctl.forms.onnx_session import of_file
 from gradctl.subject.dynamic import Dynamic
 from gradctl.subject.subject import Subject
 
-__all__ = ["export"]
+__all__ = ["export", "export_joint"]
 
 
 def export(
@@ -37,5 +38,36 @@ def export(
         lambda captured, path: onnx.save(captured.artifact, path),
         lambda path, instance: of_file(read(path), instance),
         lambda captured, name: inspect_onnx(captured.artifact, name),
+    )
+    return write(subject, output, kind, dynamic=dynamic, **options)
+
+
+def export_joint(
+    subject: Subject,
+    output: Path,
+    *,
+    opset: int | None = None,
+    dynamic: Dynamic | None = None,
+    frozen: bool = False,
+    wrt: Sequence[str] = ("*",),
+    **options: Any,
+) -> Written:
+    """Return the verdict on an ONNX file of forward and backward, its gradients too against eager's.
+
+    Args:
+        subject, output, opset, dynamic, options: as in ``export``.
+        frozen: whether parameters are initializers, not inputs.
+        wrt: what to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
+
+    Raises:
+        TargetError, NothingToCheck, ResourceError: as ``write``.
+    """
+    kind = Kind(
+        "onnx-joint",
+        lambda instance: onnx_joint.exported(instance, opset=opset, dynamic=dynamic, frozen=frozen, wrt=wrt),
+        lambda captured, path: onnx.save(captured.artifact, path),
+        lambda path, instance: onnx_joint.of_file(read(path), instance),
+        lambda captured, name: inspect_onnx(captured.artifact, name),
+        wrt,
     )
     return write(subject, output, kind, dynamic=dynamic, **options)

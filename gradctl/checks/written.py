@@ -6,7 +6,7 @@ Until it verified it lies in a folder of its own beside its place, which is remo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ class Kind:
         save: to a path; the files that belong to it are written beside it.
         load: from that path, for a private copy.
         inspect: what was loaded, under the name that is given.
+        wrt: which gradients it gives, globs of names.
     """
 
     form: str
@@ -45,6 +46,7 @@ class Kind:
     save: Callable[[Captured, Path], None]
     load: Callable[[Path, Instance], Captured]
     inspect: Callable[[Captured, str], Inspection]
+    wrt: Sequence[str] = ("*",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,9 @@ def write(
     start = time.perf_counter()
     with written_beside(output) as beside:
         with around(), borrowed_generators():
-            comparing = Comparing(subject, accepted, fail_on=fail_on, outputs_only=kind.form in WITHOUT_GRADIENTS)
+            comparing = Comparing(
+                subject, accepted, fail_on=fail_on, outputs_only=kind.form in WITHOUT_GRADIENTS, wrt=kind.wrt
+            )
             try:
                 say(f"capturing {kind.form}")
                 captured = kind.capture(comparing.reference.instance())

@@ -200,18 +200,26 @@ class _Call:
 
     def run(self, given: Mapping[str, Tensor], cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return all that the graph gives, by name; a cotangent that is not given is zero."""
-        feeds: dict[str, Tensor] = {}
         values = {**self.parameters, **self.buffers, **given}
-        for port in self.running.get_inputs():
-            if port.name in values:
-                feeds[port.name] = values[port.name].detach()
-            else:
-                feeds[port.name] = cotangents.get(port.name, self._zeros(port.name))
-        return run(self.running, feeds)
-
-    def _zeros(self, name: str) -> Tensor:
-        by_name = {output_name(path): leaf for path, leaf in leaves(self.structure)}
-        return torch.zeros_like(by_name[name.removeprefix("grad_")])
+        ports = self.running.get_inputs()
+        feeds = {port.name: values[port.name].detach() for port in ports if port.name in values}
+        sizes = {
+            size: actual
+            for port in ports
+            if port.name in feeds
+            for size, actual in zip(port.shape, feeds[port.name].shape, strict=True)
+        }
+        examples = {f"grad_{output_name(path)}": leaf for path, leaf in leaves(self.structure)}
+        for port in ports:
+            if port.name not in feeds and port.name not in cotangents:
+                example = examples[port.name]
+                # A free size that no input has is one that was computed: it is as in the example, or not to be had.
+                shape = [
+                    sizes.get(size, example.shape[axis]) if isinstance(size, str) else size
+                    for axis, size in enumerate(port.shape)
+                ]
+                feeds[port.name] = example.new_zeros(shape)
+        return run(self.running, {**feeds, **cotangents})
 
 
 class _Run(torch.autograd.Function):
@@ -238,7 +246,8 @@ class _Run(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         call: _Call = ctx.call
-        given = dict(zip((f"grad_{name}" for name in call.outputs), cotangents, strict=True))
+        named = zip((f"grad_{name}" for name in call.outputs), cotangents, strict=True)
+        given = {name: value for name, value in named if name in call.inputs}
         # The graph is given what the forward had, whatever has become of it since.
         found = call.run({**ctx.weights, **ctx.before, **ctx.given}, given)
         return None, None, None, *(found[f"grad.{name}"] for name in ctx.names)

@@ -3,7 +3,7 @@
 So custom backwards, hooks, detach, no_grad and tied weights are in the graph as eager has them; ``torch.export`` first
 and a backward of what it gives would lose them.
 
-1. ``make_fx`` runs the forward and ``torch.autograd.grad`` on fresh leaves, without decompositions.
+1. ``make_fx`` runs the forward and ``torch.autograd.backward`` on fresh leaves, without decompositions.
 2. ``make_fx`` runs what it wrote down, functionalized, with decompositions: torch's core ones, and ours for operators
    that ONNX lacks.
 3. ``torch.export`` takes the result.
@@ -36,7 +36,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradctl.core.names import output_name
+from gradctl.core.errors import TargetError, nearest
+from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.joint.decompositions import TABLE
 from gradctl.subject.dynamic import Dynamic, by_leaf
 from gradctl.subject.inputs import input_names
@@ -49,6 +50,7 @@ __all__ = ["CannotJoin", "Joint", "joint_program"]
 
 _Result = TypeVar("_Result")
 
+_FEW = 8  # names that a message lists
 _DROPPED = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
@@ -186,14 +188,24 @@ class _Subject:
         self, outputs: Mapping[str, Tensor], leaves_by_name: Mapping[str, Tensor], values: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         wanted = {name: leaf for name, leaf in leaves_by_name.items() if leaf.requires_grad and self._is_wanted(name)}
+        if not wanted:
+            leaves_there = [self._report_name(name) for name, leaf in leaves_by_name.items() if leaf.requires_grad]
+            raise TargetError(
+                "GC104",
+                f"--wrt {' '.join(self.wrt)} names nothing that asks for a gradient"
+                f"{nearest(self.wrt[0], leaves_there)}: there are {', '.join(leaves_there[:_FEW]) or 'none'}.",
+            )
         asking = [outputs[name] for name in self.asking]
         cotangents = [values[f"grad_{name}"] for name in self.asking]
-        found = torch.autograd.grad(asking, list(wanted.values()), cotangents, allow_unused=True)
-        return {f"grad.{name}": each for name, each in zip(wanted, found, strict=True) if each is not None}
+        # As training takes them: reentrant checkpoints refuse autograd.grad.
+        torch.autograd.backward(asking, cotangents)
+        return {f"grad.{name}": leaf.grad for name, leaf in wanted.items() if leaf.grad is not None}
 
     def _is_wanted(self, name: str) -> bool:
-        known = f"input:{name.removeprefix('input.')}" if name in self.given else f"param:{name}"
-        return any(fnmatch.fnmatchcase(known, pattern) for pattern in self.wrt)
+        return any(fnmatch.fnmatchcase(self._report_name(name), pattern) for pattern in self.wrt)
+
+    def _report_name(self, name: str) -> str:
+        return input_name(name.removeprefix("input.")) if name in self.given else parameter_name(name)
 
     def _leaf(self, value: Tensor, old: Tensor) -> Tensor:
         leaf = value.detach().requires_grad_(old.requires_grad)
@@ -218,7 +230,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
 
     Raises:
         CannotJoin: there is no gradient to take, or a step of the model is not the same in every call.
-        TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
+        TargetError: GC104 if ``dynamic`` or ``wrt`` names what is not there.
         Exception: whatever tracing and the user's model raise.
     """
     subject = _Subject(instance, wrt)
@@ -238,7 +250,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         )(*fakes)
     instance.restore()
     if not found.gradients:
-        raise CannotJoin(f"no output hangs on what --wrt names ({', '.join(wrt)}).")
+        raise CannotJoin(f"no output hangs on {' '.join(wrt)}.")
     _clean(graph, subject.names)
     _ensure_repeats(graph)
     sizes = {name: torch.export.Dim(name) for axes in free.values() for name in axes.values()}

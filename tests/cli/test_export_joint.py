@@ -1,0 +1,146 @@
+"""``gradctl export --graph joint`` as a process; its file is run by numpy and onnxruntime, and torch is the oracle."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from gradctl.subject.load import load_subject
+from tests.cli.command_line import gradctl
+
+SAMPLES = Path(__file__).parents[2] / "sample_models"
+
+# What a user without torch runs: all inputs from one file of arrays, all that comes out into another.
+RUNS_IT = """
+import sys
+import numpy as np
+import onnxruntime
+assert "torch" not in sys.modules
+session = onnxruntime.InferenceSession(sys.argv[1])
+names = [each.name for each in session.get_outputs()]
+found = session.run(names, dict(np.load(sys.argv[2])))
+np.savez(sys.argv[3], **dict(zip(names, found)))
+"""
+
+
+def by_autograd(subject):
+    """Return feeds of a joint graph, and what it is to give, by autograd."""
+    model, (given, *_) = subject.model, subject.args
+    leaf = given.clone().requires_grad_(given.is_floating_point())
+    given_out = model(leaf)
+    outputs = (
+        {"output": given_out}
+        if isinstance(given_out, torch.Tensor)
+        else {f"output.{place}": each for place, each in enumerate(given_out)}
+    )
+    generator = torch.Generator().manual_seed(3)
+    cotangents = {name: torch.randn(each.shape, generator=generator) for name, each in outputs.items()}
+    torch.autograd.backward(list(outputs.values()), list(cotangents.values()))
+    name = next(iter(subject.model.forward.__code__.co_varnames[1:]))
+    feeds = {f"input.{name}": given, **dict(model.named_parameters())}
+    feeds |= {f"grad_{name}": each for name, each in cotangents.items()}
+    wanted = {f"grad.{name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    wanted |= {f"grad.input.{name}": leaf.grad} if leaf.grad is not None else {}
+    return {key: value.detach().numpy() for key, value in feeds.items()}, {**outputs, **wanted}
+
+
+def run_alone(folder, path, feeds):
+    np.savez(folder / "feeds.npz", **feeds)
+    line = [sys.executable, "-c", RUNS_IT, path, folder / "feeds.npz", folder / "found.npz"]
+    subprocess.run(line, check=True, timeout=120)
+    return dict(np.load(folder / "found.npz"))
+
+
+@pytest.mark.parametrize(
+    "sample", ["resnet", "straight_through", "gradient_reversal", "no_grad_inside", "straight_through_detach"]
+)
+def test_onnxruntime_alone_gives_the_gradients_of_autograd(sample, tmp_path):
+    path = tmp_path / "joint.onnx"
+    finished = gradctl("export", SAMPLES / f"{sample}.py", "--graph", "joint", "-o", path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    feeds, wanted = by_autograd(load_subject(str(SAMPLES / f"{sample}.py")))
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    taken = {each.name for each in model.graph.input}
+    found = run_alone(tmp_path, path, {name: value for name, value in feeds.items() if name in taken})
+    assert set(wanted) == set(found)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value.detach().numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_free_batch_has_gradients_at_any_size(tmp_path):
+    path = tmp_path / "joint.onnx"
+    finished = gradctl("export", SAMPLES / "mlp.py", "--graph", "joint", "--dynamic", "x:0=batch", "-o", path)
+    assert finished.returncode == 0
+    session = onnxruntime.InferenceSession(path)
+    shapes = {each.name: each.shape for each in session.get_inputs()}
+    assert (shapes["input.x"][0], shapes["grad_output"][0]) == ("batch", "batch")
+    model = load_subject(str(SAMPLES / "mlp.py")).model
+    for batch in (1, 3, 17):
+        x, cotangent = torch.randn(batch, 32, requires_grad=True), torch.randn(batch, 10)
+        model.zero_grad()
+        model(x).backward(cotangent)
+        feeds = {name: p.detach().numpy() for name, p in model.named_parameters()}
+        feeds |= {"input.x": x.detach().numpy(), "grad_output": cotangent.numpy()}
+        (by_x, by_weight) = session.run(["grad.input.x", "grad.fc1.weight"], feeds)
+        np.testing.assert_allclose(by_x, x.grad.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(by_weight, model.fc1.weight.grad.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_and_by_the_inputs_alone(tmp_path):
+    path = tmp_path / "forces.onnx"
+    finished = gradctl(
+        "export", SAMPLES / "mlp.py", "--graph", "joint", "--wrt", "input:*", "--freeze", "-o", path
+    )  # fmt: skip
+    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 1 gradient agrees with eager")
+    graph = onnx.load(path).graph
+    assert [each.name for each in graph.input] == ["input.x", "grad_output"]
+    assert [each.name for each in graph.output] == ["output", "grad.input.x"]
+    assert {"fc1.bias", "fc2.bias", "fc3.bias"} <= {each.name for each in graph.initializer}
+
+
+def test_optimize_takes_a_joint_file(tmp_path):
+    path, output = tmp_path / "joint.onnx", tmp_path / "faster.onnx"
+    assert gradctl("export", SAMPLES / "mlp.py", "--graph", "joint", "-o", path).returncode == 0
+    finished = gradctl("optimize", path, "-o", output)
+    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, f"PASS: 8 outputs agree with {path}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "said"),
+    [
+        (("mlp.py", "--wrt", "input:x"), 2, "--wrt is of --graph joint; a forward has no gradients."),
+        (("mlp.py", "--freeze"), 2, "--freeze is of --graph joint; a forward has no gradients."),
+        (
+            ("mlp.py", "--graph", "joint", "--wrt", "input:z"),
+            2,
+            "--wrt input:z names nothing that asks for a gradient (did you mean 'input:x'?): there are param:",
+        ),
+        (("control_flow.py", "--graph", "joint"), 4, "a branch, a loop or a size depends on the values of a tensor"),
+    ],
+)
+def test_what_cannot_be_had_is_said_and_leaves_no_file(arguments, exit_code, said, tmp_path):
+    target, *options = arguments
+    finished = gradctl("export", SAMPLES / target, *options, "-o", tmp_path / "joint.onnx")
+    assert finished.returncode == exit_code
+    assert said in " ".join((finished.stdout + finished.stderr).split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_dropout_is_refused_in_training(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def make_model():\n    return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()\n\n"
+        "def example_inputs():\n    return (torch.ones(2, 4),)\n"
+    )
+    finished = gradctl("export", tmp_path / "net.py", "--graph", "joint", "-o", tmp_path / "joint.onnx")
+    assert finished.returncode == 4
+    assert "the forward draws random numbers" in " ".join(finished.stdout.split())
