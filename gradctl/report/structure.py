@@ -22,11 +22,11 @@ _KINDS: tuple[InitializerKind, ...] = ("changed", "removed", "added")
 def structure_lines(structure: Structure) -> list[str]:
     """Return how two graphs differ: a headline, and about ten lines at most."""
     aside = _aside(structure)
-    count = f"{structure.nodes_before} nodes, {structure.initializers_before} initializers"
+    initializers = _pair(structure.initializers_before, structure.initializers_after)
+    count = f"{structure.nodes_before} nodes, {initializers} initializers"
     if not (structure.changes or structure.initializers or structure.model):
         said = f" but for what computes nothing: {count}; {', '.join(aside)}" if aside else f": {count}"
         return [f"the graphs are the same{said}"]
-    initializers = _pair(structure.initializers_before, structure.initializers_after)
     nodes = _pair(structure.nodes_before, structure.nodes_after)
     headline = f"graph: {nodes} nodes, {structure.matched} of them matched; {initializers} initializers"
     lines = [*_changes(structure.changes), *_initializers(structure.initializers), *_model(structure.model)]

@@ -32,6 +32,7 @@ def with_attribute(before, after, **more):
     ("more", "said"),
     [
         ({}, "the graphs are the same: 8 nodes, 3 initializers"),
+        ({"initializers_after": 4}, "the graphs are the same: 8 nodes, 3 to 4 initializers"),
         (
             {"renamed": 5, "moved": 1, "operators_before": {"Identity": 2}},
             "the graphs are the same but for what computes nothing: 8 nodes, 3 initializers; Identity 2 to 0, "
@@ -40,7 +41,7 @@ def with_attribute(before, after, **more):
     ],
 )
 def test_the_same_is_one_line(more, said):
-    assert structure_lines(Structure(**SIZES, **more)) == [said]
+    assert structure_lines(Structure(**SIZES | more)) == [said]
 
 
 def test_what_is_alike_is_counted_and_what_is_alone_is_named():
