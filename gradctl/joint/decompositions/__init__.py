@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gradctl.joint.decompositions import convolution
+from gradctl.joint.decompositions import convolution, pooling
 
 __all__ = ["TABLE"]
 
-TABLE: dict[Any, Callable[..., Any]] = {**convolution.TABLE}
+TABLE: dict[Any, Callable[..., Any]] = {
+    **convolution.TABLE,
+    **pooling.TABLE,
+}
