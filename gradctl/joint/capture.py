@@ -162,9 +162,10 @@ class _Subject:
     def forward(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs by name, for parameters, buffers and inputs by name."""
         with torch.enable_grad():
-            state = {name: values[name].clone() for name in (*self.parameters, *self.buffers)}
-            inputs = {name: values[name].clone() for name in self.given}
-            return self._with(state, lambda model: self._outputs(model, inputs))
+            weights = {name: self._leaf(values[name], old) for name, old in self.parameters.items()}
+            kept = {name: values[name].clone() for name in self.buffers}
+            inputs = {name: self._input(values[name], old)[1] for name, old in self.given.items()}
+            return self._with({**weights, **kept}, lambda model: self._outputs(model, inputs))
 
     def _with(self, state: Mapping[str, Tensor], act: Callable[[Any], _Result]) -> _Result:
         """Return what ``act`` returns for the model with these parameters and buffers."""
