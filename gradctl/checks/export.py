@@ -12,6 +12,7 @@ from gradctl.forms import onnx, onnx_joint
 from gradctl.forms.onnx_file import read
 from gradctl.forms.onnx_session import of_file
 from gradctl.subject.dynamic import Dynamic
+from gradctl.subject.losses import with_loss_inside
 from gradctl.subject.subject import Subject
 
 __all__ = ["export", "export_joint"]
@@ -55,7 +56,8 @@ def export_joint(
     """Return the verdict on an ONNX file of forward and backward, its gradients too against eager's.
 
     Args:
-        subject, output, opset, dynamic, options: as in ``export``.
+        subject: the model and its inputs; a loss goes into the graph. Not changed.
+        output, opset, dynamic, options: as in ``export``.
         frozen: whether parameters are initializers, not inputs.
         wrt: what to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
 
@@ -70,4 +72,4 @@ def export_joint(
         lambda captured, name: inspect_onnx(captured.artifact, name),
         wrt,
     )
-    return write(subject, output, kind, dynamic=dynamic, **options)
+    return write(with_loss_inside(subject), output, kind, dynamic=dynamic, **options)

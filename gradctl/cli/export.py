@@ -68,7 +68,7 @@ def export(
 
     With --graph joint it computes gradients too, as eager's autograd does. It takes parameters (fc1.weight), inputs
     (input.x) and cotangents (grad_output), and gives outputs, gradients (grad.fc1.weight, grad.input.x), and what the
-    forward changes (updated.bn.running_mean).
+    forward changes (updated.bn.running_mean). A --loss goes into the graph: its output is that scalar then.
     """
     if output.suffix.lower() != ".onnx":
         raise click.UsageError(f"{output}: export writes .onnx.")

@@ -26,7 +26,7 @@ from gradctl.subject.state import State, overlaps
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["InputMode", "Instance", "Leaf", "loss_takes_inputs", "native_dtype"]
+__all__ = ["InputMode", "Instance", "Leaf", "call_loss", "loss_takes_inputs", "native_dtype"]
 
 InputMode = Literal["leaf", "clone", "constant"]
 
@@ -133,7 +133,7 @@ class Instance:
         seed_generators(self.subject.seed)
         value = model(*args, **kwargs)
         if self._loss is not None:
-            value = _call_loss(self._loss, value, args, kwargs)
+            value = call_loss(self._loss, value, args, kwargs)
         tensors = [(output_name(path), leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
         if not tensors:
             raise TargetError(
@@ -211,7 +211,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.complex128 if dtype.is_complex else torch.float64 if dtype.is_floating_point else dtype
 
 
-def _call_loss(loss: Callable[..., Any], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_loss(loss: Callable[..., Any], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return ``loss(outputs)``, or ``loss(outputs, *args, **kwargs)`` where it takes the inputs too."""
     return loss(value, *args, **kwargs) if loss_takes_inputs(loss) else loss(value)
 

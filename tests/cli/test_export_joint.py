@@ -107,6 +107,48 @@ def test_frozen_and_by_the_inputs_alone(tmp_path):
     assert {"fc1.bias", "fc2.bias", "fc3.bias"} <= {each.name for each in graph.initializer}
 
 
+WITH_LOSS = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x, target):
+        return self.fc(x)
+
+def make_model():
+    torch.manual_seed(0)
+    return Net()
+
+def cross_entropy(output, x, target):
+    return F.cross_entropy(output, target, label_smoothing=0.1)
+
+def example_inputs():
+    return (torch.randn(5, 6), torch.tensor([0, 1, 3, 2, 1]))
+"""
+
+
+def test_a_loss_is_in_the_graph(tmp_path):
+    (tmp_path / "net.py").write_text(WITH_LOSS)
+    path = tmp_path / "joint.onnx"
+    free = ("--dynamic", "x:0=batch", "--dynamic", "target:0=batch")
+    finished = gradctl("export", tmp_path / "net.py", "--loss", "cross_entropy", "--graph", "joint", *free, "-o", path)
+    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 3 gradients agree with eager")
+    model = load_subject(str(tmp_path / "net.py")).model
+    x, target = torch.randn(7, 6), torch.randint(0, 4, (7,))
+    loss = torch.nn.functional.cross_entropy(model(x, target), target, label_smoothing=0.1)
+    loss.backward()
+    feeds = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    feeds |= {"input.x": x.numpy(), "input.target": target.numpy(), "grad_output": np.array(1, np.float32)}
+    found = onnxruntime.InferenceSession(path).run(["output", "grad.fc.weight"], feeds)
+    np.testing.assert_allclose(found[0], loss.item(), rtol=1e-5)
+    np.testing.assert_allclose(found[1], model.fc.weight.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
 def test_optimize_takes_a_joint_file(tmp_path):
     path, output = tmp_path / "joint.onnx", tmp_path / "faster.onnx"
     assert gradctl("export", SAMPLES / "mlp.py", "--graph", "joint", "-o", path).returncode == 0
