@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from gradctl import __version__
-from gradctl.core.errors import GradctlError, ResourceError, nearest
+from gradctl.core.errors import GradctlError, ResourceError, TargetError, nearest
 
 __all__ = ["COMMANDS", "cli", "main", "run", "silence_stdout"]
 
@@ -132,7 +132,10 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         _say("interrupted")
         return 130
-    return _explained(_out_of_memory(error)) if _is_out_of_memory(error) else _broke(error)
+    if _is_out_of_memory(error):
+        return _explained(_out_of_memory(error))
+    raised = _raised_by_the_model(error)
+    return _explained(raised) if raised is not None else _broke(error)
 
 
 def _misused(error: click.ClickException) -> int:
@@ -148,6 +151,19 @@ def _misused(error: click.ClickException) -> int:
 def _explained(error: GradctlError) -> int:
     _say("\n".join(part for part in (str(error), error.details.rstrip()) if part))
     return error.exit_code
+
+
+def _raised_by_the_model(error: BaseException) -> TargetError | None:
+    """Return the words for what the user's code raised where no check expected it; None if gradctl did."""
+    if "torch" not in sys.modules:
+        return None
+    from gradctl.subject.frames import first_line, raised_at, user_frames
+
+    place = raised_at(error)
+    if place is None:
+        return None
+    said = f"the model raises in a call after the first: {first_line(error)} ({place[0]}:{place[1]})."
+    return TargetError("GC111", said, details=user_frames(error))
 
 
 def _broke(error: BaseException) -> int:

@@ -92,15 +92,19 @@ def user_location() -> tuple[str, int] | None:
 
 
 def raised_at(error: BaseException) -> tuple[str, int] | None:
-    """Return file and line of the user's code that raised ``error``, itself or through torch; None if ours did."""
-    place = None
+    """Return file and line of the user's code that raised ``error``, itself or through a library; None if ours did.
+
+    Libraries do not count as the user's here, for they raise where gradctl misuses them too; nor does what a command
+    calls itself, which is no model.
+    """
+    ours, place = "", None
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
         if file.startswith(_GRADCTL + os.sep):
-            place = None
-        elif is_users(file) and not _is_standard_library(file):
+            ours, place = file, None
+        elif is_users(file) and not file.startswith(_STANDARD_LIBRARY) and not any(p in file for p in _SITE_PACKAGES):
             place = file, line
-    return place
+    return place if not is_entrance(ours) else None
 
 
 def first_line(error: BaseException) -> str:

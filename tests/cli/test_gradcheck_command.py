@@ -448,6 +448,18 @@ def test_a_function_by_its_class_fails_and_passes_within_a_wide_tolerance_withou
     assert (tolerated.returncode, tolerated.stdout) == (0, "PASS: 1 gradient agrees with finite differences\n")
 
 
+def test_a_model_that_raises_in_a_later_call_is_not_gradctl_s_mistake(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "calls = []\n\ndef net(x):\n    calls.append(1)\n    if len(calls) == 2:\n        raise OSError('no more')\n"
+        "    return x * x\n"
+    )
+    finished = gradctl("gradcheck", "net.py:net", "--input", "f32[3]", cwd=tmp_path)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    said = f"GC111 the model raises in a call after the first: OSError: no more ({tmp_path / 'net.py'}:6).\n"
+    assert finished.stderr.startswith(said)
+    assert "gradctl itself broke" not in finished.stderr
+
+
 @pytest.mark.parametrize("tolerance", ["nan", "inf", "-1"])
 def test_a_tolerance_is_a_number_that_can_be_exceeded(tolerance):
     finished = gradctl("gradcheck", "net.py", "--rtol", tolerance)
