@@ -108,9 +108,9 @@ def _with_entries(
     for index, known in reversed(list(enumerate(project.configuration.allow))):
         if _key(known) in gone:
             del entries[index]
-    if isinstance(entries, AoT) and entries and added:
-        entries[-1].add(tomlkit.nl())
     for each in added:
+        if isinstance(entries, AoT) and entries and not is_first:  # tomlkit parts the entries of a list of its own
+            entries[-1].add(tomlkit.nl())
         entry = tomlkit.table() if isinstance(entries, AoT) else tomlkit.inline_table()
         entry.update({key: value for key, value in msgspec.structs.asdict(each).items() if value not in (None, "")})
         if isinstance(entries, AoT) and is_first and not entries and text:

@@ -248,6 +248,7 @@ def test_an_entry_is_replaced_one_is_taken_out_and_all_else_stays(tmp_path):
     assert configuration.allow == (worse, other)
     assert configuration.targets == (TargetEntry(target="net.py"),)
     assert text.startswith('# what we know\njobs = 2  # two\n\n[[targets]]\ntarget = "net.py"  # ours\n')
+    assert text.endswith('error = 0.5\n\n[[allow]]\nfinding = "GC401"\ntarget = "a.py"\n')
 
 
 def test_a_new_file_is_made(tmp_path):
