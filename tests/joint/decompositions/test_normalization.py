@@ -1,0 +1,75 @@
+"""BatchNorm on the statistics of the batch: outputs, gradients and running statistics."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradctl.joint.decompositions.normalization import TABLE
+from tests.joint.decompositions.substituted import assert_as_torch
+from tests.joint.joined import by_autograd, by_onnxruntime, joint_graph
+
+_BATCHES = [(6, 3), (4, 3, 5), (2, 3, 4, 5), (2, 3, 2, 4, 3)]
+
+
+def _batch(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 + 1
+
+
+@pytest.mark.parametrize("shape", _BATCHES)
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_batch_is_normalized_by_its_own_statistics(shape: tuple[int, ...], affine: bool) -> None:
+    weight, bias = (_batch(3), _batch(3)) if affine else (None, None)
+
+    def function(x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.ops.aten._native_batch_norm_legit(x, *(parameters or (None, None)), True, 0.1, 1e-3)[0]
+
+    parameters = (weight, bias) if weight is not None and bias is not None else ()
+    assert_as_torch(TABLE, {"_native_batch_norm_legit"}, function, _batch(*shape), *parameters)
+
+
+@pytest.mark.parametrize("shape", _BATCHES)
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0])
+def test_running_statistics_move_as_those_of_torch_do(shape: tuple[int, ...], training: bool, momentum: float) -> None:
+    x, mean, variance, weight = _batch(*shape), _batch(3), _batch(3).abs(), _batch(3)
+    found = TABLE[torch.ops.aten._native_batch_norm_legit_functional.default](
+        x, weight, None, mean, variance, training, momentum, 1e-3
+    )
+    moved_mean, moved_variance = mean.clone(), variance.clone()
+    output = F.batch_norm(x, moved_mean, moved_variance, weight, None, training, momentum, 1e-3)
+    torch.testing.assert_close(found[0], output)
+    torch.testing.assert_close(found[3:], (moved_mean, moved_variance))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        pytest.param(nn.BatchNorm1d(3), (6, 3), id="no-axis"),
+        pytest.param(nn.BatchNorm1d(3, affine=False), (4, 3, 5), id="one-axis"),
+        pytest.param(nn.BatchNorm2d(3, momentum=0.4), (2, 3, 4, 5), id="two-axes"),
+        pytest.param(nn.BatchNorm3d(3, eps=0.1), (2, 3, 2, 4, 3), id="three-axes"),
+        pytest.param(nn.BatchNorm2d(3, track_running_stats=False), (2, 3, 4, 5), id="no-statistics"),
+        pytest.param(nn.BatchNorm2d(3).eval(), (2, 3, 4, 5), id="evaluated"),
+        pytest.param(nn.InstanceNorm2d(3, affine=True, track_running_stats=True), (2, 3, 4, 5), id="instances"),
+        pytest.param(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), (2, 3, 6, 5), id="convolved"),
+        pytest.param(nn.GroupNorm(3, 6), (2, 6, 4), id="groups"),
+        pytest.param(nn.LayerNorm((4, 5), bias=False), (2, 3, 4, 5), id="layer"),
+        pytest.param(nn.RMSNorm((5,)), (2, 3, 4, 5), id="root-mean-square"),
+    ],
+)
+def test_onnxruntime_gives_outputs_gradients_and_statistics(model: nn.Module, shape: tuple[int, ...]) -> None:
+    x = _batch(*shape).float()
+    given, expected = by_autograd(copy.deepcopy(model), x)
+    running = [name for name, _ in model.named_buffers() if "running" in name]
+    statistics = {f"updated.{name}" for name in running} if model.training else set()
+    assert statistics <= expected.keys()
+    found = by_onnxruntime(joint_graph(model, x), given)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # A bias before a BatchNorm has a gradient of 0, which is the rest of a sum of some 1e1.
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,112 @@
+"""Interpolation and its gradients, against torch's own kernels and autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradctl.checks.allows import Allows
+from gradctl.checks.compare import Comparing
+from gradctl.joint.decompositions.resampling import TABLE
+from gradctl.subject.subject import Subject
+from tests.joint.decompositions.substituted import assert_as_torch
+
+_SIZES: dict[str, list[dict[str, Any]]] = {
+    "w": [
+        {"size": (13,)},
+        {"size": (4,)},
+        {"size": (1,)},
+        {"size": (7,)},
+        {"scale_factor": 2},
+        {"scale_factor": 1.7},
+        {"scale_factor": 0.6},
+        {"scale_factor": 0.6, "recompute_scale_factor": True},
+    ],
+    "hw": [
+        {"size": (4, 13)},
+        {"size": (1, 5)},
+        {"scale_factor": 3},
+        {"scale_factor": (1.7, 0.4)},
+        {"scale_factor": (0.6, 2.3), "recompute_scale_factor": True},
+    ],
+    "dhw": [{"size": (6, 2, 9)}, {"scale_factor": (2, 1.3, 0.7)}],
+}
+_SMOOTH = {"w": ["linear"], "hw": ["bilinear", "bicubic"], "dhw": ["trilinear"]}
+
+
+def _image(axes: str) -> Tensor:
+    size = {"w": (7,), "hw": (5, 7), "dhw": (3, 5, 4)}[axes]
+    return torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def _cases() -> list[Any]:
+    cases = []
+    for axes, sizes in _SIZES.items():
+        for options in sizes:
+            wanted = " ".join(str(each) for each in options.values())
+            for mode in ("nearest", "nearest-exact"):
+                cases.append(pytest.param(axes, {"mode": mode, **options}, id=f"{mode} {axes} {wanted}"))
+            for mode in _SMOOTH[axes]:
+                for corners in (False, True):
+                    chosen = {"mode": mode, "align_corners": corners, **options}
+                    cases.append(pytest.param(axes, chosen, id=f"{mode} {axes} {wanted} corners={corners}"))
+                    if axes == "hw":
+                        chosen = {**chosen, "antialias": True}
+                        cases.append(pytest.param(axes, chosen, id=f"{mode} {axes} {wanted} corners={corners} smooth"))
+    return cases
+
+
+@pytest.mark.parametrize(("axes", "options"), _cases())
+def test_outputs_lie_where_those_of_torch_do(axes: str, options: dict[str, Any]) -> None:
+    operator = {
+        "nearest": f"upsample_nearest{len(axes)}d",
+        "nearest-exact": f"_upsample_nearest_exact{len(axes)}d",
+    }.get(options["mode"], f"upsample_{options['mode']}{len(axes)}d")
+    operator = f"_{operator}_aa" if options.get("antialias") else operator
+    assert_as_torch(TABLE, {operator, f"{operator}_backward"}, lambda x: F.interpolate(x, **options), _image(axes))
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.aten, "_upsample_lanczos2d_aa"), reason="torch had no Lanczos before 2.13")
+@pytest.mark.parametrize("size", [(4, 13), (3, 3), (11, 2)])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_lanczos_weighs_as_torch_does(size: tuple[int, int], align_corners: bool) -> None:
+    assert_as_torch(
+        TABLE,
+        {"_upsample_lanczos2d_aa", "_upsample_lanczos2d_aa_backward"},
+        lambda x: torch.ops.aten._upsample_lanczos2d_aa(x, size, align_corners),
+        _image("hw"),
+    )
+
+
+@pytest.mark.parametrize("scale", [1.1, 1.14, 2.1])
+@pytest.mark.parametrize(
+    ("axes", "mode"),
+    [
+        *(("w", mode) for mode in ("nearest", "nearest-exact", "linear")),
+        *(("hw", mode) for mode in ("nearest", "nearest-exact", "bilinear", "bicubic")),
+        *(("dhw", mode) for mode in ("nearest", "nearest-exact", "trilinear")),
+    ],
+)
+def test_the_gradient_is_that_of_the_forward_where_torchs_kernels_differ(axes: str, mode: str, scale: float) -> None:
+    image = _image(axes)[:1, :1]
+    basis = torch.eye(image.numel(), dtype=torch.float64).reshape(-1, *image.shape[1:])
+    columns = F.interpolate(basis, scale_factor=scale, mode=mode)  # linear: its matrix, a column a row
+    cotangent = torch.randn(columns[:1].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    dims = len(axes)
+    name = {"nearest": f"upsample_nearest{dims}d", "nearest-exact": f"_upsample_nearest_exact{dims}d"}
+    backward = getattr(torch.ops.aten, f"{name.get(mode, f'upsample_{mode}{dims}d')}_backward").default
+    corners = () if mode.startswith("nearest") else (False,)
+    found = TABLE[backward](cotangent, cotangent.shape[2:], image.shape, *corners, *(scale,) * dims)
+    torch.testing.assert_close(found.flatten(), columns.flatten(1) @ cotangent.flatten())
+
+
+@pytest.mark.parametrize("options", [{"size": (4, 13)}, {"scale_factor": 2}])
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic", "antialiased"])
+def test_onnxruntime_interpolates_as_eager_does(options: dict[str, Any], mode: str) -> None:
+    chosen = {"mode": "bicubic", "antialias": True} if mode == "antialiased" else {"mode": mode}
+    subject = Subject("test", lambda x: F.interpolate(x, **chosen, **options), (_image("hw").float(),))
+    assert Comparing(subject, Allows(())).form("onnx-joint", named=True).verdict == "pass"
