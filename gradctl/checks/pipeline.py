@@ -19,6 +19,7 @@ from gradctl.checks.first_change import FirstChange, first_change
 from gradctl.checks.verified_graph import InvalidGraph, VerifiedGraph, shelved
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding, number
+from gradctl.core.names import Severity
 from gradctl.core.optimization import GraphSize, Latency, Optimization, PassOutcome, PassStatus
 from gradctl.forms.onnx_file import OnnxFile, nodes
 from gradctl.passes.result import NotApplicable, Pass, result
@@ -109,7 +110,10 @@ class Pipeline:
         except Exception as error:  # a pass may raise anything
             if is_out_of_memory(error):
                 raise
-            self._failed(each, f"it raises {first_line(error)}", time.perf_counter() - start, 0.0)
+            # It has made no graph that lies: no reason to refuse what the others make, unless it was asked for.
+            severity: Severity = "warning" if each.level is not None else "error"
+            seconds = time.perf_counter() - start
+            self._failed(each, f"it raises {first_line(error)}", seconds, 0.0, severity=severity)
             return ""
         seconds = time.perf_counter() - start
         grown = "" if each.may_grow or not made.modified else _grown(self.current.model, made.model)
@@ -214,11 +218,13 @@ class Pipeline:
     def _size(self, model: onnx.ModelProto) -> GraphSize:
         return size_of(model, self.shapes)
 
-    def _failed(self, each: Pass, reason: str, seconds: float, verification_seconds: float) -> None:
+    def _failed(
+        self, each: Pass, reason: str, seconds: float, verification_seconds: float, *, severity: Severity = "error"
+    ) -> None:
         self.findings.append(
             Finding(
                 code="GC502",
-                severity="error",
+                severity=severity,
                 message=f"pass {each.name} ({each.backend}) was undone: {reason}.",
                 hint="the other passes ran without it; accept that, or name the passes to run with --pass.",
                 allow=f"GC502:{each.name}",

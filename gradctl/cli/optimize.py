@@ -121,6 +121,9 @@ def _options(
     chosen_level = level or "default"
     try:
         named = [pass_named(name) for name in passes]
+        for each in named:
+            if missing := each.missing():
+                raise click.UsageError(f"--pass {each.name}: {missing}")
     except ValueError as error:
         raise click.UsageError(f"--pass: {error}") from error
     return Options(

@@ -190,11 +190,12 @@ def misshapen(model):
 )  # fmt: skip
 def test_a_pass_that_fails_is_undone_and_the_others_go_on(apply, said, tmp_path):
     path = written(tmp_path, graph("m = MatMul(i, w)\ny = Relu(m)", {"w": np.eye(4, dtype=np.float32)}))
-    passes = [Pass("bad", None, "tests", "fails", apply), PASSES["ir-identity"]]
+    passes = [Pass("bad", "default", "tests", "fails", apply), PASSES["ir-identity"]]
     unit = optimize_file(path, tmp_path / "b.onnx", Options(passes)).unit
     (finding,) = unit.findings
     assert (finding.code, finding.allow) == ("GC502", "GC502:bad")
     assert finding.message.startswith(said)
+    assert unit.verdict == ("pass" if apply is raising else "fail")  # it has made nothing that could be wrong
     assert statuses(unit) == {"bad": "failed", "ir-identity": "kept"}
     assert optimize_file(path, tmp_path / "b.onnx", Options(passes, allows=Allows(["GC502:bad"]))).written
 

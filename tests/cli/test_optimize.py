@@ -101,6 +101,13 @@ def test_the_passes_are_listed(tmp_path):
     assert ("pip install 'gradctl[slim]'" in finished.stdout) == bool(PASSES["slim"].missing())
 
 
+@pytest.mark.skipif(not PASSES["slim"].missing(), reason="onnxslim is installed")
+def test_a_pass_that_is_named_and_not_there_is_a_mistake(plain, tmp_path):
+    finished = gradctl("optimize", plain, "--pass", "slim", "-o", tmp_path / "b.onnx")
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "Error: --pass slim: onnxslim is not installed: pip install 'gradctl[slim]'." in finished.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
