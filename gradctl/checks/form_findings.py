@@ -82,8 +82,7 @@ def stale_values(captured: Captured, expected: Mapping[str, Tensor], path: Path)
                 severity="error",
                 tensor=f"{kind}:{name}",
                 verdict="differs",
-                message=f"{kind}:{name} in {path} is not the model's: "
-                f"off by {off:.2e} (relative).",
+                message=f"{kind}:{name} in {path} is not the model's: off by {off:.2e} (relative).",
                 hint="the file is of another state of the model; write it again, or load its weights with --weights.",
                 error=number(off),
                 allow=f"GC304:{kind}:{name}",
