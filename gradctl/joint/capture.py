@@ -20,6 +20,7 @@ Private to torch (seen in 2.10 to 2.14): ``torch._decomp``, ``torch._guards``, `
 from __future__ import annotations
 
 import fnmatch
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -333,8 +334,13 @@ def _clean(graph: fx.GraphModule, names: Sequence[str]) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    taken = {*keyword.kwlist, *(node.name for node in graph.graph.nodes if node.op != "placeholder")}
     for node, name in zip(placeholders, names, strict=True):
-        node.target = node.name = re.sub(r"\W|^(?=\d)", "_", name)
+        word = re.sub(r"\W|^(?=\d)", "_", name)
+        while word in taken:
+            word += "_"
+        taken.add(word)
+        node.target = node.name = word
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
