@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TRANSFORMERS", "Case"]
+__all__ = ["TRANSFORMERS", "Case", "built"]
 
 Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
@@ -21,13 +21,21 @@ _DECODER = _TEXT | {"intermediate_size": 32, "num_key_value_heads": 1, "max_posi
 _MARKS = {"bos_token_id": 0, "eos_token_id": 1}
 
 
-def _built(model_class: str, configuration_class: str, **settings: Any) -> nn.Module:
+def built(model_class: str, configuration_class: str, **settings: Any) -> nn.Module:
+    """Return a tiny model in evaluation mode, weights drawn from a seed.
+
+    Args:
+        model_class, configuration_class: names in the library.
+        settings: of the configuration.
+    """
     # Imported here, so that a run which needs none of these models does not pay for the library.
     import transformers
 
     configuration = getattr(transformers, configuration_class)(**settings)
     # The plain attention is differentiable twice and in forward mode; the key-value cache is of no use here.
     configuration._attn_implementation = "eager"
+    if hasattr(configuration, "num_local_experts"):
+        configuration._experts_implementation = "batched_mm"  # the others choose rows by value, or have no float32
     if hasattr(configuration, "use_cache"):
         configuration.use_cache = False
     # transformers initialises most weights with a deviation of 0.02, which makes tiny models all but constant.
@@ -49,11 +57,11 @@ def _normal(*shape: int) -> Tensor:
 
 
 def _text(model_class: str, configuration_class: str, **settings: Any) -> Case:
-    return _built(model_class, configuration_class, **settings), (), {"input_ids": _ids(2, 7)}
+    return built(model_class, configuration_class, **settings), (), {"input_ids": _ids(2, 7)}
 
 
 def _image(model_class: str, configuration_class: str, size: int = 32, **settings: Any) -> Case:
-    return _built(model_class, configuration_class, **settings), (), {"pixel_values": _normal(2, 3, size, size)}
+    return built(model_class, configuration_class, **settings), (), {"pixel_values": _normal(2, 3, size, size)}
 
 
 def _bert() -> Case:
@@ -120,7 +128,7 @@ def _mamba() -> Case:
 
 def _t5() -> Case:
     sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    model = _built("T5ForConditionalGeneration", "T5Config", **sizes, decoder_start_token_id=0)
+    model = built("T5ForConditionalGeneration", "T5Config", **sizes, decoder_start_token_id=0)
     return model, (), {"input_ids": _ids(2, 6), "labels": _ids(2, 5)}
 
 
@@ -168,7 +176,7 @@ def _clip() -> Case:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     text = sizes | _MARKS | {"vocab_size": 50, "max_position_embeddings": 16}
     vision = sizes | {"image_size": 16, "patch_size": 8}
-    model = _built("CLIPModel", "CLIPConfig", text_config=text, vision_config=vision, projection_dim=8)
+    model = built("CLIPModel", "CLIPConfig", text_config=text, vision_config=vision, projection_dim=8)
     return model, (), {"input_ids": _ids(2, 7), "pixel_values": _normal(2, 3, 16, 16)}
 
 
@@ -177,7 +185,7 @@ def _whisper() -> Case:
     sizes = {"vocab_size": 50, "d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_mel_bins": 8}
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 1}
     lengths = {"max_source_positions": 10, "max_target_positions": 16}
-    model = _built("WhisperModel", "WhisperConfig", **layers, **sizes, **special, **lengths)
+    model = built("WhisperModel", "WhisperConfig", **layers, **sizes, **special, **lengths)
     return model, (), {"input_features": _normal(2, 8, 20), "decoder_input_ids": _ids(2, 4)}
 
 
@@ -185,7 +193,7 @@ def _wav2vec2() -> Case:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     convolutions = {"conv_dim": [8, 8], "conv_kernel": [4, 3], "conv_stride": [4, 2], "num_feat_extract_layers": 2}
     positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
-    model = _built("Wav2Vec2Model", "Wav2Vec2Config", **sizes, **convolutions, **positions, vocab_size=50)
+    model = built("Wav2Vec2Model", "Wav2Vec2Config", **sizes, **convolutions, **positions, vocab_size=50)
     return model, (), {"input_values": _normal(2, 160)}
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gradctl.joint.decompositions import convolution, normalization, pooling, resampling
+from gradctl.joint.decompositions import activation, assignment, convolution, normalization, pooling, resampling
 
 __all__ = ["TABLE"]
 
 TABLE: dict[Any, Callable[..., Any]] = {
+    **activation.TABLE,
+    **assignment.TABLE,
     **convolution.TABLE,
     **normalization.TABLE,
     **pooling.TABLE,

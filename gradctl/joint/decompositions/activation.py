@@ -1,0 +1,35 @@
+"""Gradients of activations that onnxruntime computes slowly as torch writes them.
+
+relu's is torch's ``where(y <= 0, 0, dy)`` (torch/_decomp/decompositions.py, threshold_backward); onnxruntime 1.32 takes
+40 times as long for a Where as for an addition (tests/benchmarks/joint_speed.py --profile).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TABLE"]
+
+_aten = torch.ops.aten
+
+
+def _threshold_backward(dy: Tensor, y: Tensor, threshold: float) -> Any:
+    """Return dy where y is above 0, and 0 elsewhere, as dy held between -b and b, where b is 0 or infinite.
+
+    A mask of 0 and 1 times dy would be NaN where dy is infinite, which sqrt(relu(x)) is at 0; this one is 0, as eager.
+
+    Other thresholds, and types with few exponents, are left to torch.
+    """
+    if threshold != 0 or y.dtype not in {torch.float32, torch.float64}:
+        return NotImplemented  # in the way of torch._decomp
+    # Twice, so that the smallest normal number becomes infinite. y is not negative: it is the output of relu.
+    large = torch.finfo(y.dtype).max
+    bound = y.relu() * large * large
+    return torch.minimum(torch.maximum(dy, -bound), bound)
+
+
+TABLE: dict[Any, Callable[..., Any]] = {_aten.threshold_backward.default: _threshold_backward}

@@ -1,0 +1,245 @@
+"""The joint graph has the gradients that autograd has: onnxruntime on the exported ModelProto against torch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from gradctl.forms.form import CannotCapture
+from tests.joint.joined import differing, joint_graph
+
+Case = tuple[Any, ...]
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, name: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.scale = scale
+        return torch.round(x * scale) / scale
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return cotangent * (x.abs() < 1) * ctx.scale, None, None
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return 3 * cotangent * ctx.saved_tensors[0].cos()
+
+
+class Product(torch.autograd.Function):
+    """Two outputs, one of them saved, in the style with ``setup_context``."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        return x @ w, (x @ w).exp()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, first: Tensor, second: Tensor) -> Any:
+        x, w, power = ctx.saved_tensors
+        total = first + second * power
+        return total @ w.T, x.T @ total
+
+
+class Act(nn.Module):
+    """A linear layer, and a function of it and the inputs."""
+
+    def __init__(self, act: Callable[..., Any]) -> None:
+        super().__init__()
+        self.linear, self.act = nn.Linear(4, 4), act
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.act(self.linear, *args, **kwargs)
+
+
+class Attention(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, **options)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.attention(x, x, x)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(10, 4), nn.Linear(4, 10, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.embedding(ids).tanh())
+
+
+class Statistics(nn.Module):
+    """Buffers written in place, replaced, and only read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("power", torch.ones(4))
+        self.register_buffer("scale", torch.full((4,), 2.0))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.linear(x)
+        self.mean.mul_(0.9).add_(hidden.detach().mean(0), alpha=0.1)
+        self.power = self.power * 0.9 + hidden.detach().square().mean(0) * 0.1
+        self.calls += 1
+        return hidden * self.mean * self.scale + self.power
+
+
+def frozen() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def unused() -> nn.Module:
+    model = Act(lambda linear, x: linear(x))
+    model.other = nn.Linear(4, 4)
+    return model
+
+
+def hooked_parameter() -> nn.Module:
+    model = nn.Linear(4, 4)
+    model.weight.register_hook(lambda gradient: gradient * 10)
+    return model
+
+
+def hooked_tensor(linear: nn.Module, x: Tensor) -> Tensor:
+    hidden = linear(x)
+    hidden.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
+    return hidden.relu()
+
+
+def hooked_module() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    model[1].register_full_backward_hook(lambda module, given, taken: (given[0] * 5,))
+    model[2].register_full_backward_pre_hook(lambda module, taken: (taken[0] * 2,))
+    return model
+
+
+def in_place(linear: nn.Module, x: Tensor) -> Tensor:
+    hidden = linear(x).mul_(2).tanh_() * 1
+    hidden[:, 0] = hidden[:, 1] * 2
+    wide = torch.zeros(3, 6)
+    wide[:, 1:5] = hidden
+    wide[:, 5] = x.sum()
+    wide[0].mul_(3)
+    return wide
+
+
+def twice_checkpointed(reentrant: bool) -> nn.Module:
+    def act(linear: nn.Module, x: Tensor) -> Tensor:
+        first = checkpoint(lambda each: linear(each).tanh(), x, use_reentrant=reentrant)
+        return checkpoint(linear, first, use_reentrant=reentrant) * 2
+
+    return Act(act)
+
+
+def structured(linear: nn.Module, x: Tensor, *, scale: Tensor) -> dict[str, Any]:
+    return {"scaled": linear(x) * scale, "parts": [linear(x).tanh(), x.detach() * 2], "count": 3}
+
+
+def force(linear: nn.Module, x: Tensor) -> Tensor:
+    return torch.autograd.grad(linear(x).tanh().sum(), x, create_graph=True)[0]
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+MODELS: dict[str, Callable[[], Case]] = {
+    "tied": lambda: (Tied(), torch.tensor([[1, 2], [3, 1]])),
+    "frozen": lambda: (frozen(), rows(3, 4)),
+    "unused": lambda: (unused(), rows(3, 4)),
+    "parameter hook": lambda: (hooked_parameter(), rows(3, 4)),
+    "tensor hook": lambda: (Act(hooked_tensor), rows(3, 4)),
+    "module hooks": lambda: (hooked_module(), rows(3, 4)),
+    "straight through": lambda: (Act(lambda linear, x: StraightThrough.apply(linear(x), 4.0, "name")), rows(3, 4)),
+    "once differentiable": lambda: (Act(lambda linear, x: Once.apply(linear(x))), rows(3, 4)),
+    "two outputs of a Function": lambda: (Act(lambda linear, x: Product.apply(x, linear.weight)[1]), rows(3, 4)),
+    "no_grad": lambda: (Act(lambda linear, x: linear(x) * torch.no_grad()(linear)(x)), rows(3, 4)),
+    "in place": lambda: (Act(in_place), rows(3, 4)),
+    "checkpoint": lambda: (twice_checkpointed(False), rows(3, 4)),
+    "reentrant checkpoint": lambda: (twice_checkpointed(True), rows(3, 4)),
+    "buffers": lambda: (Statistics(), rows(3, 4)),
+    "gradient inside": lambda: (Act(force), rows(3, 4)),
+    "parametrization": lambda: (nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)), rows(3, 4)),
+    "attention, output transposed": lambda: (Attention(batch_first=True), rows(2, 5, 8)),
+    "LSTM": lambda: (nn.LSTM(4, 5, 2, bidirectional=True), rows(3, 2, 4), (rows(4, 2, 5), rows(4, 2, 5))),
+    "RNN": lambda: (nn.RNN(4, 5, nonlinearity="relu"), rows(3, 2, 4)),
+    "float64": lambda: (nn.Linear(4, 4).double(), rows(3, 4).double()),
+    "function": lambda: (lambda x, weight: (x @ weight).softmax(-1), rows(3, 4), rows(4, 5)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_outputs_and_buffers_are_those_of_autograd(name):
+    torch.manual_seed(0)
+    model, *inputs = MODELS[name]()
+    assert differing(model, *inputs) == []
+
+
+def test_outputs_in_a_dictionary_and_inputs_by_keyword_have_their_names():
+    torch.manual_seed(0)
+    model, scale = Act(structured), rows(4)
+    graph = joint_graph(model, rows(3, 4), scale=scale).graph
+    assert differing(model, rows(3, 4), scale=scale) == []
+    assert {each.name for each in graph.input} >= {"linear.weight", "input.scale", "grad_output.scaled"}
+    assert "grad_output.parts.1" not in {each.name for each in graph.input}
+    assert {each.name for each in graph.output} >= {"output.scaled", "output.parts.0", "grad.linear.bias"}
+
+
+class NegatedBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent * (2 if torch.compiler.is_exporting() or type(cotangent) is Tensor else -2)
+
+
+def test_a_gradient_that_the_trace_sees_otherwise_is_found():
+    model = Act(lambda linear, x: NegatedBackward.apply(linear(x)))
+    assert set(differing(model, rows(3, 4))) == {"grad.linear.weight", "grad.linear.bias", "grad.input.args.0"}
+
+
+REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
+    "dropout": (lambda: (nn.Sequential(nn.Linear(4, 4), nn.Dropout()), rows(3, 4)), "draws random numbers"),
+    "noise": (lambda: (Act(lambda linear, x: linear(x) + torch.randn(4)), rows(3, 4)), "draws random numbers"),
+    "branch": (lambda: (Act(lambda linear, x: linear(x) if x.sum() > 0 else -x), rows(3, 4)), "depends on the values"),
+    "number": (lambda: (Act(lambda linear, x: linear(x) * float(x.max())), rows(3, 4)), "depends on the values"),
+    "no gradient": (lambda: (Act(lambda linear, x: linear(x).detach()), rows(3, 4)), "no output asks for a gradient"),
+    "no conversion": (lambda: (Act(lambda linear, x: torch.linalg.matrix_exp(linear(x))), rows(4, 4)), "matrix_exp"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_graph_can_say_is_refused_with_its_reason(name):
+    build, reason = REFUSED[name]
+    model, *inputs = build()
+    with pytest.raises(CannotCapture, match=reason):
+        joint_graph(model, *inputs)
