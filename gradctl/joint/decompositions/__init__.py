@@ -9,7 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gradctl.joint.decompositions import activation, assignment, convolution, normalization, pooling, resampling
+from gradctl.joint.decompositions import (
+    activation,
+    assignment,
+    convolution,
+    grid_sampling,
+    normalization,
+    padding,
+    pooling,
+    resampling,
+)
 
 __all__ = ["TABLE"]
 
@@ -17,7 +26,9 @@ TABLE: dict[Any, Callable[..., Any]] = {
     **activation.TABLE,
     **assignment.TABLE,
     **convolution.TABLE,
+    **grid_sampling.TABLE,
     **normalization.TABLE,
+    **padding.TABLE,
     **pooling.TABLE,
     **resampling.TABLE,
 }
