@@ -121,8 +121,11 @@ def _by_flat_weight(
         if end < 0:
             x = _aten.slice(x, k + 2, 0, x.shape[k + 2] + end)
     ends = [max(end, 0) for end in ends]
-    grouped = x.reshape(batch, groups, inner, *x.shape[2:]).permute(1, 0, *range(3, 3 + spatial), 2)
-    image = grouped.reshape(1, groups * batch, *x.shape[2:-1], x.shape[-1] * inner)
+    if groups == 1:  # onnxruntime is quick where one axis moves
+        turned = x.movedim(1, -1)
+    else:
+        turned = x.reshape(batch, groups, inner, *x.shape[2:]).permute(1, 0, *range(3, 3 + spatial), 2)
+    image = turned.reshape(1, groups * batch, *x.shape[2:-1], x.shape[-1] * inner)
     widths = [*[1] * (spatial - 1), inner]
     pads = [padding[k] * widths[k] for k in range(spatial)]
     if ends != list(padding):
