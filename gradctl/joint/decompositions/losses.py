@@ -1,0 +1,95 @@
+"""Losses and their gradients, without the cancellation that torch's own decompositions have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TABLE"]
+
+_aten = torch.ops.aten
+# How the operators are told "none" and "mean"; "sum" is 2.
+_NONE, _MEAN = 0, 1
+
+
+def _soft_margin_loss(self: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
+    """Return log(1 + exp(-x t)), whose exponential does not overflow."""
+    margin = -self * target
+    return _reduced(margin.clamp_min(0) + torch.log1p(torch.exp(-margin.abs())), reduction)
+
+
+def _soft_margin_loss_backward(grad_output: Tensor, self: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
+    """Return -t sigmoid(-x t), the derivative of log(1 + exp(-x t)); torch has sigmoid(x t) - 1, which cancels.
+
+    The sigmoid is written out: that of onnxruntime (1.32) has no digits left where it is small.
+    """
+    margin = -self * target
+    small = torch.exp(-margin.abs())
+    slope = -target * torch.where(margin < 0, small, 1) / (1 + small) * grad_output
+    return slope / self.numel() if reduction == _MEAN else slope
+
+
+def _multi_margin_loss_backward(
+    grad_output: Tensor,
+    self: Tensor,
+    target: Tensor,
+    p: float,
+    margin: float,
+    weight: Tensor | None = None,
+    reduction: int = _MEAN,
+) -> Tensor:
+    """Return the derivative of sum over c != t of w[t] max(0, margin - x[t] + x[c])^p / C.
+
+    Source: aten/src/ATen/native/LossMultiMargin.cpp.
+    """
+    rows, classes = (self if self.ndim == 2 else self.reshape(1, -1)), target.reshape(-1, 1)
+    excess = margin - rows.gather(1, classes) + rows
+    among = torch.arange(rows.shape[1], device=self.device)
+    counted = (excess > 0) & (among != classes)
+    slope = torch.ones_like(excess) if p == 1 else 2 * excess
+    if weight is not None:
+        slope = slope * weight[classes]
+    slope = torch.where(counted, slope, 0)
+    slope = slope - torch.where(among == classes, slope.sum(1, keepdim=True), 0)
+    share = grad_output.reshape(-1, 1) / rows.shape[1]
+    share = share / rows.shape[0] if reduction == _MEAN else share
+    return (slope * share).reshape(self.shape)
+
+
+def _multilabel_margin_loss_backward(
+    grad_output: Tensor, self: Tensor, target: Tensor, reduction: int, is_target: Tensor
+) -> Tensor:
+    """Return the derivative of sum over targets t and others c of max(0, 1 - x[t] + x[c]) / C.
+
+    Targets are those before the first -1. Source: aten/src/ATen/native/LossMultiLabelMargin.cpp.
+    """
+    rows, labels = (each if each.ndim == 2 else each.reshape(1, -1) for each in (self, target))
+    others = is_target.reshape(rows.shape) == 0
+    among = torch.arange(rows.shape[1], device=self.device)
+    end = torch.where(labels < 0, among, rows.shape[1]).amin(1, keepdim=True)
+    counts = among < end
+    places = torch.where(counts, labels, 0)
+    excess = 1 - rows.gather(1, places).unsqueeze(2) + rows.unsqueeze(1)
+    active = ((excess > 0) & counts.unsqueeze(2) & others.unsqueeze(1)).to(rows.dtype)
+    named = (places.unsqueeze(2) == among).to(rows.dtype)
+    slope = active.sum(1) - (named * active.sum(2).unsqueeze(2)).sum(1)
+    share = grad_output.reshape(-1, 1) / rows.shape[1]
+    share = share / rows.shape[0] if reduction == _MEAN else share
+    return (slope * share).reshape(self.shape)
+
+
+def _reduced(loss: Tensor, reduction: int) -> Tensor:
+    if reduction == _NONE:
+        return loss
+    return loss.mean() if reduction == _MEAN else loss.sum()
+
+
+TABLE: dict[Any, Callable[..., Any]] = {
+    _aten.multi_margin_loss_backward.default: _multi_margin_loss_backward,
+    _aten.multilabel_margin_loss_backward.default: _multilabel_margin_loss_backward,
+    _aten.soft_margin_loss.default: _soft_margin_loss,
+    _aten.soft_margin_loss_backward.default: _soft_margin_loss_backward,
+}
