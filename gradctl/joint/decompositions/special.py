@@ -164,12 +164,11 @@ def _relu(self: Tensor) -> Any:
 
 
 def _squeeze_dims(self: Tensor, dim: Sequence[int]) -> Tensor:
-    """Return a tensor without these axes where their size is 1, one after the other, from the last."""
+    """Return a tensor without these axes where their size is 1; torch writes a squeeze of one axis as this one."""
     if not self.ndim:
         return self.clone()
-    for axis in sorted((each % self.ndim for each in dim), reverse=True):
-        self = self.squeeze(axis)
-    return self
+    axes = {each % self.ndim for each in dim}
+    return self.reshape([size for axis, size in enumerate(self.shape) if axis not in axes or size != 1])
 
 
 def _max_dim(self: Tensor, dim: int, keepdim: bool = False) -> Any:

@@ -111,3 +111,13 @@ def test_a_normed_layer_is_right_in_onnxruntime():
         "onnx-joint", named=True
     )
     assert (unit.verdict, unit.reason) == ("pass", None), (unit.details, unit.findings)
+
+
+def test_a_squeeze_is_right_in_onnxruntime():
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[:, :1].squeeze(1), x[:1, :, None].squeeze()
+
+    unit = Comparing(Subject(target="squeezed", model=function, args=(values(4, 5).float(),)), Allows(())).form(
+        "onnx-joint", named=True
+    )
+    assert (unit.verdict, unit.reason) == ("pass", None), (unit.details, unit.findings)
