@@ -140,9 +140,13 @@ def _vector_norm(
 
 
 def _clamp(self: Tensor, min: float | None = None, max: float | None = None) -> Any:
-    """Return integers within bounds; torch.onnx (2.13) makes Relu of a bound at 0, which onnxruntime has for floats."""
+    """Return integers within bounds; torch.onnx (2.13) makes Relu of a bound at 0, which onnxruntime has for floats.
+
+    Of floats, both bounds become so: the exporter finds no overload for an integer and a float.
+    """
     if self.is_floating_point():
-        return NotImplemented
+        mixed = {type(min), type(max)} == {int, float}
+        return _aten.clamp.default(self, float(min or 0), float(max or 0)) if mixed else NotImplemented
     above = self if min is None else torch.where(self < min, min, self)
     return above if max is None else torch.where(above > max, max, above)
 
@@ -156,6 +160,30 @@ def _logsumexp(self: Tensor, dim: Sequence[int], keepdim: bool = False) -> Tenso
     largest = torch.where(largest.abs() == float("inf"), 0, largest)
     total = (self - largest).exp().sum(axes, keepdim=True).log() + largest
     return total if keepdim else total.squeeze(axes)
+
+
+def _amax(self: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
+    """Return the maximum over all axes where none is named, which torch.onnx (2.13) refuses; a scalar as it is."""
+    if not self.ndim:
+        return self.clone()
+    return NotImplemented if len(dim) else _aten.amax(self, list(range(self.ndim)), keepdim)
+
+
+def _amin(self: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Any:
+    """Return the minimum as ``_amax`` does the maximum."""
+    if not self.ndim:
+        return self.clone()
+    return NotImplemented if len(dim) else _aten.amin(self, list(range(self.ndim)), keepdim)
+
+
+def _fmax(self: Tensor, other: Tensor) -> Tensor:
+    """Return the larger one; a number where the other is none."""
+    return torch.where((self >= other) | torch.isnan(other), self, other)
+
+
+def _fmin(self: Tensor, other: Tensor) -> Tensor:
+    """Return the smaller one; a number where the other is none."""
+    return torch.where((self <= other) | torch.isnan(other), self, other)
 
 
 def _relu(self: Tensor) -> Any:
@@ -182,8 +210,12 @@ def _max_dim(self: Tensor, dim: int, keepdim: bool = False) -> Any:
 TABLE: dict[Any, Callable[..., Any]] = {
     _aten._trilinear.default: _trilinear,
     _aten._weight_norm_interface_backward.default: _weight_norm_interface_backward,
+    _aten.amax.default: _amax,
+    _aten.amin.default: _amin,
     _aten.clamp.default: _clamp,
     _aten.expm1.default: _expm1,
+    _aten.fmax.default: _fmax,
+    _aten.fmin.default: _fmin,
     _aten.hardshrink_backward.default: _shrink_backward,
     _aten.linalg_vector_norm.default: _vector_norm,
     _aten.log1p.default: _log1p,

@@ -73,6 +73,22 @@ def test_exponents_do_not_overflow(keepdim, dims):
     torch.testing.assert_close(TABLE[aten.logsumexp.default](values(), [0], keepdim), values())
 
 
+@pytest.mark.parametrize("name", ["amax", "amin"])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_an_extreme_is_that_of_all_axes_where_none_is_named(name, keepdim):
+    operator = getattr(aten, name).default
+    for x in (values(3, 4), values()):
+        torch.testing.assert_close(TABLE[operator](x, [], keepdim), operator(x, [], keepdim))
+
+
+@pytest.mark.parametrize("choose", [torch.fmax, torch.fmin])
+def test_a_number_is_chosen_before_what_is_none(choose):
+    first = torch.tensor([1.0, torch.nan, 2.0, torch.nan, -torch.inf], dtype=torch.float64)
+    second = torch.tensor([2.0, 1.0, torch.nan, torch.nan, 3.0], dtype=torch.float64)
+    operator = getattr(aten, choose.__name__).default
+    torch.testing.assert_close(TABLE[operator](first, second), choose(first, second), equal_nan=True)
+
+
 def test_sizes_of_one_go():
     x = values(1, 3, 1, 1)
     for dims in ([0], [0, -1], [1, 2], [3, 0, 2]):
@@ -120,4 +136,11 @@ def test_a_squeeze_is_right_in_onnxruntime():
     unit = Comparing(Subject(target="squeezed", model=function, args=(values(4, 5).float(),)), Allows(())).form(
         "onnx-joint", named=True
     )
+    assert (unit.verdict, unit.reason) == ("pass", None), (unit.details, unit.findings)
+
+
+@pytest.mark.parametrize("bounds", [(0, 0.9), (-0.5, 1)])
+def test_bounds_of_two_types_are_right_in_onnxruntime(bounds: tuple[float, float]):
+    subject = Subject(target="clamped", model=lambda x: x.clamp(*bounds), args=(values(4, 5).float(),))
+    unit = Comparing(subject, Allows(())).form("onnx-joint", named=True)
     assert (unit.verdict, unit.reason) == ("pass", None), (unit.details, unit.findings)
