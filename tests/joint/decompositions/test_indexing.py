@@ -1,0 +1,111 @@
+"""Writes into a part of a tensor, against torch's own kernels and autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gradctl.checks.allows import Allows
+from gradctl.checks.compare import Comparing
+from gradctl.joint.decompositions.indexing import TABLE
+from gradctl.subject.subject import Subject
+from tests.joint.decompositions.substituted import assert_as_torch
+
+aten = torch.ops.aten
+
+
+def values(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def assert_same(operator, *arguments, **options):
+    torch.testing.assert_close(TABLE[operator](*arguments, **options), operator(*arguments, **options))
+
+
+@pytest.mark.parametrize("offset", [-2, 0, 1])
+@pytest.mark.parametrize(("dim1", "dim2"), [(0, 1), (1, 0), (0, -1), (-1, 1)])
+def test_a_diagonal_is_written(offset, dim1, dim2):
+    matrices = values(4, 5, 6)
+    diagonal = torch.diagonal(matrices, offset, dim1, dim2)
+    assert_same(aten.diagonal_scatter.default, matrices, values(*diagonal.shape), offset, dim1, dim2)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "offset"),
+    [((3, 4), (8, 2), 1), ((2, 2, 2), (1, 1, 1), 0), ((), (), 2), ((2, 0), (1, 1), 0)],
+)
+def test_the_last_of_two_writes_to_one_place_stays(size, stride, offset):
+    assert_same(aten.as_strided_scatter.default, values(5, 6), values(*size), size, stride, offset)
+
+
+@pytest.mark.parametrize(("size", "stride", "offset"), [((2, 2), (1, 1), 1), ((3, 4), (8, 2), 0), ((), (), 2)])
+def test_a_view_reads_memory(size, stride, offset):
+    assert_same(aten.as_strided.default, values(5, 6), size, stride, offset)
+
+
+def test_memory_beside_a_tensor_is_refused():
+    with pytest.raises(NotImplementedError, match="beside it"):
+        TABLE[aten.as_strided.default](values(30)[:5], [2], [1], 4)
+
+
+def test_memory_in_another_order_is_refused():
+    with pytest.raises(NotImplementedError, match="not contiguous"):
+        TABLE[aten.as_strided_scatter.default](values(5, 6).t(), values(2), [2], [1], 0)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_put_counts_in_the_flattened_tensor(accumulate):
+    assert_same(aten.put.default, values(3, 4), torch.tensor([[0, 5], [-1, 2]]), values(2, 2), accumulate)
+
+
+def test_put_adds_up_where_it_accumulates():
+    assert_same(aten.put.default, values(3, 4), torch.tensor([5, 5]), values(2), True)
+
+
+@pytest.mark.parametrize("alpha", [1, 2.5, -1])
+def test_slices_are_added_also_to_a_scalar(alpha):
+    assert_same(aten.index_add.default, values(3, 4, 5), 1, torch.tensor([0, 3, 3]), values(3, 3, 5), alpha=alpha)
+    assert_same(aten.index_add.default, values(), 0, torch.tensor([0]), values(), alpha=alpha)
+
+
+@pytest.mark.parametrize("include_self", [False, True])
+def test_a_mean_of_what_is_scattered_divides_by_the_count(include_self):
+    index = torch.tensor([[0, 1], [0, 4], [0, 1]])
+    assert_same(aten.scatter_reduce.two, values(5, 4), 0, index, values(3, 4), "mean", include_self=include_self)
+
+
+def test_a_source_that_is_scattered_by_a_mask_gets_its_gradient():
+    mask = values(3, 4) > 0
+    for sizes in ([3, 4], [20]):
+        assert_same(aten.masked_scatter_backward.default, values(3, 4), mask, sizes)
+
+
+@pytest.mark.parametrize(("dim", "size", "step"), [(0, 3, 1), (0, 2, 2), (1, 3, 2), (-1, 4, 1), (-1, 5, 5)])
+def test_windows_that_overlap_add_up(dim, size, step):
+    windows = values(7, 6).unfold(dim, size, step)
+    assert_same(aten.unfold_backward.default, values(*windows.shape), [7, 6], dim, size, step)
+
+
+def test_scalars_are_lists_of_one():
+    assert_same(aten.scatter_add.default, values(), 0, torch.tensor(0), values())
+    assert_as_torch(TABLE, {"scatter_add"}, lambda x: x.gather(0, torch.tensor(0)), values())
+
+
+def test_writes_are_right_in_onnxruntime():
+    def writes(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        index = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0], [1, 1, 2, 0]])
+        mean = x.scatter_reduce(0, index, y, "mean")
+        added = x.index_add(0, torch.tensor([0, 2, 2]), y, alpha=-1)
+        return (
+            mean,
+            added,
+            x.diagonal(1),
+            x.unfold(1, 3, 1),
+            torch.take(x, torch.tensor([0, 5, 5])),
+            x.contiguous().as_strided((2, 2), (1, 1), 1),
+            x.masked_scatter(torch.tensor([True, False, True, True]), y),
+        )
+
+    subject = Subject(target="writes", model=writes, args=(values(3, 4).float(), values(3, 4).float()))
+    unit = Comparing(subject, Allows(())).form("onnx-joint", named=True)
+    assert (unit.verdict, unit.reason) == ("pass", None), (unit.details, unit.findings)
