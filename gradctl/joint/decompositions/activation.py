@@ -32,4 +32,20 @@ def _threshold_backward(dy: Tensor, y: Tensor, threshold: float) -> Any:
     return torch.minimum(torch.maximum(dy, -bound), bound)
 
 
-TABLE: dict[Any, Callable[..., Any]] = {_aten.threshold_backward.default: _threshold_backward}
+def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+    """Return the softmax, and 0 for rows of -inf alone (torch/_decomp/decompositions.py, safe_softmax).
+
+    Held above -inf, such a row is no NaN but even, and its mask takes it out.
+    """
+    x = x if dtype is None else x.to(dtype)
+    if x.dtype not in {torch.float32, torch.float64} or x.ndim == 0:
+        return NotImplemented
+    lowest = torch.finfo(x.dtype).min
+    is_masked = torch.amax(x, dim, keepdim=True) == -torch.inf
+    return torch.softmax(x.clamp(min=lowest), dim) * is_masked.logical_not().to(x.dtype)
+
+
+TABLE: dict[Any, Callable[..., Any]] = {
+    _aten.threshold_backward.default: _threshold_backward,
+    _aten._safe_softmax.default: _safe_softmax,
+}
