@@ -116,7 +116,9 @@ def test_a_module_of_the_name_of_an_attribute_is_no_part():
 
 
 @pytest.mark.parametrize(
-    "model", [torch.sin, lambda x: x * 2, nn.Linear(3, 2), nn.Linear(3, 2).forward, Doubled.apply], ids=str
+    "model",
+    [torch.sin, lambda x: x * 2, nn.Linear(3, 2), nn.Linear(3, 2).forward, Doubled.apply],
+    ids=["a builtin", "a lambda", "a module", "a method", "a Function"],
 )
 def test_what_uses_no_module_or_is_no_function_stays_what_it_is(model):
     assert with_modules_owned(model) is model
