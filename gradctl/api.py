@@ -154,7 +154,8 @@ def compare(
 
     Args:
         model, inputs, kwargs, loss, seed, allow, fail_on: as in ``gradcheck``.
-        forms: some of trace, script, export, aot, compile, onnx, onnx-joint; None takes all but the last.
+        forms: some of trace, script, export, aot, compile, onnx, export-joint, onnx-joint; None takes all but the
+            last two.
 
     Raises:
         GradctlError: as ``gradcheck``.

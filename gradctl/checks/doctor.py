@@ -76,6 +76,7 @@ def _forms(torch: Any, why_no_torch: str, compiler: str | None) -> dict[str, Ava
         "aot": dynamo,
         "compile": _inductor(compiler) if dynamo.available else dynamo,
         "onnx": onnx,
+        "export-joint": dynamo,
         "onnx-joint": onnx,
     }
 

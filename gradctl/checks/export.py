@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradctl.checks.inspect_file import inspect_onnx
+from gradctl.checks.inspect_file import inspect_captured, inspect_onnx
 from gradctl.checks.written import Kind, Written, write
+from gradctl.forms import export_joint as program
 from gradctl.forms import onnx, onnx_joint
 from gradctl.forms.onnx_file import read
 from gradctl.forms.onnx_session import of_file
@@ -53,17 +54,27 @@ def export_joint(
     wrt: Sequence[str] = ("*",),
     **options: Any,
 ) -> Written:
-    """Return the verdict on an ONNX file of forward and backward, its gradients too against eager's.
+    """Return the verdict on a file of forward and backward, ONNX or ``.pt2``, its gradients too against eager's.
 
     Args:
         subject: the model and its inputs; a loss goes into the graph. Not changed.
         output, opset, dynamic, options: as in ``export``.
-        frozen: whether parameters are initializers, not inputs.
+        frozen: whether parameters are initializers, not inputs; of ONNX, as ``opset`` is.
         wrt: what to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
 
     Raises:
         TargetError, NothingToCheck, ResourceError: as ``write``.
     """
+    if output.suffix.lower() == ".pt2":
+        kind = Kind(
+            "export-joint",
+            lambda instance: program.exported(instance, dynamic=dynamic, wrt=wrt),
+            program.save,
+            program.of_file,
+            inspect_captured,
+            wrt,
+        )
+        return write(with_loss_inside(subject), output, kind, dynamic=dynamic, **options)
     kind = Kind(
         "onnx-joint",
         lambda instance: onnx_joint.exported(instance, opset=opset, dynamic=dynamic, frozen=frozen, wrt=wrt),

@@ -40,7 +40,7 @@ _OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format_name", 
     "forms",
     type=click.Choice([name for name in FORMS if name != "eager"]),
     multiple=True,
-    help="Compare only this form; may be repeated.  [default: all but onnx-joint]",
+    help="Compare only this form; may be repeated.  [default: all but export-joint and onnx-joint]",
 )
 @click.option("--trust", is_flag=True, help="FILE is a program (.pt2, TorchScript) of an author you trust: load it.")
 @click.option(

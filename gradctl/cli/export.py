@@ -30,7 +30,7 @@ __all__ = ["export"]
     required=True,
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="The file to write: .onnx. Weights above 2 GiB go to FILE.data beside it.",
+    help="The file to write: .onnx, or .pt2 of --graph joint. Weights above 2 GiB go to FILE.data beside it.",
 )
 @click.option(
     "--graph",
@@ -70,8 +70,11 @@ def export(
     (input.x) and cotangents (grad_output), and gives outputs, gradients (grad.fc1.weight, grad.input.x), and what the
     forward changes (updated.bn.running_mean). A --loss goes into the graph: its output is that scalar then.
     """
-    if output.suffix.lower() != ".onnx":
-        raise click.UsageError(f"{output}: export writes .onnx.")
+    suffix = output.suffix.lower()
+    if suffix != ".onnx" and (suffix, graph) != (".pt2", "joint"):
+        raise click.UsageError(f"{output}: export writes .onnx, and .pt2 of --graph joint.")
+    if suffix == ".pt2" and (freeze or options["opset"]):
+        raise click.UsageError(f"{'--freeze' if freeze else '--opset'} is of .onnx; a .pt2 takes its parameters.")
     if graph == "joint":
         options.update(wrt=wrt or ("*",), frozen=freeze)
     elif wrt or freeze:

@@ -24,11 +24,11 @@ __all__ = [
     "parameter_name",
 ]
 
-FormName = Literal["eager", "trace", "script", "export", "aot", "compile", "onnx", "onnx-joint"]
+FormName = Literal["eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint"]
 FORMS: tuple[str, ...] = get_args(FormName)
 
 # What is compared where no form is named: a joint graph is for those who want gradients outside PyTorch.
-DEFAULT_FORMS: tuple[str, ...] = tuple(name for name in FORMS if name != "onnx-joint")
+DEFAULT_FORMS: tuple[str, ...] = tuple(name for name in FORMS if not name.endswith("-joint"))
 
 WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx",)
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import fnmatch
 import keyword
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -238,6 +239,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     subject = _Subject(instance, wrt)
     if not subject.asking:
         raise CannotJoin("no output asks for a gradient.")
+    _ensure_apart(subject.names)
     free = _free_axes(subject, dynamic or {})
     fakes = _fakes(subject, free)
     mode = detect_fake_mode(fakes)
@@ -251,6 +253,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
             _allow_non_fake_inputs=True,
         )(*fakes)
     instance.restore()
+    _ensure_apart([*subject.names, *found.outputs, *found.gradients, *found.updated])
     if not found.gradients:
         raise CannotJoin(f"no output hangs on {' '.join(wrt)}.")
     _clean(graph, subject.names)
@@ -272,12 +275,16 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     )
 
 
+def _ensure_apart(names: Sequence[str]) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise CannotJoin(f"two values of the graph would be called {twice!r}: rename the parameter or the input.")
+
+
 def _free_axes(subject: _Subject, dynamic: Dynamic) -> dict[str, Mapping[int, str]]:
     """Return the free axes by name of the input here."""
-    instance = subject.instance
-    by_leaf(
-        instance.subject.model, subject.args, subject.kwargs, dynamic, lambda axes: axes
-    )  # refuses what is not there
+    model = subject.instance.subject.model
+    by_leaf(model, subject.args, subject.kwargs, dynamic, lambda axes: axes)  # which refuses what is not there
     return {f"input.{name}": axes for name, axes in dynamic.items()}
 
 

@@ -14,7 +14,7 @@ from gradctl import __version__
 from gradctl.checks.doctor import examine
 from tests.cli.command_line import gradctl
 
-FORMS = ["eager", "trace", "script", "export", "aot", "compile", "onnx", "onnx-joint"]
+FORMS = ["eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint"]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,26 @@ def test_a_loss_is_in_the_graph(tmp_path):
     np.testing.assert_allclose(found[1], model.fc.weight.grad.numpy(), rtol=1e-4, atol=1e-6)
 
 
+def test_a_program_of_torch_with_a_free_batch(tmp_path):
+    """The names of what it takes and gives are in the file, in their order."""
+    path = tmp_path / "joint.pt2"
+    finished = gradctl("export", SAMPLES / "mlp.py", "--graph", "joint", "--dynamic", "x:0=batch", "-o", path)
+    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 7 gradients agree with eager")
+    kept = {"gradctl.json": ""}
+    program = torch.export.load(path, extra_files=kept)
+    names = json.loads(kept["gradctl.json"])
+    model = load_subject(str(SAMPLES / "mlp.py")).model
+    x, cotangent = torch.randn(13, 32, requires_grad=True), torch.randn(13, 10)
+    model(x).backward(cotangent)
+    values = {**dict(model.named_parameters()), "input.x": x, "grad_output": cotangent}
+    with torch.no_grad():
+        found = program.module()(*(values[name].detach() for name in names["inputs"]))
+    gradients = dict(zip(names["outputs"], found, strict=True))
+    torch.testing.assert_close(gradients["grad.input.x"], x.grad)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[f"grad.{name}"], parameter.grad)
+
+
 def test_optimize_takes_a_joint_file(tmp_path):
     path, output = tmp_path / "joint.onnx", tmp_path / "faster.onnx"
     assert gradctl("export", SAMPLES / "mlp.py", "--graph", "joint", "-o", path).returncode == 0
@@ -166,12 +187,14 @@ def test_optimize_takes_a_joint_file(tmp_path):
             2,
             "--wrt input:z names nothing that asks for a gradient (did you mean 'input:x'?): there are param:",
         ),
+        (("mlp.py", "--graph", "joint", "--freeze", "-o", "joint.pt2"), 2, "--freeze is of .onnx; a .pt2 takes its"),
+        (("mlp.py", "-o", "joint.pt2"), 2, "joint.pt2: export writes .onnx, and .pt2 of --graph joint."),
         (("control_flow.py", "--graph", "joint"), 4, "a branch, a loop or a size depends on the values of a tensor"),
     ],
 )
 def test_what_cannot_be_had_is_said_and_leaves_no_file(arguments, exit_code, said, tmp_path):
     target, *options = arguments
-    finished = gradctl("export", SAMPLES / target, *options, "-o", tmp_path / "joint.onnx")
+    finished = gradctl("export", SAMPLES / target, "-o", tmp_path / "joint.onnx", *options, cwd=tmp_path)
     assert finished.returncode == exit_code
     assert said in " ".join((finished.stdout + finished.stderr).split())
     assert list(tmp_path.iterdir()) == []
@@ -186,3 +209,29 @@ def test_a_model_with_dropout_is_refused_in_training(tmp_path):
     finished = gradctl("export", tmp_path / "net.py", "--graph", "joint", "-o", tmp_path / "joint.onnx")
     assert finished.returncode == 4
     assert "the forward draws random numbers" in " ".join(finished.stdout.split())
+
+
+def test_two_values_of_one_name_are_refused(tmp_path):
+    """A submodule called input, and an input called weight."""
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.input = nn.Linear(3, 3)\n\n"
+        "    def forward(self, weight):\n        return self.input(weight)\n\n"
+        "def make_model():\n    return Net()\n\n"
+        "def example_inputs():\n    return (torch.ones(2, 3),)\n"
+    )
+    finished = gradctl("export", tmp_path / "net.py", "--graph", "joint", "-o", tmp_path / "joint.onnx")
+    assert finished.returncode == 4
+    assert "two values of the graph would be called 'input.weight'" in " ".join(finished.stdout.split())
+
+
+def test_bfloat16_is_refused(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "def make_model():\n    return nn.Linear(4, 4).bfloat16()\n\n"
+        "def example_inputs():\n    return (torch.ones(2, 4, dtype=torch.bfloat16),)\n"
+    )
+    finished = gradctl("export", tmp_path / "net.py", "--graph", "joint", "-o", tmp_path / "joint.onnx")
+    assert finished.returncode == 4
+    assert "onnxruntime takes no bfloat16 on the CPU." in " ".join(finished.stdout.split())
