@@ -114,10 +114,15 @@ class Comparing:
             TargetError: the file cannot be read or run, or holds another model.
             TrustError: it is code, and not ``trusted``; or ONNX with external data that lie elsewhere.
         """
+        # torch's symbolic shapes take a third of a second to import, and few files are joint.
+        from gradctl.forms import onnx_joint
+
         instance = self.reference.instance()
         with _quietly():
             if path.suffix.lower() == ".onnx":
-                captured = of_file(read(path), instance)
+                file = read(path)
+                self.wrt = onnx_joint.differentiated(file) or self.wrt
+                captured = (onnx_joint.of_file if onnx_joint.differentiated(file) else of_file)(file, instance)
             else:
                 captured = load(path, trusted=trusted)
                 fits(captured, instance, str(path))

@@ -94,6 +94,8 @@ def of_engine(form: str, engine: Engine, instance: Instance, where: str, **about
     known = {*parameters, *buffers, *given, *(f"grad_{name}" for name in results)}
     differing = [f"no {name!r} to give it" for name in engine.inputs if name not in known]
     differing += [f"it gives no {name!r}" for name in sorted(results - set(engine.outputs))]
+    by = [name.removeprefix(_GRADIENT) for name in engine.outputs if name.startswith(_GRADIENT)]
+    differing += [f"it gives a gradient by {name!r}, which is not there" for name in by if name not in known]
     if differing:
         raise TargetError("GC141", f"{where} is no joint graph of {instance.subject.target}: {'; '.join(differing)}.")
     return Captured(

@@ -16,6 +16,7 @@ import torch
 from onnx_ir.passes.common import NameFixPass, OutputFixPass
 
 from gradctl.core.errors import TargetError
+from gradctl.core.names import input_name, parameter_name
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.joint_call import Engine, joint_of, of_engine
 from gradctl.forms.onnx import save
@@ -28,7 +29,7 @@ from gradctl.subject.dynamic import Dynamic
 from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.instance import Instance
 
-__all__ = ["capture", "exported", "of_file", "widened"]
+__all__ = ["capture", "differentiated", "exported", "of_file", "widened"]
 
 
 def capture(instance: Instance) -> Captured:
@@ -107,6 +108,15 @@ def of_file(file: OnnxFile, instance: Instance) -> Captured:
     )
     operators = dict(Counter(node.op_type for node in nodes(file.model)).most_common())
     return of_engine("onnx-joint", engine, instance, str(file.path), operators=operators, artifact=file)
+
+
+def differentiated(file: OnnxFile) -> tuple[str, ...]:
+    """Return what a file gives gradients by, ``param:fc1.weight`` and ``input:x``; nothing if it is no joint graph."""
+    by = [each.name.removeprefix("grad.") for each in file.model.graph.output if each.name.startswith("grad.")]
+    is_joint = any(each.name.startswith("grad_") for each in file.inputs)
+    inputs = {each.name for each in file.inputs if each.name.startswith("input.")}
+    names = (input_name(each.removeprefix("input.")) if each in inputs else parameter_name(each) for each in by)
+    return tuple(names) if is_joint else ()
 
 
 def widened(captured: Captured, instance: Instance) -> Captured:

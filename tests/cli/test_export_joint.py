@@ -177,6 +177,21 @@ def test_optimize_takes_a_joint_file(tmp_path):
     assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, f"PASS: 8 outputs agree with {path}")
 
 
+def test_a_joint_file_is_held_against_the_model(tmp_path):
+    """As long as it is of its weights: frozen ones are in the file."""
+    path = tmp_path / "joint.onnx"
+    frozen = ("--graph", "joint", "--wrt", "param:fc1.*", "--freeze")
+    assert gradctl("export", SAMPLES / "mlp.py", *frozen, "-o", path).returncode == 0
+    finished = gradctl("compare", SAMPLES / "mlp.py", path)
+    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 2 gradients agree with eager")
+    weights = {name: 1.1 * p.detach() for name, p in load_subject(str(SAMPLES / "mlp.py")).model.named_parameters()}
+    torch.save(weights, tmp_path / "other.pt")
+    finished = gradctl("compare", SAMPLES / "mlp.py", path, "--weights", tmp_path / "other.pt")
+    assert (finished.returncode, "2 of 2 gradients are wrong" in finished.stdout) == (1, True)
+    finished = gradctl("compare", SAMPLES / "linear.py", path)
+    assert (finished.returncode, "is no joint graph of" in finished.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "said"),
     [
