@@ -16,7 +16,7 @@ from gradctl.core.findings import (
     Unit,
     fingerprint,
 )
-from gradctl.core.names import FORMS
+from gradctl.core.names import DEFAULT_FORMS
 from gradctl.core.verdicts import run_verdict, summarise
 
 __all__ = ["crashed", "gradient", "many", "passing", "report_of", "spoiled", "unit", "whole_run", "wrong_weight"]
@@ -156,9 +156,9 @@ def many(units, tensors, fails=lambda index: index % 9 == 4):
 
 
 def _one_of_many(index, tensors, fails):
-    number, form = divmod(index, len(FORMS))
+    number, form = divmod(index, len(DEFAULT_FORMS))
     place = {"target": f"packages/vision/models/group_{number % 5}/a_long_folder_name/network_{number}.py:make_model"}
-    place["form"] = FORMS[form]
+    place["form"] = DEFAULT_FORMS[form]
     names = [f"param:layers.{layer}.weight" for layer in range(tensors)]
     if not fails:
         note = Finding(code="GC404", severity="note", message="detach is held fixed.")
