@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from gradctl.core.names import output_name
 from gradctl.forms import export
 from gradctl.forms.artifact import unwritable
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.onnx_file import read
+from gradctl.forms.onnx_file import OnnxFile, read
 from gradctl.forms.onnx_session import of_file
 from gradctl.forms.quiet import quiet
 from gradctl.subject.dynamic import Dynamic
@@ -34,7 +34,7 @@ from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.tree import leaves
 
-__all__ = ["capture", "exported", "initial_values", "save", "widened"]
+__all__ = ["by_file", "capture", "exported", "initial_values", "save", "widened"]
 
 # Protobuf takes 2 GiB; what is not weights needs room too.
 _LARGEST = 2**31 - 2**27
@@ -46,12 +46,20 @@ def capture(instance: Instance) -> Captured:
     Raises:
         CannotCapture: the exporter, the checker or onnxruntime refuses the model.
     """
-    captured = exported(instance)
+    return by_file(exported(instance), lambda file: of_file(file, instance))
+
+
+def by_file(captured: Captured, load: Callable[[OnnxFile], Captured]) -> Captured:
+    """Return what ``load`` makes of a graph in memory once it is a file, which is what is run.
+
+    Raises:
+        CannotCapture: the checker or onnxruntime refuses the file.
+    """
     with tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
         path = Path(folder) / "model.onnx"
         save(captured.artifact, path)
         try:
-            loaded = of_file(read(path), instance)
+            loaded = load(read(path))
         except TargetError as error:
             said = error.message.replace(str(path), "the exported file")
             raise CannotCapture(f"the model is exported, and {said}", traceback.format_exc()) from error

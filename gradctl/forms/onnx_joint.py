@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -15,12 +12,11 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import NameFixPass, OutputFixPass
 
-from gradctl.core.errors import TargetError
 from gradctl.core.names import input_name, parameter_name
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.joint_call import Engine, joint_of, of_engine
-from gradctl.forms.onnx import save
-from gradctl.forms.onnx_file import OnnxFile, nodes, read, session
+from gradctl.forms.onnx import by_file
+from gradctl.forms.onnx_file import OnnxFile, nodes, session
 from gradctl.forms.onnx_session import run
 from gradctl.forms.quiet import quiet
 from gradctl.forms.reasons import reason_of
@@ -38,16 +34,7 @@ def capture(instance: Instance) -> Captured:
     Raises:
         CannotCapture: tracing, the exporter, the checker or onnxruntime refuses the model.
     """
-    captured = exported(instance)
-    with tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
-        path = Path(folder) / "joint.onnx"
-        save(captured.artifact, path)
-        try:
-            loaded = of_file(read(path), instance)
-        except TargetError as error:
-            said = error.message.replace(str(path), "the exported file")
-            raise CannotCapture(f"the model is exported, and {said}", traceback.format_exc()) from error
-    return replace(loaded, seconds=captured.seconds)
+    return by_file(exported(instance), lambda file: of_file(file, instance))
 
 
 def exported(

@@ -65,7 +65,7 @@ def _embedding_bag_dense_backward(
     """Return the gradient by the weight: each row that a bag took gets its share of the bag's.
 
     Raises:
-        NotImplementedError: eager on the CPU (torch 2.13) divides by how often another index occurs.
+        NotImplementedError: of ``scale_grad_by_freq``: eager on the CPU (torch 2.13) gives other numbers than this.
     """
     if scale_grad_by_freq and mode != _MAX:
         raise NotImplementedError("aten._embedding_bag_dense_backward with scale_grad_by_freq")

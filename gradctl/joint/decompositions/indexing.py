@@ -48,7 +48,7 @@ def _as_strided_scatter(
 
 
 def _as_strided(self: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
-    """Return what is at offset + sum of index times stride; torch.onnx (2.13) reads other places where they overlap.
+    """Return what is at offset + sum of index times stride, read by index: places may overlap.
 
     Raises:
         NotImplementedError: see ``_places``.
