@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
 from gradctl.forms.artifact import unwritable
-from gradctl.forms.form import CannotCapture, Captured
+from gradctl.forms.form import CannotCapture, Captured, not_called
 from gradctl.forms.joint_call import Engine, joint_of, of_engine
 from gradctl.forms.quiet import quiet
 from gradctl.joint.capture import Joint
@@ -64,7 +63,7 @@ def exported(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Sequenc
     start = perf_counter()
     joint: Joint = joint_of(instance, dynamic, wrt)
     artifact = Names(inputs=joint.inputs, outputs=joint.outputs), joint.program
-    return Captured("export-joint", _not_called, seconds=perf_counter() - start, artifact=artifact)
+    return Captured("export-joint", not_called, seconds=perf_counter() - start, artifact=artifact)
 
 
 def save(captured: Captured, path: Path) -> None:
@@ -134,7 +133,3 @@ def _of_program(
         artifact=program,
         seconds=seconds,
     )
-
-
-def _not_called(*args: Any, **kwargs: Any) -> Any:
-    raise AssertionError("a program that is written is read again before it is run")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradctl.core.names import Quantity
 from gradctl.subject.instance import Instance, Leaf
 
-__all__ = ["CannotCapture", "Captured", "Form", "Outcome", "gradient_of"]
+__all__ = ["CannotCapture", "Captured", "Form", "Outcome", "gradient_of", "not_called"]
 
 
 class CannotCapture(Exception):
@@ -113,3 +113,8 @@ def gradient_of(leaf: Leaf, captured: Captured) -> Tensor | None:
             gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
             total = gradient if total is None else total + gradient
     return total
+
+
+def not_called(*args: Any, **kwargs: Any) -> Any:
+    """Stand for the call of what is captured to be written: it is run once it was read again."""
+    raise AssertionError("what is in memory is saved and read again before it is run")

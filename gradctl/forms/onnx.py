@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +24,18 @@ from gradctl.core.errors import TargetError
 from gradctl.core.names import output_name
 from gradctl.forms import export
 from gradctl.forms.artifact import unwritable
-from gradctl.forms.form import CannotCapture, Captured
+from gradctl.forms.form import CannotCapture, Captured, not_called
 from gradctl.forms.onnx_file import OnnxFile, read
 from gradctl.forms.onnx_session import of_file
 from gradctl.forms.quiet import quiet
+from gradctl.forms.reasons import innermost
 from gradctl.subject.dynamic import Dynamic
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.tree import leaves
 
-__all__ = ["by_file", "capture", "exported", "initial_values", "save", "widened"]
+__all__ = ["by_file", "capture", "converted", "exported", "initial_values", "name_ports", "save", "widened"]
 
 # Protobuf takes 2 GiB; what is not weights needs room too.
 _LARGEST = 2**31 - 2**27
@@ -84,23 +85,70 @@ def exported(instance: Instance, *, opset: int | None = None, dynamic: Dynamic |
     program = export.capture(
         instance, dynamic=dynamic, around=lambda module: _only_tensors_out(module, outputs)
     ).artifact
+    model = converted(
+        program,
+        opset,
+        lambda found: _name(found, outputs, instance, dynamic or {}),
+        lambda error: f"torch.onnx refuses the model: {first_line(error)}",
+    )
+    return Captured("onnx", not_called, seconds=perf_counter() - start, gives=frozenset({"output"}), artifact=model)
+
+
+def converted(
+    program: torch.export.ExportedProgram,
+    opset: int | None,
+    name: Callable[[torch.onnx.ONNXProgram], None],
+    refusal: Callable[[BaseException], str],
+) -> ir.Model:
+    """Return an exported program as an optimised ONNX graph.
+
+    Args:
+        program: what torch.onnx's exporter takes.
+        opset: of ONNX's own operators; None leaves it to the exporter.
+        name: gives inputs and outputs their names, before anything is optimised.
+        refusal: what to say of what the exporter raises.
+
+    Raises:
+        CannotCapture: the exporter refuses the program, or has no conversion to this opset.
+    """
     try:
         with quiet():
             found = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False, opset_version=opset)
             assert found is not None
-            _name(found, outputs, instance, dynamic or {})
+            name(found)
             found.optimize()
     except CannotCapture:
         raise
     except Exception as error:  # the exporter may raise anything
         if is_out_of_memory(error):
             raise
-        raise CannotCapture(f"torch.onnx refuses the model: {_reason(error)}", traceback.format_exc()) from error
+        raise CannotCapture(refusal(innermost(error)), traceback.format_exc()) from error
     model: ir.Model = found.model
     given = model.opset_imports.get("")
     if opset is not None and given != opset:
         raise CannotCapture(f"the exporter gives opset {given} and cannot turn it into opset {opset}.")
-    return Captured("onnx", _not_called, seconds=perf_counter() - start, gives=frozenset({"output"}), artifact=model)
+    return model
+
+
+def name_ports(
+    program: torch.onnx.ONNXProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Give the inputs and outputs of a graph their names, in their order, and free axes of inputs theirs."""
+    graph = program.model.graph
+    sizes: dict[str | ir.SymbolicDim, str] = {}
+    for name, value in zip(inputs, graph.inputs, strict=True):
+        for axis, size in axes.get(name, {}).items():
+            free = value.shape[axis] if value.shape is not None else None
+            if isinstance(free, ir.SymbolicDim):
+                sizes[free] = size
+    program.rename_axes(sizes)
+    OutputFixPass()(program.model)  # an output that is an input, or another output, gets a name of its own
+    for value, name in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
+        value.name = name
+    NameFixPass()(program.model)  # a parameter of the same name gives way
 
 
 def save(model: ir.Model, path: Path) -> None:
@@ -141,10 +189,6 @@ def widened(captured: Captured, instance: Instance) -> Captured:
     )
 
 
-def _not_called(*args: Any, **kwargs: Any) -> Any:
-    raise AssertionError("a graph in memory is saved and read again before it is run")
-
-
 @contextmanager
 def _only_tensors_out(module: nn.Module, names: list[str]) -> Iterator[None]:
     """Let a module give its output tensors in a tuple; their names are in the list once it was called."""
@@ -168,26 +212,9 @@ def _name(program: torch.onnx.ONNXProgram, outputs: list[str], instance: Instanc
     inputs = [name for name, value in leaves_in if isinstance(value, Tensor)]
     _check_count("inputs", graph.inputs, inputs)
     _check_count("outputs", graph.outputs, outputs)
-    sizes: dict[str | ir.SymbolicDim, str] = {}
-    for name, value in zip(inputs, graph.inputs, strict=True):
-        for axis, size in dynamic.get(name, {}).items():
-            free = value.shape[axis] if value.shape is not None else None
-            if isinstance(free, ir.SymbolicDim):
-                sizes[free] = size
-    program.rename_axes(sizes)
-    OutputFixPass()(program.model)  # an output that is an input, or another output, gets a name of its own
-    for value, name in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
-        value.name = name
-    NameFixPass()(program.model)  # a parameter of the same name gives way
+    name_ports(program, inputs, outputs, dynamic)
 
 
 def _check_count(kind: str, values: Sequence[ir.Value], names: list[str]) -> None:
     if len(values) != len(names):
         raise CannotCapture(f"the ONNX graph has {len(values)} {kind} where the model has {len(names)} tensors.")
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of what an exporter's wrapping of errors was about."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_line(error)

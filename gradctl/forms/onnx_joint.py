@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import NameFixPass, OutputFixPass
 
 from gradctl.core.names import input_name, parameter_name
-from gradctl.forms.form import CannotCapture, Captured
+from gradctl.forms.form import CannotCapture, Captured, not_called
 from gradctl.forms.joint_call import Engine, joint_of, of_engine
-from gradctl.forms.onnx import by_file
+from gradctl.forms.onnx import by_file, converted, name_ports
 from gradctl.forms.onnx_file import OnnxFile, nodes, session
 from gradctl.forms.onnx_session import run
-from gradctl.forms.quiet import quiet
 from gradctl.forms.reasons import reason_of
 from gradctl.joint.capture import Joint
 from gradctl.subject.dynamic import Dynamic
-from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.instance import Instance
 
 __all__ = ["capture", "differentiated", "exported", "of_file", "widened"]
@@ -61,20 +56,13 @@ def exported(
     start = perf_counter()
     joint = joint_of(instance, dynamic, wrt)
     _ensure_numpys(joint)
-    try:
-        with quiet():
-            found = torch.onnx.export(joint.program, dynamo=True, verbose=False, optimize=False, opset_version=opset)
-            assert found is not None
-            _name(found, joint, frozen=frozen)
-            found.optimize()
-    except Exception as error:  # the exporter may raise anything
-        if is_out_of_memory(error):
-            raise
-        raise CannotCapture(f"torch.onnx refuses the joint graph: {_missing(error)}", traceback.format_exc()) from error
-    given = found.model.opset_imports.get("")
-    if opset is not None and given != opset:
-        raise CannotCapture(f"the exporter gives opset {given} and cannot turn it into opset {opset}.")
-    return Captured("onnx-joint", _not_called, seconds=perf_counter() - start, artifact=found.model)
+    model = converted(
+        joint.program,
+        opset,
+        lambda found: _name(found, joint, frozen=frozen),
+        lambda error: f"torch.onnx refuses the joint graph: {reason_of(error)}",
+    )
+    return Captured("onnx-joint", not_called, seconds=perf_counter() - start, artifact=model)
 
 
 def of_file(file: OnnxFile, instance: Instance) -> Captured:
@@ -124,24 +112,10 @@ def _ensure_numpys(joint: Joint) -> None:
             raise CannotCapture(f"onnxruntime takes no {str(value.dtype).removeprefix('torch.')} on the CPU.")
 
 
-def _not_called(*args: Any, **kwargs: Any) -> Any:
-    raise AssertionError("a graph in memory is saved and read again before it is run")
-
-
 def _name(program: torch.onnx.ONNXProgram, joint: Joint, *, frozen: bool) -> None:
     """Give inputs, outputs and free sizes their names, and make initializers of inputs that do not change."""
-    model = program.model
-    graph = model.graph
-    sizes: dict[str | ir.SymbolicDim, str] = {}
-    for name, value in zip(joint.inputs, graph.inputs, strict=True):
-        for axis, size in joint.axes[name].items():
-            free = value.shape[axis] if value.shape is not None else None
-            if isinstance(free, ir.SymbolicDim):
-                sizes[free] = size
-    program.rename_axes(sizes)
-    OutputFixPass()(model)  # an output that is an input, or another output, gets a name of its own
-    for value, name in zip([*graph.inputs, *graph.outputs], [*joint.inputs, *joint.outputs], strict=True):
-        value.name = name
+    name_ports(program, joint.inputs, joint.outputs, joint.axes)
+    graph = program.model.graph
     constants = {*joint.constants, *(joint.values if frozen else ())}
     for value in [each for each in graph.inputs if each.name in constants]:
         assert value.name is not None
@@ -149,11 +123,3 @@ def _name(program: torch.onnx.ONNXProgram, joint: Joint, *, frozen: bool) -> Non
         value.const_value = ir.tensor(tensor, name=value.name)
         graph.inputs.remove(value)
         graph.register_initializer(value)
-    NameFixPass()(model)
-
-
-def _missing(error: BaseException) -> str:
-    """Return what an exporter's wrapping of errors was about."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return reason_of(error)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gradctl.subject.frames import first_line, is_users
 
-__all__ = ["reason_of"]
+__all__ = ["innermost", "reason_of"]
 
 # What torch's words mean; seen in torch 2.10 to 2.14.
 _MEANT = (
@@ -42,6 +42,13 @@ def reason_of(error: BaseException) -> str:
     if len(said) > _LONG:
         said = _SENTENCE.split(said, maxsplit=1)[0]
     return said.rstrip(" .") + _place(message)
+
+
+def innermost(error: BaseException) -> BaseException:
+    """Return what an exporter's wrapping of errors was about."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _place(message: str) -> str:
