@@ -16,6 +16,7 @@ import onnx
 from torch import Tensor
 
 from gradctl.checks.file_outputs import OutputRow, noisy_outputs, output_rows, perturbed_sessions
+from gradctl.checks.inner_values import VALUES_A_RUN, differing_values, giving_values
 from gradctl.checks.verified_graph import stored
 from gradctl.core.errors import TargetError
 from gradctl.forms.onnx_file import OnnxFile, initializers, session
@@ -24,7 +25,6 @@ from gradctl.passes.part import giving, part, used_by
 
 __all__ = ["FirstChange", "first_change"]
 
-_VALUES_A_RUN = 32
 _SECONDS = 10.0
 _MOST_ELEMENTS_NAMED = 8
 _Apply = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -123,24 +123,8 @@ def _differing(
     theirs = {name for node in after.model.graph.node for name in node.output}
     theirs |= {each.name for each in after.model.graph.initializer}
     shared = [name for node in before.model.graph.node for name in node.output if name and name in theirs]
-    pending = [shared[start : start + _VALUES_A_RUN] for start in range(0, len(shared), _VALUES_A_RUN)]
-    while pending:
-        names = pending.pop(0)
-        try:
-            left, right = (_giving(each, names) for each in (before, after))
-            expected, given = (run(session(each, optimised=False), feeds) for each in (left, right))
-            noisy = noisy_outputs(perturbed_sessions(left, seed, optimised=False), feeds, seed)
-        except (RuntimeError, TargetError):
-            if len(names) > 1:  # one of them is no tensor, or of a type that cannot be given out
-                pending[:0] = [[name] for name in names]
-            continue
-        for row in output_rows(trial, expected, given, noisy):
-            if row.differs and not row.unstable:
-                yield row
-
-
-def _giving(file: OnnxFile, names: Sequence[str]) -> OnnxFile:
-    return stored(giving(file.model, names), file.path.with_name(f"values-of-{file.path.name}"))
+    values = [(name, name) for name in shared]
+    return differing_values((before, after), values, (feeds, feeds), trial, seed)
 
 
 class _Shrinking:
@@ -197,10 +181,10 @@ class _Shrinking:
 
     def _fill(self, names: Sequence[str]) -> None:
         feeds = dict(self.values)
-        for start in range(0, len(names), _VALUES_A_RUN):
-            few = names[start : start + _VALUES_A_RUN]
+        for start in range(0, len(names), VALUES_A_RUN):
+            few = names[start : start + VALUES_A_RUN]
             try:
-                self.values |= run(session(_giving(self.before, few), optimised=False), feeds)
+                self.values |= run(session(giving_values(self.before, few), optimised=False), feeds)
             except (RuntimeError, TargetError):  # a value that is no tensor cannot be the input of a part
                 continue
 

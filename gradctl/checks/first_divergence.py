@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from torch import Tensor
 
-from gradctl.checks.file_outputs import OutputRow, noisy_outputs, output_rows, perturbed_sessions
-from gradctl.checks.verified_graph import stored
-from gradctl.core.errors import TargetError
-from gradctl.forms.onnx_file import OnnxFile, session
-from gradctl.forms.onnx_session import run
-from gradctl.passes.part import giving
+from gradctl.checks.file_outputs import OutputRow
+from gradctl.checks.inner_values import differing_values
+from gradctl.forms.onnx_file import OnnxFile
 from gradctl.passes.structure import SharedValue
 
 __all__ = ["FirstDivergence", "SharedValues"]
 
-_VALUES_A_RUN = 32
 _SECONDS = 30.0
 
 
@@ -79,25 +75,11 @@ class SharedValues:
         self, a: OnnxFile, b: OnnxFile, trial: str, feeds: Mapping[str, Tensor]
     ) -> Iterator[FirstDivergence]:
         feeds_of_b = {name: feeds[other] for name, other in self.feeds_of_b.items()}
-        values = self._inner()
-        pending = [values[start : start + _VALUES_A_RUN] for start in range(0, len(values), _VALUES_A_RUN)]
+        by_name = {each.before: each for each in self._inner()}
+        names = [(each.before, each.after) for each in by_name.values()]
         end = time.perf_counter() + _SECONDS
-        while pending and time.perf_counter() < end:
-            few = pending.pop(0)
-            by_name = {each.before: each for each in few}
-            try:
-                left, right = _giving(a, by_name), _giving(b, dict.fromkeys(each.after for each in few))
-                expected = run(session(left, optimised=False), feeds)
-                given = run(session(right, optimised=False), feeds_of_b)
-                noisy = noisy_outputs(perturbed_sessions(left, self.seed, optimised=False), feeds, self.seed)
-            except (RuntimeError, TargetError):
-                if len(few) > 1:  # one of them is no tensor, or of a type that cannot be given out
-                    pending[:0] = [[each] for each in few]
-                continue
-            renamed = {name: given[each.after] for name, each in by_name.items()}
-            for row in output_rows(trial, expected, renamed, noisy):
-                if row.differs and not row.unstable:
-                    yield FirstDivergence(by_name[row.name], row)
+        for row in differing_values((a, b), names, (feeds, feeds_of_b), trial, self.seed, end=end):
+            yield FirstDivergence(by_name[row.name], row)
 
     def _inner(self) -> list[SharedValue]:
         """Return the values that are no outputs of a graph, which the report has rows for."""
@@ -113,7 +95,3 @@ def _whole(file: OnnxFile, path: Path) -> OnnxFile:
     if copy.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF:
         raise ValueError("larger than 2 GiB")
     return OnnxFile(path, copy)
-
-
-def _giving(file: OnnxFile, names: Iterable[str]) -> OnnxFile:
-    return stored(giving(file.model, list(names)), file.path.with_name(f"values-of-{file.path.name}"))
