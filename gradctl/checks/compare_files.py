@@ -13,7 +13,7 @@ import onnxruntime
 from torch import Tensor
 
 from gradctl.checks.allows import Allows
-from gradctl.checks.file_inputs import drawn_to_run, given, port_text, trials
+from gradctl.checks.file_inputs import drawn_to_run, given, trials
 from gradctl.checks.file_outputs import (
     OutputRow,
     noisy_outputs,
@@ -29,7 +29,7 @@ from gradctl.core.findings import Finding, Location, Unit, fingerprint
 from gradctl.core.structure import GraphNode
 from gradctl.core.verdicts import unit_verdict
 from gradctl.forms.onnx_file import OnnxFile, read, session
-from gradctl.forms.onnx_session import described, run
+from gradctl.forms.onnx_session import described, port_text, run
 from gradctl.passes.structure import compare_structure
 from gradctl.subject.frames import first_line
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from gradctl.core.errors import TargetError
 from gradctl.forms.onnx_file import OnnxFile, session
-from gradctl.forms.onnx_session import described, run
+from gradctl.forms.onnx_session import described, port_text, run
 from gradctl.subject.frames import first_line
 from gradctl.subject.tensorfile import INPUT_SUFFIXES, read_tensors
 from gradctl.subject.variations import redrawn
 
-__all__ = ["drawn_to_run", "extremes", "given", "port_text", "resized", "trials"]
+__all__ = ["drawn_to_run", "extremes", "given", "resized", "trials"]
 
 # A size that a file leaves free, and the integers that an input may take: the first that the file runs on.
 _FREE_SIZES = (3, 1, 8)
@@ -84,12 +84,6 @@ def drawn_to_run(file: OnnxFile, seed: int, *, optimised: bool = True) -> dict[s
     raise TargetError(
         "GC104", f"{file.path} runs on no inputs that were drawn for it ({said}); give some with --inputs."
     )
-
-
-def port_text(port: onnx.ValueInfoProto) -> str:
-    """Return the type of an input or output: ``float32[batch, 16]``."""
-    dtype, sizes = described(port)
-    return dtype if sizes is None else f"{dtype}[{', '.join(map(str, sizes))}]"
 
 
 def trials(example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

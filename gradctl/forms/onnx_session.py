@@ -24,7 +24,7 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["axis_size", "described", "free_sizes", "of_file", "run", "unoptimised"]
+__all__ = ["axis_size", "described", "free_sizes", "of_file", "port_text", "run", "unoptimised"]
 
 
 def of_file(file: OnnxFile, instance: Instance) -> Captured:
@@ -172,6 +172,12 @@ def described(port: onnx.ValueInfoProto) -> tuple[str, list[int | str] | None]:
     return onnx_dtype_name(kind.elem_type), sizes if kind.HasField("shape") else None
 
 
+def port_text(port: onnx.ValueInfoProto) -> str:
+    """Return the type of an input or output: ``float32[batch, 16]``."""
+    dtype, sizes = described(port)
+    return dtype if sizes is None else f"{dtype}[{', '.join(map(str, sizes))}]"
+
+
 def _matched(
     kind: str, ports: list[onnx.ValueInfoProto], tensors: Mapping[str, Tensor], differing: list[str]
 ) -> dict[str, str]:
@@ -187,8 +193,7 @@ def _matched(
         (dtype, sizes), tensor = described(port), tensors[by_name[port.name]]
         own = str(tensor.dtype).removeprefix("torch.")
         if not _fits(dtype, sizes, own, tensor):
-            shown = "" if sizes is None else f"[{', '.join(map(str, sizes))}]"
-            differing.append(f"{kind} {port.name} is {dtype}{shown}, not {own}{list(tensor.shape)}")
+            differing.append(f"{kind} {port.name} is {port_text(port)}, not {own}{list(tensor.shape)}")
     return by_name
 
 

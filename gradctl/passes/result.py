@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from gradctl.forms.onnx_file import nodes
+from gradctl.passes.graph_view import operator_of
 
 __all__ = ["NotApplicable", "Pass", "PassResult", "difference", "operators", "result"]
 
@@ -70,11 +71,7 @@ def result(before: onnx.ModelProto, after: onnx.ModelProto) -> PassResult:
 
 def operators(model: onnx.ModelProto) -> dict[str, int]:
     """Return the nodes by operator, most frequent first; those of other domains are ``domain::Operator``."""
-    kinds = Counter(
-        f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-        for node in nodes(model)
-    )
-    return dict(kinds.most_common())
+    return dict(Counter(operator_of(node) for node in nodes(model)).most_common())
 
 
 def difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import onnx
 
 from gradctl.core.structure import Difference, GraphChange, GraphNode, InitializerChange, Structure
-from gradctl.forms.onnx_file import OnnxFile, onnx_dtype_name
+from gradctl.forms.onnx_file import OnnxFile
+from gradctl.forms.onnx_session import port_text
 from gradctl.passes.constant_matching import constant_changes, moved_constants, paired_constants
 from gradctl.passes.graph_changes import Changes, graph_node
 from gradctl.passes.graph_view import GraphView, Source, shortened, subgraphs
@@ -252,13 +253,7 @@ def _described(file: OnnxFile) -> dict[str, str]:
 
 
 def _port(port: onnx.ValueInfoProto) -> str:
-    if port.type.WhichOneof("value") != "tensor_type":
-        return f"{port.name} {port.type.WhichOneof('value')}"
-    kind = port.type.tensor_type
-    sizes = [str(each.dim_value) if each.HasField("dim_value") else each.dim_param or "?" for each in kind.shape.dim]
-    return f"{port.name} {onnx_dtype_name(kind.elem_type)}" + (
-        f"[{', '.join(sizes)}]" if kind.HasField("shape") else ""
-    )
+    return f"{port.name} {port_text(port)}"
 
 
 def _severity(change: InitializerChange) -> tuple[int, float]:
