@@ -10,7 +10,7 @@ attributes then.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx
@@ -73,7 +73,7 @@ class Changes:
                 )
         outputs = [
             Difference(what=f"output {place}", before=self._a.name_of(mine), after=self._b.name_of(theirs))
-            for place, mine, theirs in self._outputs()
+            for place, mine, theirs in self.found.outputs()
             if not self._agree(mine, theirs)
         ]
         if outputs:
@@ -111,8 +111,9 @@ class Changes:
     def _absorb(self) -> None:
         """Take apart the pairs of cases 1 and 2, in both directions."""
         for found in (self.found, self.found.swapped()):
+            fixed = _of_constants(found.a.view)
             for region in _one_sided(found):
-                partners = (_before_it(found, region), _after_it(found, region))
+                partners = (_before_it(found, region), _after_it(found, region, fixed))
                 changed = [each for each in partners if each is not None and _is_other(found, each)]
                 if changed:
                     found.part(changed[0])
@@ -176,14 +177,7 @@ class Changes:
         """Give what the same input of matched nodes, and the same output of the graphs, takes in each."""
         for one, other in self.found.to_b.items():
             yield from zip(self.found.a.view.inputs[one], self.found.b.view.inputs[other], strict=False)
-        yield from ((mine, theirs) for _, mine, theirs in self._outputs())
-
-    def _outputs(self) -> Iterator[tuple[int, Source, Source]]:
-        a, b = self.found.a, self.found.b
-        theirs = dict(zip(b.outputs, b.view.outputs, strict=True))
-        for place, source in zip(a.outputs, a.view.outputs, strict=True):
-            if place in theirs:
-                yield place, source, theirs[place]
+        yield from ((mine, theirs) for _, mine, theirs in self.found.outputs())
 
     def _rewired(self, one: int, other: int) -> list[Difference]:
         mine, theirs = self._a.inputs[one], self._b.inputs[other]
@@ -246,10 +240,6 @@ def graph_node(view: GraphView, place: int) -> GraphNode:
     node = view.nodes[place]
     value = next((name for name in node.output if name), "")
     return GraphNode(operator=operator_of(node), name=node.name, value=value)
-
-
-def _identities(attributes: Mapping[str, tuple[str, object]]) -> dict[str, object]:
-    return {name: identity for name, (_, identity) in attributes.items()}
 
 
 def _of_constants(view: GraphView) -> list[bool]:
@@ -324,7 +314,7 @@ def _is_other(found: Matching, place: int) -> bool:
     """Return whether a matched node has other constants, attributes, or number of inputs than its counterpart."""
     other = found.to_b[place]
     mine, theirs = found.a.view.inputs[place], found.b.view.inputs[other]
-    if len(mine) != len(theirs) or _identities(found.a.attributes[place]) != _identities(found.b.attributes[other]):
+    if len(mine) != len(theirs) or found.a.identities(place) != found.b.identities(other):
         return True
     return any(
         one.kind == another.kind == "constant"
@@ -347,10 +337,10 @@ def _before_it(found: Matching, region: tuple[int, ...]) -> int | None:
     return int(source.of)
 
 
-def _after_it(found: Matching, region: tuple[int, ...]) -> int | None:
-    """Case 2: return the one node that a region feeds."""
+def _after_it(found: Matching, region: tuple[int, ...], fixed: Sequence[bool]) -> int | None:
+    """Case 2: return the one node that a region feeds; ``fixed`` tells nodes that compute from constants alone."""
     inside = set(region)
     fed = {each.node for place in region for each in found.a.view.consumers[place] if each.node not in inside}
-    if len(fed) != 1 or not fed <= found.to_b.keys() or all(_of_constants(found.a.view)[place] for place in region):
+    if len(fed) != 1 or not fed <= found.to_b.keys() or all(fixed[place] for place in region):
         return None
     return next(iter(fed))

@@ -1,8 +1,6 @@
 """Which node of one graph is which of another.
 
-Nodes have colours: of what they compute (operator, attributes, and the colours of their inputs) and of what becomes of
-their result (the operators that take it, and theirs, down to the outputs). One colour is one number for both graphs, so
-that no two different things share it. In this order:
+By the colours of ``gradctl.passes.node_colours`` and what is beside what is matched, in this order:
 
 1. what has the same colours both ways; 2. the same use; 3. the same computation;
 4. what has the same colours both ways but for constants and attributes;
@@ -14,63 +12,23 @@ that no two different things share it. In this order:
 Colours come before names because exporters number their values: a name that is there twice need not be the same value.
 Names are believed only if most of the nodes of cases 1 to 4 whose names are in both graphs kept theirs; outputs of the
 graph, whose names are its interface, say nothing of that.
-
-Source: colour refinement as Weisfeiler and Lehman, Nauchno-Technicheskaya Informatsia 2 (1968), on directed graphs with
-ordered edges, where a pass in each direction is enough.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import networkx
 import onnx
 
-from gradctl.passes.graph_view import Consumer, GraphView, Source, attributes_of, default_of, operator_of, subgraphs
+from gradctl.passes.graph_view import Consumer, GraphView, Source, operator_of
+from gradctl.passes.node_colours import Palette, Side, computed, used
 
-__all__ = ["Matching", "Side", "matching", "of_same_weights"]
+__all__ = ["Matching", "matching", "of_same_weights"]
 
 _Key = Hashable
-_Outer = Callable[[str], Hashable]
-
-
-@dataclass(slots=True, eq=False)
-class Side:
-    """One graph of the two.
-
-    Attributes:
-        view: the graph.
-        opsets: the version of each operator set.
-        outer: what stands for a value from around the graph; equal for values that are the same in both graphs.
-        inputs: the position in the first graph of each input.
-        outputs: the position in the first graph of each output.
-        attributes: text and identity of each attribute, by node.
-        computed: the colour of what each node computes, exactly.
-    """
-
-    view: GraphView
-    opsets: Mapping[str, int]
-    outer: _Outer
-    inputs: Sequence[int]
-    outputs: Sequence[int]
-    attributes: list[dict[str, tuple[str, Any]]] = field(default_factory=list)
-    computed: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.attributes = [attributes_of(node, self._opset(node), self.view.folder) for node in self.view.nodes]
-
-    def attribute(self, place: int, name: str) -> str | None:
-        """Return the text of an attribute that a node has, or has by default."""
-        if name in self.attributes[place]:
-            return self.attributes[place][name][0]
-        node = self.view.nodes[place]
-        return default_of(node, self._opset(node), name)
-
-    def _opset(self, node: onnx.NodeProto) -> int:
-        return self.opsets.get("" if node.domain == "ai.onnx" else node.domain, 1)
 
 
 @dataclass(slots=True, eq=False)
@@ -100,41 +58,38 @@ class Matching:
         """Take a pair apart."""
         del self.to_a[self.to_b.pop(mine)]
 
+    def outputs(self) -> Iterator[tuple[int, Source, Source]]:
+        """Give the outputs that both graphs have: the position in the first, and where each comes from."""
+        theirs = dict(zip(self.b.outputs, self.b.view.outputs, strict=True))
+        for place, source in zip(self.a.outputs, self.a.view.outputs, strict=True):
+            if place in theirs:
+                yield place, source, theirs[place]
+
     def swapped(self) -> Matching:
         """Return the same from the other side."""
         return Matching(self.b, self.a, self.to_a, self.to_b, self.names_kept, self.names_proven)
 
 
-class _Palette:
-    """Numbers for colours, the same for both graphs."""
-
-    def __init__(self) -> None:
-        self._known: dict[_Key, int] = {}
-
-    def __call__(self, key: _Key) -> int:
-        return self._known.setdefault(key, len(self._known))
-
-
 def matching(a: Side, b: Side) -> Matching:
     """Return the pairs of nodes of two graphs."""
     found = Matching(a, b)
-    palette = _Palette()
+    palette = Palette()
     sides = (a, b)
     for side in sides:
-        side.computed = _computed(side, palette, exact=True)
-    used = [_used(side, palette, exact=True) for side in sides]
-    both = [list(zip(side.computed, use, strict=True)) for side, use in zip(sides, used, strict=True)]
+        side.computed = computed(side, palette, exact=True)
+    uses = [used(side, palette, exact=True) for side in sides]
+    both = [list(zip(side.computed, use, strict=True)) for side, use in zip(sides, uses, strict=True)]
     _pair_classes(found, both[0], both[1], every=True)
-    _pair_classes(found, used[0], used[1])
+    _pair_classes(found, uses[0], uses[1])
     _pair_classes(found, a.computed, b.computed)
-    computed = [_computed(side, palette, exact=False) for side in sides]
-    used = [_used(side, palette, exact=False) for side in sides]
-    loose = [list(zip(mine, use, strict=True)) for mine, use in zip(computed, used, strict=True)]
-    _pair_classes(found, *loose)
+    loose = [computed(side, palette, exact=False) for side in sides]
+    uses = [used(side, palette, exact=False) for side in sides]
+    both = [list(zip(mine, use, strict=True)) for mine, use in zip(loose, uses, strict=True)]
+    _pair_classes(found, both[0], both[1])
     found.names_kept, found.names_proven = _names_kept(found)
     _pair_names(found)
     _pair_neighbours(found)
-    for left, right in (used, computed):
+    for left, right in (uses, loose):
         _pair_classes(found, left, right)
         _pair_neighbours(found)
     count = -1
@@ -215,76 +170,6 @@ def _prefer_names(found: Matching) -> None:
             found.pair(namesake, other)
 
 
-def _computed(side: Side, palette: _Palette, *, exact: bool) -> list[int]:
-    """Return the colour of what each node computes; not ``exact``: without constants and attributes."""
-    colours: list[int] = []
-    for place, node in enumerate(side.view.nodes):
-        given = [_source_colour(side, source, colours, exact=exact) for source in side.view.inputs[place]]
-        own = _own(side, place, palette, colours) if exact else operator_of(node)
-        colours.append(palette(("computed", exact, own, tuple(given if exact else filter(None, given)))))
-    return colours
-
-
-def _source_colour(side: Side, source: Source, colours: Sequence[int], *, exact: bool) -> _Key:
-    if source.kind == "node":
-        return "node", colours[int(source.of)], source.slot
-    if source.kind == "constant":
-        return ("constant", side.view.constants[int(source.of)].digest) if exact else None
-    if source.kind == "input":
-        return "input", side.inputs[int(source.of)]
-    return ("outer", side.outer(str(source.of))) if source.kind == "outer" else ("none",)
-
-
-def _own(side: Side, place: int, palette: _Palette, colours: Sequence[int] | None) -> _Key:
-    """Return operator, attributes and subgraphs; what these take from around them is blank where there are no colours.
-
-    A subgraph is what its outputs compute.
-    """
-    node = side.view.nodes[place]
-    values = tuple((name, identity) for name, (_, identity) in side.attributes[place].items())
-
-    def outer(name: str) -> Hashable:
-        if colours is None:
-            return None
-        source = side.view.source(name)
-        return side.outer(name) if source.kind == "outer" else _source_colour(side, source, colours, exact=True)
-
-    inner = tuple((name, _graph_colour(graph, side, outer, palette)) for name, graph in subgraphs(node))
-    return operator_of(node), values, inner
-
-
-def _graph_colour(graph: onnx.GraphProto, around: Side, outer: _Outer, palette: _Palette) -> int:
-    view = GraphView(graph, around.view.folder)
-    side = Side(view, around.opsets, outer, range(len(view.input_names)), range(len(view.outputs)))
-    colours = _computed(side, palette, exact=True)
-    outputs = tuple(_source_colour(side, source, colours, exact=True) for source in view.outputs)
-    return palette(("graph", len(view.input_names), outputs))
-
-
-def _used(side: Side, palette: _Palette, *, exact: bool) -> list[int]:
-    """Return the colour of what becomes of each node's outputs, its own operator included."""
-    view = side.view
-    colours = [0] * len(view.nodes)
-
-    def consumer(each: Consumer) -> tuple[int, int, int]:
-        if each.node < 0:
-            return each.output, -1, side.outputs[each.slot]
-        return each.output, colours[each.node], each.slot
-
-    for place in reversed(range(len(view.nodes))):
-        own: _Key = operator_of(view.nodes[place])
-        if exact:
-            constants = tuple(
-                (slot, view.constants[int(source.of)].digest)
-                for slot, source in enumerate(view.inputs[place])
-                if source.kind == "constant"
-            )
-            own = _own(side, place, palette, None), constants
-        consumers = tuple(sorted(consumer(each) for each in view.consumers[place]))
-        colours[place] = palette(("used", exact, own, consumers))
-    return colours
-
-
 def _pair_classes(found: Matching, mine: Sequence[_Key], theirs: Sequence[_Key], *, every: bool = False) -> None:
     """Pair nodes that are the only ones of their colour; with ``every``, as many of one colour too, in their order."""
     left, right = _classes(mine, found.to_b), _classes(theirs, found.to_a)
@@ -336,19 +221,14 @@ def _pair_neighbours(found: Matching) -> None:
     """Case 6: first those with the same attributes and constants, from all matched nodes outward, then the others."""
     for strict in (True, False):
         queue = list(found.to_b.items())
-        _pair_producers(found, _outputs(found), queue, strict=strict)
+        outputs = [(mine, theirs) for _, mine, theirs in found.outputs()]
+        _pair_producers(found, outputs, queue, strict=strict)
         _pair_consumers(found, _of_inputs(found.a), _of_inputs(found.b), queue, strict=strict)
         for one, other in queue:
             _pair_producers(
                 found, zip(found.a.view.inputs[one], found.b.view.inputs[other], strict=False), queue, strict=strict
             )
             _pair_consumers(found, found.a.view.consumers[one], found.b.view.consumers[other], queue, strict=strict)
-
-
-def _outputs(found: Matching) -> list[tuple[Source, Source]]:
-    mine = dict(zip(found.a.outputs, found.a.view.outputs, strict=True))
-    theirs = dict(zip(found.b.outputs, found.b.view.outputs, strict=True))
-    return [(mine[place], theirs[place]) for place in mine if place in theirs]
 
 
 def _of_inputs(side: Side) -> list[Consumer]:
@@ -402,10 +282,4 @@ def _trait(side: Side, place: int, *, strict: bool) -> _Key:
     operator = operator_of(side.view.nodes[place])
     if not strict:
         return operator
-    values = tuple((name, identity) for name, (_, identity) in side.attributes[place].items())
-    constants = tuple(
-        (slot, side.view.constants[int(source.of)].digest)
-        for slot, source in enumerate(side.view.inputs[place])
-        if source.kind == "constant"
-    )
-    return operator, values, constants
+    return operator, tuple(side.identities(place).items()), side.constants(place)

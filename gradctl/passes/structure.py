@@ -17,7 +17,8 @@ from gradctl.forms.onnx_session import port_text
 from gradctl.passes.constant_matching import constant_changes, moved_constants, paired_constants
 from gradctl.passes.graph_changes import Changes, graph_node
 from gradctl.passes.graph_view import GraphView, Source, shortened, subgraphs
-from gradctl.passes.node_matching import Matching, Side, matching
+from gradctl.passes.node_colours import Side
+from gradctl.passes.node_matching import Matching, matching
 from gradctl.passes.result import operators
 
 __all__ = ["ComparedStructure", "SharedValue", "compare_structure"]
