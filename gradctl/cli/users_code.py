@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
 
 import click
 
@@ -19,7 +18,9 @@ def users_code() -> Iterator[None]:
 
     ``--format json | jq`` must parse whatever a model prints, and ``os._exit(0)`` in it must not read as a pass.
     """
-    with contextlib.redirect_stdout(sys.stderr), _standard_output_elsewhere(), _no_exit_without_a_word():
+    from gradctl.core.exits import exits_told
+
+    with contextlib.redirect_stdout(sys.stderr), _standard_output_elsewhere(), exits_told(_told):
         yield
 
 
@@ -54,25 +55,12 @@ def _flush() -> None:
         ctypes.CDLL(None).fflush(None)
 
 
-@contextlib.contextmanager
-def _no_exit_without_a_word() -> Iterator[None]:
-    """Let ``os._exit`` say who called it and end with 4, inconclusive; a child process ends as it wants."""
-    process, leave = os.getpid(), os._exit
-
-    def explained(status: int) -> NoReturn:
-        if os.getpid() == process:
-            caller = sys._getframe(1)
-            with contextlib.suppress(OSError):
-                click.echo(
-                    f"GC801 the program that is checked ended the process: os._exit({status}) at "
-                    f"{caller.f_code.co_filename}:{caller.f_lineno}. Raise an exception there instead.",
-                    err=True,
-                )
-            status = 4
-        leave(status)
-
-    os._exit = explained
-    try:
-        yield
-    finally:
-        os._exit = leave
+def _told(status: int, file: str, line: int) -> int:
+    """Say who called ``os._exit``, and return 4, inconclusive."""
+    with contextlib.suppress(OSError):
+        click.echo(
+            f"GC801 the program that is checked ended the process: os._exit({status}) at {file}:{line}. Raise an "
+            "exception there instead.",
+            err=True,
+        )
+    return 4

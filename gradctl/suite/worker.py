@@ -16,14 +16,13 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
 from gradctl.core.errors import GradctlError
+from gradctl.core.exits import exits_told
 from gradctl.core.findings import Location, Unit
 from gradctl.core.names import UnitStatus
 from gradctl.suite.assignment import (
@@ -94,8 +93,17 @@ def main() -> NoReturn:
     def answer(unit: Unit) -> None:
         write_whole(folder / ANSWER, Answer(nonce=assignment.nonce, unit=unit))
 
+    start = time.perf_counter()
+
+    def told(status: int, file: str, line: int) -> int:
+        reason = f"the program that is checked ended the process: os._exit({status})"
+        hint, seconds = "raise an exception there instead.", time.perf_counter() - start
+        location = Location(file=file, line=line)
+        answer(undecided(request, "crashed", "GC801", reason, hint=hint, location=location, seconds=seconds))
+        return status
+
     _limit_memory(request)
-    with _no_exit_without_a_word(request, answer):
+    with exits_told(told):
         answer(_attempted(request))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the user may have put anything there
@@ -147,27 +155,6 @@ def _users_line(error: Exception) -> Location | None:
 
     place = raised_at(error)
     return Location(file=place[0], line=place[1]) if place is not None else None
-
-
-@contextmanager
-def _no_exit_without_a_word(request: UnitRequest, answer: Callable[[Unit], None]) -> Iterator[None]:
-    """Let ``os._exit`` answer who called it; a child process of the user's ends as it wants."""
-    process, leave, start = os.getpid(), os._exit, time.perf_counter()
-
-    def explained(status: int) -> NoReturn:
-        if os.getpid() == process:
-            caller = sys._getframe(1)
-            location = Location(file=caller.f_code.co_filename, line=caller.f_lineno)
-            reason = f"the program that is checked ended the process: os._exit({status})"
-            hint, seconds = "raise an exception there instead.", time.perf_counter() - start
-            answer(undecided(request, "crashed", "GC801", reason, hint=hint, location=location, seconds=seconds))
-        leave(status)
-
-    os._exit = explained
-    try:
-        yield
-    finally:
-        os._exit = leave
 
 
 def _die_with(supervisor: int) -> None:
