@@ -153,11 +153,12 @@ def _checked(
 def _project(file: Path | None, paths: Sequence[str]) -> Project:
     """Return the configuration that is named, or the nearest to what is checked; an empty one where there is none."""
     from gradctl.suite.configuration import FILE_NAME, Configuration, Project, find, read
+    from gradctl.suite.discovery import module_and_name
 
     if file is not None:
         return read(file)
     here = Path.cwd()
-    places = [Path(path.rpartition(":")[0] or path).absolute() for path in paths]
+    places = [Path(module_and_name(path)[0]).absolute() for path in paths]
     folders = [place if place.is_dir() else place.parent for place in places if place.exists()]
     folder = Path(os.path.commonpath(folders)) if folders else here
     found = find(folder)

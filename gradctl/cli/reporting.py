@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import shutil
 import sys
 import time
@@ -79,17 +78,15 @@ def _format_files(ctx: click.Context, param: click.Parameter, values: tuple[str,
 
 def _allows(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Return each ``CODE[:NAME]``, its code one that has a page and in capitals."""
-    from gradctl.rules.catalogue import codes
+    from gradctl.rules.catalogue import allow_problem
 
     allows = []
     for value in values:
         code, colon, name = value.partition(":")
-        code = code.upper()
-        if not re.fullmatch(r"GC\d{3}", code) or (colon and not name):
-            raise click.BadParameter(f"{value!r} is not CODE or CODE:NAME, for example GC408:RoundStraightThrough.")
-        if code not in codes():
-            raise click.BadParameter(f"no rule {code!r}{nearest(code, codes())}; 'gradctl explain' lists them.")
-        allows.append(f"{code}{colon}{name}")
+        allow = f"{code.upper()}{colon}{name}"
+        if problem := allow_problem(allow, value):
+            raise click.BadParameter(problem)
+        allows.append(allow)
     return tuple(allows)
 
 

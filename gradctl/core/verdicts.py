@@ -8,7 +8,15 @@ from collections.abc import Iterable, Sequence
 from gradctl.core.findings import Finding, Summary, TensorResult
 from gradctl.core.names import SEVERITIES, UnitStatus, UnitVerdict
 
-__all__ = ["EXIT_CODES", "exit_code_of", "run_verdict", "summarise", "unit_verdict", "worst_exit_code"]
+__all__ = [
+    "EXIT_CODES",
+    "exit_code_of",
+    "failing_severities",
+    "run_verdict",
+    "summarise",
+    "unit_verdict",
+    "worst_exit_code",
+]
 
 EXIT_CODES: dict[UnitVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4, "skipped": 5}
 
@@ -25,7 +33,7 @@ def unit_verdict(
     """
     findings = list(findings)
     allowed = {finding.tensor for finding in findings if finding.allowed}
-    failing = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    failing = failing_severities(fail_on)
     if any(finding.severity in failing and not finding.allowed for finding in findings):
         return "fail"
     if status == "unsupported":
@@ -35,6 +43,11 @@ def unit_verdict(
     ):
         return "inconclusive"
     return "pass"
+
+
+def failing_severities(fail_on: str) -> tuple[str, ...]:
+    """Return the severities that fail, worst first, down to ``fail_on``."""
+    return SEVERITIES[: SEVERITIES.index(fail_on) + 1]
 
 
 def run_verdict(verdicts: Sequence[UnitVerdict]) -> UnitVerdict:

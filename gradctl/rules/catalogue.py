@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from importlib.resources import files
 
-__all__ = ["codes", "page", "title"]
+from gradctl.core.errors import nearest
+
+__all__ = ["allow_problem", "codes", "page", "title"]
 
 
 @functools.cache
@@ -29,3 +32,17 @@ def page(code: str) -> str:
 def title(code: str) -> str:
     """Return the first line of the page without the code: ``autograd disagrees with finite differences``."""
     return page(code).partition("\n")[0].removeprefix(f"# {code} ").strip()
+
+
+def allow_problem(text: str, given: str | None = None) -> str:
+    """Return what is wrong with the ``CODE`` or ``CODE:NAME`` of an accepted finding, or nothing.
+
+    Args:
+        text: with the code in capitals.
+        given: as the user wrote it, where that is another.
+    """
+    code, colon, name = text.partition(":")
+    if not re.fullmatch(r"GC\d{3}", code) or (colon and not name):
+        shown = text if given is None else given
+        return f"{shown!r} is not CODE or CODE:NAME, for example GC408:RoundStraightThrough."
+    return "" if code in codes() else f"no rule {code!r}{nearest(code, codes())}; 'gradctl explain' lists them."

@@ -15,7 +15,7 @@ from tomlkit.items import AoT, Array
 
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding, Unit
-from gradctl.core.names import SEVERITIES
+from gradctl.core.verdicts import failing_severities
 from gradctl.suite.configuration import Accepted, Project, parsed
 from gradctl.suite.gate import Planned, is_of_no_use
 
@@ -131,7 +131,7 @@ def _entries(planned: Sequence[Planned], units: Sequence[Unit]) -> list[Accepted
     """
     found = []
     for each, unit in zip(planned, units, strict=True):
-        severities = SEVERITIES[: SEVERITIES.index(each.request.fail_on) + 1] if unit.verdict == "fail" else ()
+        severities = failing_severities(each.request.fail_on) if unit.verdict == "fail" else ()
         failing: dict[str, Finding] = {}
         for finding in unit.findings:
             if finding.allow and finding.severity in severities and not finding.allowed:

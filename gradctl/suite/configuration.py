@@ -17,7 +17,7 @@ import msgspec
 
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import FORMS, SEVERITIES, VERDICTS, FormName, Severity, UnitVerdict
-from gradctl.rules.catalogue import codes
+from gradctl.rules.catalogue import allow_problem
 
 __all__ = ["FILE_NAME", "Accepted", "Configuration", "Project", "TargetEntry", "bytes_of", "find", "parsed", "read"]
 
@@ -202,7 +202,7 @@ def _problems(configuration: Configuration) -> Iterable[tuple[tuple[str | int, .
         yield ("jobs",), f"{configuration.jobs} jobs are none; give at least 1"
     yield from _of_settings(configuration, ())
     for index, accepted in enumerate(configuration.allow):
-        if problem := _of_allow(accepted.finding):
+        if problem := allow_problem(accepted.finding):
             yield ("allow", index, "finding"), problem
         if accepted.error is not None and not accepted.error >= 0:
             yield ("allow", index, "error"), f"an error of {accepted.error} is none; give a number from 0"
@@ -214,7 +214,7 @@ def _problems(configuration: Configuration) -> Iterable[tuple[tuple[str | int, .
         titles.add(entry.title)
         yield from _of_settings(entry, place)
         for k, text in enumerate(entry.allow):
-            if problem := _of_allow(text):
+            if problem := allow_problem(text):
                 yield (*place, "allow", k), problem
 
 
@@ -228,13 +228,6 @@ def _of_settings(settings: _Settings, place: tuple[str | int, ...]) -> Iterable[
             bytes_of(settings.memory)
         except ValueError as error:
             yield (*place, "memory"), str(error)
-
-
-def _of_allow(text: str) -> str:
-    code, colon, name = text.partition(":")
-    if not re.fullmatch(r"GC\d{3}", code) or (colon and not name):
-        return f"{text!r} is not CODE or CODE:NAME, for example GC408:RoundStraightThrough"
-    return "" if code in codes() else f"no rule {code!r}{nearest(code, codes())}; 'gradctl explain' lists them"
 
 
 def _explained(said: str) -> tuple[str, tuple[str | int, ...]]:

@@ -135,10 +135,6 @@ def _defines_make_model(file: Path) -> bool:
         return True
     except OSError:
         return False
-    return any(_defines(node, "make_model") for node in body)
-
-
-def _defines(node: ast.stmt, name: str) -> bool:
-    if isinstance(node, ast.FunctionDef):
-        return node.name == name
-    return isinstance(node, ast.Assign) and any(isinstance(each, ast.Name) and each.id == name for each in node.targets)
+    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    assigned = (target for node in body if isinstance(node, ast.Assign) for target in node.targets)
+    return "make_model" in functions | {target.id for target in assigned if isinstance(target, ast.Name)}
