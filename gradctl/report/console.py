@@ -23,7 +23,7 @@ from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_nu
 from gradctl.core.names import UnitVerdict
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
-from gradctl.report.matrix import matrix_of_forms, matrix_of_targets, plain_table
+from gradctl.report.matrix import data, matrix_of_forms, matrix_of_targets, plain_table
 from gradctl.report.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.structure import structure_lines
 from gradctl.report.wording import (
@@ -191,7 +191,7 @@ def _print_optimization(console: Console, optimization: Optimization) -> None:
     for number, heading in enumerate(PASS_HEADINGS):
         passes.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
     for row in pass_rows(optimization):
-        passes.add_row(*map(_data, row))
+        passes.add_row(*map(data, row))
     console.print(passes, "")
     for line in notes(optimization):
         _print_indented(console, line, indent=0)
@@ -199,7 +199,7 @@ def _print_optimization(console: Console, optimization: Optimization) -> None:
     for number, heading in enumerate(SIZE_HEADINGS):
         sizes.add_column(heading, justify="left" if number < 1 else "right", overflow="fold")
     for row in size_rows(optimization):
-        sizes.add_row(*map(_data, row))
+        sizes.add_row(*map(data, row))
     console.print("", sizes, "")
 
 
@@ -285,7 +285,7 @@ def _compact(tensors: Sequence[TensorResult]) -> Table:
         table.add_column(no_wrap=True)
     for tensor in tensors:
         errors = f"error {format_number(tensor.error)}", f"budget {format_number(tensor.budget)}"
-        table.add_row(_data(tensor.tensor), shape_and_dtype(tensor), VERDICT_WORDS[tensor.verdict], *errors)
+        table.add_row(data(tensor.tensor), shape_and_dtype(tensor), VERDICT_WORDS[tensor.verdict], *errors)
     return table
 
 
@@ -343,7 +343,3 @@ def _print_indented(console: Console, text: str, style: str = "", *, indent: int
 def _print_whole(console: Console, text: str, style: str = "") -> None:
     """Print text that is there to be pasted: on one line, however long."""
     console.print(Text(text, style=style), soft_wrap=True)
-
-
-def _data(text: str) -> Text:
-    return Text(printable(text), overflow="fold")

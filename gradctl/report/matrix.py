@@ -13,7 +13,7 @@ from gradctl.core.findings import Unit
 from gradctl.core.names import Quantity, TensorVerdict
 from gradctl.report.wording import VERDICT_WORDS, one_line, printable, verdict_word, worst_units_first
 
-__all__ = ["QUANTITIES", "cell", "matrix_of_forms", "matrix_of_targets", "plain_table"]
+__all__ = ["QUANTITIES", "cell", "data", "matrix_of_forms", "matrix_of_targets", "plain_table"]
 
 QUANTITIES: tuple[Quantity, ...] = ("output", "gradient", "buffer")
 _MOST_ROWS = 40
@@ -38,7 +38,7 @@ def matrix_of_forms(units: Sequence[Unit]) -> Table:
         cells = [cell(unit, quantity) for quantity in QUANTITIES]
         if unit.status != "complete":
             cells[0] = unit.status
-        table.add_row(_data(unit.form), *cells, *(_times(unit) if timed else []))
+        table.add_row(data(unit.form), *cells, *(_times(unit) if timed else []))
     return table
 
 
@@ -110,5 +110,6 @@ def _times(unit: Unit) -> list[str]:
     ]
 
 
-def _data(text: str) -> Text:
+def data(text: str) -> Text:
+    """Return a name for a table: nothing in it is markup, and what is long is folded."""
     return Text(printable(text), overflow="fold")
