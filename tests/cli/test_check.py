@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -18,32 +17,10 @@ import pytest
 
 from gradctl.report.json import load
 from tests.cli.command_line import gradctl
+from tests.suite.faulty import is_gone, written
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
-GOOD = """
-import ctypes, os, signal, sys, threading
-from pathlib import Path
-import torch
-from torch import nn
-
-class Net(nn.Linear):
-    def forward(self, x):
-        {body}
-        return super().forward(x)
-
-def make_model():
-    return Net(3, 2)
-
-def example_inputs():
-    return (torch.ones(2, 3),)
-"""
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and /proc")
-
-
-def model(path, body="pass"):
-    path.write_text(GOOD.format(body=body))
-    return path
 
 
 def check(folder, *arguments, **environment):
@@ -135,8 +112,8 @@ def test_what_is_expected_to_fail_passes_while_it_fails(wrong):
 
 def test_a_model_that_segfaults_among_ten_others(tmp_path):
     for index in range(10):
-        model(tmp_path / f"good{index}.py", "print('{}')")
-    model(tmp_path / "bad.py", "ctypes.string_at(0)")
+        written(tmp_path / f"good{index}.py", "print('{}')")
+    written(tmp_path / "bad.py", "ctypes.string_at(0)")
     finished = check(tmp_path, ".", "--form", "eager", "--format", "json", "--report", f"junit={tmp_path / 'r.xml'}")
     assert finished.returncode == 4
     found = units(finished)
@@ -149,7 +126,7 @@ def test_a_model_that_segfaults_among_ten_others(tmp_path):
 
 
 def test_the_configuration_says_what_runs_and_how(tmp_path):
-    model(tmp_path / "net.py")
+    written(tmp_path / "net.py")
     (tmp_path / "pyproject.toml").write_text(
         '[tool.gradctl]\nforms = ["eager", "trace"]\n'
         '[[tool.gradctl.targets]]\ntarget = "net.py"\n'
@@ -170,7 +147,7 @@ def test_the_configuration_says_what_runs_and_how(tmp_path):
 
 
 def test_discovery_needs_no_configuration(tmp_path):
-    model(tmp_path / "net.py")
+    written(tmp_path / "net.py")
     finished = check(tmp_path, "--form", "eager")
     assert (finished.returncode, finished.stderr.count("1 of 1: net.py, eager: pass")) == (0, 1)
 
@@ -186,7 +163,7 @@ def test_discovery_needs_no_configuration(tmp_path):
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(arguments, exit_code, said, tmp_path):
-    model(tmp_path / "net.py")
+    written(tmp_path / "net.py")
     (tmp_path / "empty").mkdir()
     finished = check(tmp_path, *arguments)
     assert (finished.returncode, finished.stdout) == (exit_code, "")
@@ -211,9 +188,9 @@ def stopped(tmp_path, *signals):
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     child = f"child = os.popen('sleep 600 & echo $!'); Path({str(tmp_path / 'child')!r}).write_text(child.readline()); "
     (tmp_path / "temporary").mkdir()
-    model(tmp_path / "a.py")
-    model(tmp_path / "b.py", f"{deaf}{child}{said}threading.Event().wait()")
-    model(tmp_path / "c.py")
+    written(tmp_path / "a.py")
+    written(tmp_path / "b.py", f"{deaf}{child}{said}threading.Event().wait()")
+    written(tmp_path / "c.py")
     line = [sys.executable, "-m", "gradctl", "check", ".", "--form", "eager", "--jobs", "1", "--report", "json=r.json"]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
     with subprocess.Popen(
@@ -226,15 +203,6 @@ def stopped(tmp_path, *signals):
             yield process, unit
         finally:
             process.kill()
-
-
-def is_gone(pid):
-    with contextlib.suppress(ProcessLookupError):
-        with os.fdopen(os.pidfd_open(pid)) as descriptor:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            return bool(poll.poll(20_000))
-    return True
 
 
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -215,38 +215,33 @@ def test_what_cannot_be_had_is_said_and_leaves_no_file(arguments, exit_code, sai
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_with_dropout_is_refused_in_training(tmp_path):
-    (tmp_path / "net.py").write_text(
-        "import torch\nfrom torch import nn\n\n"
-        "def make_model():\n    return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()\n\n"
-        "def example_inputs():\n    return (torch.ones(2, 4),)\n"
-    )
-    finished = gradctl("export", tmp_path / "net.py", "--graph", "joint", "-o", tmp_path / "joint.onnx")
-    assert finished.returncode == 4
-    assert "the forward draws random numbers" in " ".join(finished.stdout.split())
-
-
-def test_two_values_of_one_name_are_refused(tmp_path):
-    """A submodule called input, and an input called weight."""
-    (tmp_path / "net.py").write_text(
-        "import torch\nfrom torch import nn\n\n"
+REFUSED = {
+    "two values of one name": (  # a submodule called input, and an input called weight
         "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.input = nn.Linear(3, 3)\n\n"
+        "        self.input = nn.Linear(4, 4)\n\n"
         "    def forward(self, weight):\n        return self.input(weight)\n\n"
-        "def make_model():\n    return Net()\n\n"
-        "def example_inputs():\n    return (torch.ones(2, 3),)\n"
-    )
-    finished = gradctl("export", tmp_path / "net.py", "--graph", "joint", "-o", tmp_path / "joint.onnx")
-    assert finished.returncode == 4
-    assert "two values of the graph would be called 'input.weight'" in " ".join(finished.stdout.split())
+        "def make_model():\n    return Net()\n",
+        "torch.ones(2, 4)",
+        "two values of the graph would be called 'input.weight'",
+    ),
+    "bfloat16": (
+        "def make_model():\n    return nn.Linear(4, 4).bfloat16()\n",
+        "torch.ones(2, 4, dtype=torch.bfloat16)",
+        "onnxruntime takes no bfloat16 on the CPU.",
+    ),
+    "dropout in training mode": (
+        "def make_model():\n    return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()\n",
+        "torch.ones(2, 4)",
+        "the forward draws random numbers",
+    ),
+}
 
 
-def test_bfloat16_is_refused(tmp_path):
-    (tmp_path / "net.py").write_text(
-        "import torch\nfrom torch import nn\n\n"
-        "def make_model():\n    return nn.Linear(4, 4).bfloat16()\n\n"
-        "def example_inputs():\n    return (torch.ones(2, 4, dtype=torch.bfloat16),)\n"
-    )
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_graph_can_say_is_refused(name, tmp_path):
+    source, given, said = REFUSED[name]
+    inputs = f"def example_inputs():\n    return ({given},)\n"
+    (tmp_path / "net.py").write_text(f"import torch\nfrom torch import nn\n\n{source}\n{inputs}")
     finished = gradctl("export", tmp_path / "net.py", "--graph", "joint", "-o", tmp_path / "joint.onnx")
     assert finished.returncode == 4
-    assert "onnxruntime takes no bfloat16 on the CPU." in " ".join(finished.stdout.split())
+    assert said in " ".join(finished.stdout.split())

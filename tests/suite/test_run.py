@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -17,30 +15,10 @@ from gradctl.core.findings import Location, Unit
 from gradctl.core.target_options import TargetOptions
 from gradctl.suite.assignment import Assignment, read_answer, read_whole, write_whole
 from gradctl.suite.run import UnitRequest, run_units
+from tests.suite.faulty import is_gone, written
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals, /proc and address-space limits")
 
-# A linear model whose forward first does something else; ``{body}`` is what.
-MODEL = """
-import ctypes, os, signal, subprocess, sys, threading, time
-from pathlib import Path
-import torch
-from torch import nn
-
-
-class Net(nn.Linear):
-    def forward(self, x):
-{body}
-        return super().forward(x)
-
-
-def make_model():
-    return Net(3, 2)
-
-
-def example_inputs():
-    return (torch.ones(2, 3),)
-"""
 LINE = 10  # of the first line of the body
 
 # What a model does in its forward → status, code and reason of its unit.
@@ -79,7 +57,7 @@ GOOD = {
 
 
 def request(path, body="pass", *, timeout_seconds=60, **more):
-    path.write_text(MODEL.format(body="\n".join(f"        {line}" for line in body.splitlines())))
+    written(path, body)
     return UnitRequest(checking=TargetOptions(str(path), threads=1), timeout_seconds=timeout_seconds, **more)
 
 
@@ -293,17 +271,6 @@ def supervised(tmp_path):
     with process:
         yield process, int((tmp_path / "pid").read_text())
         process.kill()
-
-
-def is_gone(pid):
-    """Wait, at most 20 s, for the process to end, and tell whether it did."""
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        with os.fdopen(descriptor):
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN)
-            return bool(poll.poll(20_000))
-    return True
 
 
 def test_a_supervisor_that_is_killed_leaves_no_orphan(supervised):
