@@ -5,7 +5,8 @@
 Each operator runs in a process of its own, so that a crash or a time-out is counted and ends nothing else. Its samples
 are the first differentiable one in float32, and others drawn from those whose shapes or options differ. A sample is
 
-- ``right``: outputs and gradients of the form ``onnx-joint`` are those of eager autograd in float64;
+- ``right``: outputs, gradients and what is written to, of the form ``onnx-joint``, are those of eager autograd in
+  float64;
 - ``WRONG``: they are not, and nothing was said;
 - ``refused``: the form says why it cannot take the operator, while the form ``onnx`` gives its outputs right;
 - ``no forward``: it is refused, and the form ``onnx`` refuses it too or gives wrong outputs;
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import copy
 import functools
 import json
 import logging
@@ -26,7 +28,7 @@ import random
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
@@ -66,13 +68,31 @@ class Case:
     reason: str = ""
 
 
+class Operator(nn.Module):
+    """An operator as a model of the tensors that ask for a gradient; other floats, which it may write to, are buffers.
+
+    Args:
+        function: the operator, of the inputs and then the buffers.
+        kept: values of the buffers.
+    """
+
+    def __init__(self, function: Callable[..., Any], kept: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        for index, value in enumerate(kept):
+            self.register_buffer(f"kept{index}", value.detach().clone())
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs, *self.buffers())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One differentiable sample: a function of its leaves, in float32 and in float64."""
+    """One differentiable sample: a model of its leaves, in float32 and in float64."""
 
     text: str
-    function: Callable[..., Any]
-    promoted: Callable[..., Any]
+    model: Operator
+    promoted: Operator
     inputs: tuple[Tensor, ...]
 
 
@@ -94,15 +114,18 @@ def samples(name: str, count: int) -> Iterator[Sample]:
     given = 0
     for text in order:
         sample, arguments, inputs = found[text]
-        function = bound(op, sample, arguments, list(inputs))
-        promoted = bound(op, sample, map_leaves(lambda _, leaf: _promoted(leaf), arguments), list(inputs))
+        kept = {path: leaf for path, leaf in leaves(arguments) if path not in inputs and _is_float(leaf)}
+        paths = [*inputs, *kept]
+        wide = map_leaves(lambda _, leaf: _promoted(leaf), arguments)
+        model = Operator(bound(op, sample, arguments, paths), kept.values())
+        promoted = Operator(bound(op, sample, wide, paths), map(_promoted, kept.values()))
         _seed()
         try:
-            outputs = leaves(function(*(each.clone().requires_grad_() for each in inputs.values())))
+            outputs = leaves(copy.deepcopy(model)(*(each.clone().requires_grad_() for each in inputs.values())))
         except RuntimeError:  # it reads what is beside its tensor in memory
             continue
         if any(_asks(each) and each.numel() for _, each in outputs):
-            yield Sample(text, function, promoted, tuple(inputs.values()))
+            yield Sample(text, model, promoted, tuple(inputs.values()))
             given += 1
         if given == count:
             return
@@ -110,7 +133,7 @@ def samples(name: str, count: int) -> Iterator[Sample]:
 
 def state_of(sample: Sample) -> tuple[str, str]:
     """Return what the joint graph of a sample is, and why."""
-    subject = Subject(target="operator", model=sample.function, args=sample.inputs)
+    subject = Subject(target="operator", model=sample.model, args=sample.inputs)
     wanted, tolerated = _references(sample)
     try:
         instance = Instance(subject)
@@ -119,7 +142,7 @@ def state_of(sample: Sample) -> tuple[str, str]:
         reason = refusal.reason if isinstance(refusal, CannotCapture) else refusal.message
         return ("refused" if _forward_is_right(subject, wanted, tolerated) else "no forward"), reason
     try:
-        found = _outputs_and_gradients(captured.call, instance.inputs()[0])
+        found = _results(captured.call, captured.buffers, instance.inputs()[0])
     except Exception as error:  # onnxruntime raises RuntimeError and others
         return ("crashed" if _forward_is_right(subject, wanted, tolerated) else "no forward"), str(error)
     return _compared(found, wanted, tolerated)
@@ -133,22 +156,27 @@ def _forward_is_right(subject: Subject, wanted: dict[str, Tensor], tolerated: di
             given = _named(captured.call(*instance.inputs()[0]))
     except Exception:  # whatever the exporter or onnxruntime raises, there is no forward
         return False
-    outputs = {name: each for name, each in wanted.items() if not name.startswith("gradient")}
+    outputs = {name: each for name, each in wanted.items() if name.startswith("output")}
     return _compared(given, outputs, tolerated)[0] == "right"
 
 
 def _references(sample: Sample) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Return eager's results in float64, and how far off each may be, relative to its norm."""
-    native = _outputs_and_gradients(sample.function, sample.inputs)
+    native = _of_eager(sample.model, sample.inputs)
     try:
-        wanted = _outputs_and_gradients(sample.promoted, [_promoted(each) for each in sample.inputs])
+        wanted = _of_eager(sample.promoted, [_promoted(each) for each in sample.inputs])
     except RuntimeError:  # an operator that takes float32 alone
         return native, dict.fromkeys(native, RTOL)
     return wanted, {name: max(RTOL, 10 * _error(native[name], wanted[name])) for name in wanted}
 
 
-def _outputs_and_gradients(function: Callable[..., Any], inputs: Any) -> dict[str, Tensor]:
-    """Return the outputs, and the gradients by fixed random cotangents, by name; no gradient is zero."""
+def _of_eager(model: Operator, inputs: Any) -> dict[str, Tensor]:
+    model = copy.deepcopy(model)
+    return _results(model, dict(model.named_buffers()), inputs)
+
+
+def _results(function: Callable[..., Any], buffers: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
+    """Return outputs, gradients by fixed random cotangents, and buffers after the call; no gradient is zero."""
     asking = [each.detach().clone().requires_grad_() for each in inputs]
     _seed()
     outputs = _named(function(*asking))
@@ -159,7 +187,8 @@ def _outputs_and_gradients(function: Callable[..., Any], inputs: Any) -> dict[st
         f"gradient {index}": torch.zeros_like(given) if each is None else each
         for index, (given, each) in enumerate(zip(asking, found, strict=True))
     }
-    return {**{name: each.detach() for name, each in outputs.items()}, **gradients}
+    written = {f"buffer {name}": each.clone() for name, each in buffers.items()}
+    return {**{name: each.detach() for name, each in outputs.items()}, **gradients, **written}
 
 
 def _cotangent(output: Tensor, seed: int) -> Tensor:
@@ -207,10 +236,14 @@ def _asks(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
 
 
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dtype == torch.float32
+
+
 def _promoted(leaf: Any) -> Any:
     if leaf is torch.float32:
         return torch.float64
-    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.dtype == torch.float32 else leaf
+    return leaf.detach().double() if _is_float(leaf) else leaf
 
 
 def _text(leaf: Any) -> str:
