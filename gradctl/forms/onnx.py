@@ -99,6 +99,7 @@ def converted(
     opset: int | None,
     name: Callable[[torch.onnx.ONNXProgram], None],
     refusal: Callable[[BaseException], str],
+    optimize: Callable[[torch.onnx.ONNXProgram], None] = torch.onnx.ONNXProgram.optimize,
 ) -> ir.Model:
     """Return an exported program as an optimised ONNX graph.
 
@@ -107,6 +108,7 @@ def converted(
         opset: of ONNX's own operators; None leaves it to the exporter.
         name: gives inputs and outputs their names, before anything is optimised.
         refusal: what to say of what the exporter raises.
+        optimize: what is done with the graph once it has its names.
 
     Raises:
         CannotCapture: the exporter refuses the program, or has no conversion to this opset.
@@ -116,7 +118,7 @@ def converted(
             found = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False, opset_version=opset)
             assert found is not None
             name(found)
-            found.optimize()
+            optimize(found)
     except CannotCapture:
         raise
     except Exception as error:  # the exporter may raise anything

@@ -14,6 +14,7 @@ from gradctl.forms.form import CannotCapture, Captured, not_called
 from gradctl.forms.joint_call import Engine, joint_of, of_engine
 from gradctl.forms.onnx import by_file, converted, name_ports
 from gradctl.forms.onnx_file import OnnxFile, nodes, session
+from gradctl.forms.onnx_lowering import decomposed, optimize
 from gradctl.forms.onnx_session import run
 from gradctl.forms.reasons import reason_of
 from gradctl.joint.capture import Joint
@@ -56,12 +57,20 @@ def exported(
     start = perf_counter()
     joint = joint_of(instance, dynamic, wrt)
     _ensure_numpys(joint)
-    model = converted(
-        joint.program,
-        opset,
-        lambda found: _name(found, joint, frozen=frozen),
-        lambda error: f"torch.onnx refuses the joint graph: {reason_of(error)}",
-    )
+
+    def graph_of(program: torch.export.ExportedProgram) -> ir.Model:
+        return converted(
+            program,
+            opset,
+            lambda found: _name(found, joint, frozen=frozen),
+            lambda error: f"torch.onnx refuses the joint graph: {reason_of(error)}",
+            lambda found: optimize(found.model),
+        )
+
+    try:
+        model = graph_of(decomposed(joint.program))
+    except CannotCapture:  # an operator that torch.onnx knows by its own decomposition alone
+        model = graph_of(joint.program)
     return Captured("onnx-joint", not_called, seconds=perf_counter() - start, artifact=model)
 
 
