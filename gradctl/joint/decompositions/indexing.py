@@ -86,6 +86,21 @@ def _diagonal_scatter(self: Tensor, src: Tensor, offset: int = 0, dim1: int = 0,
     return written.reshape(matrices.shape).permute(back)
 
 
+def _slice_scatter(
+    self: Tensor, src: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Any:
+    """Return ``self`` with ``src`` from ``start`` to ``end``, as what is before it, it, and what is after it.
+
+    torch.onnx (2.13) has none of complex numbers. Other steps, and sizes that are free, are left to it.
+    """
+    size = self.shape[dim]
+    if step != 1 or not all(isinstance(each, int) for each in (size, start or 0, end or 0)):
+        return NotImplemented
+    first, after, _ = slice(start, end).indices(size)
+    pieces = [(self, 0, first), (src, 0, src.shape[dim]), (self, max(first, after), size)]
+    return torch.cat([each.narrow(dim, low, high - low) for each, low, high in pieces if high > low], dim)
+
+
 def _put(self: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
     """Return ``self`` with ``source`` at places counted in the flattened tensor."""
     flat, places, values = self.reshape(-1), index.reshape(-1), source.reshape(-1)
@@ -139,6 +154,20 @@ def _scatter_add(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Any:
     return _aten.scatter_add(self.reshape(1), 0, index.reshape(-1), src.reshape(-1)).reshape(())
 
 
+def _scatter(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Any:
+    """Return ``self`` with ``src`` at the places of ``index``; a scalar as ``_scatter_add`` takes it."""
+    if self.ndim:
+        return NotImplemented
+    return _aten.scatter.src(self.reshape(1), 0, index.reshape(-1), src.reshape(-1)).reshape(())
+
+
+def _scatter_value(self: Tensor, dim: int, index: Tensor, value: float) -> Any:
+    """Return ``self`` with ``value`` at the places of ``index``; a scalar as ``_scatter_add`` takes it."""
+    if self.ndim:
+        return NotImplemented
+    return _aten.scatter.value(self.reshape(1), 0, index.reshape(-1), value).reshape(())
+
+
 def _unfold_backward(grad_in: Tensor, input_sizes: Sequence[int], dim: int, size: int, step: int) -> Tensor:
     """Return the sum of the gradients of all windows that an element was in."""
     found = torch.full(input_sizes, 0, dtype=grad_in.dtype, device=grad_in.device)
@@ -162,7 +191,10 @@ TABLE: dict[Any, Callable[..., Any]] = {
     _aten.index_add.default: _index_add,
     _aten.masked_scatter_backward.default: _masked_scatter_backward,
     _aten.put.default: _put,
+    _aten.scatter.src: _scatter,
+    _aten.scatter.value: _scatter_value,
     _aten.scatter_add.default: _scatter_add,
     _aten.scatter_reduce.two: _scatter_reduce,
+    _aten.slice_scatter.default: _slice_scatter,
     _aten.unfold_backward.default: _unfold_backward,
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import decompose
 
 from gradctl.joint.decompositions.separable import working_type
 
@@ -65,6 +66,26 @@ def _batch_norm_without_statistics(
     return _on_batch(x, weight, bias, eps)[:3]
 
 
+def _batch_norm_evaluated(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``aten._native_batch_norm_legit_no_training``: its output, and no statistics of the batch.
+
+    torch.onnx (2.13) gives the running statistics for those of the batch.
+    """
+    with decompose({}):  # or the call below would be this one
+        output = _aten._native_batch_norm_legit_no_training(x, weight, bias, running_mean, running_var, momentum, eps)[
+            0
+        ]
+    return output, x.new_zeros((0,)), x.new_zeros((0,))
+
+
 def _on_batch(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -77,5 +98,6 @@ def _on_batch(
 
 TABLE: dict[Any, Callable[..., Any]] = {
     _aten._native_batch_norm_legit_functional.default: _batch_norm_functional,
+    _aten._native_batch_norm_legit_no_training.default: _batch_norm_evaluated,
     _aten._native_batch_norm_legit.no_stats: _batch_norm_without_statistics,
 }

@@ -53,6 +53,17 @@ def test_memory_in_another_order_is_refused():
         TABLE[aten.as_strided_scatter.default](values(5, 6).t(), values(2), [2], [1], 0)
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize(
+    ("start", "end"), [(None, None), (0, 2), (1, None), (1, 3), (-2, None), (None, -1), (2, 1), (0, 99), (99, None)]
+)
+def test_a_slice_is_written_between_what_is_around_it(dim, start, end):
+    x = values(4, 5, 6)
+    length = len(range(*slice(start, end).indices(x.shape[dim])))
+    written = values(*(length if axis == dim % 3 else size for axis, size in enumerate(x.shape)))
+    assert_same(aten.slice_scatter.default, x, written, dim, start, end)
+
+
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_put_counts_in_the_flattened_tensor(accumulate):
     assert_same(aten.put.default, values(3, 4), torch.tensor([[0, 5], [-1, 2]]), values(2, 2), accumulate)
@@ -88,17 +99,23 @@ def test_windows_that_overlap_add_up(dim, size, step):
 
 def test_scalars_are_lists_of_one():
     assert_same(aten.scatter_add.default, values(), 0, torch.tensor(0), values())
+    assert_same(aten.scatter.src, values(), 0, torch.tensor([0]), -values(1))
+    assert_same(aten.scatter.value, values(), 0, torch.tensor(0), 2.5)
     assert_as_torch(TABLE, {"scatter_add"}, lambda x: x.gather(0, torch.tensor(0)), values())
 
 
 def test_writes_are_right_in_onnxruntime():
     def writes(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        part = x.clone()
+        part[1:, :2] = y[:2, 2:]
         index = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0], [1, 1, 2, 0]])
         mean = x.scatter_reduce(0, index, y, "mean")
         added = x.index_add(0, torch.tensor([0, 2, 2]), y, alpha=-1)
         return (
             mean,
             added,
+            part,
+            x.sum().max(0).values,
             x.diagonal(1),
             x.unfold(1, 3, 1),
             torch.take(x, torch.tensor([0, 5, 5])),

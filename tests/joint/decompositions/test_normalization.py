@@ -46,6 +46,21 @@ def test_running_statistics_move_as_those_of_torch_do(shape: tuple[int, ...], tr
     torch.testing.assert_close(found[3:], (moved_mean, moved_variance))
 
 
+class _Statistics(nn.BatchNorm1d):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.native_batch_norm(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.training, 0.1, 1e-3
+        )
+
+
+def test_the_operator_itself_gives_no_statistics_where_it_takes_none() -> None:
+    model, x = _Statistics(3).eval(), _batch(4, 3, 5).float()
+    given, expected = by_autograd(model, x)
+    found = by_onnxruntime(joint_graph(model, x), given)
+    assert found["output.1"].shape == found["output.2"].shape == (0,)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
