@@ -105,7 +105,8 @@ def samples(name: str, count: int) -> Iterator[Sample]:
         arguments = (sample.input, sample.args, sample.kwargs)
         inputs = {path: leaf.detach().clone() for path, leaf in leaves(arguments) if _asks(leaf) and leaf.numel()}
         text = ", ".join(_text(leaf) for _, leaf in leaves(arguments))
-        if inputs and not sample.broadcasts_input:
+        is_dense = all(leaf.layout is torch.strided for leaf in inputs.values())
+        if inputs and is_dense and not sample.broadcasts_input:
             found.setdefault(text, (sample, arguments, inputs))
         if len(found) == CONSIDERED:
             break
@@ -119,12 +120,11 @@ def samples(name: str, count: int) -> Iterator[Sample]:
         wide = map_leaves(lambda _, leaf: _promoted(leaf), arguments)
         model = Operator(bound(op, sample, arguments, paths), kept.values())
         promoted = Operator(bound(op, sample, wide, paths), map(_promoted, kept.values()))
-        _seed()
         try:
-            outputs = leaves(copy.deepcopy(model)(*(each.clone().requires_grad_() for each in inputs.values())))
+            has_gradient = any(name.startswith("gradient") for name in _of_eager(model, tuple(inputs.values())))
         except RuntimeError:  # it reads what is beside its tensor in memory
             continue
-        if any(_asks(each) and each.numel() for _, each in outputs):
+        if has_gradient:
             yield Sample(text, model, promoted, tuple(inputs.values()))
             given += 1
         if given == count:
@@ -176,17 +176,20 @@ def _of_eager(model: Operator, inputs: Any) -> dict[str, Tensor]:
 
 
 def _results(function: Callable[..., Any], buffers: Mapping[str, Tensor], inputs: Any) -> dict[str, Tensor]:
-    """Return outputs, gradients by fixed random cotangents, and buffers after the call; no gradient is zero."""
+    """Return outputs, gradients by fixed random cotangents, and buffers after the call.
+
+    No gradient is zero, where there is one by another input.
+    """
     asking = [each.detach().clone().requires_grad_() for each in inputs]
     _seed()
     outputs = _named(function(*asking))
-    differentiable = [each for each in outputs.values() if each.requires_grad]
+    differentiable = [each for each in outputs.values() if each.requires_grad and each.numel()]
     cotangents = [_cotangent(each, seed) for seed, each in enumerate(differentiable)]
-    found = torch.autograd.grad(differentiable, asking, cotangents, allow_unused=True)
-    gradients = {
-        f"gradient {index}": torch.zeros_like(given) if each is None else each
-        for index, (given, each) in enumerate(zip(asking, found, strict=True))
-    }
+    found = torch.autograd.grad(differentiable, asking, cotangents, allow_unused=True) if differentiable else [None]
+    gradients = {}
+    if any(each is not None for each in found):
+        for index, (given, each) in enumerate(zip(asking, found, strict=True)):
+            gradients[f"gradient {index}"] = torch.zeros_like(given) if each is None else each
     written = {f"buffer {name}": each.clone() for name, each in buffers.items()}
     return {**{name: each.detach() for name, each in outputs.items()}, **gradients, **written}
 
@@ -202,8 +205,8 @@ def _compared(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerated: di
         given = found.get(name)
         if given is None or given.shape != reference.shape:
             return "WRONG", f"{name} is {'missing' if given is None else f'of shape {tuple(given.shape)}'}"
-        if (given.isfinite() != reference.isfinite()).any():
-            return "WRONG", f"{name} is finite in other places than eager's"
+        if any((test(given) != test(reference)).any() for test in (torch.isfinite, torch.isnan)):
+            return "WRONG", f"{name} is finite, or no number, in other places than eager's"
         error = _error(given, reference)
         # A gradient that cancels to zero has no relative error: it is rounding beside the largest value there is.
         absolute = float((_finite(given) - _finite(reference)).norm())
