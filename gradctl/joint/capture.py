@@ -6,7 +6,7 @@ and a backward of what it gives would lose them.
 1. ``make_fx`` runs the forward and ``torch.autograd.backward`` on fresh leaves, without decompositions.
 2. ``make_fx`` runs what it wrote down, functionalized, with decompositions: torch's core ones, and ours for operators
    that ONNX lacks.
-3. ``torch.export`` takes the result.
+3. The result becomes an ``ExportedProgram``.
 
 Names of inputs are those of parameters and buffers (``fc1.weight``, ``bn.running_mean``), ``input.x`` and, for each
 output that asks for a gradient, ``grad_output`` or ``grad_output.logits``. Names of outputs are ``output`` or
@@ -41,6 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.joint.decompositions import TABLE
+from gradctl.joint.program import exported_program
 from gradctl.subject.dynamic import Dynamic, by_leaf
 from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
@@ -53,7 +54,7 @@ __all__ = ["CannotJoin", "Joint", "joint_program"]
 _Result = TypeVar("_Result")
 
 _FEW = 8  # names that a message lists
-_DROPPED = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+_DROPPED = (torch.ops.aten.detach.default, torch.ops.aten.detach_.default, torch.ops.aten.alias.default)
 
 
 class CannotJoin(Exception):
@@ -263,7 +264,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     for name, fake in zip(subject.names, fakes, strict=True):
         symbolic = {axis: torch.export.Dim.AUTO for axis, size in enumerate(fake.shape) if not isinstance(size, int)}
         shapes.append({**symbolic, **{axis: sizes[size] for axis, size in free.get(name, {}).items()}} or None)
-    program = torch.export.export(graph, tuple(subject.tensors), dynamic_shapes=tuple(shapes), strict=False)
+    program = exported_program(graph, subject.tensors, shapes)
     changed = {name.removeprefix("updated.") for name in found.updated}
     return Joint(
         program,
