@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port
+from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port, Semantic
 from gradctl.core.names import buffer_name, parameter_name
 from gradctl.forms.artifact import SUFFIXES, load
 from gradctl.forms.form import Captured
@@ -163,9 +164,25 @@ def inspect_onnx(file: OnnxFile, name: str) -> Inspection:
         parameters=tuple(parameters),
         elements=sum(math.prod(each.dims) for each in own),
         bytes=sum(tensor_bytes(each) or 0 for each in own),
+        semantics=tuple(_draws(file)),
         operators=dict(kinds.most_common()),
         opsets=file.opsets,
     )
+
+
+def _draws(file: OnnxFile) -> Iterator[Semantic]:
+    """Return the inputs that are to be drawn, by the distributions that ``export --graph joint`` writes beside them."""
+    inputs = {each.name for each in file.inputs}
+    for entry in file.model.metadata_props:
+        if entry.key not in inputs:
+            continue
+        try:
+            (first, name), *parameters = json.loads(entry.value).items()
+        except (ValueError, AttributeError):  # somebody else's
+            continue
+        if first == "distribution":
+            said = ", ".join([str(name), *(f"{key} = {value}" for key, value in parameters)])
+            yield Semantic(kind="random numbers", name=entry.key, message=said)
 
 
 def _onnx_port(value: Any) -> Port:

@@ -76,7 +76,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         parameters, buffers: in order.
         elements: of all parameters, each storage once.
         bytes: of parameters and buffers together, each storage once.
-        semantics: of a program; empty for a file.
+        semantics: of a program; of a file, the inputs that are to be drawn.
         operators: calls by operator, the most frequent first; empty for a program, which has no graph yet.
         guards: what an exported program asks of the sizes of its inputs.
         opsets: of ONNX, by domain.

@@ -31,10 +31,11 @@ _NAMES = "gradctl.json"
 
 
 class Names(msgspec.Struct, frozen=True, kw_only=True):
-    """What a joint program takes and gives, in its order."""
+    """What a joint program takes and gives, in its order, and the distributions of what the caller is to draw."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    draws: dict[str, dict[str, int | float | str]] = {}
 
 
 def capture(instance: Instance) -> Captured:
@@ -62,7 +63,8 @@ def exported(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Sequenc
     """
     start = perf_counter()
     joint: Joint = joint_of(instance, dynamic, wrt)
-    artifact = Names(inputs=joint.inputs, outputs=joint.outputs), joint.program
+    draws = {name: dict(draw) for name, draw in joint.draws.items()}
+    artifact = Names(inputs=joint.inputs, outputs=joint.outputs, draws=draws), joint.program
     return Captured("export-joint", not_called, seconds=perf_counter() - start, artifact=artifact)
 
 
@@ -110,23 +112,18 @@ def _of_program(
     program: torch.export.ExportedProgram, names: Names, instance: Instance, where: str, *, seconds: float = 0.0
 ) -> Captured:
     module = program.module(check_guards=False)
-    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"][-len(names.inputs) :]
 
     def run(feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
             found = module(*(feeds[name] for name in names.inputs))
         return dict(zip(names.outputs, found, strict=True))
 
-    shapes = {
-        name: [size if isinstance(size, int) else str(size) for size in node.meta["val"].shape]
-        for name, node in zip(names.inputs, placeholders, strict=True)
-    }
     operators = Counter(
         str(node.target).removesuffix(".default") for node in program.graph.nodes if node.op == "call_function"
     )
     return of_engine(
         "export-joint",
-        Engine(shapes, names.outputs, run),
+        Engine(names.inputs, names.outputs, run),
         instance,
         where,
         operators=dict(operators.most_common()),

@@ -1,6 +1,7 @@
 """A joint graph as a form: called like the model, and differentiated by the graph itself, whatever runs it.
 
-A call runs the graph for the outputs, and their backward runs it with the cotangents.
+A call runs the graph for the outputs, and their backward runs it with the cotangents. Random numbers that the graph
+takes are drawn here, as eager draws them after the same seed: as many, in the same order.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from gradctl.core.names import output_name
 from gradctl.forms.export import capture_reason
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.quiet import quiet
-from gradctl.joint.capture import CannotJoin, Joint, joint_program
+from gradctl.joint.capture import Joint, joint_program
+from gradctl.joint.draws import Draw, Draws, generator_kept
+from gradctl.joint.refusal import CannotJoin
 from gradctl.subject.dynamic import Dynamic
 from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.inputs import input_names
@@ -37,12 +40,11 @@ class Engine:
     """What runs a joint graph.
 
     Attributes:
-        inputs: shape by name, free sizes as words; the names are those of ``gradctl.joint.capture``.
-        outputs: names.
+        inputs, outputs: names, those of ``gradctl.joint.capture``.
         run: gives the outputs by name, for the inputs by name.
     """
 
-    inputs: Mapping[str, Sequence[int | str]]
+    inputs: Sequence[str]
     outputs: Sequence[str]
     run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -83,15 +85,16 @@ def of_engine(form: str, engine: Engine, instance: Instance, where: str, **about
     """
     instance.restore()
     args, kwargs = instance.inputs()
-    with torch.enable_grad():  # a model may take gradients inside
-        structure = instance.model(*args, **kwargs)
-    instance.restore()
+    try:
+        structure, draws = _run_eagerly(instance, args, kwargs)
+    except CannotJoin as refusal:
+        raise TargetError("GC141", f"{where} is no joint graph of {instance.subject.target}: {refusal}") from refusal
     module = module_of(instance.model)
     parameters = dict(module.named_parameters()) if module is not None else {}
     buffers = dict(module.named_buffers()) if module is not None else {}
     results = {output_name(path) for path, leaf in leaves(structure) if isinstance(leaf, Tensor)}
     given = {f"input.{name}" for name, _ in input_names(instance.subject.model, args, kwargs)}
-    known = {*parameters, *buffers, *given, *(f"grad_{name}" for name in results)}
+    known = {*parameters, *buffers, *given, *draws, *(f"grad_{name}" for name in results)}
     differing = [f"no {name!r} to give it" for name in engine.inputs if name not in known]
     differing += [f"it gives no {name!r}" for name in sorted(results - set(engine.outputs))]
     by = [name.removeprefix(_GRADIENT) for name in engine.outputs if name.startswith(_GRADIENT)]
@@ -100,7 +103,7 @@ def of_engine(form: str, engine: Engine, instance: Instance, where: str, **about
         raise TargetError("GC141", f"{where} is no joint graph of {instance.subject.target}: {'; '.join(differing)}.")
     return Captured(
         form,
-        _Call(engine, instance.subject.model, parameters, buffers, structure),
+        _Call(engine, instance, parameters, buffers, structure),
         dict(module.named_parameters(remove_duplicate=False)) if module is not None else {},
         dict(module.named_buffers(remove_duplicate=False)) if module is not None else {},
         model=instance.model if isinstance(instance.model, nn.Module) else None,
@@ -108,12 +111,20 @@ def of_engine(form: str, engine: Engine, instance: Instance, where: str, **about
     )
 
 
+def _run_eagerly(instance: Instance, args: Any, kwargs: Any) -> tuple[Any, dict[str, Draw]]:
+    """Return what a model gives and what it draws; its state is put back."""
+    with torch.enable_grad(), generator_kept(), Draws(instance.model) as draws:  # a model may take gradients inside
+        value = instance.model(*args, **kwargs)
+    instance.restore()
+    return value, draws.by_name
+
+
 class _Call:
     """An engine as a callable that autograd differentiates.
 
     Args:
         engine: what runs the graph.
-        model: whose parameters name the inputs.
+        instance: the model, whose parameters name the inputs.
         parameters, buffers: by name; gradients go to these, and what the graph updates.
         structure: an output of the model.
     """
@@ -121,43 +132,55 @@ class _Call:
     def __init__(
         self,
         engine: Engine,
-        model: Callable[..., Any],
+        instance: Instance,
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
         structure: Any,
     ) -> None:
-        self.engine, self.model, self.structure = engine, model, structure
+        self.engine, self.instance, self.structure = engine, instance, structure
         self.parameters, self.buffers = parameters, buffers
         self.outputs = {output_name(path): leaf for path, leaf in leaves(structure) if isinstance(leaf, Tensor)}
+        self.at_sizes: dict[tuple[torch.Size, ...], tuple[dict[str, torch.Size], dict[str, Draw]]] = {}
         self.gradients = {name.removeprefix(_GRADIENT) for name in engine.outputs if name.startswith(_GRADIENT)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of one run; buffers that the forward changes are changed."""
-        named = input_names(self.model, args, kwargs)
+        named = input_names(self.instance.subject.model, args, kwargs)
         given = {f"input.{name}": value for name, value in named if isinstance(value, Tensor)}
         leaves_by_name = {**self.parameters, **given}
         names = [name for name in leaves_by_name if name in self.gradients]
-        found = _Run.apply(self, given, names, *(leaves_by_name[name] for name in names))  # type: ignore[no-untyped-call]
+        sizes, draws = self._as_eager(args, kwargs, given)
+        given |= {name: draw.again() for name, draw in draws.items()}
+        found = _Run.apply(self, given, sizes, names, *(leaves_by_name[name] for name in names))  # type: ignore[no-untyped-call]
         by_name = dict(zip(self.outputs, found, strict=True))
         return map_leaves(
             lambda path, leaf: by_name[output_name(path)] if isinstance(leaf, Tensor) else leaf, self.structure
         )
 
-    def run(self, values: Mapping[str, Tensor], cotangents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def _as_eager(
+        self, args: Any, kwargs: Any, given: Mapping[str, Tensor]
+    ) -> tuple[dict[str, torch.Size], dict[str, Draw]]:
+        """Return the sizes of the outputs, and the draws: where the inputs have sizes not seen before, eager is run."""
+        sizes = tuple(each.shape for each in given.values())
+        if sizes not in self.at_sizes:
+            now = {name: buffer.detach().clone() for name, buffer in self.buffers.items()}
+            value, draws = _run_eagerly(self.instance, args, kwargs)
+            with torch.no_grad():
+                for name, buffer in now.items():
+                    self.buffers[name].copy_(buffer)
+            outputs = {output_name(path): leaf.shape for path, leaf in leaves(value) if isinstance(leaf, Tensor)}
+            self.at_sizes[sizes] = outputs, draws
+        return self.at_sizes[sizes]
+
+    def run(
+        self, values: Mapping[str, Tensor], sizes: Mapping[str, torch.Size], cotangents: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
         """Return all that the graph gives, by name; a cotangent that is not given is zero."""
         feeds = {name: values[name].detach() for name in self.engine.inputs if name in values}
-        sizes: dict[int | str, int] = {}
-        for name, value in feeds.items():
-            sizes.update(zip(self.engine.inputs[name], value.shape, strict=True))
-        for name, shape in self.engine.inputs.items():
+        for name in self.engine.inputs:
             if name not in feeds and name not in cotangents:
-                example = self.outputs[name.removeprefix("grad_")]
-                # A free size that no input has is one that was computed: it is as in the example, or not to be had.
-                actual = [
-                    sizes.get(size, example.shape[axis]) if isinstance(size, str) else size
-                    for axis, size in enumerate(shape)
-                ]
-                feeds[name] = example.new_zeros(actual)
+                output = name.removeprefix("grad_")
+                feeds[name] = self.outputs[output].new_zeros(sizes[output])
         return self.engine.run({**feeds, **cotangents})
 
 
@@ -165,13 +188,21 @@ class _Run(torch.autograd.Function):
     """One call of a joint graph: forward and backward are a run of it each."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, given: Mapping[str, Tensor], names: Sequence[str], *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any,
+        call: _Call,
+        given: Mapping[str, Tensor],
+        sizes: Mapping[str, torch.Size],
+        names: Sequence[str],
+        *tensors: Tensor,
+    ) -> Any:
         state = {**call.parameters, **call.buffers, **given}
         # What the forward had, whatever becomes of it before the backward.
         ctx.values = {name: value.detach().clone() for name, value in state.items()}
-        ctx.call, ctx.names, ctx.places = call, names, [tensor.device for tensor in tensors]
+        ctx.call, ctx.sizes, ctx.names = call, sizes, names
+        ctx.places = [tensor.device for tensor in tensors]
         with torch.no_grad():
-            found = call.run(ctx.values, {})
+            found = call.run(ctx.values, sizes, {})
             for name, value in found.items():
                 if name.startswith("updated."):
                     call.buffers[name.removeprefix("updated.")].copy_(value)
@@ -186,6 +217,7 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         call: _Call = ctx.call
         named = zip((f"grad_{name}" for name in call.outputs), cotangents, strict=True)
-        found = call.run(ctx.values, {name: value for name, value in named if name in call.engine.inputs})
+        given = {name: value for name, value in named if name in call.engine.inputs}
+        found = call.run(ctx.values, ctx.sizes, given)
         gradients = (found[f"{_GRADIENT}{name}"] for name in ctx.names)
-        return None, None, None, *(each.to(place) for each, place in zip(gradients, ctx.places, strict=True))
+        return None, None, None, None, *(each.to(place) for each, place in zip(gradients, ctx.places, strict=True))

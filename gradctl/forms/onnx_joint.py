@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from time import perf_counter
@@ -86,7 +87,7 @@ def of_file(file: OnnxFile, instance: Instance) -> Captured:
     """
     running = session(file)
     engine = Engine(
-        {each.name: each.shape for each in running.get_inputs()},
+        [each.name for each in running.get_inputs()],
         [each.name for each in running.get_outputs()],
         lambda feeds: run(running, feeds),
     )
@@ -122,7 +123,11 @@ def _ensure_numpys(joint: Joint) -> None:
 
 
 def _name(program: torch.onnx.ONNXProgram, joint: Joint, *, frozen: bool) -> None:
-    """Give inputs, outputs and free sizes their names, and make initializers of inputs that do not change."""
+    """Give inputs, outputs and free sizes their names, and make initializers of inputs that do not change.
+
+    What the caller is to draw is in the metadata of the model: ``random.dropout``, by its distribution as JSON.
+    """
+    program.model.metadata_props.update({name: json.dumps(draw) for name, draw in joint.draws.items()})
     name_ports(program, joint.inputs, joint.outputs, joint.axes)
     graph = program.model.graph
     constants = {*joint.constants, *(joint.values if frozen else ())}

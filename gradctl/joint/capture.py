@@ -9,7 +9,8 @@ and a backward of what it gives would lose them.
 3. The result becomes an ``ExportedProgram``.
 
 Names of inputs are those of parameters and buffers (``fc1.weight``, ``bn.running_mean``), ``input.x`` and, for each
-output that asks for a gradient, ``grad_output`` or ``grad_output.logits``. Names of outputs are ``output`` or
+output that asks for a gradient, ``grad_output`` or ``grad_output.logits``; random numbers that the model draws are
+inputs too, ``random.dropout`` (see ``gradctl.joint.draws``). Names of outputs are ``output`` or
 ``output.logits``, ``grad.fc1.weight``, ``grad.input.x``, and for what the forward changes ``updated.bn.running_mean``.
 What no output hangs on has no gradient, as in eager.
 
@@ -41,7 +42,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.joint.decompositions import TABLE
+from gradctl.joint.draws import Distribution, Draw, Draws, only_torch_draws
 from gradctl.joint.program import exported_program
+from gradctl.joint.refusal import CannotJoin
+from gradctl.joint.sizes import exported_axes, free_sizes, named_axes, with_sizes
 from gradctl.subject.dynamic import Dynamic, by_leaf
 from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
@@ -49,16 +53,12 @@ from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["CannotJoin", "Joint", "joint_program"]
+__all__ = ["Joint", "joint_program"]
 
 _Result = TypeVar("_Result")
 
 _FEW = 8  # names that a message lists
 _DROPPED = (torch.ops.aten.detach.default, torch.ops.aten.detach_.default, torch.ops.aten.alias.default)
-
-
-class CannotJoin(Exception):
-    """There is no joint graph of this model; says why, in a sentence."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +71,7 @@ class Joint:
         outputs: names of what it gives, in this order.
         values: what parameters and buffers are now, by name.
         constants: names of buffers that the forward does not change.
+        draws: what inputs hold that the model draws, by name.
         axes: names of free sizes, by input and axis.
     """
 
@@ -79,6 +80,7 @@ class Joint:
     outputs: tuple[str, ...]
     values: Mapping[str, Tensor]
     constants: tuple[str, ...]
+    draws: Mapping[str, Distribution]
     axes: Mapping[str, Mapping[int, str]]
 
 
@@ -118,8 +120,10 @@ class _Subject:
         instance.restore()
         args, kwargs = instance.inputs()
         before = {name: value.detach().clone() for name, value in self.buffers.items()}
-        with torch.enable_grad():
+        seed_generators(instance.subject.seed)
+        with torch.enable_grad(), only_torch_draws(), Draws(instance.model) as draws:
             named = _named(instance.model(*args, **kwargs))
+        self.draws = draws.by_name
         # BatchNorm writes its running statistics without counting up their version.
         self.written = {name for name, value in self.buffers.items() if not torch.equal(value, before[name])}
         # A cotangent for each output that asks for one.
@@ -134,12 +138,14 @@ class _Subject:
     def names(self) -> list[str]:
         """Return the names of what the function takes."""
         cotangents = [f"grad_{name}" for name in self.asking]
-        return [*self.parameters, *self.buffers, *self.given, *cotangents]
+        return [*self.parameters, *self.buffers, *self.given, *self.draws, *cotangents]
 
     @property
     def tensors(self) -> list[Tensor]:
         """Return what it takes now."""
-        values = (*self.parameters.values(), *self.buffers.values(), *self.given.values(), *self.asking.values())
+        drawn = [draw.again() for draw in self.draws.values()]
+        state = (*self.parameters.values(), *self.buffers.values(), *self.given.values())
+        values = (*state, *drawn, *self.asking.values())
         return [value.detach().clone(memory_format=torch.contiguous_format) for value in values]
 
     def __call__(self, *flat: Tensor) -> list[Tensor]:
@@ -160,20 +166,24 @@ class _Subject:
                 results = (*outputs.values(), *gradients.values(), *updated.values())
                 return [each.detach().clone() for each in results]
 
-            return self._with({**weights, **kept}, act)
+            return self._with({**weights, **kept}, [values[name] for name in self.draws], act)[0]
 
-    def forward(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the outputs by name, for parameters, buffers and inputs by name."""
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Draw]]:
+        """Return the outputs by name, for parameters, buffers and inputs by name, and what was drawn for them."""
         with torch.enable_grad():
             weights = {name: self._leaf(values[name], old) for name, old in self.parameters.items()}
             kept = {name: values[name].clone() for name in self.buffers}
             inputs = {name: self._input(values[name], old)[1] for name, old in self.given.items()}
-            return self._with({**weights, **kept}, lambda model: self._outputs(model, inputs))
+            return self._with({**weights, **kept}, None, lambda model: self._outputs(model, inputs))
 
-    def _with(self, state: Mapping[str, Tensor], act: Callable[[Any], _Result]) -> _Result:
-        """Return what ``act`` returns for the model with these parameters and buffers."""
-        found: _Result = functional_call(self.step, {f"model.{name}": each for name, each in state.items()}, (act,))
-        return found
+    def _with(
+        self, state: Mapping[str, Tensor], drawn: Sequence[Tensor] | None, act: Callable[[Any], _Result]
+    ) -> tuple[_Result, dict[str, Draw]]:
+        """Return what ``act`` returns for the model with these parameters, buffers and draws, and what it drew."""
+        seed_generators(self.instance.subject.seed + 1)  # not as a run is: what sets that seed itself must show
+        with Draws(self.instance.model, drawn) as draws:
+            found = functional_call(self.step, {f"model.{name}": each for name, each in state.items()}, (act,))
+        return found, draws.by_name
 
     def _outputs(self, model: Callable[..., Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         pending = iter(inputs.values())
@@ -181,7 +191,6 @@ class _Subject:
         args, kwargs = map_leaves(
             lambda _, leaf: next(pending) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
-        seed_generators(self.instance.subject.seed)
         outputs = dict(_named(model(*args, **kwargs)))
         for name, each in inputs.items():
             if each._version != versions[name]:
@@ -242,7 +251,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         raise CannotJoin("no output asks for a gradient.")
     _ensure_apart(subject.names)
     free = _free_axes(subject, dynamic or {})
-    fakes = _fakes(subject, free)
+    fakes, draws = _fakes(subject, free)
     mode = detect_fake_mode(fakes)
     assert mode is not None
     with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
@@ -259,11 +268,9 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         raise CannotJoin(f"no output hangs on {' '.join(wrt)}.")
     _clean(graph, subject.names)
     _ensure_repeats(graph)
-    sizes = {name: torch.export.Dim(name) for axes in free.values() for name in axes.values()}
-    shapes = []
-    for name, fake in zip(subject.names, fakes, strict=True):
-        symbolic = {axis: torch.export.Dim.AUTO for axis, size in enumerate(fake.shape) if not isinstance(size, int)}
-        shapes.append({**symbolic, **{axis: sizes[size] for axis, size in free.get(name, {}).items()}} or None)
+    named = dict(zip(subject.names, fakes, strict=True))
+    sizes = free_sizes(named, free)
+    shapes = tuple(exported_axes(fake, sizes) for fake in fakes)
     program = exported_program(graph, subject.tensors, shapes)
     changed = {name.removeprefix("updated.") for name in found.updated}
     return Joint(
@@ -272,7 +279,8 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         (*found.outputs, *found.gradients, *found.updated),
         {**subject.parameters, **subject.buffers},
         tuple(name for name in subject.buffers if name not in changed),
-        _named_axes(subject, fakes, free),
+        {name: with_sizes(draw.distribution, sizes) for name, draw in draws.items()},
+        {name: named_axes(fake, sizes) for name, fake in named.items()},
     )
 
 
@@ -289,35 +297,30 @@ def _free_axes(subject: _Subject, dynamic: Dynamic) -> dict[str, Mapping[int, st
     return {f"input.{name}": axes for name, axes in dynamic.items()}
 
 
-def _fakes(subject: _Subject, free: Mapping[str, Mapping[int, str]]) -> list[Tensor]:
-    """Return tensors without data for what the step takes, symbols in place of sizes that are free.
+def _fakes(subject: _Subject, free: Mapping[str, Mapping[int, str]]) -> tuple[list[Tensor], dict[str, Draw]]:
+    """Return tensors without data for what the step takes, symbols in place of sizes that are free; and the draws.
 
-    Cotangents have the sizes of the outputs, which only a run without data can tell.
+    Those have sizes, and cotangents those of the outputs, that only a run without data can tell.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     names, values = subject.names, subject.tensors
     fakes = {}
-    for name, value in zip(names[: len(names) - len(subject.asking)], values, strict=False):
+    for name, value in zip(names[: len(names) - len(subject.draws) - len(subject.asking)], values, strict=False):
         kinds = [DimDynamic.DYNAMIC if axis in free.get(name, {}) else DimDynamic.STATIC for axis in range(value.ndim)]
         fakes[name] = mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds))
     with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
-        outputs = subject.forward(fakes)
+        outputs, draws = subject.forward(fakes)
+        if _kinds(draws) != _kinds(subject.draws):
+            raise CannotJoin("the model draws other random numbers when it is traced.")
+        drawn = [torch.empty(draw.shape, dtype=draw.dtype) for draw in draws.values()]
         # Laid out as what the step is given later: a view of one may be none of the other.
         layout = torch.contiguous_format
         cotangents = [torch.empty_like(outputs[name], memory_format=layout).detach() for name in subject.asking]
-    return [*fakes.values(), *cotangents]
+    return [*fakes.values(), *drawn, *cotangents], draws
 
 
-def _named_axes(
-    subject: _Subject, fakes: Sequence[Tensor], free: Mapping[str, Mapping[int, str]]
-) -> dict[str, dict[int, str]]:
-    """Return the names of free axes, of cotangents too where they are those of an input."""
-    by_name = dict(zip(subject.names, fakes, strict=True))
-    symbols = {str(by_name[name].shape[axis]): size for name, axes in free.items() for axis, size in axes.items()}
-    return {
-        name: {axis: symbols[str(size)] for axis, size in enumerate(fake.shape) if str(size) in symbols}
-        for name, fake in by_name.items()
-    }
+def _kinds(draws: Mapping[str, Draw]) -> list[tuple[str, int | float | str, torch.dtype]]:
+    return [(name, draw.distribution["distribution"], draw.dtype) for name, draw in draws.items()]
 
 
 def _updated(model: Callable[..., Any], kept: Mapping[str, Tensor], written: Set[str]) -> dict[str, Tensor]:

@@ -63,6 +63,10 @@ def summary(inspection: Inspection) -> list[str]:
         lines.append(f"{total}: {', '.join(shown)}{rest}")
     if inspection.opsets:
         lines.append("opset: " + ", ".join(f"{name} {version}" for name, version in inspection.opsets.items()))
+    if inspection.source == "onnx":
+        lines += [f"{each.name} is to be drawn: {each.message}" for each in inspection.semantics[:_MOST_OPERATORS]]
+        more = len(inspection.semantics) - _MOST_OPERATORS
+        lines += [f"and {more} more inputs are"] if more > 0 else []
     if inspection.source == "export":
         lines.append(f"guards: {'; '.join(inspection.guards) or 'none, every size is fixed'}")
     return lines

@@ -192,6 +192,55 @@ def test_a_joint_file_is_held_against_the_model(tmp_path):
     assert (finished.returncode, "is no joint graph of" in finished.stderr) == (2, True)
 
 
+WITH_DROPOUT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.drop, self.fc2 = nn.Linear(6, 8), nn.Dropout(0.25), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc2(self.drop(self.fc1(x).tanh()))
+
+def make_model():
+    torch.manual_seed(0)
+    return Net()
+
+def example_inputs():
+    return (torch.randn(5, 6),)
+"""
+
+
+def test_a_dropout_mask_is_an_input_that_the_caller_draws(tmp_path):
+    """How is in the metadata; a batch of another size has a mask of another size."""
+    (tmp_path / "net.py").write_text(WITH_DROPOUT)
+    path = tmp_path / "joint.onnx"
+    finished = gradctl("export", tmp_path / "net.py", "--graph", "joint", "--dynamic", "x:0=batch", "-o", path)
+    assert finished.returncode == 0
+    *_, drawn, written, _, verdict = finished.stdout.splitlines()
+    assert drawn == "random.drop is to be drawn: bernoulli, p = 0.75"
+    assert (written, verdict) == (f"{path} is written", "PASS: 5 gradients agree with eager")
+    session = onnxruntime.InferenceSession(path)
+    said = json.loads(session.get_modelmeta().custom_metadata_map["random.drop"])
+    assert said == {"distribution": "bernoulli", "p": 0.75}
+    assert {each.name: each.shape for each in session.get_inputs()}["random.drop"] == ["batch", 8]
+    model = load_subject(str(tmp_path / "net.py")).model
+    x, cotangent = torch.randn(7, 6, requires_grad=True), torch.randn(7, 3)
+    feeds = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    feeds |= {"input.x": x.detach().numpy(), "grad_output": cotangent.numpy()}
+    for mask in (torch.ones(7, 8), torch.empty(7, 8).bernoulli_(0.75)):
+        x.grad = None
+        output = model.fc2(model.fc1(x).tanh() * mask / 0.75)
+        output.backward(cotangent)
+        found = session.run(["output", "grad.input.x"], {**feeds, "random.drop": mask.numpy()})
+        np.testing.assert_allclose(found[0], output.detach().numpy(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found[1], x.grad.numpy(), rtol=1e-4, atol=1e-6)
+    finished = gradctl("compare", tmp_path / "net.py", path, "--train")
+    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 5 gradients agree with eager")
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "said"),
     [
@@ -228,11 +277,6 @@ REFUSED = {
         "def make_model():\n    return nn.Linear(4, 4).bfloat16()\n",
         "torch.ones(2, 4, dtype=torch.bfloat16)",
         "onnxruntime takes no bfloat16 on the CPU.",
-    ),
-    "dropout in training mode": (
-        "def make_model():\n    return nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()\n",
-        "torch.ones(2, 4)",
-        "the forward draws random numbers",
     ),
 }
 

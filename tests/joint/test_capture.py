@@ -228,8 +228,6 @@ def test_a_gradient_that_the_trace_sees_otherwise_is_found():
 
 
 REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
-    "dropout": (lambda: (nn.Sequential(nn.Linear(4, 4), nn.Dropout()), rows(3, 4)), "draws random numbers"),
-    "noise": (lambda: (Act(lambda linear, x: linear(x) + torch.randn(4)), rows(3, 4)), "draws random numbers"),
     "branch": (lambda: (Act(lambda linear, x: linear(x) if x.sum() > 0 else -x), rows(3, 4)), "depends on the values"),
     "number": (lambda: (Act(lambda linear, x: linear(x) * float(x.max())), rows(3, 4)), "depends on the values"),
     "no gradient": (lambda: (Act(lambda linear, x: linear(x).detach()), rows(3, 4)), "no output asks for a gradient"),

@@ -1,0 +1,259 @@
+"""Random draws of a model, each with a name: a joint graph takes them as inputs, and whoever calls it draws.
+
+A draw is called by the module that makes it, ``random.layers.0.dropout``, with a number where it makes several. What
+is drawn again from the same state of the generator, as a checkpoint does in its backward, is the same draw.
+
+Private to torch (seen in 2.10 to 2.14): ``torch._C._DisableTorchDispatch``.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradctl.joint.refusal import CannotJoin, here
+from gradctl.subject.signature import module_of
+
+__all__ = ["Distribution", "Draw", "Draws", "generator_kept", "only_torch_draws"]
+
+_aten = torch.ops.aten
+
+# ``distribution``, its name, and the parameters: numbers, or the name of a free size.
+Distribution = Mapping[str, int | float | str]
+
+# What an operator draws, and the parameters that its arguments do not name.
+_DISTRIBUTIONS: dict[str, Distribution] = {
+    "bernoulli": {"distribution": "bernoulli"},
+    "cauchy": {"distribution": "cauchy"},
+    "exponential": {"distribution": "exponential"},
+    "geometric": {"distribution": "geometric"},
+    "log_normal": {"distribution": "log-normal"},
+    "normal": {"distribution": "normal"},
+    "rand": {"distribution": "uniform", "from": 0, "to": 1},
+    "randint": {"distribution": "integers", "low": 0},
+    "randn": {"distribution": "normal", "mean": 0, "std": 1},
+    "randperm": {"distribution": "permutation"},
+    "uniform": {"distribution": "uniform"},
+}
+_PARAMETERS = ("p", "from", "to", "mean", "std", "lambd", "median", "sigma", "low", "high", "n")
+_OF_TENSORS = (_aten.normal.Tensor_float, _aten.normal.float_Tensor, _aten.normal.Tensor_Tensor)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draw:
+    """Random numbers that a model draws at once.
+
+    Attributes:
+        module: which draws them, by its name; empty for the model itself.
+        distribution: of each of them, as torch parametrises it.
+        shape, dtype: of the tensor that holds them.
+        again: draws as many from torch's generator, in the same order.
+        after: the state of the generator then.
+    """
+
+    module: str
+    distribution: Distribution
+    shape: Sequence[int | torch.SymInt]
+    dtype: torch.dtype
+    again: Callable[[], Tensor]
+    after: bytes
+
+
+class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
+    """Note what a model draws from torch's generator, and give it other numbers.
+
+    Args:
+        model: whose modules give the names.
+        given: what it is to have, draw by draw; None lets it have its own.
+
+    Attributes:
+        found: the draws in their order, those that are repeated once.
+
+    Raises:
+        CannotJoin: in what is under it, for a draw that nobody outside can make.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, model: Callable[..., Any], given: Sequence[Tensor] | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        module = module_of(model)
+        modules = module.named_modules() if module is not None else ()
+        self._modules: dict[int, str] = {id(each): name for name, each in modules}
+        self._given, self._seen, self._expected = given, dict[bytes, Draw](), _state()
+        self.found: list[Draw] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True, the default, imports all of Dynamo to keep it out of this very method
+
+    @property
+    def by_name(self) -> dict[str, Draw]:
+        """Return the draws by the names of the inputs that stand for them, in their order."""
+        count, number = Counter(draw.module for draw in self.found), Counter[str]()
+        draws = {}
+        for draw in self.found:
+            parts = ("random", draw.module, str(number[draw.module]) if count[draw.module] > 1 else "")
+            number[draw.module] += 1
+            draws[".".join(part for part in parts if part)] = draw
+        return draws
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator; one that draws gives what it is to."""
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+            return func(*args, **kwargs)
+        bound = _bound(func, args, kwargs)
+        if bound.get("generator") is not None:
+            raise CannotJoin(f"the forward draws from a generator of its own{here()}: use torch's, or draw outside.")
+        if func is _aten.native_dropout.default:  # as torch's CPU kernel computes it
+            value, p, train = bound["input"], bound["p"], bound["train"]
+            if train is False or p == 1:
+                return func(*args, **kwargs)
+            mask = self._drawn(_aten.bernoulli_.float, (torch.empty_like(value), 1 - p), {})
+            return value * mask * (1 / (1 - p)), mask.bool()
+        if func in _OF_TENSORS:  # as torch's kernel computes it
+            of = [each for each in bound.values() if isinstance(each, Tensor)]
+            shape = torch.broadcast_shapes(*(each.shape for each in of))  # type: ignore[no-untyped-call]
+            blank = of[0].new_empty(shape)
+            return self._drawn(_aten.normal_.default, (blank,), {}) * bound["std"] + bound["mean"]
+        return self._drawn(func, args, kwargs)
+
+    def _drawn(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operator draws, or is to have drawn."""
+        before, distribution = _state(), _distribution(func, args, kwargs)
+        if distribution is None:
+            value = func(*args, **kwargs)
+            if _state() == before:  # attention without dropout, and the like
+                return value
+            raise CannotJoin(
+                f"{_name(func)} draws random numbers by values that are computed{here()}: draw them outside, and give "
+                "them as an input."
+            )
+        known = self._seen.get(before)
+        if known is None and before != self._expected:
+            raise CannotJoin(f"the model sets the state of torch's random generator{here()}: draw outside.")
+        number = self.found.index(known) if known is not None else len(self.found)
+        if self._given is None:
+            value = func(*args, **kwargs)
+        elif number == len(self._given):
+            raise CannotJoin(f"the backward draws random numbers of its own ({_name(func)}): draw them in the forward.")
+        else:
+            value = args[0].copy_(self._given[number]) if func._schema.is_mutable else self._given[number].clone()
+        if value.device.type != "cpu":
+            raise CannotJoin(f"random numbers are drawn on {value.device.type!r}{here()}: try --device cpu.")
+        if known is None:
+            if _state() == before:  # a tensor without data draws nothing
+                torch.default_generator.manual_seed(_FIRST + number)
+            again = _again(func, args, kwargs, value.dtype)
+            known = Draw(self._module(), distribution, value.shape, value.dtype, again, _state())
+            self._seen[before] = known
+            self.found.append(known)
+        elif (known.distribution, *known.shape) != (distribution, *value.shape):
+            raise CannotJoin(f"other random numbers are drawn from the same state{here()}: draw them outside.")
+        _set_state(known.after)
+        self._expected = known.after
+        return value
+
+    def _module(self) -> str:
+        """Return the name of the innermost module whose method is running."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            name = self._modules.get(id(frame.f_locals.get("self")))
+            if name is not None:
+                return name
+            frame = frame.f_back  # type: ignore[assignment]  # None at the outermost, which ends the loop
+        return ""
+
+
+_FIRST = 2**32  # seeds that no user gives
+
+
+@contextmanager
+def generator_kept() -> Iterator[None]:
+    """Put torch's generator back on leaving."""
+    before = _state()
+    try:
+        yield
+    finally:
+        _set_state(before)
+
+
+@contextmanager
+def only_torch_draws() -> Iterator[None]:
+    """Raise on leaving if python's or numpy's generator was used: what they give would be a constant of the graph.
+
+    Raises:
+        CannotJoin: it was.
+    """
+    before = _other_states()
+    yield
+    for library, mine, other in zip(("python", "numpy"), before, _other_states(), strict=True):
+        if mine != other:
+            raise CannotJoin(
+                f"the forward draws random numbers from {library}'s generator: draw them with torch, or outside."
+            )
+
+
+def _other_states() -> tuple[Any, Any]:
+    _, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), (np.asarray(keys).tobytes(), *rest)
+
+
+def _state() -> bytes:
+    with torch._C._DisableTorchDispatch():  # or a fake mode makes a fake tensor of it
+        return bytes(torch.default_generator.get_state().numpy())
+
+
+def _set_state(state: bytes) -> None:
+    with torch._C._DisableTorchDispatch():
+        torch.default_generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+def _name(func: Any) -> str:
+    return str(func).removesuffix(".default")
+
+
+def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of an operator by name, defaults too."""
+    defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
+    return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
+
+
+def _distribution(func: Any, args: Any, kwargs: Any) -> Distribution | None:
+    """Return what an operator draws; None if it is not known, or computed values are its parameters."""
+    name = func._schema.name.removeprefix("aten::").removesuffix("_").removesuffix("_like")
+    if name not in _DISTRIBUTIONS or func in (_aten.bernoulli.default, *_OF_TENSORS):
+        return None
+    bound = _bound(func, args, kwargs)
+    parameters = {key: bound[key] for key in _PARAMETERS if key in bound}
+    if any(isinstance(value, Tensor) for value in parameters.values()):
+        return None
+    plain = {key: value if isinstance(value, (int, float)) else str(value) for key, value in parameters.items()}
+    return {**_DISTRIBUTIONS[name], **plain}
+
+
+def _again(func: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Return a call of an operator on tensors laid out alike: their layout is the order in which they are filled."""
+    makers: list[Callable[[], Any]] = [
+        partial(torch.empty_strided, each.shape, each.stride(), dtype=each.dtype)
+        if isinstance(each, Tensor)
+        else partial(_given_back, each)
+        for each in args
+    ]
+    return lambda: func(*(make() for make in makers), **kwargs).to(dtype)
+
+
+def _given_back(value: Any) -> Any:
+    return value
