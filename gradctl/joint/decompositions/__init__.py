@@ -20,6 +20,7 @@ from gradctl.joint.decompositions import (
     indexing,
     layout,
     linear,
+    linear_algebra,
     losses,
     normalization,
     padding,
@@ -29,7 +30,10 @@ from gradctl.joint.decompositions import (
     special,
 )
 
-__all__ = ["TABLE"]
+__all__ = ["EARLY", "TABLE"]
+
+# Those that the trace in which autograd runs takes already.
+EARLY: dict[Any, Callable[..., Any]] = linear_algebra.EARLY
 
 TABLE: dict[Any, Callable[..., Any]] = {
     **activation.TABLE,
@@ -42,6 +46,7 @@ TABLE: dict[Any, Callable[..., Any]] = {
     **indexing.TABLE,
     **layout.TABLE,
     **linear.TABLE,
+    **linear_algebra.TABLE,
     **losses.TABLE,
     **normalization.TABLE,
     **padding.TABLE,

@@ -1,0 +1,367 @@
+"""Linear algebra of real matrices: factors and what is solved by them, a column or row at a time.
+
+The steps of small matrices are nodes of the graph, those of larger ones, and of sizes that are free, the body of ONNX's
+Scan. Factors are those of LAPACK, up to rounding: rows exchanged for the largest element of a column (the first of
+equals), signs of Householder's reflections.
+
+A graph cannot raise: where eager does, for a matrix that is singular or not positive definite, it gives infinities and
+NaN. Eigenvalues and singular values are not here: their iterations end when they have converged. Where the rank is
+known, a Cholesky or QR factor does what they would.
+
+Private to torch: ``torch._higher_order_ops.scan``.
+
+Source: Golub and Van Loan, Matrix Computations (2013), sections 3.1, 3.4, 4.2, 5.1 and 5.2.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.scan import scan_op
+
+__all__ = ["EARLY", "TABLE"]
+
+_aten = torch.ops.aten
+
+# So many steps are nodes, 20 each, that any runtime has; a Scan is as quick (onnxruntime 1.32), and sooner exported.
+_UNROLLED = 4
+# What a step is told of its number: an integer, or a tensor of one.
+_Place = int | Tensor
+
+
+def _linalg_lu_factor_ex(A: Tensor, *, pivot: bool = True, check_errors: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Return L below the diagonal and U ``[*, m, n]``, which row each was exchanged with, counted from 1, and info."""
+    row, column = _rows(A), _columns(A)
+
+    def step(k: _Place, matrix: Tensor, row: Tensor, column: Tensor) -> list[Tensor]:
+        size = torch.where(row >= k, _at(matrix, -1, k).abs(), -1)
+        largest = size.argmax(-2, keepdim=True)
+        chosen = matrix.gather(-2, largest.expand(*largest.shape[:-1], matrix.shape[-1]))
+        matrix = torch.where(row == largest, _at(matrix, -2, k), matrix)
+        matrix = torch.where(row == k, chosen, matrix)
+        top = _at(chosen, -1, k)
+        # All below a 0 is 0 here.
+        factor = torch.where(row > k, _at(matrix, -1, k) / torch.where(top == 0, 1, top), 0)
+        matrix = matrix - factor * torch.where(column > k, chosen, 0)
+        return [torch.where((column == k) & (row > k), factor, matrix), largest.squeeze(-1).squeeze(-1)]
+
+    count = min(A.shape[-2:])
+    factors, exchanged = _repeated(step, count, A, (row, column))
+    pivots = (exchanged.movedim(0, -1) + 1).to(torch.int32)
+    return factors, pivots, _first(factors.diagonal(0, -2, -1) == 0)
+
+
+def _linalg_lu(A: Tensor, *, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """Return P, L and U."""
+    factors, pivots, _ = _linalg_lu_factor_ex(A)
+    return _lu_unpack(factors, pivots)
+
+
+def _lu_unpack(
+    LU_data: Tensor, LU_pivots: Tensor, unpack_data: bool = True, unpack_pivots: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return P ``[*, m, m]``, L ``[*, m, k]`` and U ``[*, k, n]``; what is not asked for is empty."""
+    rows, columns = LU_data.shape[-2:]
+    count = min(rows, columns)
+    permutation, lower, upper = (LU_data.new_zeros(0) for _ in range(3))
+    if unpack_pivots:
+        order = _order(LU_pivots, rows)
+        permutation = (_rows(LU_data) == order.unsqueeze(-2)).to(LU_data.dtype)
+    if unpack_data:
+        row, column = _rows(LU_data), _columns(LU_data)
+        ones = (row == column).to(LU_data.dtype)
+        lower = (torch.where(row > column, LU_data, 0) + ones).narrow(-1, 0, count)
+        upper = torch.where(row <= column, LU_data, 0).narrow(-2, 0, count)
+    return permutation, lower, upper
+
+
+def _linalg_lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False) -> Tensor:
+    """Return X of A X = B, or X A = B; of the transpose of A with ``adjoint``."""
+    if not left:
+        return _linalg_lu_solve(LU, pivots, B.mT, adjoint=not adjoint).mT
+    LU, B = _broadcast(LU, B)
+    order = _order(pivots, LU.shape[-1]).unsqueeze(-1).expand(B.shape)
+    if not adjoint:
+        return _substituted(LU, _substituted(LU, B.gather(-2, order), upper=False, unit=True), upper=True)
+    found = _substituted(LU.mT, _substituted(LU.mT, B, upper=False), upper=True, unit=True)
+    placed: Tensor = _aten.scatter.src(torch.zeros_like(found), found.ndim - 2, order, found)
+    return placed
+
+
+def _linalg_solve_ex(
+    A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return X of A X = B, or X A = B, with the factors, pivots and info of A; B may be a vector for each matrix."""
+    factors, pivots, info = _linalg_lu_factor_ex(A)
+    if B.ndim == 1 or (A.ndim - 1 == B.ndim and B.shape == A.shape[:-1]):
+        found = _linalg_lu_solve(factors, pivots, B.unsqueeze(-1), left=left).squeeze(-1)
+    else:
+        found = _linalg_lu_solve(factors, pivots, B, left=left)
+    return found, factors, pivots, info
+
+
+def _linalg_inv_ex(A: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the inverse, and info."""
+    factors, pivots, info = _linalg_lu_factor_ex(A)
+    return _linalg_lu_solve(factors, pivots, _identity(A)), info
+
+
+def _linalg_det(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the determinant, with factors and pivots; see ``EARLY``."""
+    factors, pivots, _ = _linalg_lu_factor_ex(A.mT if A.is_contiguous() else A)
+    return _parity(pivots, A) * factors.diagonal(0, -2, -1).prod(-1), factors, pivots
+
+
+def _linalg_slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sign of the determinant and the logarithm of its size, with factors and pivots; see ``EARLY``."""
+    factors, pivots, _ = _linalg_lu_factor_ex(A.mT if A.is_contiguous() else A)
+    diagonal = factors.diagonal(0, -2, -1)
+    sign = _parity(pivots, A) * diagonal.sign().prod(-1)
+    return sign, diagonal.abs().log().sum(-1), factors, pivots
+
+
+def _linalg_cholesky_ex(self: Tensor, *, upper: bool = False, check_errors: bool = False) -> tuple[Tensor, Tensor]:
+    """Return L of L Lᵀ, or its transpose, from the triangle of its name, and info."""
+    matrix = self.mT if upper else self
+    row, column = _rows(self), _columns(self)
+    symmetric = torch.where(row >= column, matrix, matrix.mT)
+
+    def step(k: _Place, matrix: Tensor, row: Tensor) -> list[Tensor]:
+        of_pivot = _at(matrix, -1, k)
+        found = torch.where(row >= k, of_pivot / _at(of_pivot, -2, k).sqrt(), 0)
+        return [matrix - found * found.mT, found.squeeze(-1)]
+
+    _, columns = _repeated(step, self.shape[-1], symmetric, (row,))
+    lower = columns.movedim(0, -1)
+    # NaN is not positive either.
+    info = _first((lower.diagonal(0, -2, -1) > 0).logical_not())
+    return (lower.mT if upper else lower), info
+
+
+def _cholesky(self: Tensor, upper: bool = False) -> Tensor:
+    return _linalg_cholesky_ex(self, upper=upper)[0]
+
+
+def _cholesky_solve(self: Tensor, input2: Tensor, upper: bool = False) -> Tensor:
+    """Return X of A X = ``self``, A the product of a triangular factor and its transpose."""
+    lower, right = _broadcast(input2.mT if upper else input2, self)
+    return _substituted(lower.mT, _substituted(lower, right, upper=False), upper=True)
+
+
+def _cholesky_inverse(self: Tensor, upper: bool = False) -> Tensor:
+    """Return the inverse of the product of a triangular factor and its transpose."""
+    return _cholesky_solve(_identity(self), self, upper)
+
+
+def _linalg_solve_triangular(
+    self: Tensor, B: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Tensor:
+    """Return X of A X = B, or X A = B; the other triangle of A is not looked at."""
+    if not left:
+        return _linalg_solve_triangular(self.mT, B.mT, upper=not upper, unitriangular=unitriangular).mT
+    return _substituted(*_broadcast(self, B), upper=upper, unit=unitriangular)
+
+
+def _triangular_solve(
+    self: Tensor, A: Tensor, upper: bool = True, transpose: bool = False, unitriangular: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return X of A X = ``self``, or of the transpose of A, and A."""
+    matrix = A.mT if transpose else A
+    found = _linalg_solve_triangular(matrix, self, upper=upper != transpose, unitriangular=unitriangular)
+    return found, _broadcast(A, self)[0].clone()
+
+
+def _linalg_qr(A: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
+    """Return Q ``[*, m, k]`` and R ``[*, k, n]``, k the smaller of m and n, or m where ``mode`` is complete."""
+    count = min(A.shape[-2:])
+    row, column = _rows(A), _columns(A)
+
+    def step(k: _Place, both: Tensor, row: Tensor) -> list[Tensor]:
+        reflected = _at(both, -1, k)
+        first = _at(reflected, -2, k)
+        rest = torch.where(row > k, reflected, 0)
+        largest = torch.maximum(rest.abs().amax(-2, keepdim=True), first.abs())
+        # What is scaled has squares that neither vanish nor overflow.
+        scale = torch.where(largest == 0, 1, largest)
+        length = scale * ((rest / scale).square().sum(-2, keepdim=True) + (first / scale).square()).sqrt()
+        # A column that is done is left alone, its sign too.
+        done = (rest == 0).all(-2, keepdim=True)
+        signed = torch.where(first < 0, length, -length)
+        apart = torch.where(done, 1, first - signed)
+        vector = torch.where(row == k, 1, rest / apart)
+        factor = torch.where(done, 0, -apart / torch.where(done, 1, signed))
+        return [both - factor * vector * (vector * both).sum(-2, keepdim=True)]
+
+    # What turns A into R turns the identity into the transpose of Q.
+    both = torch.cat([A, _identity(A, rows=True)], -1)
+    both, _ = _repeated(step, count, both, (row,))
+    wanted = A.shape[-2] if mode == "complete" else count
+    across, rest = both.narrow(-1, 0, A.shape[-1]), both.narrow(-1, A.shape[-1], A.shape[-2])
+    triangle = torch.where(row <= column, across, 0).narrow(-2, 0, wanted)
+    return (A.new_zeros(0) if mode == "r" else rest.mT.narrow(-1, 0, wanted)), triangle
+
+
+def _linalg_householder_product(input: Tensor, tau: Tensor) -> Tensor:
+    """Return the first columns of the product of reflections I - tau v vᵀ; v is 1 on the diagonal, 0 above."""
+    ones = (_rows(input) == _columns(input)).to(input.dtype).expand(input.shape)
+    return _reflected(input, tau, ones, backwards=True)
+
+
+def _ormqr(self: Tensor, input2: Tensor, input3: Tensor, left: bool = True, transpose: bool = False) -> Tensor:
+    """Return Q C, or C Q; Q is the product of the reflections that ``self`` and ``input2`` hold, or its transpose."""
+    if not left:
+        return _ormqr(self, input2, input3.mT, transpose=not transpose).mT
+    return _reflected(self, input2, input3, backwards=not transpose)
+
+
+def _reflected(vectors: Tensor, tau: Tensor, matrix: Tensor, *, backwards: bool) -> Tensor:
+    """Return a matrix that reflections are applied to, the last of them first if ``backwards``."""
+
+    def step(k: _Place, matrix: Tensor, vectors: Tensor, tau: Tensor, row: Tensor) -> list[Tensor]:
+        held = _at(vectors, -1, k)
+        vector = torch.where(row > k, held, (row == k).to(held.dtype))
+        return [matrix - _at(tau, -2, k) * vector * (vector * matrix).sum(-2, keepdim=True)]
+
+    constants = (vectors, tau.unsqueeze(-1), _rows(vectors))
+    return _repeated(step, tau.shape[-1], matrix, constants, backwards=backwards)[0]
+
+
+def _substituted(triangle: Tensor, right: Tensor, *, upper: bool, unit: bool = False) -> Tensor:
+    """Return what solves a triangular system, a row at a time; the other triangle is not looked at."""
+    row, column = _rows(triangle), _columns(triangle)
+    others = torch.where(row < column if upper else row > column, triangle, 0)
+    if not unit:
+        diagonal = triangle.diagonal(0, -2, -1).unsqueeze(-1)
+        others, right = others / diagonal, right / diagonal
+
+    def step(k: _Place, found: Tensor, others: Tensor, right: Tensor, row: Tensor) -> list[Tensor]:
+        return [torch.where(row == k, _at(right, -2, k) - _at(others, -2, k).matmul(found), found)]
+
+    return _repeated(step, triangle.shape[-1], torch.zeros_like(right), (others, right, row), backwards=upper)[0]
+
+
+def _repeated(
+    step: Callable[..., list[Tensor]],
+    count: int,
+    carried: Tensor,
+    constants: tuple[Tensor, ...],
+    *,
+    backwards: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return what is left of ``carried`` after ``count`` steps, and what each gave besides it, one above the other.
+
+    Args:
+        step: takes its number, ``carried`` and the constants, and gives ``carried`` and one tensor more, or none.
+        count: may be free.
+        carried: has one shape throughout.
+        constants: whatever else a step reads.
+        backwards: whether the last number is the first.
+    """
+    if isinstance(count, int) and count <= _UNROLLED:
+        given = []
+        for k in range(count - 1, -1, -1) if backwards else range(count):
+            carried, *more = step(k, carried, *constants)
+            given += more
+        return carried, torch.stack(given) if given else carried.new_zeros(0)
+    places = torch.arange(count, device=carried.device).unsqueeze(-1)
+
+    def body(carried: Tensor, place: Tensor, *constants: Tensor) -> list[Tensor]:
+        return step(place, carried, *constants)
+
+    found = scan_op(body, [carried.contiguous()], [places.flip(0) if backwards else places], constants)
+    return found[0], found[1] if len(found) > 1 else carried.new_zeros(0)
+
+
+def _at(tensor: Tensor, axis: int, place: _Place) -> Tensor:
+    """Return one slice of a tensor, with the axis."""
+    return tensor.narrow(axis, place, 1) if isinstance(place, int) else tensor.index_select(axis, place)
+
+
+def _order(pivots: Tensor, rows: int) -> Tensor:
+    """Return which row each was before the exchanges, ``[*, rows]``."""
+    places = torch.arange(rows, device=pivots.device)
+    others = pivots.to(torch.int64) - 1
+
+    def step(k: _Place, order: Tensor, others: Tensor, places: Tensor) -> list[Tensor]:
+        other = _at(others, -1, k)
+        order_there, order_here = order.gather(-1, other), _at(order, -1, k)
+        return [torch.where(places == k, order_there, torch.where(places == other, order_here, order))]
+
+    start = places.expand(*pivots.shape[:-1], rows)
+    return _repeated(step, pivots.shape[-1], start, (others, places))[0]
+
+
+def _parity(pivots: Tensor, like: Tensor) -> Tensor:
+    """Return the sign of the permutation."""
+    exchanged = pivots != torch.arange(1, pivots.shape[-1] + 1, device=pivots.device)
+    return (1 - 2 * (exchanged.to(torch.int64).sum(-1) % 2)).to(like.dtype)
+
+
+def _first(failed: Tensor) -> Tensor:
+    """Return the number of the first that is true, counted from 1; 0 where none is."""
+    if failed.shape[-1] == 0:
+        return failed.new_zeros(failed.shape[:-1], dtype=torch.int32)
+    place = failed.to(torch.int32).argmax(-1) + 1
+    return torch.where(failed.any(-1), place, 0).to(torch.int32)
+
+
+def _broadcast(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    batch = torch.broadcast_shapes(matrix.shape[:-2], right.shape[:-2])  # type: ignore[no-untyped-call]
+    return matrix.expand(*batch, *matrix.shape[-2:]), right.expand(*batch, *right.shape[-2:])
+
+
+def _identity(matrix: Tensor, *, rows: bool = False) -> Tensor:
+    """Return the identity of as many rows as a matrix has columns, or rows, for each matrix of the batch."""
+    size = matrix.shape[-2 if rows else -1]
+    eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+    return eye.expand(*matrix.shape[:-2], size, size)
+
+
+def _rows(matrix: Tensor) -> Tensor:
+    return torch.arange(matrix.shape[-2], device=matrix.device).unsqueeze(-1)
+
+
+def _columns(matrix: Tensor) -> Tensor:
+    return torch.arange(matrix.shape[-1], device=matrix.device)
+
+
+def _of_reals(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a decomposition that leaves complex matrices, and factors without exchanges, to others."""
+
+    @functools.wraps(function)
+    def decomposed(*args: Any, **kwargs: Any) -> Any:
+        others = any(isinstance(each, Tensor) and each.is_complex() for each in args) or not kwargs.get("pivot", True)
+        return NotImplemented if others else function(*args, **kwargs)  # in the way of torch._decomp
+
+    return decomposed
+
+
+# For the trace in which autograd runs: its backward takes the factors for those of the transpose where the matrix is
+# contiguous, which it may be no longer when it is traced again.
+EARLY: dict[Any, Callable[..., Any]] = {
+    _aten._linalg_det.default: _of_reals(_linalg_det),
+    _aten._linalg_slogdet.default: _of_reals(_linalg_slogdet),
+}
+
+TABLE: dict[Any, Callable[..., Any]] = {
+    _aten._linalg_check_errors.default: lambda *_, **__: None,
+    _aten._linalg_solve_ex.default: _of_reals(_linalg_solve_ex),
+    _aten.cholesky.default: _of_reals(_cholesky),
+    _aten.cholesky_inverse.default: _of_reals(_cholesky_inverse),
+    _aten.cholesky_solve.default: _of_reals(_cholesky_solve),
+    _aten.linalg_cholesky_ex.default: _of_reals(_linalg_cholesky_ex),
+    _aten.linalg_householder_product.default: _of_reals(_linalg_householder_product),
+    _aten.linalg_inv_ex.default: _of_reals(_linalg_inv_ex),
+    _aten.linalg_lu.default: _of_reals(_linalg_lu),
+    _aten.linalg_lu_factor_ex.default: _of_reals(_linalg_lu_factor_ex),
+    _aten.linalg_lu_solve.default: _of_reals(_linalg_lu_solve),
+    _aten.linalg_qr.default: _of_reals(_linalg_qr),
+    _aten.linalg_solve_triangular.default: _of_reals(_linalg_solve_triangular),
+    _aten.lu_unpack.default: _of_reals(_lu_unpack),
+    _aten.ormqr.default: _of_reals(_ormqr),
+    _aten.triangular_solve.default: _of_reals(_triangular_solve),
+}
