@@ -3,7 +3,8 @@
 So custom backwards, hooks, detach, no_grad and tied weights are in the graph as eager has them; ``torch.export`` first
 and a backward of what it gives would lose them.
 
-1. ``make_fx`` runs the forward and ``torch.autograd.backward`` on fresh leaves, without decompositions.
+1. ``make_fx`` runs the forward and ``torch.autograd.backward`` on fresh leaves, without decompositions; gradients of
+   parts of one tensor are put beside each other.
 2. ``make_fx`` runs what it wrote down, functionalized, with decompositions: torch's core ones, and ours for operators
    that ONNX lacks.
 3. The result becomes an ``ExportedProgram``.
@@ -43,6 +44,7 @@ from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.joint.decompositions import TABLE
 from gradctl.joint.draws import Distribution, Draw, Draws, only_torch_draws
+from gradctl.joint.parts import join_parts
 from gradctl.joint.program import exported_program
 from gradctl.joint.refusal import CannotJoin
 from gradctl.joint.sizes import exported_axes, free_sizes, named_axes, with_sizes
@@ -59,6 +61,7 @@ _Result = TypeVar("_Result")
 
 _FEW = 8  # names that a message lists
 _DROPPED = (torch.ops.aten.detach.default, torch.ops.aten.detach_.default, torch.ops.aten.alias.default)
+_ONCE = (torch.ops.aten.relu.default,)  # a second time changes nothing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -257,6 +260,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
         traced = make_fx(subject, _allow_non_fake_inputs=True)(*fakes)
         found = subject.traced
+        join_parts(traced)
         graph = make_fx(
             functionalize(traced, remove="mutations"),
             decomposition_table={**core_aten_decompositions(), **TABLE},
@@ -341,7 +345,8 @@ def _named(value: Any) -> list[tuple[str, Tensor]]:
 def _clean(graph: fx.GraphModule, names: Sequence[str]) -> None:
     """Take out what is for autograd alone, and call inputs what the user calls them."""
     for node in list(graph.graph.nodes):
-        if node.op == "call_function" and node.target in _DROPPED:
+        is_second = node.target in _ONCE and node.all_input_nodes[0].target is node.target
+        if node.op == "call_function" and (node.target in _DROPPED or is_second):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]

@@ -1,7 +1,8 @@
-"""Gradients of activations that onnxruntime computes slowly as torch writes them.
+"""Operators of one element each that onnxruntime computes slowly as torch writes them.
 
-relu's is torch's ``where(y <= 0, 0, dy)`` (torch/_decomp/decompositions.py, threshold_backward); onnxruntime 1.32 takes
-40 times as long for a Where as for an addition (tests/benchmarks/joint_speed.py --profile).
+The gradient of relu is torch's ``where(y <= 0, 0, dy)`` (torch/_decomp/decompositions.py, threshold_backward);
+onnxruntime 1.32 takes 40 times as long for a Where as for an addition, and 15 times as long for a Pow as for a product
+(tests/benchmarks/joint_speed.py --profile).
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ def _threshold_backward(dy: Tensor, y: Tensor, threshold: float) -> Any:
     return torch.minimum(torch.maximum(dy, -bound), bound)
 
 
+def _pow(x: Tensor, exponent: float) -> Any:
+    """Return small whole powers as products, as eager computes them (aten/src/ATen/native/cpu/PowKernel.cpp)."""
+    if exponent not in {1, 2, 3} or not x.is_floating_point():
+        return NotImplemented
+    return x.clone() if exponent == 1 else x * x if exponent == 2 else x * x * x
+
+
 def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
     """Return the softmax, and 0 for rows of -inf alone (torch/_decomp/decompositions.py, safe_softmax).
 
@@ -47,5 +55,6 @@ def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
 
 TABLE: dict[Any, Callable[..., Any]] = {
     _aten.threshold_backward.default: _threshold_backward,
+    _aten.pow.Tensor_Scalar: _pow,
     _aten._safe_softmax.default: _safe_softmax,
 }
