@@ -12,10 +12,12 @@ from typing import Any
 from gradctl.joint.decompositions import (
     activation,
     assignment,
+    complex_numbers,
     convolution,
     ctc,
     distances,
     embedding,
+    fourier,
     grid_sampling,
     indexing,
     layout,
@@ -35,13 +37,14 @@ __all__ = ["EARLY", "TABLE"]
 # Those that the trace in which autograd runs takes already.
 EARLY: dict[Any, Callable[..., Any]] = linear_algebra.EARLY
 
-TABLE: dict[Any, Callable[..., Any]] = {
+_OF_REALS: dict[Any, Callable[..., Any]] = {
     **activation.TABLE,
     **assignment.TABLE,
     **convolution.TABLE,
     **ctc.TABLE,
     **distances.TABLE,
     **embedding.TABLE,
+    **fourier.TABLE,
     **grid_sampling.TABLE,
     **indexing.TABLE,
     **layout.TABLE,
@@ -55,3 +58,4 @@ TABLE: dict[Any, Callable[..., Any]] = {
     **scans.TABLE,
     **special.TABLE,
 }
+TABLE: dict[Any, Callable[..., Any]] = complex_numbers.added_to(_OF_REALS)

@@ -177,6 +177,8 @@ def _unfold_backward(grad_in: Tensor, input_sizes: Sequence[int], dim: int, size
     starts = torch.arange(grad_in.shape[dim], device=grad_in.device) * step
     places = (starts.unsqueeze(1) + torch.arange(size, device=grad_in.device)).reshape(-1)
     windows = grad_in.movedim(-1, dim + 1).flatten(dim, dim + 1)
+    # istft has the windows of one row for all.
+    windows = windows.expand([-1 if axis == dim else size for axis, size in enumerate(found.shape)])
     along = places.reshape([-1 if axis == dim else 1 for axis in range(found.ndim)])
     total: Tensor = _aten.scatter_add(found, dim, along.expand(windows.shape), windows)
     return total

@@ -97,6 +97,11 @@ def test_windows_that_overlap_add_up(dim, size, step):
     assert_same(aten.unfold_backward.default, values(*windows.shape), [7, 6], dim, size, step)
 
 
+def test_windows_of_one_row_are_those_of_all():
+    """istft calls it so."""
+    assert_same(aten.unfold_backward.default, values(1, 3, 4), [2, 8], 1, 4, 2)
+
+
 def test_scalars_are_lists_of_one():
     assert_same(aten.scatter_add.default, values(), 0, torch.tensor(0), values())
     assert_same(aten.scatter.src, values(), 0, torch.tensor([0]), -values(1))
