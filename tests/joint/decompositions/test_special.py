@@ -36,10 +36,44 @@ def test_small_and_large_arguments_keep_their_digits(name, at):
     torch.testing.assert_close(TABLE[operator](at), operator(at), rtol=1e-12, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", ["special_erfcx", "special_log_ndtr", "log1p", "expm1"])
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("erfinv", torch.linspace(-1, 1, 401, dtype=torch.float64)),
+        ("erfinv", torch.tensor([1e-300, 1 - 1e-12, -1 + 1e-16, torch.nan, 1.5, -2.0], dtype=torch.float64)),
+        ("special_ndtri", torch.linspace(0, 1, 401, dtype=torch.float64)),
+        ("special_ndtri", torch.tensor([1e-300, 1e-13, 1e-7, torch.nan, 1.5, -1.0], dtype=torch.float64)),
+    ],
+)
+def test_quantiles_keep_their_digits(name, at):
+    operator = getattr(aten, name).default
+    # torch's own erfinv is off by 1e-12 where 1 - x is.
+    torch.testing.assert_close(TABLE[operator](at), operator(at), rtol=1e-11, atol=1e-15, equal_nan=True)
+
+
+def test_the_hypotenuse_of_large_and_of_small_legs_is_finite():
+    legs = torch.tensor([0.0, 3.0, -4.0, 1e200, 1e-200, torch.inf, -torch.inf, torch.nan], dtype=torch.float64)
+    x, y = torch.meshgrid(legs, legs, indexing="ij")
+    torch.testing.assert_close(TABLE[aten.hypot.default](x, y), torch.hypot(x, y), equal_nan=True)
+    assert_as_torch(TABLE, {"hypot"}, torch.hypot, values(3, 4), values(4))
+
+
+def test_a_sign_is_copied_from_zero_too():
+    signs = torch.tensor([1.0, -1.0, 0.0, -0.0, torch.inf, -torch.inf])
+    for x in (values(6), torch.arange(-3, 3)):
+        torch.testing.assert_close(TABLE[aten.copysign.Tensor](x, signs), torch.copysign(x, signs))
+        for sign in (2.0, -0.0):
+            torch.testing.assert_close(TABLE[aten.copysign.Scalar](x, sign), torch.copysign(x, sign))
+    torch.testing.assert_close(TABLE[aten.signbit.default](signs), signs.signbit())
+    torch.testing.assert_close(TABLE[aten.signbit.default](torch.arange(-2, 2)), torch.arange(-2, 2).signbit())
+
+
+@pytest.mark.parametrize("name", ["special_erfcx", "special_log_ndtr", "log1p", "expm1", "erfinv", "special_ndtri"])
 def test_integers_become_floats(name):
     operator = getattr(aten, name).default
-    torch.testing.assert_close(TABLE[operator](torch.tensor([0, 1, 5])), operator(torch.tensor([0, 1, 5])))
+    torch.testing.assert_close(
+        TABLE[operator](torch.tensor([0, 1, 5])), operator(torch.tensor([0, 1, 5])), equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("shrink", [F.softshrink, F.hardshrink])
@@ -112,6 +146,10 @@ def test_the_functions_are_right_in_onnxruntime():
             torch.special.log_ndtr(x * 8),
             torch.log1p(x.abs() * 1e-6),
             torch.expm1(x / 1e5),
+            torch.erfinv(x.tanh()),
+            torch.special.ndtri(x.sigmoid()),
+            torch.hypot(x, x.flip(1)),
+            torch.copysign(x, -x),
         )
         return *special, torch.linalg.vector_norm(x, keepdim=True), F.softshrink(x), x.sum().logsumexp(0), x.prod(1)
 
