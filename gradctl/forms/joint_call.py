@@ -6,6 +6,7 @@ takes are drawn here, as eager draws them after the same seed: as many, in the s
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.quiet import quiet
 from gradctl.joint.capture import Joint, joint_program
 from gradctl.joint.draws import Draw, Draws, generator_kept
-from gradctl.joint.refusal import CannotJoin
+from gradctl.joint.refusal import CannotJoin, raised_by
 from gradctl.subject.dynamic import Dynamic
 from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.inputs import input_names
@@ -66,7 +67,11 @@ def joint_of(instance: Instance, dynamic: Dynamic | None = None, wrt: Sequence[s
     except Exception as error:  # tracing and the user's model may raise anything
         if is_out_of_memory(error):
             raise
-        said = f"forward and backward cannot be traced: {capture_reason(error)}"
+        reason = capture_reason(error)
+        place = "" if re.search(r", line \d+\)$", reason) else raised_by(error)
+        if type(error).__name__ == "Unsupported":  # of torch._dynamo, which is slow to import
+            reason, place = "a part of the model that Dynamo compiles, as torch.cond is", f"{place}: use torch.where"
+        said = f"forward and backward cannot be traced: {reason}{place}."
         raise CannotCapture(said, traceback.format_exc()) from error
 
 
@@ -113,8 +118,8 @@ def of_engine(form: str, engine: Engine, instance: Instance, where: str, **about
 
 def _run_eagerly(instance: Instance, args: Any, kwargs: Any) -> tuple[Any, dict[str, Draw]]:
     """Return what a model gives and what it draws; its state is put back."""
-    with torch.enable_grad(), generator_kept(), Draws(instance.model) as draws:  # a model may take gradients inside
-        value = instance.model(*args, **kwargs)
+    with instance.leaves_kept(), generator_kept(), Draws(instance.model) as draws, torch.enable_grad():
+        value = instance.model(*args, **kwargs)  # which may take gradients inside
     instance.restore()
     return value, draws.by_name
 
@@ -144,7 +149,7 @@ class _Call:
         self.gradients = {name.removeprefix(_GRADIENT) for name in engine.outputs if name.startswith(_GRADIENT)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the outputs of one run; buffers that the forward changes are changed."""
+        """Return the outputs of one run; parameters and buffers that the forward changes are changed."""
         named = input_names(self.instance.subject.model, args, kwargs)
         given = {f"input.{name}": value for name, value in named if isinstance(value, Tensor)}
         leaves_by_name = {**self.parameters, **given}
@@ -205,7 +210,7 @@ class _Run(torch.autograd.Function):
             found = call.run(ctx.values, sizes, {})
             for name, value in found.items():
                 if name.startswith("updated."):
-                    call.buffers[name.removeprefix("updated.")].copy_(value)
+                    state[name.removeprefix("updated.")].copy_(value)
         outputs = {name: found[name].to(example.device) for name, example in call.outputs.items()}
         ctx.mark_non_differentiable(
             *(value for name, value in outputs.items() if f"grad_{name}" not in call.engine.inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from time import perf_counter
@@ -23,6 +24,17 @@ from gradctl.subject.dynamic import Dynamic
 from gradctl.subject.instance import Instance
 
 __all__ = ["capture", "differentiated", "exported", "of_file", "widened"]
+
+_UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>")
+# By the name of an operator, the first that fits.
+_INSTEAD = (
+    (r"^(?!aten\.|prims\.)", "it is no operator of torch; write it with those that are"),
+    (r"sparse|_coo|_cs[rc]", "use dense tensors"),
+    (r"quantize", "round by hand, straight through: x + (rounded - x).detach()"),
+    (r"median|mode|kthvalue", "sort, and take the entry"),
+    (r"linalg|_svd|_eig|lu_|lobpcg", "compute it outside, and give what it gives as an input"),
+    (r"", "write it with other operators, or compute it outside and give what it gives as an input"),
+)
 
 
 def capture(instance: Instance) -> Captured:
@@ -64,7 +76,7 @@ def exported(
             program,
             opset,
             lambda found: _name(found, joint, frozen=frozen),
-            lambda error: f"torch.onnx refuses the joint graph: {reason_of(error)}",
+            lambda error: _refusal(error, joint),
             lambda found: optimize(found.model),
         )
 
@@ -116,10 +128,28 @@ def widened(captured: Captured, instance: Instance) -> Captured:
 def _ensure_numpys(joint: Joint) -> None:
     """Raise for an input or output that numpy's arrays have no type for, or onnxruntime no kernels."""
     *others, last = joint.program.graph.nodes
-    ports = [*(node for node in others if node.op == "placeholder"), *last.all_input_nodes]
-    for value in [node.meta.get("val") for node in ports]:
+    taken = [node for node in others if node.op == "placeholder"][-len(joint.inputs) :]  # after its constants
+    ports = [*taken, *last.args[0]]
+    for name, node in zip((*joint.inputs, *joint.outputs), ports, strict=True):
+        value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and (value.dtype == torch.bfloat16 or value.is_complex()):
-            raise CannotCapture(f"onnxruntime takes no {str(value.dtype).removeprefix('torch.')} on the CPU.")
+            dtype = str(value.dtype).removeprefix("torch.")
+            instead = "give it as torch.view_as_real" if value.is_complex() else "use float32"
+            raise CannotCapture(f"{name!r} is {dtype}, which onnxruntime does not take on the CPU: {instead}.")
+
+
+def _refusal(error: BaseException, joint: Joint) -> str:
+    """Return why torch.onnx takes no joint graph: the operator, the user's line, and what there is instead."""
+    unknown = _UNKNOWN.search(str(error))
+    named = unknown or re.search(r"\baten_(\w+)()", str(error))
+    name, overload = named.groups() if named is not None else ("", "")
+    # What has no conversion may be what torch.onnx made of it, by another name space.
+    like = (place for each, place in joint.places.items() if each.split(".")[1:2] == [name.rpartition(".")[2]])
+    place = joint.places.get(f"{name}.{overload}") or next(like, "")
+    if unknown is None:
+        return f"torch.onnx refuses the joint graph: {reason_of(error)}{place}."
+    instead = next(said for pattern, said in _INSTEAD if re.search(pattern, name))
+    return f"ONNX has no operator for {name}{place}: {instead}."
 
 
 def _name(program: torch.onnx.ONNXProgram, joint: Joint, *, frozen: bool) -> None:

@@ -16,6 +16,11 @@ _MEANT = (
         r"Dictionary inputs to traced functions must have consistent type. Found (.+)",
         r"a dictionary among its inputs or outputs holds values of two types, \1",
     ),
+    (r"\.numpy\(\) is not supported for tensor subclasses", "a tensor is given to numpy, where torch cannot follow it"),
+    (
+        r"no fake impl registered for <CustomOpDef\((\w+::\w+)\)>|(\w+::\w+): attempted to run this operator with Meta",
+        r"operator \1\2 has no fake implementation; torch.library.register_fake gives it one",
+    ),
     (r"data-dependent branching", "a branch or a loop depends on the values of a tensor"),
     (
         r"Module '(\S+)' has no attribute '(\w+)' \(This function exists",

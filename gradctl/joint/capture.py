@@ -3,8 +3,8 @@
 So custom backwards, hooks, detach, no_grad and tied weights are in the graph as eager has them; ``torch.export`` first
 and a backward of what it gives would lose them.
 
-1. ``make_fx`` runs the forward and ``torch.autograd.backward`` on fresh leaves, without decompositions; gradients of
-   parts of one tensor are put beside each other.
+1. ``make_fx`` runs the forward and ``torch.autograd.backward`` on fresh leaves, with hardly a decomposition; gradients
+   of parts of one tensor are put beside each other.
 2. ``make_fx`` runs what it wrote down, functionalized, with decompositions: torch's core ones, and ours for operators
    that ONNX lacks.
 3. The result becomes an ``ExportedProgram``.
@@ -16,7 +16,7 @@ inputs too, ``random.dropout`` (see ``gradctl.joint.draws``). Names of outputs a
 What no output hangs on has no gradient, as in eager.
 
 Private to torch (seen in 2.10 to 2.14): ``torch._decomp``, ``torch._guards``, ``torch._dispatch.python``,
-``torch._subclasses.fake_tensor``, ``torch.fx.experimental``.
+``torch._dynamo.config``, ``torch._subclasses.fake_tensor``, ``torch.fx.experimental``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -38,16 +39,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.traceback import preserve_node_meta
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
-from gradctl.joint.decompositions import TABLE
+from gradctl.joint.decompositions import EARLY, TABLE
 from gradctl.joint.draws import Distribution, Draw, Draws, only_torch_draws
 from gradctl.joint.parts import join_parts
+from gradctl.joint.places import Places, place_of, places_by_operator
 from gradctl.joint.program import exported_program
 from gradctl.joint.refusal import CannotJoin
 from gradctl.joint.sizes import exported_axes, free_sizes, named_axes, with_sizes
+from gradctl.numerics.measures import same_values
 from gradctl.subject.dynamic import Dynamic, by_leaf
 from gradctl.subject.inputs import input_names
 from gradctl.subject.instance import Instance
@@ -75,6 +79,7 @@ class Joint:
         values: what parameters and buffers are now, by name.
         constants: names of buffers that the forward does not change.
         draws: what inputs hold that the model draws, by name.
+        places: the user's lines that operators come from, ``" (net.py, line 12)"``.
         axes: names of free sizes, by input and axis.
     """
 
@@ -84,6 +89,7 @@ class Joint:
     values: Mapping[str, Tensor]
     constants: tuple[str, ...]
     draws: Mapping[str, Distribution]
+    places: Mapping[str, str]
     axes: Mapping[str, Mapping[int, str]]
 
 
@@ -122,13 +128,15 @@ class _Subject:
         self.buffers = dict(module.named_buffers()) if module is not None else {}
         instance.restore()
         args, kwargs = instance.inputs()
-        before = {name: value.detach().clone() for name, value in self.buffers.items()}
+        state = {**self.parameters, **self.buffers}
+        before = {name: value.detach().clone() for name, value in state.items()}
         seed_generators(instance.subject.seed)
-        with torch.enable_grad(), only_torch_draws(), Draws(instance.model) as draws:
-            named = _named(instance.model(*args, **kwargs))
+        with instance.leaves_kept():
+            with torch.enable_grad(), only_torch_draws(), Draws(instance.model) as draws:
+                named = _named(instance.model(*args, **kwargs))
+            # BatchNorm writes its running statistics without counting up their version.
+            self.written = {name for name, value in state.items() if not same_values(value, before[name])}
         self.draws = draws.by_name
-        # BatchNorm writes its running statistics without counting up their version.
-        self.written = {name for name, value in self.buffers.items() if not torch.equal(value, before[name])}
         # A cotangent for each output that asks for one.
         self.asking = {name: torch.randn_like(value) for name, value in named if value.requires_grad}
         instance.restore()
@@ -152,10 +160,11 @@ class _Subject:
         return [value.detach().clone(memory_format=torch.contiguous_format) for value in values]
 
     def __call__(self, *flat: Tensor) -> list[Tensor]:
-        """Return outputs, gradients and buffers that changed, in the order that ``traced`` tells."""
+        """Return outputs, gradients, and parameters and buffers that changed, in the order that ``traced`` tells."""
         values = dict(zip(self.names, flat, strict=True))
         with torch.enable_grad():
-            weights = {name: self._leaf(values[name], old) for name, old in self.parameters.items()}
+            now = {name: value.clone() if name in self.written else value for name, value in values.items()}
+            weights = {name: self._leaf(now[name], old) for name, old in self.parameters.items()}
             kept = {name: values[name].clone() for name in self.buffers}
             given = {name: self._input(values[name], old) for name, old in self.given.items()}
             inputs = {name: each for name, (_, each) in given.items()}
@@ -165,6 +174,7 @@ class _Subject:
                 wanted = {**weights, **{name: leaf for name, (leaf, _) in given.items()}}
                 gradients = self._gradients(outputs, wanted, values)
                 updated = _updated(model, kept, self.written)
+                updated |= {f"updated.{name}": leaf for name, leaf in weights.items() if name in self.written}
                 self.traced = _Traced(list(outputs), list(gradients), list(updated))
                 results = (*outputs.values(), *gradients.values(), *updated.values())
                 return [each.detach().clone() for each in results]
@@ -184,7 +194,7 @@ class _Subject:
     ) -> tuple[_Result, dict[str, Draw]]:
         """Return what ``act`` returns for the model with these parameters, buffers and draws, and what it drew."""
         seed_generators(self.instance.subject.seed + 1)  # not as a run is: what sets that seed itself must show
-        with Draws(self.instance.model, drawn) as draws:
+        with Places(), Draws(self.instance.model, drawn) as draws:
             found = functional_call(self.step, {f"model.{name}": each for name, each in state.items()}, (act,))
         return found, draws.by_name
 
@@ -197,7 +207,8 @@ class _Subject:
         outputs = dict(_named(model(*args, **kwargs)))
         for name, each in inputs.items():
             if each._version != versions[name]:
-                raise CannotJoin(f"the model writes to its input {name.removeprefix('input.')!r}, which no graph can.")
+                own = name.removeprefix("input.")
+                raise CannotJoin(f"the model writes to its input {own!r}, which no graph can: clone it first.")
         return outputs
 
     def _gradients(
@@ -257,12 +268,18 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     fakes, draws = _fakes(subject, free)
     mode = detect_fake_mode(fakes)
     assert mode is not None
-    with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
-        traced = make_fx(subject, _allow_non_fake_inputs=True)(*fakes)
+    with (
+        mode,
+        enable_python_dispatcher(),
+        sdpa_kernel(SDPBackend.MATH),
+        preserve_node_meta(),
+        _compiled_parts_as_eager(),
+    ):
+        traced = make_fx(subject, decomposition_table=EARLY, _allow_non_fake_inputs=True)(*fakes)
         found = subject.traced
         join_parts(traced)
         graph = make_fx(
-            functionalize(traced, remove="mutations"),
+            functionalize(fx.Interpreter(traced).run, remove="mutations"),
             decomposition_table={**core_aten_decompositions(), **TABLE},
             _allow_non_fake_inputs=True,
         )(*fakes)
@@ -284,8 +301,15 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         {**subject.parameters, **subject.buffers},
         tuple(name for name in subject.buffers if name not in changed),
         {name: with_sizes(draw.distribution, sizes) for name, draw in draws.items()},
+        places_by_operator(graph),
         {name: named_axes(fake, sizes) for name, fake in named.items()},
     )
+
+
+def _compiled_parts_as_eager() -> AbstractContextManager[None]:
+    """Let functions inside the model that torch.compile has wrapped be traced like any other."""
+    found: AbstractContextManager[None] = torch._dynamo.config.patch(error_on_nested_fx_trace=False)
+    return found
 
 
 def _ensure_apart(names: Sequence[str]) -> None:
@@ -314,8 +338,7 @@ def _fakes(subject: _Subject, free: Mapping[str, Mapping[int, str]]) -> tuple[li
         fakes[name] = mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds))
     with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
         outputs, draws = subject.forward(fakes)
-        if _kinds(draws) != _kinds(subject.draws):
-            raise CannotJoin("the model draws other random numbers when it is traced.")
+        _ensure_alike(subject.draws, draws)
         drawn = [torch.empty(draw.shape, dtype=draw.dtype) for draw in draws.values()]
         # Laid out as what the step is given later: a view of one may be none of the other.
         layout = torch.contiguous_format
@@ -323,8 +346,18 @@ def _fakes(subject: _Subject, free: Mapping[str, Mapping[int, str]]) -> tuple[li
     return [*fakes.values(), *drawn, *cotangents], draws
 
 
-def _kinds(draws: Mapping[str, Draw]) -> list[tuple[str, int | float | str, torch.dtype]]:
-    return [(name, draw.distribution["distribution"], draw.dtype) for name, draw in draws.items()]
+def _ensure_alike(eager: Mapping[str, Draw], traced: Mapping[str, Draw]) -> None:
+    """Raise where a trace draws what eager does not: torch's of recurrent layers leaves their dropout out (2.13)."""
+    kinds = [
+        {name: (draw.distribution["distribution"], draw.dtype) for name, draw in draws.items()}
+        for draws in (eager, traced)
+    ]
+    names = [name for name in {**eager, **traced} if kinds[0].get(name) != kinds[1].get(name)]
+    if names:
+        raise CannotJoin(
+            f"{names[0]!r} is not drawn alike when the model is traced; of recurrent layers torch traces no dropout: "
+            "put nn.Dropout between them."
+        )
 
 
 def _updated(model: Callable[..., Any], kept: Mapping[str, Tensor], written: Set[str]) -> dict[str, Tensor]:
@@ -366,6 +399,4 @@ def _ensure_repeats(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags:
-            raise CannotJoin(
-                f"the forward draws random numbers ({node.target}); switch to eval mode, or draw them outside."
-            )
+            raise CannotJoin(f"{node.target} draws random numbers{place_of(node)}: draw them outside.")

@@ -1,12 +1,17 @@
-"""How the joint graph of a model is refused."""
+"""How the joint graph of a model is refused: in a sentence, with the user's line."""
 
 from __future__ import annotations
 
+import sys
+import traceback
 from pathlib import Path
+from types import FrameType
 
-from gradctl.subject.frames import user_location
+from gradctl.subject.frames import is_users
 
-__all__ = ["CannotJoin", "here"]
+__all__ = ["CannotJoin", "here", "raised_by"]
+
+_CAPTURE = str(Path(__file__).with_name("capture.py"))
 
 
 class CannotJoin(Exception):
@@ -15,5 +20,19 @@ class CannotJoin(Exception):
 
 def here() -> str:
     """Return the user's line that is running, ``" (net.py, line 12)"``; nothing where none is."""
-    place = user_location()
-    return f" ({Path(place[0]).name}, line {place[1]})" if place is not None else ""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _CAPTURE:  # which calls the model
+        if is_users(frame.f_code.co_filename):
+            return _named(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def raised_by(error: BaseException) -> str:
+    """Return the user's line that an exception comes from, as ``here``."""
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return next((_named(*place) for place in reversed(places) if is_users(place[0])), "")
+
+
+def _named(file: str, line: int) -> str:
+    return f" ({Path(file).name}, line {line})"

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from gradctl.forms.form import CannotCapture
-from tests.joint.joined import differing, joint_graph
+from tests.joint.joined import by_autograd, by_onnxruntime, differing, joint_graph
 
 Case = tuple[Any, ...]
 
@@ -186,6 +186,7 @@ MODELS: dict[str, Callable[[], Case]] = {
     "reentrant checkpoint": lambda: (twice_checkpointed(True), rows(3, 4)),
     "buffers": lambda: (Statistics(), rows(3, 4)),
     "gradient inside": lambda: (Act(force), rows(3, 4)),
+    "determinant": lambda: (Act(lambda linear, x: torch.linalg.det(linear(x))), rows(4, 4)),
     "parametrization": lambda: (nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)), rows(3, 4)),
     "attention, output transposed": lambda: (Attention(batch_first=True), rows(2, 5, 8)),
     "LSTM": lambda: (nn.LSTM(4, 5, 2, bidirectional=True), rows(3, 2, 4), (rows(4, 2, 5), rows(4, 2, 5))),
@@ -227,11 +228,93 @@ def test_a_gradient_that_the_trace_sees_otherwise_is_found():
     assert set(differing(model, rows(3, 4))) == {"grad.linear.weight", "grad.linear.bias", "grad.input.args.0"}
 
 
+class ReadingBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent * 2 if cotangent.sum() > 0 else -cotangent
+
+
+@torch.library.custom_op("gradctl_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@torch.library.custom_op("gradctl_tests::known", mutates_args=())
+def known(x: Tensor) -> Tensor:
+    return x * 2
+
+
+known.register_fake(torch.empty_like)
+for operator in (doubled, known):
+    operator.register_autograd(lambda ctx, cotangent: cotangent * 2)
+
+
+def packed(linear: nn.Module, x: Tensor) -> Tensor:
+    return linear(nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 2]), batch_first=True).data)
+
+
+def of_values(act: Callable[..., Any], *shape: int) -> Callable[[], Case]:
+    return lambda: (Act(act), rows(*shape or (3, 4)))
+
+
+BY_VALUES = r"a branch, a loop, a size or a number depends on the values of a tensor \(test_capture.py, line \d+\):"
 REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
-    "branch": (lambda: (Act(lambda linear, x: linear(x) if x.sum() > 0 else -x), rows(3, 4)), "depends on the values"),
-    "number": (lambda: (Act(lambda linear, x: linear(x) * float(x.max())), rows(3, 4)), "depends on the values"),
-    "no gradient": (lambda: (Act(lambda linear, x: linear(x).detach()), rows(3, 4)), "no output asks for a gradient"),
-    "no conversion": (lambda: (Act(lambda linear, x: torch.linalg.matrix_exp(linear(x))), rows(4, 4)), "matrix_exp"),
+    "branch": (of_values(lambda linear, x: linear(x) if x.sum() > 0 else -x), BY_VALUES),
+    "number": (of_values(lambda linear, x: linear(x) * float(x.max())), BY_VALUES),
+    "item": (of_values(lambda linear, x: linear(x) * x.max().item()), BY_VALUES),
+    "size": (of_values(lambda linear, x: linear(x)[:, : int(x[0].argmax()) + 1]), BY_VALUES),
+    "list": (of_values(lambda linear, x: linear(x)[x.argmax(1).tolist()[:1]], 4, 4), BY_VALUES),
+    "equality": (of_values(lambda linear, x: linear(x) if torch.equal(x, x) else x), BY_VALUES),
+    "branch of a backward": (of_values(lambda linear, x: ReadingBackward.apply(linear(x))), BY_VALUES),
+    "mask": (
+        of_values(lambda linear, x: linear(x)[x > 0]),
+        r"the size of what an index by a mask gives depends on values \(test_capture.py, line \d+\): multiply",
+    ),
+    "nonzero": (
+        of_values(lambda linear, x: linear(x)[x.sum(1).nonzero()[:, 0]]),
+        r"what aten.nonzero gives depends on values \(test_capture.py, line \d+\): keep all of it",
+    ),
+    "repeats": (
+        of_values(lambda linear, x: linear(x).repeat_interleave(x.argmax(1), 0)),
+        r"what repeat_interleave gives depends on values \(.*, line \d+\): give its output_size\.",
+    ),
+    "packed sequence": (
+        of_values(packed, 2, 3, 4),
+        r"a packed sequence has sizes that depend on values \(test_capture.py, line \d+\): pad it",
+    ),
+    "numpy": (
+        of_values(lambda linear, x: linear(x) * float(x.detach().numpy().max())),
+        r"a tensor is given to numpy, where torch cannot follow it \(test_capture.py, line \d+\)\.",
+    ),
+    "condition": (
+        of_values(lambda linear, x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (linear(x),))),
+        r"a part of the model that Dynamo compiles, as torch.cond is \(test_capture.py, line \d+\): use torch.where\.",
+    ),
+    "complex input": (
+        lambda: (Act(lambda linear, x: linear(x.real)), torch.zeros(3, 4, dtype=torch.complex64)),
+        r"'input.args.0' is complex64, which onnxruntime does not take on the CPU: give it as torch.view_as_real\.",
+    ),
+    "no gradient": (of_values(lambda linear, x: linear(x).detach()), "no output asks for a gradient"),
+    "no fake implementation": (
+        of_values(lambda linear, x: doubled(linear(x))),
+        r"gradctl_tests::doubled has no fake implementation; .*\(test_capture.py, line \d+\)",
+    ),
+    "no operator of torch": (
+        of_values(lambda linear, x: known(linear(x))),
+        r"ONNX has no operator for gradctl_tests.known \(test_capture.py, line \d+\): it is no operator of torch",
+    ),
+    "no conversion": (
+        of_values(lambda linear, x: torch.fake_quantize_per_tensor_affine(linear(x), 0.1, 0, 0, 255)),
+        r"for aten.fake_quantize_per_tensor_affine_cachemask \(test_capture.py, line \d+\): round by hand, straight",
+    ),
+    "no conversion of what torch.onnx makes of it": (
+        of_values(lambda linear, x: linear(x.to_sparse().to_dense())),
+        r"ONNX has no operator for aten._to_sparse \(test_capture.py, line \d+\): use dense tensors\.",
+    ),
 }
 
 
@@ -239,5 +322,36 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
 def test_what_no_graph_can_say_is_refused_with_its_reason(name):
     build, reason = REFUSED[name]
     model, *inputs = build()
-    with pytest.raises(CannotCapture, match=reason):
+    with pytest.raises(CannotCapture, match=reason) as refused:
         joint_graph(model, *inputs)
+    assert "\n" not in refused.value.reason
+
+
+class Renormalised(nn.Module):
+    """Its embedding writes to its weight in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.linear = nn.Embedding(5, 4, max_norm=0.5), nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.linear.weight.data.mul_(0.5)
+        return self.linear(self.embedding(ids))
+
+
+def test_a_parameter_that_the_forward_writes_to_is_an_output():
+    torch.manual_seed(0)
+    model, ids = Renormalised(), torch.tensor([1, 3])
+    graph = joint_graph(model, ids)
+    values, expected = by_autograd(model, ids)
+    expected |= {"updated.embedding.weight": model.embedding.weight, "updated.linear.weight": model.linear.weight}
+    found = by_onnxruntime(graph, values)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value.detach())
+
+
+def test_a_function_that_is_compiled_is_traced_like_any_other():
+    torch.manual_seed(0)
+    compiled = torch.compile(nn.functional.gelu, backend="eager")
+    assert differing(Act(lambda linear, x: compiled(linear(x))), rows(3, 4)) == []

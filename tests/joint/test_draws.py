@@ -232,7 +232,7 @@ def test_draws_that_nobody_outside_can_make_are_refused(name):
 
 def test_dropout_between_recurrent_layers_is_refused_as_torch_traces_none():
     """torch 2.13: ``_rnn_helper`` drops it by ``num_layers < i - 1``, which never is."""
-    with pytest.raises(CannotCapture, match="the model draws other random numbers when it is traced"):
+    with pytest.raises(CannotCapture, match="'random' is not drawn alike when the model is traced"):
         joint_graph(nn.LSTM(4, 4, 2, dropout=0.3), rows(3, 2, 4))
 
 

@@ -1,0 +1,103 @@
+"""Which of the user's lines an operator of the trace comes from, and what no graph can do, refused with that line.
+
+An operator of the backward comes from the line of the forward whose gradient it is: autograd numbers both alike.
+
+Private to torch (seen in 2.10 to 2.14): ``torch._C._current_autograd_node``, ``torch.autograd._get_sequence_nr``,
+``torch._subclasses.fake_tensor``, ``torch.fx.experimental.symbolic_shapes``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.fx.traceback import annotate
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradctl.joint.refusal import CannotJoin, here
+
+__all__ = ["Places", "place_of", "places_by_operator"]
+
+_KEY = "gradctl"
+_aten = torch.ops.aten
+
+
+class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
+    """Note at each node that is traced where it comes from.
+
+    Raises:
+        CannotJoin: in what is under it, for an operator whose sizes, or what python sees of it, depend on values.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._forward: dict[int, str] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True, the default, imports all of Dynamo to keep it out of this very method
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator."""
+        place, node = here(), torch._C._current_autograd_node()
+        if node is None:
+            self._forward[torch.autograd._get_sequence_nr() - 1] = place
+        elif not place:  # else the user's own backward, or a checkpoint
+            place = self._forward.get(node._sequence_nr(), "").replace(" (", " (the backward of ", 1)
+        with annotate({_KEY: place}):
+            return _run(func, args, kwargs or {}, place)
+
+
+def _run(func: Any, args: Any, kwargs: Any, place: str) -> Any:
+    if func is _aten._pack_padded_sequence.default:
+        raise CannotJoin(f"a packed sequence has sizes that depend on values{place}: pad it, and mask what it gives.")
+    tags = getattr(func, "tags", ())
+    if not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(tags):
+        return func(*args, **kwargs)
+    try:
+        value = func(*args, **kwargs)
+        unknown = bool(free_unbacked_symbols(value))
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        unknown = True
+    if unknown and torch.Tag.dynamic_output_shape in tags:
+        said, instead = _SAID.get(func, (_name(func), "keep all of it, and multiply by a mask or use torch.where"))
+        raise CannotJoin(f"the size of what {said} gives depends on values{place}: {instead}.")
+    if unknown:
+        raise CannotJoin(
+            f"a branch, a loop, a size or a number depends on the values of a tensor{place}: keep it a tensor, and "
+            "choose with torch.where."
+        )
+    return value
+
+
+# What the user calls an operator, and what there is instead.
+_SAID = {
+    _aten._ctc_loss.Tensor: ("ctc_loss", "give the lengths as tuples of numbers"),
+    _aten.bincount.default: ("bincount", "sum one_hot over the rows"),
+    _aten.index.Tensor: ("an index by a mask", "multiply by the mask, or use torch.where"),
+    _aten.repeat_interleave.Tensor: ("repeat_interleave", "give its output_size"),
+}
+
+
+def _name(func: Any) -> str:
+    return str(func).removesuffix(".default")
+
+
+def place_of(node: fx.Node) -> str:
+    """Return the user's line that a node of the trace comes from, as ``here``."""
+    place: str = node.meta.get("custom", {}).get(_KEY, "")
+    return place
+
+
+def places_by_operator(graph: fx.GraphModule) -> dict[str, str]:
+    """Return for each operator of a trace where its first node comes from."""
+    found: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            found.setdefault(str(node.target), place_of(node))
+    return found
