@@ -136,7 +136,7 @@ def _states(
     blanks = torch.full_like(targets, blank)
     between = torch.stack([blanks, targets], 2).flatten(1)
     labels = torch.cat([between, torch.full_like(lengths.unsqueeze(1), blank)], 1)
-    skips = (_along(labels) >= 2) & (labels != _shifted(labels, 2, blank))
+    skips = labels != _shifted(labels, 2, blank)
     ends = (_along(labels) - 2 * lengths.unsqueeze(1)).to(torch.int64)
     emitted = log_probs.gather(2, labels.expand(log_probs.shape[0], *labels.shape))
     return _States(labels, skips, (ends == 0) | (ends == -1), emitted, frames)

@@ -126,16 +126,13 @@ def _linalg_slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _linalg_cholesky_ex(self: Tensor, *, upper: bool = False, check_errors: bool = False) -> tuple[Tensor, Tensor]:
     """Return L of L Lᵀ, or its transpose, from the triangle of its name, and info."""
-    matrix = self.mT if upper else self
-    row, column = _rows(self), _columns(self)
-    symmetric = torch.where(row >= column, matrix, matrix.mT)
 
     def step(k: _Place, matrix: Tensor, row: Tensor) -> list[Tensor]:
         of_pivot = _at(matrix, -1, k)
         found = torch.where(row >= k, of_pivot / _at(of_pivot, -2, k).sqrt(), 0)
         return [matrix - found * found.mT, found.squeeze(-1)]
 
-    _, columns = _repeated(step, self.shape[-1], symmetric, (row,))
+    _, columns = _repeated(step, self.shape[-1], self.mT if upper else self, (_rows(self),))
     lower = columns.movedim(0, -1)
     # NaN is not positive either.
     info = _first((lower.diagonal(0, -2, -1) > 0).logical_not())
