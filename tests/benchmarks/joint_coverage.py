@@ -83,7 +83,8 @@ class Operator(nn.Module):
             self.register_buffer(f"kept{index}", value.detach().clone())
 
     def forward(self, *inputs: Tensor) -> Any:
-        return self.function(*inputs, *self.buffers())
+        # No runtime takes complex numbers; as pairs it does.
+        return map_leaves(lambda _, leaf: _pairs(leaf), self.function(*inputs, *self.buffers()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -221,7 +222,7 @@ def _error(given: Tensor, reference: Tensor) -> float:
 
 
 def _finite(tensor: Tensor) -> Tensor:
-    wide = tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+    wide = tensor.detach().to(torch.float64)
     return torch.where(wide.isfinite(), wide, torch.zeros_like(wide))
 
 
@@ -237,6 +238,10 @@ def _seed() -> None:
 
 def _asks(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+def _pairs(leaf: Any) -> Any:
+    return torch.view_as_real(leaf.resolve_conj()) if isinstance(leaf, Tensor) and leaf.is_complex() else leaf
 
 
 def _is_float(leaf: Any) -> bool:

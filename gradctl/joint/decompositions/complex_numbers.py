@@ -125,6 +125,14 @@ def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accu
     return torch.view_as_complex(_aten.index_put(pairs, indices, written, accumulate))
 
 
+def _constant_pad(x: Tensor, pad: Sequence[int], value: complex = 0) -> Any:
+    """Return ``x`` with zeros around it."""
+    if value != 0:
+        return NotImplemented
+    pairs = torch.view_as_real(x.resolve_conj())
+    return torch.view_as_complex(_aten.constant_pad_nd(pairs, [0, 0, *pad]).contiguous())
+
+
 def _eq(x: Any, y: Any) -> Tensor:
     """Return where both parts are the same."""
     (a, b), (c, d) = _parts(x), _parts(y)
@@ -222,11 +230,13 @@ def _conj(x: Any) -> Tensor:
 
 TABLE: dict[Any, Callable[..., Any]] = {
     _aten._conj.default: _conj,
+    _aten._conj_physical.default: _conj,
     _aten._to_copy.default: _to_copy,
     _aten.add.Scalar: _add,
     _aten.add.Tensor: _add,
     _aten.bmm.default: _matmul(torch.bmm),
     _aten.conj_physical.default: _conj,
+    _aten.constant_pad_nd.default: _constant_pad,
     _aten.cumsum.default: _of_pairs(torch.cumsum),
     _aten.div.Scalar: _div,
     _aten.div.Tensor: _div,

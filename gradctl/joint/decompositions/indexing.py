@@ -120,6 +120,27 @@ def _index_add(self: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: 
     return written.reshape(self.shape)
 
 
+def _index_reduce(
+    self: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    """Return ``self`` with each slice of ``source`` taken together with the slice that ``index`` names."""
+    base = self.reshape(1) if self.ndim == 0 else self
+    values = source.reshape(1) if self.ndim == 0 else source
+    dim = dim % base.ndim
+    places = index.reshape([-1 if axis == dim else 1 for axis in range(base.ndim)]).expand(values.shape)
+    found = _aten.scatter_reduce(base, dim, places, values, reduce, include_self=include_self)
+    return found.reshape(self.shape)  # type: ignore[no-any-return]
+
+
+def _repeat_interleave(repeats: Tensor, *, output_size: int | None = None) -> Any:
+    """Return each index as often as ``repeats`` says, where it is known how many these are."""
+    if not isinstance(output_size, int):
+        return NotImplemented
+    ends = repeats.cumsum(0)
+    at = torch.arange(output_size, device=repeats.device, dtype=ends.dtype)
+    return (at.unsqueeze(1) >= ends).to(repeats.dtype).sum(1)
+
+
 def _scatter_reduce(
     self: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Any:
@@ -191,8 +212,10 @@ TABLE: dict[Any, Callable[..., Any]] = {
     _aten.diagonal_scatter.default: _diagonal_scatter,
     _aten.empty_permuted.default: _zeros,
     _aten.index_add.default: _index_add,
+    _aten.index_reduce.default: _index_reduce,
     _aten.masked_scatter_backward.default: _masked_scatter_backward,
     _aten.put.default: _put,
+    _aten.repeat_interleave.Tensor: _repeat_interleave,
     _aten.scatter.src: _scatter,
     _aten.scatter.value: _scatter_value,
     _aten.scatter_add.default: _scatter_add,

@@ -82,6 +82,9 @@ def test_axes_and_places_are_those_of_torch() -> None:
             torch.testing.assert_close(TABLE[operator](X, dim, *arguments), operator(X, dim, *arguments))
     torch.testing.assert_close(TABLE[aten.unsqueeze.default](X, 2), X.unsqueeze(2))
     torch.testing.assert_close(TABLE[aten.expand.default](X[:, :1], [2, -1, 5]), X[:, :1].expand(2, -1, 5))
+    torch.testing.assert_close(
+        TABLE[aten.constant_pad_nd.default](X, [1, -2, 0, 3]), aten.constant_pad_nd(X, [1, -2, 0, 3])
+    )
     for indices in ([index], [None, index], [index, index]):
         torch.testing.assert_close(TABLE[aten.index.Tensor](X, indices), aten.index(X, indices))
         for accumulate in (False, True):
@@ -135,6 +138,8 @@ def spectrum(x: Tensor) -> Tensor:
     ("model", "shape"),
     [
         pytest.param(lambda x: spectrum(x).abs().pow(2).clamp_min(1e-5).log(), (2, 100), id="spectrogram"),
+        pytest.param(lambda x: torch.view_as_real(torch.fft.ihfft2(x, (7, 4)).resolve_conj()), (3, 5, 6), id="ihfft"),
+        pytest.param(lambda x: torch.view_as_real(torch.fft.fft2(x, (7, 4))), (3, 5, 6), id="padded"),
         pytest.param(lambda x: torch.istft(spectrum(x) * (0.5 + 0.25j), 16, 4, window=WINDOW), (2, 100), id="istft"),
         pytest.param(
             lambda x: torch.fft.irfft(torch.fft.rfft(x) * torch.fft.rfft(x).conj()), (3, 12), id="correlation"

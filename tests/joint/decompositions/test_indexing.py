@@ -80,6 +80,21 @@ def test_slices_are_added_also_to_a_scalar(alpha):
 
 
 @pytest.mark.parametrize("include_self", [False, True])
+@pytest.mark.parametrize("reduce", ["mean", "prod", "amax", "amin"])
+def test_slices_are_taken_together(reduce, include_self):
+    options = {"include_self": include_self}
+    index = torch.tensor([0, 3, 3])
+    assert_same(aten.index_reduce.default, values(3, 4, 5), 1, index, values(3, 3, 5), reduce, **options)
+    assert_same(aten.index_reduce.default, values(), 0, torch.tensor([0]), values(), reduce, **options)
+
+
+def test_an_index_is_repeated_as_often_as_is_said():
+    repeats = torch.tensor([2, 0, 3, 1])
+    assert_same(aten.repeat_interleave.Tensor, repeats, output_size=6)
+    assert TABLE[aten.repeat_interleave.Tensor](repeats) is NotImplemented
+
+
+@pytest.mark.parametrize("include_self", [False, True])
 def test_a_mean_of_what_is_scattered_divides_by_the_count(include_self):
     index = torch.tensor([[0, 1], [0, 4], [0, 1]])
     assert_same(aten.scatter_reduce.two, values(5, 4), 0, index, values(3, 4), "mean", include_self=include_self)
@@ -121,6 +136,8 @@ def test_writes_are_right_in_onnxruntime():
             added,
             part,
             x.sum().max(0).values,
+            x.index_reduce(0, torch.tensor([0, 2, 2]), y, "amax"),
+            x.repeat_interleave(torch.tensor([2, 0, 3]), 0, output_size=5),
             x.diagonal(1),
             x.unfold(1, 3, 1),
             torch.take(x, torch.tensor([0, 5, 5])),
