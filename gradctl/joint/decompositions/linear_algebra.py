@@ -10,12 +10,13 @@ known, a Cholesky or QR factor does what they would.
 
 Private to torch: ``torch._higher_order_ops.scan``.
 
-Source: Golub and Van Loan, Matrix Computations (2013), sections 3.1, 3.4, 4.2, 5.1 and 5.2.
+Source: Golub and Van Loan, Matrix Computations (2013), sections 3.1, 3.4, 4.2, 5.1, 5.2 and 9.3.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ _aten = torch.ops.aten
 
 # So many steps are nodes, 20 each, that any runtime has; a Scan is as quick (onnxruntime 1.32), and sooner exported.
 _UNROLLED = 4
+_SQUARINGS = 32
 # What a step is told of its number: an integer, or a tensor of one.
 _Place = int | Tensor
 
@@ -215,6 +217,22 @@ def _ormqr(self: Tensor, input2: Tensor, input3: Tensor, left: bool = True, tran
     return _reflected(self, input2, input3, backwards=not transpose)
 
 
+def _linalg_matrix_exp(self: Tensor) -> Tensor:
+    """Return the exponential: that of A / 2^s by its series, squared s times; NaN where s would be above 32."""
+    norm = self.abs().sum(-2, keepdim=True).amax(-1, keepdim=True)
+    squarings = norm.log2().ceil().clamp_min(0)
+    scaled, eye = self / squarings.exp2(), _identity(self)
+    found = eye
+    for degree in range(18, 0, -1):  # of a norm of at most 1: what is left out is 1 / 19! = 8e-18
+        found = eye + scaled.matmul(found) / degree
+
+    def step(k: _Place, found: Tensor, squarings: Tensor) -> list[Tensor]:
+        return [torch.where(squarings > k, found.matmul(found), found)]
+
+    found, _ = _repeated(step, _SQUARINGS, found, (squarings,))
+    return torch.where(squarings > _SQUARINGS, math.nan, found)
+
+
 def _reflected(vectors: Tensor, tau: Tensor, matrix: Tensor, *, backwards: bool) -> Tensor:
     """Return a matrix that reflections are applied to, the last of them first if ``backwards``."""
 
@@ -356,6 +374,7 @@ TABLE: dict[Any, Callable[..., Any]] = {
     _aten.linalg_lu.default: _of_reals(_linalg_lu),
     _aten.linalg_lu_factor_ex.default: _of_reals(_linalg_lu_factor_ex),
     _aten.linalg_lu_solve.default: _of_reals(_linalg_lu_solve),
+    _aten.linalg_matrix_exp.default: _of_reals(_linalg_matrix_exp),
     _aten.linalg_qr.default: _of_reals(_linalg_qr),
     _aten.linalg_solve_triangular.default: _of_reals(_linalg_solve_triangular),
     _aten.lu_unpack.default: _of_reals(_lu_unpack),

@@ -49,6 +49,7 @@ UNARY = {
     "lu_factor": (lambda a: linalg.lu_factor(a)[0], "linalg_lu_factor_ex lu_unpack linalg_solve_triangular"),
     "lu_unpack": (lambda a: torch.lu_unpack(*linalg.lu_factor(a))[1:], "lu_unpack"),
     "qr": (lambda a: tuple(linalg.qr(a)), "linalg_qr linalg_solve_triangular"),
+    "exp": (linalg.matrix_exp, "linalg_matrix_exp"),
 }
 
 # Of a matrix and of what is solved for, or of tau in its first column.
@@ -191,6 +192,21 @@ def test_what_eager_raises_for_is_no_number_and_info_says_where():
     assert lower.isfinite().all((-1, -2)).tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 0.3, 1.0, 7.0, 40.0])
+def test_the_exponential_of_any_norm(scale):
+    a = scale * drawn(2, 4, 4)
+    torch.testing.assert_close(TABLE[aten.linalg_matrix_exp.default](a), linalg.matrix_exp(a), rtol=1e-9, atol=0)
+    skew = scale * (a - a.mT)  # whose exponential is a rotation
+    rotation = TABLE[aten.linalg_matrix_exp.default](skew)
+    torch.testing.assert_close(
+        rotation @ rotation.mT, torch.eye(4, dtype=torch.float64).expand(2, 4, 4), atol=1e-9, rtol=0
+    )
+
+
+def test_the_exponential_of_a_norm_that_takes_too_many_squarings_is_no_number():
+    assert TABLE[aten.linalg_matrix_exp.default](torch.tensor([[-1e10]])).isnan().all()
+
+
 def test_complex_matrices_and_factors_without_exchanges_are_left_to_others():
     a = regular(2, 2).to(torch.complex128)
     for operator, function in EVERY.items():
@@ -258,10 +274,22 @@ class Mixing(nn.Module):
     def forward(self, x):
         orthogonal, triangle = linalg.qr(self.weight)
         solved = linalg.solve(self.weight, x.mT) + linalg.inv(self.weight) @ x.mT
-        return solved, orthogonal + triangle, linalg.lu_factor(self.weight).LU
+        return solved, linalg.matrix_exp(orthogonal / 2) @ triangle, linalg.lu_factor(self.weight).LU
+
+
+class Flow(nn.Module):
+    """An invertible mixing of channels, its volume, and its inverse laid out by columns."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(regular(size, size).flip(0).float())
+
+    def forward(self, x):
+        inverse = linalg.inv(self.weight)
+        return x @ self.weight, linalg.slogdet(self.weight).logabsdet, linalg.det(inverse), linalg.det(inverse.mT)
 
 
 @pytest.mark.parametrize("size", [3, 9])
-@pytest.mark.parametrize("layer", [Gaussian, Mixing])
+@pytest.mark.parametrize("layer", [Flow, Gaussian, Mixing])
 def test_layers_are_right_in_onnxruntime(layer, size):
     assert differing(layer(size), drawn(2, 5, size).float()) == []
