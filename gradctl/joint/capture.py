@@ -49,6 +49,7 @@ from gradctl.joint.draws import Distribution, Draw, Draws, only_torch_draws
 from gradctl.joint.parts import join_parts
 from gradctl.joint.places import Places, place_of, places_by_operator
 from gradctl.joint.program import exported_program
+from gradctl.joint.recurrent import ScannedLayers
 from gradctl.joint.refusal import CannotJoin
 from gradctl.joint.sizes import exported_axes, free_sizes, named_axes, with_sizes
 from gradctl.numerics.measures import same_values
@@ -194,7 +195,7 @@ class _Subject:
     ) -> tuple[_Result, dict[str, Draw]]:
         """Return what ``act`` returns for the model with these parameters, buffers and draws, and what it drew."""
         seed_generators(self.instance.subject.seed + 1)  # not as a run is: what sets that seed itself must show
-        with Places(), Draws(self.instance.model, drawn) as draws:
+        with Places(), Draws(self.instance.model, drawn) as draws, ScannedLayers():
             found = functional_call(self.step, {f"model.{name}": each for name, each in state.items()}, (act,))
         return found, draws.by_name
 

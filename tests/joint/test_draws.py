@@ -156,6 +156,11 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor, list[Draw]]]] = {
         rows(3, 4),
         [("random", lambda: torch.randn(4))],
     ),
+    "between recurrent layers": lambda: (
+        nn.LSTM(4, 5, 3, dropout=0.3, bidirectional=True, batch_first=True),
+        rows(2, 3, 4),
+        [("random.0", bernoulli(0.7, 3, 2, 10)), ("random.1", bernoulli(0.7, 3, 2, 10))],
+    ),
     "the same twice": lambda: (of_linear(forked), rows(3, 4), [("random", bernoulli(0.8, 3, 4))]),
 }
 
@@ -228,12 +233,6 @@ def test_draws_that_nobody_outside_can_make_are_refused(name):
     act, said = REFUSED[name]
     with pytest.raises(CannotCapture, match=said):
         joint_graph(of_linear(act), rows(3, 4))
-
-
-def test_dropout_between_recurrent_layers_is_refused_as_torch_traces_none():
-    """torch 2.13: ``_rnn_helper`` drops it by ``num_layers < i - 1``, which never is."""
-    with pytest.raises(CannotCapture, match="'random' is not drawn alike when the model is traced"):
-        joint_graph(nn.LSTM(4, 4, 2, dropout=0.3), rows(3, 2, 4))
 
 
 def test_a_recurrent_layer_without_dropout_draws_nothing():

@@ -24,4 +24,14 @@ def _view(x: Tensor, size: Sequence[int]) -> Any:
     return _aten.clone(x, memory_format=torch.contiguous_format).view(size)
 
 
-TABLE: dict[Any, Callable[..., Any]] = {_aten.view.default: _view, _aten._unsafe_view.default: _view}
+def _slice_copy(x: Tensor, *place: Any, **named: Any) -> Tensor:
+    """Return a slice as what may be written to, which it is in the body of a Scan."""
+    part: Tensor = _aten.slice.Tensor(x, *place, **named)
+    return part.clone()
+
+
+TABLE: dict[Any, Callable[..., Any]] = {
+    _aten.view.default: _view,
+    _aten._unsafe_view.default: _view,
+    _aten.slice_copy.Tensor: _slice_copy,
+}

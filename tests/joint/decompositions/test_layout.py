@@ -30,3 +30,8 @@ def test_a_view_of_rows_that_are_not_contiguous() -> None:
 
 def test_a_gradient_in_channels_last_is_viewed_as_rows() -> None:
     assert differing(Rows(), torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(0))) == []
+
+
+def test_a_copied_slice() -> None:
+    x = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert_as_torch(TABLE, {"slice_copy"}, lambda x: torch.slice_copy(x, 1, 1, -1, 2), x)

@@ -1,0 +1,240 @@
+"""Recurrent layers in a joint graph: a Scan over the steps forward and one backward, so that their number may be free.
+
+torch traces a layer as the nodes of every step, and its kernel for that drops the dropout between layers (torch 2.13,
+``_rnn_helper``). Here what does not hang on the step before stays outside of the Scan: the products with the inputs,
+and the gradients of weights, each one product over all steps.
+
+Private to torch: ``torch._higher_order_ops.scan``.
+
+Sources: Cho et al. 2014, arXiv 1406.1078, in the form of cuDNN (bias inside the reset); Hochreiter and Schmidhuber,
+Neural Computation 1997, with the projection of Sak et al. 2014, arXiv 1402.1128; gradients by the chain rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.scan import scan_op
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["ScannedLayers"]
+
+_Tensors = Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """What happens in one step to tensors ``[batch, width]``.
+
+    Attributes:
+        step: from gates of the input, gates of the hidden state and the states, to the states and what backward needs.
+            States are the output of the cell, and its memory in an LSTM.
+        back: from gradients of the states, the last of the states before, and what was kept, to the gradients of both
+            kinds of gates, and of the last of the states before but for what goes through its gates.
+    """
+
+    step: Callable[[Tensor, Tensor, _Tensors], tuple[_Tensors, _Tensors]]
+    back: Callable[[_Tensors, Tensor, _Tensors], tuple[Tensor, Tensor, Tensor]]
+
+
+def _split(gates: Tensor, count: int) -> _Tensors:
+    """Return parts of equal width; torch.onnx (2.13) has no ``chunk`` in the body of a Scan."""
+    width = gates.shape[-1] // count
+    return [gates.narrow(-1, place * width, width) for place in range(count)]
+
+
+def _gru_step(given: Tensor, hidden: Tensor, states: _Tensors) -> tuple[_Tensors, _Tensors]:
+    given_reset, given_update, given_new = _split(given, 3)
+    reset, update, hidden_new = _split(hidden, 3)
+    reset, update = (reset + given_reset).sigmoid(), (update + given_update).sigmoid()
+    new = (given_new + hidden_new * reset).tanh()
+    return [(states[0] - new) * update + new], [reset, update, new, hidden_new]
+
+
+def _gru_back(slopes: _Tensors, before: Tensor, kept: _Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    (slope,), (reset, update, new, hidden_new) = slopes, kept
+    by_new = slope * (1 - update) * (1 - new * new)
+    by_update = slope * (before - new) * update * (1 - update)
+    by_reset = by_new * hidden_new * reset * (1 - reset)
+    given = torch.cat([by_reset, by_update, by_new], -1)
+    return given, torch.cat([by_reset, by_update, by_new * reset], -1), slope * update
+
+
+def _lstm_step(given: Tensor, hidden: Tensor, states: _Tensors) -> tuple[_Tensors, _Tensors]:
+    into, forget, cell, out = _split(given + hidden, 4)
+    into, forget, cell, out = into.sigmoid(), forget.sigmoid(), cell.tanh(), out.sigmoid()
+    memory = forget * states[1] + into * cell
+    shown = memory.tanh()
+    return [out * shown, memory], [into, forget, cell, out, shown]
+
+
+def _lstm_back(slopes: _Tensors, before: Tensor, kept: _Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    (slope, by_memory), (into, forget, cell, out, shown) = slopes, kept
+    by_memory = by_memory + slope * out * (1 - shown * shown)
+    gates = [
+        by_memory * cell * into * (1 - into),
+        by_memory * before * forget * (1 - forget),
+        by_memory * into * (1 - cell * cell),
+        slope * shown * out * (1 - out),
+    ]
+    joined = torch.cat(gates, -1)
+    return joined, joined, by_memory * forget
+
+
+def _plain(activation: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> _Cell:
+    def step(given: Tensor, hidden: Tensor, states: _Tensors) -> tuple[_Tensors, _Tensors]:
+        output = activation(given + hidden)
+        return [output], [output]
+
+    def back(slopes: _Tensors, before: Tensor, kept: _Tensors) -> tuple[Tensor, Tensor, Tensor]:
+        gates = slopes[0] * slope(kept[0])
+        return gates, gates, torch.zeros_like(before)
+
+    return _Cell(step, back)
+
+
+_CELLS = {
+    torch.gru: _Cell(_gru_step, _gru_back),
+    torch.lstm: _Cell(_lstm_step, _lstm_back),
+    torch.rnn_tanh: _plain(torch.tanh, lambda output: 1 - output * output),
+    torch.rnn_relu: _plain(torch.relu, lambda output: (output > 0).to(output.dtype)),
+}
+
+
+class _Steps(torch.autograd.Function):
+    """All steps of one direction of one layer.
+
+    Takes gates of the inputs ``[time, batch, gates]``, weight ``[gates, width]``, bias and projection or None, and the
+    states before; gives the outputs ``[time, batch, width]`` and the states after.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917
+        ctx: Any,
+        cell: _Cell,
+        given: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        projection: Tensor | None,
+        *states: Tensor,
+    ) -> tuple[Tensor, ...]:
+        count = len(states)
+
+        def step(*values: Tensor) -> list[Tensor]:
+            weights = iter(values[count + 1 :])
+            placed = [None if each is None else next(weights) for each in (weight, bias, projection)]
+            before = values[:count]
+            after, kept = _step(cell, values[count], before, placed)
+            return [each.clone() for each in (*after, after[0], *before, *kept)]
+
+        weights = tuple(each for each in (weight, bias, projection) if each is not None)
+        found = scan_op(step, list(states), [given], weights)
+        after, outputs, rest = found[:count], found[count], found[count + 1 :]
+        ctx.cell, ctx.count = cell, count
+        ctx.save_for_backward(given, weight, bias, projection, *states, *rest)
+        return outputs, *after
+
+    @staticmethod
+    def backward(ctx: Any, by_outputs: Tensor, *by_after: Tensor) -> Any:
+        cell, count = ctx.cell, ctx.count
+        given, weight, bias, projection, *others = ctx.saved_tensors
+        states, before, kept = others[:count], others[count : 2 * count], others[2 * count :]
+        if torch.is_grad_enabled():  # to be differentiated again, as no Scan is
+            return None, *_differentiable(cell, [given, weight, bias, projection, *states], (by_outputs, *by_after))
+
+        def step(*values: Tensor) -> list[Tensor]:
+            by_states, by_output, last, rest = list(values[:count]), *values[count : count + 2], values[count + 2 :]
+            kept_now, (weight, *projections) = rest[: len(kept)], rest[len(kept) :]
+            by_shown = by_states[0] + by_output
+            by_cell = by_shown @ projections[0] if projections else by_shown
+            by_given, by_gates, by_last = cell.back([by_cell, *by_states[1:]], last, kept_now)
+            by_hidden = by_gates @ weight
+            by_before = [by_hidden + by_last] if count == 1 else [by_hidden, by_last]
+            return [each.clone() for each in (*by_before, by_given, by_gates, by_shown)]
+
+        weights = (weight,) if projection is None else (weight, projection)
+        found = scan_op(step, list(by_after), [each.flip(0) for each in (by_outputs, before[-1], *kept)], weights)
+        by_given, by_gates, by_shown = (each.flip(0) for each in found[count:])
+        rows = by_gates.flatten(0, 1)
+        by_bias = None if bias is None else rows.sum(0)
+        by_projection = None
+        if projection is not None:
+            out, shown = kept[-2:]
+            by_projection = by_shown.flatten(0, 1).T @ (out * shown).flatten(0, 1)
+        return None, by_given, rows.T @ before[0].flatten(0, 1), by_bias, by_projection, *found[:count]
+
+
+def _step(cell: _Cell, given: Tensor, states: _Tensors, weights: Sequence[Tensor | None]) -> tuple[_Tensors, _Tensors]:
+    """Return the states after one step, and what its backward needs."""
+    weight, bias, projection = weights
+    assert weight is not None
+    (output, *memory), kept = cell.step(given, linear(states[0], weight, bias), states)
+    return [output if projection is None else linear(output, projection), *memory], kept
+
+
+def _differentiable(cell: _Cell, inputs: Sequence[Tensor | None], slopes: _Tensors) -> list[Tensor | None]:
+    """Return the gradients by the inputs of ``_Steps``, of steps one after the other."""
+    given, *weights = inputs[:4]
+    assert given is not None
+    after: _Tensors = [each for each in inputs[4:] if each is not None]
+    outputs = []
+    for each in given:
+        after, _ = _step(cell, each, after, weights)
+        outputs.append(after[0])
+    asking = [each for each in inputs if each is not None and each.requires_grad]
+    found = iter(torch.autograd.grad([torch.stack(outputs), *after], asking, slopes, create_graph=True))
+    return [next(found) if each is not None and each.requires_grad else None for each in inputs]
+
+
+class ScannedLayers(TorchFunctionMode):
+    """Within it, recurrent layers are Scans; packed sequences are left to torch."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        is_packed = func in _CELLS and isinstance(args[1 if func is torch.lstm else 2], Tensor)
+        if func not in _CELLS or is_packed:
+            return func(*args, **(kwargs or {}))
+        return _layers(_CELLS[func], *args, **(kwargs or {}))
+
+
+def _layers(  # noqa: PLR0917 as torch.gru
+    cell: _Cell,
+    input: Tensor,
+    hx: Tensor | _Tensors,
+    params: _Tensors,
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> tuple[Tensor, ...]:
+    """Return what ``torch.gru`` and others do: the outputs, and the states after."""
+    states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    directions = 2 if bidirectional else 1
+    of_each = len(params) // (num_layers * directions)
+    outputs = input.transpose(0, 1) if batch_first else input
+    finals: list[tuple[Tensor, ...]] = []
+    for layer in range(num_layers):
+        found = []
+        for direction in range(directions):
+            place = layer * directions + direction
+            by_input, by_hidden, *rest = params[place * of_each : (place + 1) * of_each]
+            input_bias, bias = rest[:2] if has_biases else (None, None)
+            projection = rest[-1] if len(rest) % 2 else None
+            given = linear(outputs, by_input, input_bias)
+            before = (each[place] for each in states)
+            turned = given.flip(0) if direction else given
+            out, *after = _Steps.apply(cell, turned, by_hidden, bias, projection, *before)  # type: ignore[no-untyped-call]
+            found.append(out.flip(0) if direction else out)
+            finals.append(tuple(after))
+        outputs = torch.cat(found, -1) if bidirectional else found[0]
+        if dropout and train and layer < num_layers - 1:
+            outputs = torch.dropout(outputs, dropout, train=True)
+    return outputs.transpose(0, 1) if batch_first else outputs, *map(torch.stack, zip(*finals, strict=True))
