@@ -1,7 +1,8 @@
 """Fourier transforms as products with matrices of roots of unity.
 
 onnxruntime's DFT (1.32) is off by 1e-5 of the largest value where a length is no power of two; a product rounds as any
-other. Longer transforms are left to DFT: their matrices have as many elements as the square of the length.
+other. Of 200 rows on one thread it takes 0.6 ms where DFT takes 29 (length 400), 0.95 for 1.6 (512), 17 for 3.6 (1024).
+What is longer is left to DFT: the matrices have as many elements as the square of the length.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 __all__ = ["TABLE"]
 
 _aten = torch.ops.aten
-_LONGEST = 1024  # 8 MiB of roots
+_LONGEST, _LONGEST_POWER = 1024, 512  # 16 MiB of roots; a power of two, which DFT has right and soon faster
 
 
 def _roots(length: int, count: int, like: Tensor, sign: int) -> Tensor:
@@ -101,8 +102,10 @@ def _fft_c2r(self: Tensor, dim: Sequence[int], normalization: int, last_dim_size
 
 
 def _takes(x: Tensor, sizes: Sequence[int]) -> bool:
-    known = all(isinstance(size, int) and size <= _LONGEST for size in sizes)
-    return known and x.dtype in {torch.float32, torch.float64, torch.complex64, torch.complex128}
+    are_short = all(
+        isinstance(size, int) and size <= (_LONGEST if size & (size - 1) else _LONGEST_POWER) for size in sizes
+    )
+    return are_short and x.dtype in {torch.float32, torch.float64, torch.complex64, torch.complex128}
 
 
 def _factor(normalization: int, sizes: Sequence[int]) -> float:
