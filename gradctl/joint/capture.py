@@ -123,7 +123,7 @@ class _Subject:
 
     def __init__(self, instance: Instance, wrt: Sequence[str] = ("*",)) -> None:
         self.instance, self.wrt = instance, wrt
-        self.step = _Step(instance.model)
+        self.step, self.places = _Step(instance.model), Places()
         module = module_of(instance.model)
         self.parameters = dict(module.named_parameters()) if module is not None else {}
         self.buffers = dict(module.named_buffers()) if module is not None else {}
@@ -195,7 +195,7 @@ class _Subject:
     ) -> tuple[_Result, dict[str, Draw]]:
         """Return what ``act`` returns for the model with these parameters, buffers and draws, and what it drew."""
         seed_generators(self.instance.subject.seed + 1)  # not as a run is: what sets that seed itself must show
-        with Places(), Draws(self.instance.model, drawn) as draws, ScannedLayers():
+        with self.places, Draws(self.instance.model, drawn) as draws, ScannedLayers():
             found = functional_call(self.step, {f"model.{name}": each for name, each in state.items()}, (act,))
         return found, draws.by_name
 
@@ -209,7 +209,8 @@ class _Subject:
         for name, each in inputs.items():
             if each._version != versions[name]:
                 own = name.removeprefix("input.")
-                raise CannotJoin(f"the model writes to its input {own!r}, which no graph can: clone it first.")
+                place = self.places.writes.get(each.untyped_storage()._cdata, "")
+                raise CannotJoin(f"the model writes to its input {own!r}{place}, which no graph can: clone it first.")
         return outputs
 
     def _gradients(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.traceback import annotate
@@ -28,6 +28,9 @@ _aten = torch.ops.aten
 class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
     """Note at each node that is traced where it comes from.
 
+    Attributes:
+        writes: the user's line that last wrote to a storage, by its address.
+
     Raises:
         CannotJoin: in what is under it, for an operator whose sizes, or what python sees of it, depend on values.
     """
@@ -37,6 +40,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._forward: dict[int, str] = {}
+        self.writes: dict[int, str] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -49,6 +53,8 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
             self._forward[torch.autograd._get_sequence_nr() - 1] = place
         elif not place:  # else the user's own backward, or a checkpoint
             place = self._forward.get(node._sequence_nr(), "").replace(" (", " (the backward of ", 1)
+        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
+            self.writes.update({each.untyped_storage()._cdata: place for each in args[:1] if isinstance(each, Tensor)})
         with annotate({_KEY: place}):
             return _run(func, args, kwargs or {}, place)
 

@@ -283,7 +283,7 @@ REFUSED = {
     "an input that is written to": (
         NET.format("return self.fc(x.mul_(2))"),
         "torch.ones(2, 4)",
-        "the model writes to its input 'x', which no graph can: clone it first.",
+        "the model writes to its input 'x' (net.py, line 10), which no graph can: clone it first.",
     ),
     "a branch on values": (
         NET.format("return self.fc(x) if x.sum() > 0 else -self.fc(x)"),
