@@ -45,6 +45,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.joint.decompositions import EARLY, TABLE
+from gradctl.joint.decompositions.ctc import without_data
 from gradctl.joint.draws import Distribution, Draw, Draws, only_torch_draws
 from gradctl.joint.parts import join_parts
 from gradctl.joint.places import Places, place_of, places_by_operator
@@ -273,6 +274,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     with (
         mode,
         enable_python_dispatcher(),
+        without_data(),
         sdpa_kernel(SDPBackend.MATH),
         preserve_node_meta(),
         _compiled_parts_as_eager(),
@@ -338,7 +340,7 @@ def _fakes(subject: _Subject, free: Mapping[str, Mapping[int, str]]) -> tuple[li
     for name, value in zip(names[: len(names) - len(subject.draws) - len(subject.asking)], values, strict=False):
         kinds = [DimDynamic.DYNAMIC if axis in free.get(name, {}) else DimDynamic.STATIC for axis in range(value.ndim)]
         fakes[name] = mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds))
-    with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH):
+    with mode, enable_python_dispatcher(), without_data(), sdpa_kernel(SDPBackend.MATH):
         outputs, draws = subject.forward(fakes)
         _ensure_alike(subject.draws, draws)
         drawn = [torch.empty(draw.shape, dtype=draw.dtype) for draw in draws.values()]

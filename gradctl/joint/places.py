@@ -83,7 +83,6 @@ def _run(func: Any, args: Any, kwargs: Any, place: str) -> Any:
 
 # What the user calls an operator, and what there is instead.
 _SAID = {
-    _aten._ctc_loss.Tensor: ("ctc_loss", "give the lengths as tuples of numbers"),
     _aten.bincount.default: ("bincount", "sum one_hot over the rows"),
     _aten.index.Tensor: ("an index by a mask", "multiply by the mask, or use torch.where"),
     _aten.repeat_interleave.Tensor: ("repeat_interleave", "give its output_size"),
