@@ -11,7 +11,7 @@ from gradctl.subject.frames import is_users
 
 __all__ = ["CannotJoin", "here", "raised_by"]
 
-_CAPTURE = str(Path(__file__).with_name("capture.py"))
+_STEP = str(Path(__file__).with_name("step.py"))
 
 
 class CannotJoin(Exception):
@@ -21,7 +21,7 @@ class CannotJoin(Exception):
 def here() -> str:
     """Return the user's line that is running, ``" (net.py, line 12)"``; nothing where none is."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != _CAPTURE:  # which calls the model
+    while frame is not None and frame.f_code.co_filename != _STEP:  # which calls the model
         if is_users(frame.f_code.co_filename):
             return _named(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back

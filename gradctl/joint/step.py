@@ -1,0 +1,204 @@
+"""Forward and backward of a model as one function of flat tensors, run while it is traced.
+
+Names of what it takes and gives are those of the joint graph; see ``gradctl.joint.capture``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gradctl.core.errors import TargetError, nearest
+from gradctl.core.names import input_name, output_name, parameter_name
+from gradctl.joint.draws import Draw, Draws, only_torch_draws
+from gradctl.joint.places import Places
+from gradctl.joint.recurrent import ScannedLayers
+from gradctl.joint.refusal import CannotJoin
+from gradctl.numerics.measures import same_values
+from gradctl.subject.inputs import input_names
+from gradctl.subject.instance import Instance
+from gradctl.subject.seeding import seed_generators
+from gradctl.subject.signature import module_of
+from gradctl.subject.tree import leaves, map_leaves
+
+__all__ = ["Step"]
+
+_Result = TypeVar("_Result")
+
+_FEW = 8  # names that a message lists
+
+
+class _Model(nn.Module):
+    """Whatever is done with a model while its parameters are others, backward too."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, act: Callable[[Any], Any]) -> Any:
+        return act(self.model)
+
+
+@dataclass(slots=True)
+class _Traced:
+    """What the trace of one step has found."""
+
+    outputs: list[str] = field(default_factory=list)
+    gradients: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
+
+
+class Step:
+    """Forward and backward of a model as a function of flat tensors.
+
+    Args:
+        instance: a private copy; its model is run once, as it is.
+    """
+
+    def __init__(self, instance: Instance, wrt: Sequence[str] = ("*",)) -> None:
+        self.instance, self.wrt = instance, wrt
+        self.model, self.places = _Model(instance.model), Places()
+        module = module_of(instance.model)
+        self.parameters = dict(module.named_parameters()) if module is not None else {}
+        self.buffers = dict(module.named_buffers()) if module is not None else {}
+        instance.restore()
+        args, kwargs = instance.inputs()
+        state = {**self.parameters, **self.buffers}
+        before = {name: value.detach().clone() for name, value in state.items()}
+        seed_generators(instance.subject.seed)
+        with instance.leaves_kept():
+            with torch.enable_grad(), only_torch_draws(), Draws(instance.model) as draws:
+                named = _named(instance.model(*args, **kwargs))
+            # BatchNorm writes its running statistics without counting up their version.
+            self.written = {name for name, value in state.items() if not same_values(value, before[name])}
+        self.draws = draws.by_name
+        # A cotangent for each output that asks for one.
+        self.asking = {name: torch.randn_like(value) for name, value in named if value.requires_grad}
+        instance.restore()
+        self.args, self.kwargs = instance.inputs()
+        inputs = input_names(instance.subject.model, self.args, self.kwargs)
+        self.given = {f"input.{name}": value for name, value in inputs if isinstance(value, Tensor)}
+        self.traced = _Traced()
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of what the function takes."""
+        cotangents = [f"grad_{name}" for name in self.asking]
+        return [*self.parameters, *self.buffers, *self.given, *self.draws, *cotangents]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Return what it takes now."""
+        drawn = [draw.again() for draw in self.draws.values()]
+        state = (*self.parameters.values(), *self.buffers.values(), *self.given.values())
+        values = (*state, *drawn, *self.asking.values())
+        return [value.detach().clone(memory_format=torch.contiguous_format) for value in values]
+
+    def __call__(self, *flat: Tensor) -> list[Tensor]:
+        """Return outputs, gradients, and parameters and buffers that changed, in the order that ``traced`` tells."""
+        values = dict(zip(self.names, flat, strict=True))
+        with torch.enable_grad():
+            now = {name: value.clone() if name in self.written else value for name, value in values.items()}
+            weights = {name: self._leaf(now[name], old) for name, old in self.parameters.items()}
+            kept = {name: values[name].clone() for name in self.buffers}
+            given = {name: self._input(values[name], old) for name, old in self.given.items()}
+            inputs = {name: each for name, (_, each) in given.items()}
+
+            def act(model: Callable[..., Any]) -> list[Tensor]:
+                outputs = self._outputs(model, inputs)
+                wanted = {**weights, **{name: leaf for name, (leaf, _) in given.items()}}
+                gradients = self._gradients(outputs, wanted, values)
+                updated = _updated(model, kept, self.written)
+                updated |= {f"updated.{name}": leaf for name, leaf in weights.items() if name in self.written}
+                self.traced = _Traced(list(outputs), list(gradients), list(updated))
+                results = (*outputs.values(), *gradients.values(), *updated.values())
+                return [each.detach().clone() for each in results]
+
+            return self._with({**weights, **kept}, [values[name] for name in self.draws], act)[0]
+
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Draw]]:
+        """Return the outputs by name, for parameters, buffers and inputs by name, and what was drawn for them."""
+        with torch.enable_grad():
+            weights = {name: self._leaf(values[name], old) for name, old in self.parameters.items()}
+            kept = {name: values[name].clone() for name in self.buffers}
+            inputs = {name: self._input(values[name], old)[1] for name, old in self.given.items()}
+            return self._with({**weights, **kept}, None, lambda model: self._outputs(model, inputs))
+
+    def _with(
+        self, state: Mapping[str, Tensor], drawn: Sequence[Tensor] | None, act: Callable[[Any], _Result]
+    ) -> tuple[_Result, dict[str, Draw]]:
+        """Return what ``act`` returns for the model with these parameters, buffers and draws, and what it drew."""
+        seed_generators(self.instance.subject.seed + 1)  # not as a run is: what sets that seed itself must show
+        with self.places, Draws(self.instance.model, drawn) as draws, ScannedLayers():
+            found = functional_call(self.model, {f"model.{name}": each for name, each in state.items()}, (act,))
+        return found, draws.by_name
+
+    def _outputs(self, model: Callable[..., Any], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        pending = iter(inputs.values())
+        versions = {name: each._version for name, each in inputs.items()}
+        args, kwargs = map_leaves(
+            lambda _, leaf: next(pending) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
+        )
+        outputs = dict(_named(model(*args, **kwargs)))
+        for name, each in inputs.items():
+            if each._version != versions[name]:
+                own = name.removeprefix("input.")
+                place = self.places.writes.get(each.untyped_storage()._cdata, "")
+                raise CannotJoin(f"the model writes to its input {own!r}{place}, which no graph can: clone it first.")
+        return outputs
+
+    def _gradients(
+        self, outputs: Mapping[str, Tensor], leaves_by_name: Mapping[str, Tensor], values: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        wanted = {name: leaf for name, leaf in leaves_by_name.items() if leaf.requires_grad and self._is_wanted(name)}
+        if not wanted:
+            leaves_there = [self._report_name(name) for name, leaf in leaves_by_name.items() if leaf.requires_grad]
+            raise TargetError(
+                "GC104",
+                f"--wrt {' '.join(self.wrt)} names nothing that asks for a gradient"
+                f"{nearest(self.wrt[0], leaves_there)}: there are {', '.join(leaves_there[:_FEW]) or 'none'}.",
+            )
+        asking = [outputs[name] for name in self.asking]
+        cotangents = [values[f"grad_{name}"] for name in self.asking]
+        # As training takes them: reentrant checkpoints refuse autograd.grad.
+        torch.autograd.backward(asking, cotangents)
+        return {f"grad.{name}": leaf.grad for name, leaf in wanted.items() if leaf.grad is not None}
+
+    def _is_wanted(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(self._report_name(name), pattern) for pattern in self.wrt)
+
+    def _report_name(self, name: str) -> str:
+        return input_name(name.removeprefix("input.")) if name in self.given else parameter_name(name)
+
+    def _leaf(self, value: Tensor, old: Tensor) -> Tensor:
+        leaf = value.detach().requires_grad_(old.requires_grad)
+        for hook in (old._backward_hooks or {}).values():
+            leaf.register_hook(hook)  # type: ignore[no-untyped-call]
+        return leaf
+
+    def _input(self, value: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an input as what collects its gradient, and as the model has it."""
+        asks = self.instance.input_mode != "constant" and (old.is_floating_point() or old.is_complex())
+        leaf = value.detach().requires_grad_(asks)
+        return leaf, leaf.clone() if self.instance.input_mode == "clone" or not asks else leaf
+
+
+def _updated(model: Callable[..., Any], kept: Mapping[str, Tensor], written: Set[str]) -> dict[str, Tensor]:
+    """Return the buffers that a call has written to or replaced, ``written`` among them."""
+    module = module_of(model)
+    now = dict(module.named_buffers()) if module is not None else {}
+    return {
+        f"updated.{name}": now[name]
+        for name, value in kept.items()
+        if name in now and (now[name] is not value or value._version or name in written)
+    }
+
+
+def _named(value: Any) -> list[tuple[str, Tensor]]:
+    return [(output_name(path), leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
