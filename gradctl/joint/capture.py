@@ -173,7 +173,8 @@ def _fakes(step: Step, free: Mapping[str, Mapping[int, str]]) -> tuple[list[Tens
     for name, value in zip(names[: len(names) - len(step.draws) - len(step.asking)], values, strict=False):
         kinds = [DimDynamic.DYNAMIC if axis in free.get(name, {}) else DimDynamic.STATIC for axis in range(value.ndim)]
         fakes[name] = mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds))
-    with mode, enable_python_dispatcher(), without_data(), sdpa_kernel(SDPBackend.MATH):
+    ignored = mode.shape_env.ignore_fresh_unbacked_symbols()  # type: ignore[union-attr]
+    with mode, enable_python_dispatcher(), without_data(), sdpa_kernel(SDPBackend.MATH), ignored:
         outputs, draws = step.forward(fakes)
         _ensure_alike(step.draws, draws)
         drawn = [torch.empty(draw.shape, dtype=draw.dtype) for draw in draws.values()]

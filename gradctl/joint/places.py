@@ -30,9 +30,11 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
     Attributes:
         writes: the user's line that last wrote to a storage, by its address.
+        sized: what first gave a tensor whose size depends on values, in a sentence; empty where nothing has.
 
     Raises:
-        CannotJoin: in what is under it, for an operator whose sizes, or what python sees of it, depend on values.
+        CannotJoin: in what is under it, for an operator of which python sees values, or whose sizes torch cannot
+            leave open.
     """
 
     supports_higher_order_operators = True
@@ -41,6 +43,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         super().__init__()  # type: ignore[no-untyped-call]
         self._forward: dict[int, str] = {}
         self.writes: dict[int, str] = {}
+        self.sized = ""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -56,29 +59,34 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
             self.writes.update({each.untyped_storage()._cdata: place for each in args[:1] if isinstance(each, Tensor)})
         with annotate({_KEY: place}):
-            return _run(func, args, kwargs or {}, place)
+            return self._run(func, args, kwargs or {}, place)
 
-
-def _run(func: Any, args: Any, kwargs: Any, place: str) -> Any:
-    if func is _aten._pack_padded_sequence.default:
-        raise CannotJoin(f"a packed sequence has sizes that depend on values{place}: pad it, and mask what it gives.")
-    tags = getattr(func, "tags", ())
-    if not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(tags):
-        return func(*args, **kwargs)
-    try:
-        value = func(*args, **kwargs)
-        unknown = bool(free_unbacked_symbols(value))
-    except (DataDependentOutputException, DynamicOutputShapeException):
-        unknown = True
-    if unknown and torch.Tag.dynamic_output_shape in tags:
+    def _run(self, func: Any, args: Any, kwargs: Any, place: str) -> Any:
+        if func is _aten._pack_padded_sequence.default:
+            raise CannotJoin(
+                f"a packed sequence has sizes that depend on values{place}: pad it, and mask what it gives."
+            )
+        tags = set(getattr(func, "tags", ())) & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+        if not tags:
+            return func(*args, **kwargs)
         said, instead = _SAID.get(func, (_name(func), "keep all of it, and multiply by a mask or use torch.where"))
-        raise CannotJoin(f"the size of what {said} gives depends on values{place}: {instead}.")
-    if unknown:
-        raise CannotJoin(
-            f"a branch, a loop, a size or a number depends on the values of a tensor{place}: keep it a tensor, and "
-            "choose with torch.where."
-        )
-    return value
+        sized = f"the size of what {said} gives depends on values{place}: {instead}."
+        try:
+            value = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise CannotJoin(sized if torch.Tag.dynamic_output_shape in tags else _values(place)) from error
+        if free_unbacked_symbols(value):
+            if torch.Tag.dynamic_output_shape not in tags:
+                raise CannotJoin(_values(place))
+            self.sized = self.sized or sized
+        return value
+
+
+def _values(place: str) -> str:
+    return (
+        f"a branch, a loop, a size or a number depends on the values of a tensor{place}: keep it a tensor, and choose "
+        "with torch.where."
+    )
 
 
 # What the user calls an operator, and what there is instead.

@@ -1,6 +1,8 @@
 """Forward and backward of a model as one function of flat tensors, run while it is traced.
 
 Names of what it takes and gives are those of the joint graph; see ``gradctl.joint.capture``.
+
+Private to torch (seen in 2.10 to 2.14): ``torch.fx.experimental.symbolic_shapes``.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
@@ -146,6 +149,8 @@ class Step:
             lambda _, leaf: next(pending) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
         outputs = dict(_named(model(*args, **kwargs)))
+        if free_unbacked_symbols(list(outputs.values())):
+            raise CannotJoin(self.places.sized)
         for name, each in inputs.items():
             if each._version != versions[name]:
                 own = name.removeprefix("input.")

@@ -327,6 +327,42 @@ def test_what_no_graph_can_say_is_refused_with_its_reason(name):
     assert "\n" not in refused.value.reason
 
 
+def written_where_positive(linear: nn.Module, x: Tensor) -> Tensor:
+    hidden = linear(x).clone()
+    hidden[hidden > 0] = hidden[hidden > 0] * 2
+    return hidden
+
+
+def routed(linear: nn.Module, x: Tensor) -> Tensor:
+    """Two experts, each for the rows that it is to have."""
+    hidden, outputs = linear(x), torch.zeros_like(x)
+    for expert in range(2):
+        own = (hidden.argmax(1) % 2 == expert).nonzero()[:, 0]
+        outputs = outputs.index_add(0, own, hidden[own] * (expert + 1))
+    return outputs
+
+
+def of_some(linear: nn.Module, x: Tensor) -> Tensor:
+    classes = torch.arange(len(x)) % 4
+    kept = x.sum(1) > 0
+    return torch.nn.functional.cross_entropy(linear(x)[kept], classes[kept])
+
+
+WITHIN: dict[str, Callable[..., Any]] = {
+    "mean of some": lambda linear, x: linear(x)[x > 0].square().mean(),
+    "masked_select": lambda linear, x: torch.masked_select(linear(x), x > 0).exp().sum(),
+    "mask of another size": lambda linear, x: torch.masked_select(linear(x), x[:, :1] > 0).exp().sum(),
+    "written": written_where_positive,
+    "experts": routed,
+    "loss of some rows": of_some,
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_sizes_may_depend_on_values_within_the_graph(name):
+    assert differing(Act(WITHIN[name]), rows(6, 4)) == []
+
+
 class Renormalised(nn.Module):
     """Its embedding writes to its weight in the forward."""
 

@@ -205,6 +205,12 @@ def _unfold_backward(grad_in: Tensor, input_sizes: Sequence[int], dim: int, size
     return total
 
 
+def _masked_select(self: Tensor, mask: Tensor) -> Tensor:
+    """Return the elements where ``mask`` holds, in their order (torch/_refs, as an index)."""
+    shape = torch.broadcast_shapes(self.shape, mask.shape)  # type: ignore[no-untyped-call]
+    return self.expand(shape)[mask.expand(shape)]
+
+
 TABLE: dict[Any, Callable[..., Any]] = {
     _aten._efficientzerotensor.default: _zeros,
     _aten.as_strided.default: _as_strided,
@@ -221,5 +227,6 @@ TABLE: dict[Any, Callable[..., Any]] = {
     _aten.scatter_add.default: _scatter_add,
     _aten.scatter_reduce.two: _scatter_reduce,
     _aten.slice_scatter.default: _slice_scatter,
+    _aten.masked_select.default: _masked_select,
     _aten.unfold_backward.default: _unfold_backward,
 }
