@@ -24,8 +24,8 @@ from __future__ import annotations
 import keyword
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +111,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         sdpa_kernel(SDPBackend.MATH),
         preserve_node_meta(),
         _compiled_parts_as_eager(),
+        _own_autograd(torch.ops.aten.multilabel_margin_loss_forward.default),
     ):
         traced = make_fx(step, decomposition_table=EARLY, _allow_non_fake_inputs=True)(*fakes)
         found = step.traced
@@ -128,7 +129,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     _ensure_repeats(graph)
     named = dict(zip(step.names, fakes, strict=True))
     sizes = free_sizes(named, free)
-    shapes = tuple(exported_axes(fake, sizes) for fake in fakes)
+    shapes = tuple(exported_axes(fake) for fake in fakes)
     program = exported_program(graph, step.tensors, shapes)
     changed = {name.removeprefix("updated.") for name in found.updated}
     return Joint(
@@ -147,6 +148,19 @@ def _compiled_parts_as_eager() -> AbstractContextManager[None]:
     """Let functions inside the model that torch.compile has wrapped be traced like any other."""
     found: AbstractContextManager[None] = torch._dynamo.config.patch(error_on_nested_fx_trace=False)
     return found
+
+
+@contextmanager
+def _own_autograd(operator: torch._ops.OpOverload) -> Iterator[None]:
+    """Let autograd see an operator that torch decomposes before it, wrongly; then our decomposition is taken."""
+    key = torch._C.DispatchKey.Autograd
+    kernel = operator.py_kernels.pop(key)
+    operator._dispatch_cache.clear()
+    try:
+        yield
+    finally:
+        operator.py_kernels[key] = kernel
+        operator._dispatch_cache.clear()
 
 
 def _ensure_apart(names: Sequence[str]) -> None:

@@ -91,6 +91,70 @@ def test_a_parameter_of_a_draw_is_a_free_size_by_its_name():
 
 
 @pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 3, 3),
+        nn.Conv2d(4, 3, (3, 2), stride=(2, 3), padding=(1, 0)),
+        nn.Conv2d(4, 3, 2, stride=2),
+        nn.Conv2d(4, 6, 3, stride=2, padding=2, dilation=2, groups=2),
+        nn.Conv2d(4, 3, 1, stride=2),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("height", "width"), [(9, 13), (14, 8)])
+def test_heights_and_widths_are_free(layer, height, width):
+    torch.manual_seed(0)
+    subject = Subject(target="test", model=layer, args=(torch.randn(2, 4, 8, 10),), kwargs={})
+    free = {"input": {2: "height", 3: "width"}}
+    graph = ir.to_proto(exported(Instance(subject, keep_hooks=True), dynamic=free).artifact)
+    values, expected = by_autograd(layer, torch.randn(2, 4, height, width))
+    layer.zero_grad()
+    found = by_onnxruntime(graph, values)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value.detach(), rtol=1e-4, atol=1e-5)
+
+
+def first_rows(hidden: Tensor) -> Tensor:
+    assert hidden.shape[0] <= 20
+    if hidden.shape[0] > 30:
+        raise ValueError
+    return hidden[:, 0] + torch.arange(80.0).view(20, 4)[: hidden.shape[0]]
+
+
+def test_what_a_model_asserts_of_a_free_size_is_no_branch():
+    torch.manual_seed(0)
+    model = Act(first_rows)
+    graph = graph_of(model, {0: "batch"})
+    values, expected = by_autograd(model, torch.randn(17, 3, 4))
+    found = by_onnxruntime(graph, values)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value.detach())
+
+
+def by_size(hidden: Tensor) -> Tensor:
+    return hidden if hidden.shape[0] < 4 else 2 * hidden
+
+
+LINE = by_size.__code__.co_firstlineno + 1
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (by_size, f"a branch, a loop or a number depends on batch (test_sizes.py, line {LINE}): "),
+        (lambda hidden: sum(row.sin() for row in hidden.split(4)), "what split does depends on batch: "),
+        (lambda hidden: torch.ones(20, 3, 4)[: hidden.shape[0]] * hidden, "a slice wants batch <= 20: assert "),
+    ],
+)
+def test_a_model_that_does_one_thing_at_some_sizes_and_another_at_others_is_refused(act, said):
+    with pytest.raises(CannotCapture) as refused:
+        graph_of(Act(act), {0: "batch"}, sizes=(3, 3))
+    assert refused.value.reason.startswith(said)
+
+
+@pytest.mark.parametrize(
     ("act", "dynamic", "said"),
     [
         (lambda hidden: hidden, {2: "width"}, "it is fixed to width=4, and --dynamic asks for any."),

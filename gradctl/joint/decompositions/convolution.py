@@ -58,7 +58,7 @@ def _convolution_backward(
             by_x = (
                 _by_turned_kernel(dy, w, padding, dilation, groups)
                 if turns
-                else _aten.convolution(dy, w, None, stride, padding, dilation, True, rest, groups)
+                else _transposed(dy, w, stride, padding, dilation, rest, groups)
             )
     if output_mask[1]:
         image, kernel = (dy, x) if transposed else (x, dy)
@@ -87,6 +87,26 @@ def _by_turned_kernel(dy: Tensor, w: Tensor, padding: Sequence[int], dilation: S
     turned = grouped.reshape(groups * inner, outer // groups, *size).flip(list(range(2, w.ndim)))
     widths = [dilation[k] * (size[k] - 1) - padding[k] for k in range(spatial)]
     by_x: Tensor = _aten.convolution(dy, turned, None, [1] * spatial, widths, dilation, False, [0] * spatial, groups)
+    return by_x
+
+
+def _transposed(
+    dy: Tensor,
+    w: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    rest: Sequence[int | torch.SymInt],
+    groups: int,
+) -> Tensor:
+    """Return a transposed convolution, ``rest`` longer at its ends; of free sizes ONNX's operator cannot say that."""
+    none = [0] * len(rest)
+    if all(isinstance(each, int) for each in rest):
+        by_x: Tensor = _aten.convolution(dy, w, None, stride, padding, dilation, True, rest, groups)
+    else:
+        whole = _aten.convolution(dy, w, None, stride, none, dilation, True, none, groups)
+        ends = [each for k in reversed(range(len(rest))) for each in (-padding[k], rest[k] - padding[k])]
+        by_x = _aten.constant_pad_nd(whole, ends)
     return by_x
 
 
@@ -155,7 +175,8 @@ def _by_weight(
         for k in range(spatial)
     ]
     pads = [each for k in reversed(range(spatial)) for each in (padding[k], ends[k])]
-    padded = _aten.constant_pad_nd(x, pads) if any(pads) else x
+    # A free size is none to ask.
+    padded = _aten.constant_pad_nd(x, pads) if any(isinstance(each, torch.SymInt) or each for each in pads) else x
     turned = padded.reshape(batch, groups, inner, *padded.shape[2:]).permute(2, 1, 0, *range(3, 3 + spatial))
     image = turned.reshape(inner, groups * batch, *padded.shape[2:])
     found = _aten.convolution(
