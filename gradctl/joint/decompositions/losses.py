@@ -59,19 +59,29 @@ def _multi_margin_loss_backward(
     return (slope * share).reshape(self.shape)
 
 
+def _multilabel_margin_loss_forward(self: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    """Return the sum over targets t and others c of max(0, 1 - x[t] + x[c]) / C, and which classes are targets.
+
+    Targets are those before the first -1; torch's decomposition (2.13) adds a term for each place after it. Source:
+    aten/src/ATen/native/LossMultiLabelMargin.cpp.
+    """
+    rows, labels = (each if each.ndim == 2 else each.reshape(1, -1) for each in (self, target))
+    places, counts, among = _targets(rows, labels)
+    is_target = ((places.unsqueeze(2) == among) & counts.unsqueeze(2)).any(1)
+    excess = (1 - rows.gather(1, places).unsqueeze(2) + rows.unsqueeze(1)).clamp_min(0)
+    counted = torch.where(counts.unsqueeze(2) & ~is_target.unsqueeze(1), excess, 0)
+    loss = counted.sum((1, 2)) / rows.shape[1]
+    whole = loss.reshape(self.shape[:-1])
+    return _reduced(whole, reduction), is_target.to(self.dtype).reshape(self.shape)
+
+
 def _multilabel_margin_loss_backward(
     grad_output: Tensor, self: Tensor, target: Tensor, reduction: int, is_target: Tensor
 ) -> Tensor:
-    """Return the derivative of sum over targets t and others c of max(0, 1 - x[t] + x[c]) / C.
-
-    Targets are those before the first -1. Source: aten/src/ATen/native/LossMultiLabelMargin.cpp.
-    """
+    """Return the derivative of ``_multilabel_margin_loss_forward``, of the same source."""
     rows, labels = (each if each.ndim == 2 else each.reshape(1, -1) for each in (self, target))
     others = is_target.reshape(rows.shape) == 0
-    among = torch.arange(rows.shape[1], device=self.device)
-    end = torch.where(labels < 0, among, rows.shape[1]).amin(1, keepdim=True)
-    counts = among < end
-    places = torch.where(counts, labels, 0)
+    places, counts, among = _targets(rows, labels)
     excess = 1 - rows.gather(1, places).unsqueeze(2) + rows.unsqueeze(1)
     active = ((excess > 0) & counts.unsqueeze(2) & others.unsqueeze(1)).to(rows.dtype)
     named = (places.unsqueeze(2) == among).to(rows.dtype)
@@ -79,6 +89,14 @@ def _multilabel_margin_loss_backward(
     share = grad_output.reshape(-1, 1) / rows.shape[1]
     share = share / rows.shape[0] if reduction == _MEAN else share
     return (slope * share).reshape(self.shape)
+
+
+def _targets(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return labels with a class for each -1, which of them count, and all classes."""
+    among = torch.arange(rows.shape[1], device=rows.device)
+    end = torch.where(labels < 0, among, rows.shape[1]).amin(1, keepdim=True)
+    counts = among < end
+    return torch.where(counts, labels, 0), counts, among
 
 
 def _reduced(loss: Tensor, reduction: int) -> Tensor:
@@ -89,6 +107,7 @@ def _reduced(loss: Tensor, reduction: int) -> Tensor:
 
 TABLE: dict[Any, Callable[..., Any]] = {
     _aten.multi_margin_loss_backward.default: _multi_margin_loss_backward,
+    _aten.multilabel_margin_loss_forward.default: _multilabel_margin_loss_forward,
     _aten.multilabel_margin_loss_backward.default: _multilabel_margin_loss_backward,
     _aten.soft_margin_loss.default: _soft_margin_loss,
     _aten.soft_margin_loss_backward.default: _soft_margin_loss_backward,

@@ -52,7 +52,14 @@ def test_labels_of_a_multilabel_margin_end_at_the_first_minus_one(reduction, bat
     def loss(x: torch.Tensor) -> torch.Tensor:
         return F.multilabel_margin_loss(x, target, reduction=reduction)
 
-    assert_as_torch(TABLE, {"multilabel_margin_loss_backward"}, loss, x)
+    assert_as_torch(TABLE, {"multilabel_margin_loss_forward", "multilabel_margin_loss_backward"}, loss, x)
+
+
+def test_labels_that_end_early_are_so_in_onnxruntime():
+    labels = torch.tensor([[0, 3, -1, 1], [-1, 0, 1, 2], [1, -1, -1, -1]])
+    subject = Subject(target="loss", model=F.multilabel_margin_loss, args=(rows(3, 4).float(), labels))
+    unit = Comparing(subject, Allows(())).form("onnx-joint", named=True)
+    assert (unit.verdict, unit.reason) == ("pass", None), unit.findings
 
 
 def test_the_losses_are_right_in_onnxruntime():
