@@ -365,7 +365,6 @@ EARLY: dict[Any, Callable[..., Any]] = {
 TABLE: dict[Any, Callable[..., Any]] = {
     _aten._linalg_check_errors.default: lambda *_, **__: None,
     _aten._linalg_solve_ex.default: _of_reals(_linalg_solve_ex),
-    _aten.cholesky.default: _of_reals(_cholesky),
     _aten.cholesky_inverse.default: _of_reals(_cholesky_inverse),
     _aten.cholesky_solve.default: _of_reals(_cholesky_solve),
     _aten.linalg_cholesky_ex.default: _of_reals(_linalg_cholesky_ex),
@@ -381,3 +380,5 @@ TABLE: dict[Any, Callable[..., Any]] = {
     _aten.ormqr.default: _of_reals(_ormqr),
     _aten.triangular_solve.default: _of_reals(_triangular_solve),
 }
+if hasattr(_aten, "cholesky"):  # which torch 2.14 has no longer
+    TABLE[_aten.cholesky.default] = _of_reals(_cholesky)

@@ -42,7 +42,6 @@ UNARY = {
     "power": (lambda a: linalg.matrix_power(a, -2), "linalg_inv_ex"),
     "cholesky": (lambda a: linalg.cholesky(positive(a)), "linalg_cholesky_ex linalg_solve_triangular"),
     "cholesky, upper": (lambda a: linalg.cholesky(positive(a), upper=True), "linalg_cholesky_ex"),
-    "torch.cholesky": (lambda a: torch.cholesky(positive(a)), "cholesky"),
     "cholesky_inverse": (torch.cholesky_inverse, "cholesky_inverse"),
     "cholesky_inverse, upper": (lambda a: torch.cholesky_inverse(a, upper=True), "cholesky_inverse"),
     "lu": (lambda a: tuple(linalg.lu(a))[1:], "linalg_lu linalg_solve_triangular"),
@@ -51,6 +50,8 @@ UNARY = {
     "qr": (lambda a: tuple(linalg.qr(a)), "linalg_qr linalg_solve_triangular"),
     "exp": (linalg.matrix_exp, "linalg_matrix_exp"),
 }
+if hasattr(torch.ops.aten, "cholesky"):
+    UNARY["torch.cholesky"] = (lambda a: torch.cholesky(positive(a)), "cholesky")
 
 # Of a matrix and of what is solved for, or of tau in its first column.
 BINARY = {
