@@ -32,7 +32,7 @@ from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.findings import Unit, fingerprint
 from gradctl.core.names import DEFAULT_FORMS, FORMS
 from gradctl.core.verdicts import unit_verdict
-from gradctl.forms.artifact import fits, load
+from gradctl.forms.artifact import ensure_loadable, fits, load
 from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.onnx import initial_values
 from gradctl.forms.onnx_file import read
@@ -115,17 +115,22 @@ class Comparing:
             TrustError: it is code, and not ``trusted``; or ONNX with external data that lie elsewhere.
         """
         # torch's symbolic shapes take a third of a second to import, and few files are joint.
-        from gradctl.forms import onnx_joint
+        from gradctl.forms import export_joint, onnx_joint
 
         instance = self.reference.instance()
         with _quietly():
             if path.suffix.lower() == ".onnx":
                 file = read(path)
-                self.wrt = onnx_joint.differentiated(file) or self.wrt
-                captured = (onnx_joint.of_file if onnx_joint.differentiated(file) else of_file)(file, instance)
+                by = onnx_joint.differentiated_by(file)
+                self.wrt = by or self.wrt
+                captured = (onnx_joint.of_file if by else of_file)(file, instance)
             else:
-                captured = load(path, trusted=trusted)
-                fits(captured, instance, str(path))
+                kind = ensure_loadable(path, trusted=trusted)
+                by = export_joint.differentiated_by(path) if kind == "export" else ()
+                self.wrt = by or self.wrt
+                captured = export_joint.of_file(path, instance) if by else load(path, trusted=trusted)
+                if not by:
+                    fits(captured, instance, str(path))
         unit = self.captured(captured, form_named(captured.form))
         if captured.form == "onnx":
             unit = self.at_other_sizes(unit, captured, free_sizes(captured))

@@ -32,7 +32,20 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.plainfile import ensure_plain
 from gradctl.subject.signature import module_of
 
-__all__ = ["SUFFIXES", "Kind", "fits", "kind_of", "load", "place", "save", "unwritable", "written_beside"]
+__all__ = [
+    "SUFFIXES",
+    "Kind",
+    "ensure_loadable",
+    "extra_of",
+    "fits",
+    "kind_of",
+    "load",
+    "place",
+    "save",
+    "unreadable",
+    "unwritable",
+    "written_beside",
+]
 
 Kind = Literal["torchscript", "export"]
 
@@ -117,13 +130,7 @@ def load(path: Path, *, trusted: bool) -> Captured:
         TargetError: GC142 if it cannot be read or holds no model.
         TrustError: GC901 without ``trusted``.
     """
-    kind = kind_of(path)
-    if not trusted:
-        what = "a TorchScript program" if kind == "torchscript" else "an exported program with pickled parts"
-        raise TrustError(
-            "GC901", f"{path} is {what}, code that runs when loaded. Pass --trust if you trust its author."
-        )
-    _ensure_undamaged(path)
+    kind = ensure_loadable(path, trusted=trusted)
     try:
         with quiet():
             if kind == "export":
@@ -133,9 +140,31 @@ def load(path: Path, *, trusted: bool) -> Captured:
     except Exception as error:  # reading a program may raise anything
         if is_out_of_memory(error):
             raise
-        raise TargetError(
-            "GC142", f"{path} cannot be loaded by torch {torch.__version__}: {first_line(error)}."
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def ensure_loadable(path: Path, *, trusted: bool) -> Kind:
+    """Return what a file holds, if it is whole and may be loaded; errors are those of ``load``."""
+    kind = kind_of(path)
+    if not trusted:
+        what = "a TorchScript program" if kind == "torchscript" else "an exported program with pickled parts"
+        raise TrustError(
+            "GC901", f"{path} is {what}, code that runs when loaded. Pass --trust if you trust its author."
+        )
+    _ensure_undamaged(path)
+    return kind
+
+
+def extra_of(path: Path, name: str) -> bytes | None:
+    """Return a file of this name beside the program of a ``.pt2``, if it has one."""
+    with zipfile.ZipFile(path) as archive:
+        found = [member for member in archive.namelist() if member.endswith(f"extra/{name}")]
+        return archive.read(found[0]) if found else None
+
+
+def unreadable(path: Path, error: BaseException) -> TargetError:
+    """Return GC142 for what torch raised."""
+    return TargetError("GC142", f"{path} cannot be loaded by torch {torch.__version__}: {first_line(error)}.")
 
 
 def kind_of(path: Path) -> Kind:

@@ -16,16 +16,16 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gradctl.forms.artifact import unwritable
+from gradctl.forms.artifact import extra_of, unreadable, unwritable
 from gradctl.forms.form import CannotCapture, Captured, not_called
-from gradctl.forms.joint_call import Engine, joint_of, of_engine
+from gradctl.forms.joint_call import Engine, differentiated, joint_of, of_engine
 from gradctl.forms.quiet import quiet
 from gradctl.joint.capture import Joint
 from gradctl.subject.dynamic import Dynamic
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.instance import Instance
 
-__all__ = ["capture", "exported", "of_file", "save", "widened"]
+__all__ = ["capture", "differentiated_by", "exported", "of_file", "save", "widened"]
 
 _NAMES = "gradctl.json"
 
@@ -91,16 +91,34 @@ def save(captured: Captured, path: Path) -> None:
         raise unwritable(path, error) from error
 
 
+def differentiated_by(path: Path) -> tuple[str, ...]:
+    """Return what a ``.pt2`` gives gradients by; nothing if it is no joint graph. None of its code is run."""
+    found = extra_of(path, _NAMES)
+    if found is None:
+        return ()
+    try:
+        names = msgspec.json.decode(found, type=Names)
+    except msgspec.DecodeError as error:
+        raise unreadable(path, error) from error
+    return differentiated(names.inputs, names.outputs)
+
+
 def of_file(path: Path, instance: Instance) -> Captured:
-    """Return the form in a file that this very run has written: loading one runs what is in it.
+    """Return the form in a file that this very run has written, or the user trusts: loading one runs what is in it.
 
     Raises:
-        TargetError: GC141 if it is no joint graph of this model.
+        TargetError: GC141 if it is no joint graph of this model; GC142 if it cannot be loaded.
     """
     kept = {_NAMES: ""}
-    with quiet():
-        program = torch.export.load(path, extra_files=kept)
-    return _of_program(program, msgspec.json.decode(kept[_NAMES], type=Names), instance, str(path))
+    try:
+        with quiet():
+            program = torch.export.load(path, extra_files=kept)
+        names = msgspec.json.decode(kept[_NAMES], type=Names)
+    except Exception as error:  # reading a program may raise anything
+        if is_out_of_memory(error):
+            raise
+        raise unreadable(path, error) from error
+    return _of_program(program, names, instance, str(path))
 
 
 def widened(captured: Captured, instance: Instance) -> Captured:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gradctl.core.errors import TargetError
-from gradctl.core.names import output_name
+from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.forms.export import capture_reason
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.quiet import quiet
@@ -31,9 +31,10 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["Engine", "joint_of", "of_engine"]
+__all__ = ["Engine", "differentiated", "joint_of", "of_engine"]
 
 _GRADIENT = "grad."
+_FEW = 3  # differences that a message lists
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +76,17 @@ def joint_of(instance: Instance, dynamic: Dynamic | None = None, wrt: Sequence[s
         raise CannotCapture(said, traceback.format_exc()) from error
 
 
+def differentiated(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
+    """Return what a graph with these ports gives gradients by, ``param:fc1.weight`` and ``input:x``.
+
+    Nothing if it is no joint graph: it takes no cotangent.
+    """
+    by = [name.removeprefix(_GRADIENT) for name in outputs if name.startswith(_GRADIENT)]
+    given = {name for name in inputs if name.startswith("input.")}
+    names = (input_name(each.removeprefix("input.")) if each in given else parameter_name(each) for each in by)
+    return tuple(names) if any(name.startswith("grad_") for name in inputs) else ()
+
+
 def of_engine(form: str, engine: Engine, instance: Instance, where: str, **about: Any) -> Captured:
     """Return a joint graph as a form of a model.
 
@@ -100,12 +112,14 @@ def of_engine(form: str, engine: Engine, instance: Instance, where: str, **about
     results = {output_name(path) for path, leaf in leaves(structure) if isinstance(leaf, Tensor)}
     given = {f"input.{name}" for name, _ in input_names(instance.subject.model, args, kwargs)}
     known = {*parameters, *buffers, *given, *draws, *(f"grad_{name}" for name in results)}
-    differing = [f"no {name!r} to give it" for name in engine.inputs if name not in known]
+    differing = [f"it takes {name!r}, which is not there" for name in engine.inputs if name not in known]
     differing += [f"it gives no {name!r}" for name in sorted(results - set(engine.outputs))]
     by = [name.removeprefix(_GRADIENT) for name in engine.outputs if name.startswith(_GRADIENT)]
     differing += [f"it gives a gradient by {name!r}, which is not there" for name in by if name not in known]
     if differing:
-        raise TargetError("GC141", f"{where} is no joint graph of {instance.subject.target}: {'; '.join(differing)}.")
+        others = f" and {len(differing) - _FEW} more" if len(differing) > _FEW else ""
+        said = f"{'; '.join(differing[:_FEW])}{others}"
+        raise TargetError("GC141", f"{where} is no joint graph of {instance.subject.target}: {said}.")
     return Captured(
         form,
         _Call(engine, instance, parameters, buffers, structure),

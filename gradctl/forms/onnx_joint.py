@@ -11,9 +11,8 @@ from time import perf_counter
 import onnx_ir as ir
 import torch
 
-from gradctl.core.names import input_name, parameter_name
 from gradctl.forms.form import CannotCapture, Captured, not_called
-from gradctl.forms.joint_call import Engine, joint_of, of_engine
+from gradctl.forms.joint_call import Engine, differentiated, joint_of, of_engine
 from gradctl.forms.onnx import by_file, converted, name_ports
 from gradctl.forms.onnx_file import OnnxFile, nodes, session
 from gradctl.forms.onnx_lowering import decomposed, optimize
@@ -23,7 +22,7 @@ from gradctl.joint.capture import Joint
 from gradctl.subject.dynamic import Dynamic
 from gradctl.subject.instance import Instance
 
-__all__ = ["capture", "differentiated", "exported", "of_file", "widened"]
+__all__ = ["capture", "differentiated_by", "exported", "of_file", "widened"]
 
 _UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>")
 # By the name of an operator, the first that fits.
@@ -107,13 +106,9 @@ def of_file(file: OnnxFile, instance: Instance) -> Captured:
     return of_engine("onnx-joint", engine, instance, str(file.path), operators=operators, artifact=file)
 
 
-def differentiated(file: OnnxFile) -> tuple[str, ...]:
-    """Return what a file gives gradients by, ``param:fc1.weight`` and ``input:x``; nothing if it is no joint graph."""
-    by = [each.name.removeprefix("grad.") for each in file.model.graph.output if each.name.startswith("grad.")]
-    is_joint = any(each.name.startswith("grad_") for each in file.inputs)
-    inputs = {each.name for each in file.inputs if each.name.startswith("input.")}
-    names = (input_name(each.removeprefix("input.")) if each in inputs else parameter_name(each) for each in by)
-    return tuple(names) if is_joint else ()
+def differentiated_by(file: OnnxFile) -> tuple[str, ...]:
+    """Return what a file gives gradients by; nothing if it is no joint graph."""
+    return differentiated([each.name for each in file.inputs], [each.name for each in file.model.graph.output])
 
 
 def widened(captured: Captured, instance: Instance) -> Captured:

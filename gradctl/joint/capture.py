@@ -102,6 +102,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     _ensure_apart(step.names)
     free = _free_axes(step, dynamic or {})
     fakes, draws = _fakes(step, free)
+    instance.restore()  # what the model has kept for its next call is without data
     mode = detect_fake_mode(fakes)
     assert mode is not None
     with (

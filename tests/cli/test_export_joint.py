@@ -170,6 +170,19 @@ def test_a_program_of_torch_with_a_free_batch(tmp_path):
         torch.testing.assert_close(gradients[f"grad.{name}"], parameter.grad)
 
 
+def test_a_program_of_torch_is_held_against_the_model(tmp_path):
+    path = tmp_path / "joint.pt2"
+    only = ("--wrt", "param:fc1.*")
+    assert gradctl("export", SAMPLES / "mlp.py", "--graph", "joint", *only, "-o", path).returncode == 0
+    finished = gradctl("compare", SAMPLES / "mlp.py", path, "--trust")
+    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 2 gradients agree with eager")
+    assert "GC901" in gradctl("compare", SAMPLES / "mlp.py", path).stderr
+    other = gradctl("compare", SAMPLES / "linear.py", path, "--trust")
+    assert other.returncode == 2
+    assert "joint.pt2 is no joint graph of" in other.stderr
+    assert "it takes 'fc1.weight', which is not there" in other.stderr
+
+
 def test_optimize_takes_a_joint_file(tmp_path):
     path, output = tmp_path / "joint.onnx", tmp_path / "faster.onnx"
     assert gradctl("export", SAMPLES / "mlp.py", "--graph", "joint", "-o", path).returncode == 0

@@ -213,6 +213,23 @@ def test_outputs_in_a_dictionary_and_inputs_by_keyword_have_their_names():
     assert {each.name for each in graph.output} >= {"output.scaled", "output.parts.0", "grad.linear.bias"}
 
 
+class Cached(nn.Module):
+    """What it computes once, it keeps for its next call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.angles = nn.Linear(4, 4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.angles is None:
+            self.angles = torch.arange(x.shape[0] * 4.0).view(-1, 4).cos()
+        return self.linear(x) * self.angles
+
+
+def test_what_a_model_keeps_between_its_calls():
+    assert differing(Cached(), rows(3, 4)) == []
+
+
 class NegatedBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
