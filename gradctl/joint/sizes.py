@@ -47,7 +47,8 @@ def free_sizes(fakes: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]
             _ensure_undecided(size, fakes[name].shape[axis])
             expression = _expression(fakes[name].shape[axis])
             if not getattr(expression, "free_symbols", ()):
-                raise CannotJoin(f"it is fixed to {size}={expression}, and --dynamic asks for any.")
+                instead = " Give an example with two or more: torch fixes a size of one." if expression == 1 else ""
+                raise CannotJoin(f"it is fixed to {size}={expression}, and --dynamic asks for any.{instead}")
             other = found.setdefault(expression, size)
             if other != size:
                 raise CannotJoin(f"{other} and {size} of --dynamic are always equal: give them one name.")

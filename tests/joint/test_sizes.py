@@ -174,3 +174,8 @@ def test_a_size_that_is_not_free_is_refused(act, dynamic, said):
     with pytest.raises(CannotCapture) as refused:
         graph_of(Act(act), dynamic, sizes=(3, 3))
     assert refused.value.reason == said
+
+
+def test_an_example_of_one_is_too_small():
+    with pytest.raises(CannotCapture, match=r"it is fixed to batch=1, .* Give an example with two or more"):
+        graph_of(Act(lambda hidden: hidden), {0: "batch"}, sizes=(1, 3))
