@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradctl.joint.refusal import CannotJoin, here
+from gradctl.numerics.operators import OperatorMode, name_of, writes
 from gradctl.subject.signature import module_of
 
 __all__ = ["Distribution", "Draw", "Draws", "generator_kept", "only_torch_draws"]
@@ -70,7 +70,7 @@ class Draw:
     after: bytes
 
 
-class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
+class Draws(OperatorMode):
     """Note what a model draws from torch's generator, and give it other numbers.
 
     Args:
@@ -93,10 +93,6 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own 
         self._modules: dict[int, str] = {id(each): name for name, each in modules}
         self._given, self._seen, self._expected = given, dict[bytes, Draw](), _state()
         self.found: list[Draw] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True, the default, imports all of Dynamo to keep it out of this very method
 
     @property
     def by_name(self) -> dict[str, Draw]:
@@ -138,8 +134,8 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own 
             if _state() == before:  # attention without dropout, and the like
                 return value
             raise CannotJoin(
-                f"{_name(func)} draws random numbers by values that are computed{here()}: draw them outside, and give "
-                "them as an input."
+                f"{name_of(func)} draws random numbers by values that are computed{here()}: draw them outside, and "
+                "give them as an input."
             )
         known = self._seen.get(before)
         if known is None and before != self._expected:
@@ -148,9 +144,11 @@ class Draws(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own 
         if self._given is None:
             value = func(*args, **kwargs)
         elif number == len(self._given):
-            raise CannotJoin(f"the backward draws random numbers of its own ({_name(func)}): draw them in the forward.")
+            raise CannotJoin(
+                f"the backward draws random numbers of its own ({name_of(func)}): draw them in the forward."
+            )
         else:
-            value = args[0].copy_(self._given[number]) if func._schema.is_mutable else self._given[number].clone()
+            value = args[0].copy_(self._given[number]) if writes(func) else self._given[number].clone()
         if value.device.type != "cpu":
             raise CannotJoin(f"random numbers are drawn on {value.device.type!r}{here()}: try --device cpu.")
         if known is None:
@@ -219,10 +217,6 @@ def _state() -> bytes:
 def _set_state(state: bytes) -> None:
     with torch._C._DisableTorchDispatch():
         torch.default_generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-
-
-def _name(func: Any) -> str:
-    return str(func).removesuffix(".default")
 
 
 def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:

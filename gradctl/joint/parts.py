@@ -14,6 +14,8 @@ from typing import Any, cast
 import torch
 from torch import fx
 
+from gradctl.numerics.operators import writes
+
 __all__ = ["join_parts"]
 
 _aten = torch.ops.aten
@@ -62,7 +64,7 @@ def _part(node: fx.Node) -> _Parts | None:
     if node.target not in {_aten.slice_backward.default, _aten.select_backward.default}:
         return None
     gradient, size, axis, *place = cast(list[Any], node.args)
-    is_written = any(user.target._schema.is_mutable for user in gradient.users if hasattr(user.target, "_schema"))
+    is_written = any(writes(user.target) for user in gradient.users)
     if is_written or not all(isinstance(each, int) for each in (*size, *place)):
         return None
     axis %= len(size)

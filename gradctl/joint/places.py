@@ -15,9 +15,9 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.traceback import annotate
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradctl.joint.refusal import CannotJoin, here
+from gradctl.numerics.operators import OperatorMode, name_of, writes
 
 __all__ = ["Places", "place_of", "places_by_operator"]
 
@@ -25,7 +25,7 @@ _KEY = "gradctl"
 _aten = torch.ops.aten
 
 
-class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
+class Places(OperatorMode):
     """Note at each node that is traced where it comes from.
 
     Attributes:
@@ -45,10 +45,6 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         self.writes: dict[int, str] = {}
         self.sized = ""
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # True, the default, imports all of Dynamo to keep it out of this very method
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
         place, node = here(), torch._C._current_autograd_node()
@@ -56,7 +52,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
             self._forward[torch.autograd._get_sequence_nr() - 1] = place
         elif not place:  # else the user's own backward, or a checkpoint
             place = self._forward.get(node._sequence_nr(), "").replace(" (", " (the backward of ", 1)
-        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
+        if writes(func):
             self.writes.update({each.untyped_storage()._cdata: place for each in args[:1] if isinstance(each, Tensor)})
         with annotate({_KEY: place}):
             return self._run(func, args, kwargs or {}, place)
@@ -69,7 +65,7 @@ class Places(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
         tags = set(getattr(func, "tags", ())) & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
         if not tags:
             return func(*args, **kwargs)
-        said, instead = _SAID.get(func, (_name(func), "keep all of it, and multiply by a mask or use torch.where"))
+        said, instead = _SAID.get(func, (name_of(func), "keep all of it, and multiply by a mask or use torch.where"))
         sized = f"the size of what {said} gives depends on values{place}: {instead}."
         try:
             value = func(*args, **kwargs)
@@ -95,10 +91,6 @@ _SAID = {
     _aten.index.Tensor: ("an index by a mask", "multiply by the mask, or use torch.where"),
     _aten.repeat_interleave.Tensor: ("repeat_interleave", "give its output_size"),
 }
-
-
-def _name(func: Any) -> str:
-    return str(func).removesuffix(".default")
 
 
 def place_of(node: fx.Node) -> str:

@@ -4,7 +4,7 @@
 went there. A graph whose sizes are all known is a program as it stands; where some are free, ``torch.export`` finds
 what holds for them.
 
-Private to torch (seen in 2.10 to 2.14): the arguments of ``ExportedProgram``, ``torch._ops``.
+Private to torch (seen in 2.10 to 2.14): the arguments of ``ExportedProgram``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.utils import _pytree as pytree
+
+from gradctl.numerics.operators import writes
 
 __all__ = ["exported_program"]
 
@@ -63,7 +65,7 @@ def exported_program(
 
 def _is_known(node: fx.Node) -> bool:
     """Return whether a node gives tensors of known sizes, writes to none and calls nothing that has its own graph."""
-    if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+    if writes(node.target):
         return False
     values = [each for each in pytree.tree_leaves(node.meta.get("val")) if each is not None]
     of_known_sizes = (isinstance(each, Tensor) and all(isinstance(size, int) for size in each.shape) for each in values)

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradctl.numerics.operators import OperatorMode, writes
 
 __all__ = ["Promotion", "default_dtype"]
 
@@ -34,7 +35,7 @@ _WIDE = {
 _aten = torch.ops.aten
 
 
-class Promotion(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
+class Promotion(OperatorMode):
     """Run what is under it in float64, forwards and backward.
 
     Args:
@@ -50,11 +51,6 @@ class Promotion(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         super().__init__()  # type: ignore[no-untyped-call]
         self.native = native
         self.islands: dict[str, None] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # True, the default, imports all of Dynamo at the first operator (0.8 s) to keep it out of this very method.
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator with its dtypes turned, unseen by function modes: TorchScript calls it from outside them."""
@@ -75,7 +71,7 @@ class Promotion(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             return self._draw(func, args, kwargs)
         if func in _DECOMPOSED:
             return _DECOMPOSED[func](*_mapped(_widen, args))
-        turn = _turn_dtype if func._schema.is_mutable else _turn
+        turn = _turn_dtype if writes(func) else _turn
         args = tuple(_mapped(turn, value) for value in args)
         kwargs = {name: _mapped(turn, value) for name, value in kwargs.items()}
         try:
@@ -91,7 +87,7 @@ class Promotion(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             value, probability = args[0], args[1]
             _, mask = func(torch.ones_like(value, dtype=self.native), *args[1:], **kwargs)
             return value * mask * (0.0 if probability == 1 else 1 / (1 - probability)), mask
-        if func._schema.is_mutable:
+        if writes(func):
             target = args[0]
             if target.dtype != torch.float64:
                 return func(*args, **kwargs)

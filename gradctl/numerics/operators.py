@@ -1,0 +1,32 @@
+"""Operators of torch as a dispatch mode meets them.
+
+Private to torch (seen in 2.10 to 2.14): ``torch._ops``, ``torch.utils._python_dispatch``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["OperatorMode", "name_of", "writes"]
+
+
+class OperatorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
+    """A dispatch mode that costs no import of Dynamo."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True, the default, imports all of Dynamo at the first operator (0.8 s) to keep it out of this very method.
+        return False
+
+
+def name_of(operator: Any) -> str:
+    """Return ``aten.sort``, or ``aten.sort.stable`` for an overload with a name."""
+    return str(operator).removesuffix(".default")
+
+
+def writes(operator: Any) -> bool:
+    """Return whether an operator writes to a tensor that it is given."""
+    return isinstance(operator, torch._ops.OpOverload) and operator._schema.is_mutable
