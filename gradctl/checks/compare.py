@@ -32,7 +32,7 @@ from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.findings import Unit, fingerprint
 from gradctl.core.names import DEFAULT_FORMS, FORMS
 from gradctl.core.verdicts import unit_verdict
-from gradctl.forms.artifact import ensure_loadable, fits, load
+from gradctl.forms.artifact import ensure_loadable, fits, loaded
 from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.onnx import initial_values
 from gradctl.forms.onnx_file import read
@@ -128,7 +128,7 @@ class Comparing:
                 kind = ensure_loadable(path, trusted=trusted)
                 by = export_joint.differentiated_by(path) if kind == "export" else ()
                 self.wrt = by or self.wrt
-                captured = export_joint.of_file(path, instance) if by else load(path, trusted=trusted)
+                captured = export_joint.of_file(path, instance) if by else loaded(path, kind)
                 if not by:
                     fits(captured, instance, str(path))
         unit = self.captured(captured, form_named(captured.form))

@@ -40,6 +40,7 @@ __all__ = [
     "fits",
     "kind_of",
     "load",
+    "loaded",
     "place",
     "save",
     "unreadable",
@@ -130,7 +131,15 @@ def load(path: Path, *, trusted: bool) -> Captured:
         TargetError: GC142 if it cannot be read or holds no model.
         TrustError: GC901 without ``trusted``.
     """
-    kind = ensure_loadable(path, trusted=trusted)
+    return loaded(path, ensure_loadable(path, trusted=trusted))
+
+
+def loaded(path: Path, kind: Kind) -> Captured:
+    """Return a file of this kind as the form that it holds, once ``ensure_loadable`` has let it pass.
+
+    Raises:
+        TargetError: GC142 if torch cannot read it.
+    """
     try:
         with quiet():
             if kind == "export":

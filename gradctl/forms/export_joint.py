@@ -93,14 +93,8 @@ def save(captured: Captured, path: Path) -> None:
 
 def differentiated_by(path: Path) -> tuple[str, ...]:
     """Return what a ``.pt2`` gives gradients by; nothing if it is no joint graph. None of its code is run."""
-    found = extra_of(path, _NAMES)
-    if found is None:
-        return ()
-    try:
-        names = msgspec.json.decode(found, type=Names)
-    except msgspec.DecodeError as error:
-        raise unreadable(path, error) from error
-    return differentiated(names.inputs, names.outputs)
+    names = _names(path)
+    return differentiated(names.inputs, names.outputs) if names is not None else ()
 
 
 def of_file(path: Path, instance: Instance) -> Captured:
@@ -109,16 +103,24 @@ def of_file(path: Path, instance: Instance) -> Captured:
     Raises:
         TargetError: GC141 if it is no joint graph of this model; GC142 if it cannot be loaded.
     """
-    kept = {_NAMES: ""}
+    names = _names(path)
+    assert names is not None
     try:
         with quiet():
-            program = torch.export.load(path, extra_files=kept)
-        names = msgspec.json.decode(kept[_NAMES], type=Names)
+            program = torch.export.load(path)
     except Exception as error:  # reading a program may raise anything
         if is_out_of_memory(error):
             raise
         raise unreadable(path, error) from error
     return _of_program(program, names, instance, str(path))
+
+
+def _names(path: Path) -> Names | None:
+    found = extra_of(path, _NAMES)
+    try:
+        return msgspec.json.decode(found, type=Names) if found is not None else None
+    except msgspec.DecodeError as error:
+        raise unreadable(path, error) from error
 
 
 def widened(captured: Captured, instance: Instance) -> Captured:
