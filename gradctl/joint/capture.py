@@ -106,10 +106,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     mode = detect_fake_mode(fakes)
     assert mode is not None
     with (
-        mode,
-        enable_python_dispatcher(),
-        without_data(),
-        sdpa_kernel(SDPBackend.MATH),
+        _without_data(mode),
         preserve_node_meta(),
         _compiled_parts_as_eager(),
         _own_autograd(torch.ops.aten.multilabel_margin_loss_forward.default),
@@ -143,6 +140,13 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         places_by_operator(graph),
         {name: named_axes(fake, sizes) for name, fake in named.items()},
     )
+
+
+@contextmanager
+def _without_data(mode: FakeTensorMode) -> Iterator[None]:
+    """Let a model run on tensors without data, attention as the operators that it is made of."""
+    with mode, enable_python_dispatcher(), without_data(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _compiled_parts_as_eager() -> AbstractContextManager[None]:
@@ -189,7 +193,7 @@ def _fakes(step: Step, free: Mapping[str, Mapping[int, str]]) -> tuple[list[Tens
         kinds = [DimDynamic.DYNAMIC if axis in free.get(name, {}) else DimDynamic.STATIC for axis in range(value.ndim)]
         fakes[name] = mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds))
     ignored = mode.shape_env.ignore_fresh_unbacked_symbols()  # type: ignore[union-attr]
-    with mode, enable_python_dispatcher(), without_data(), sdpa_kernel(SDPBackend.MATH), ignored:
+    with _without_data(mode), ignored:
         outputs, draws = step.forward(fakes)
         _ensure_alike(step.draws, draws)
         drawn = [torch.empty(draw.shape, dtype=draw.dtype) for draw in draws.values()]
@@ -200,17 +204,14 @@ def _fakes(step: Step, free: Mapping[str, Mapping[int, str]]) -> tuple[list[Tens
 
 
 def _ensure_alike(eager: Mapping[str, Draw], traced: Mapping[str, Draw]) -> None:
-    """Raise where a trace draws what eager does not: torch's of recurrent layers leaves their dropout out (2.13)."""
+    """Raise where a trace draws what eager does not."""
     kinds = [
         {name: (draw.distribution["distribution"], draw.dtype) for name, draw in draws.items()}
         for draws in (eager, traced)
     ]
     names = [name for name in {**eager, **traced} if kinds[0].get(name) != kinds[1].get(name)]
     if names:
-        raise CannotJoin(
-            f"{names[0]!r} is not drawn alike when the model is traced; of recurrent layers torch traces no dropout: "
-            "put nn.Dropout between them."
-        )
+        raise CannotJoin(f"{names[0]!r} is not drawn alike when the model is traced: draw it outside.")
 
 
 def _clean(graph: fx.GraphModule, names: Sequence[str]) -> None:
