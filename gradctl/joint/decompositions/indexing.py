@@ -112,10 +112,7 @@ def _put(self: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) 
 
 def _index_add(self: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
     """Return ``self`` with ``alpha`` times each slice of ``source`` added to the slice that ``index`` names."""
-    base = self.reshape(1) if self.ndim == 0 else self
-    values = source.reshape(1) if self.ndim == 0 else source
-    dim = dim % base.ndim
-    places = index.reshape([-1 if axis == dim else 1 for axis in range(base.ndim)]).expand(values.shape)
+    base, dim, places, values = _slices(self, dim, index, source)
     written: Tensor = _aten.scatter_add(base, dim, places, values if alpha == 1 else values * alpha)
     return written.reshape(self.shape)
 
@@ -124,12 +121,17 @@ def _index_reduce(
     self: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
     """Return ``self`` with each slice of ``source`` taken together with the slice that ``index`` names."""
+    written: Tensor = _aten.scatter_reduce(*_slices(self, dim, index, source), reduce, include_self=include_self)
+    return written.reshape(self.shape)
+
+
+def _slices(self: Tensor, dim: int, index: Tensor, source: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
+    """Return what a scatter takes for slices of ``source`` at those that ``index`` names; a scalar is a list of one."""
     base = self.reshape(1) if self.ndim == 0 else self
     values = source.reshape(1) if self.ndim == 0 else source
     dim = dim % base.ndim
     places = index.reshape([-1 if axis == dim else 1 for axis in range(base.ndim)]).expand(values.shape)
-    found = _aten.scatter_reduce(base, dim, places, values, reduce, include_self=include_self)
-    return found.reshape(self.shape)  # type: ignore[no-any-return]
+    return base, dim, places, values
 
 
 def _repeat_interleave(repeats: Tensor, *, output_size: int | None = None) -> Any:
