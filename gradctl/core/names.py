@@ -66,6 +66,11 @@ TensorVerdict = Literal[
     "missing",
     "unresolved",
     "nondeterministic",
+    # Not judged, counted apart from what agrees; none of them fails a unit or makes it inconclusive.
+    "frozen",
+    "no-gradient",
+    "too-small",
+    "behind-hook",
 ]
 
 

@@ -38,10 +38,15 @@ VERDICT_WORDS: dict[TensorVerdict, str] = {
     "approximate": "approximate",
     "non-differentiable": "same",
     "same": "same",
+    "no-gradient": "no gradient",
+    "too-small": "too small",
+    "behind-hook": "behind a hook",
+    "frozen": "frozen",
 }
 _AGREES = ("same", "non-differentiable")
 _FAILS = ("missing", "reference-wrong", "wrong", "differs")
 _NO_VERDICT = ("unresolved", "nondeterministic")
+_NOT_JUDGED = ("no-gradient", "too-small", "behind-hook", "frozen")
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
 _WORDS_OF_UNITS: dict[UnitVerdict, str] = {
     "pass": "pass",
@@ -59,7 +64,7 @@ _EXPECTATIONS: dict[UnitVerdict, str] = {
 
 def differing(tensors: Iterable[TensorResult]) -> list[TensorResult]:
     """Return the tensors that do not plainly agree, worst first: by verdict, then by error, not-a-number first."""
-    loud = [tensor for tensor in tensors if tensor.verdict not in _AGREES]
+    loud = [tensor for tensor in tensors if tensor.verdict not in (*_AGREES, *_NOT_JUDGED)]
     return sorted(loud, key=lambda tensor: (_RANK[tensor.verdict], -_size(tensor.error)))
 
 
