@@ -194,7 +194,14 @@ def stopped(tmp_path, *signals):
     line = [sys.executable, "-m", "gradctl", "check", ".", "--form", "eager", "--jobs", "1", "--report", "json=r.json"]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
     with subprocess.Popen(
-        line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        line,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # A suite that a script runs in its background ignores SIGINT, and what it starts would.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - one call of the system
     ) as process:
         try:
             unit = int((tmp_path / "pid").read_text())

@@ -14,7 +14,8 @@ from gradctl.report.json import load, render, schema
 from tests.report import examples
 from tests.report.any_report import reports
 
-SHIPPED = json.loads(files("gradctl.report").joinpath("schema.json").read_text(encoding="utf-8"))
+SHIPPED_TEXT = files("gradctl.report").joinpath("schema.json").read_text(encoding="utf-8")
+SHIPPED = json.loads(SHIPPED_TEXT)
 EXAMPLES = {
     "passing": examples.passing(),
     "wrong weight": examples.wrong_weight(),
@@ -34,7 +35,11 @@ def test_any_report_that_is_written_is_read_back_the_same_and_fits_the_schema(re
 
 
 def test_the_shipped_schema_is_the_one_of_the_types():
-    assert json.loads(schema()) == SHIPPED, "write gradctl.report.json.schema() to gradctl/report/schema.json"
+    assert schema() == SHIPPED_TEXT, "write gradctl.report.json.schema() to gradctl/report/schema.json"
+
+
+def test_the_schema_does_not_depend_on_how_msgspec_reads_docstrings():
+    assert [name for name, definition in SHIPPED["$defs"].items() if "description" in definition] == []
 
 
 def test_the_schema_is_one_itself():
