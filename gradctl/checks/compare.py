@@ -24,6 +24,7 @@ from gradctl.checks.explain import Witness, explained
 from gradctl.checks.form_comparison import FormComparison
 from gradctl.checks.form_findings import findings_and_rows, stale_values
 from gradctl.checks.gradcheck import gradcheck
+from gradctl.checks.guard import explaining, unexplained
 from gradctl.checks.localise_form import located
 from gradctl.checks.native import Native, run_native
 from gradctl.checks.reference import Reference
@@ -164,20 +165,27 @@ class Comparing:
                 seconds=time.perf_counter() - start,
                 tensors=self.native.unrepeated if self.native else (),
             )
-        with _quietly():
+        with _quietly(), unexplained() as failures:
             comparison = FormComparison(self.reference, captured, State([captured.model]))
-            witness = Witness.of(captured, self.reference)
+            witness = Witness()
+            with explaining(f"what {captured.form} starts with"):
+                witness = Witness.of(captured, self.reference)
             comparison.compare_natively()
-            witness.ask(comparison)
+            with explaining(f"what {captured.form} does when it runs again"):
+                witness.ask(comparison)
             # Timed after the first calls were compared, which TorchScript specialises on, and before they are widened.
             timing = None if comparison.raised else timing_of(captured, self.reference)
             comparison.compare_meaning(form)
             comparison.worst = {key: each for key, each in comparison.worst.items() if self._is_asked(*key)}
             found, tensors = findings_and_rows(comparison, self.arbiter)
-            found = located(found, comparison, form, seconds=time.perf_counter() - start)
-            found = explained(found, comparison, witness)
+            with explaining(f"where {captured.form} departs from eager"):
+                found = located(found, comparison, form, seconds=time.perf_counter() - start)
+            with explaining(f"why {captured.form} departs from eager"):
+                found = explained(found, comparison, witness)
             if self.bisect and captured.form == "compile":
-                found = bisected(found, comparison)
+                with explaining("which part of torch.compile is wrong"):
+                    found = bisected(found, comparison)
+            found = [*found, *failures.notes()]
         findings = [
             msgspec.structs.replace(
                 each, fingerprint=fingerprint(each.code, self.subject.target, captured.form, each.quantity, each.tensor)
@@ -189,6 +197,7 @@ class Comparing:
             form=captured.form,
             verdict=unit_verdict("complete", findings, tensors, self.fail_on),
             reason="; ".join(f"not tried: {each}" for each in self.reference.skipped) or None,
+            details=failures.details(),
             seconds=time.perf_counter() - start,
             variations=tuple(comparison.tried),
             timing=timing,

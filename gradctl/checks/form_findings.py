@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gradctl.checks.arbiter import Arbiter
 from gradctl.checks.form_comparison import FormComparison, TensorComparison
-from gradctl.core.findings import Finding, TensorResult, number
+from gradctl.checks.guard import explaining
+from gradctl.core.findings import Element, Finding, TensorResult, number
 from gradctl.core.names import Quantity, TensorVerdict
 from gradctl.forms.form import Captured
 from gradctl.numerics.measures import relative_error
@@ -38,7 +39,11 @@ def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[lis
     with_rows = [key for key, each in order if key[0] == "gradient" and each.differs][:_TENSORS_WITH_ROWS]
     for (quantity, name), each in order:
         verdict = _verdict(quantity, name, each, arbiter)
-        elements, count = arbiter.rows(name, each) if (quantity, name) in with_rows else ((), None)
+        elements: tuple[Element, ...] = ()
+        count: int | None = None
+        if (quantity, name) in with_rows:
+            with explaining(f"the elements of {name}"):
+                elements, count = arbiter.rows(name, each)
         rows.append(
             TensorResult(
                 quantity=quantity,
@@ -96,7 +101,10 @@ def _verdict(quantity: Quantity, name: str, each: TensorComparison, arbiter: Arb
         return "same"
     if each.is_missing:
         return "missing"
-    return arbiter.verdict(name, each) if quantity == "gradient" and not each.structure else "differs"
+    if quantity == "gradient" and not each.structure:
+        with explaining(f"whose gradient of {name} is right"):
+            return arbiter.verdict(name, each)
+    return "differs"
 
 
 def _difference(form: str, quantity: Quantity, name: str, verdict: TensorVerdict, each: TensorComparison) -> Finding:

@@ -38,6 +38,7 @@ from gradctl.checks.gradient_findings import (
     of_form,
     tensor_result,
 )
+from gradctl.checks.guard import explaining, unexplained
 from gradctl.checks.localise import (
     Explanation,
     broken_backwards,
@@ -51,7 +52,7 @@ from gradctl.checks.oracle import OracleRunner, cast_note, oracle_runner
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, fingerprint, number
 from gradctl.core.verdicts import unit_verdict
-from gradctl.numerics.elements import worst_elements
+from gradctl.numerics.elements import ElementDifference, worst_elements
 from gradctl.numerics.functions import FunctionClass, FunctionWatch
 from gradctl.numerics.judge import Judge, TensorJudgement
 from gradctl.numerics.point import NoGradient
@@ -100,10 +101,12 @@ def gradcheck(
     """
     start = time.perf_counter()
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
-    with borrowed_generators(), warnings.catch_warnings():
+    with borrowed_generators(), warnings.catch_warnings(), unexplained() as failures:
         warnings.simplefilter("ignore")  # the model's own, over and over, and torch's about leaves that we made
         native = run_native(subject)
-        alone = broken_outputs(native.findings(), subject, native)
+        alone = native.findings()
+        with explaining("the call that makes an output NaN"):
+            alone = broken_outputs(alone, subject, native)
         if native.unrepeated:
             check = None
             findings, tensors = [*subject.notes, *alone], list(native.unrepeated)
@@ -112,6 +115,7 @@ def gradcheck(
             check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
             found, tensors = of_form(form, check.findings(), check.results())
             findings = [*subject.notes, *alone, *found, *check.notes()]
+        findings += failures.notes()
     findings = [
         msgspec.structs.replace(
             finding, fingerprint=fingerprint(finding.code, subject.target, form, finding.quantity, finding.tensor)
@@ -122,6 +126,7 @@ def gradcheck(
         target=subject.target,
         form=form,
         verdict=unit_verdict("complete", findings, tensors, fail_on),
+        details=failures.details(),
         seconds=time.perf_counter() - start,
         oracle=check.oracle(probes) if check is not None else None,
         tensors=tuple(tensors),
@@ -182,25 +187,29 @@ class _Check:
         wrong = [i for i in indices if self.judged[i].verdict in ("wrong", "missing", "approximate")]
         if wrong:
             self.progress("checking custom Functions alone")
-            self.blame = blame_functions(self.probing, runner, wrong, settings)
+            with explaining("the custom Function whose backward is wrong"):
+                self.blame = blame_functions(self.probing, runner, wrong, settings)
             if self.blame.faults:
                 self.judged |= self.blame.own
                 first = next(iter(self.blame.faults))
                 self.behind |= {i: first for i in wrong if i not in self.blame.own}
         self._localise([i for i in wrong if not self.blame.faults or i in self.blame.own], settings)
-        self.contracts = contract_findings(calls, runner, self.blame.faults, self.accepted)
+        with explaining("what else a caller may ask of the custom Functions"):
+            self.contracts = contract_findings(calls, runner, self.blame.faults, self.accepted)
 
     def _localise(self, wrong: list[int], settings: dict[str, Any]) -> None:
         """Find the calls whose backward is wrong where no Function explains it, and those that make NaN."""
         runner = self.source.runner
         if any(self.judged[i].verdict in ("wrong", "missing") for i in wrong):
             self.progress("looking for the call whose backward is wrong")
-            self.probing.point.record()
-            self.wrong_calls = wrong_backwards(runner, settings)
+            with explaining("the call whose backward is wrong"):
+                self.probing.point.record()
+                self.wrong_calls = wrong_backwards(runner, settings)
         if self._broken() and not self._is_output_broken():
             self.progress("looking for the call that makes NaN")
-            self.probing.point.record()
-            self.broken_calls = broken_backwards(runner, self.probing.samples[0].cotangents)
+            with explaining("the call whose backward makes NaN"):
+                self.probing.point.record()
+                self.broken_calls = broken_backwards(runner, self.probing.samples[0].cotangents)
 
     def results(self) -> list[TensorResult]:
         """Return a row a judged leaf, with elements for the worst few."""
@@ -209,10 +218,16 @@ class _Check:
         worst = sorted(wrong, key=lambda i: -(self.judged[i].error or 0.0))[:_TENSORS_WITH_ROWS]
         results = []
         for i, judged in self.judged.items():
-            rows, count = worst_elements(self.probing, i) if i in worst else ([], None)
+            rows, count = self._rows(i) if i in worst else ([], None)
             kinked = self.probing.kinked
             results.append(tensor_result(leaves[i], judged, kinked=kinked, broken=i in broken, rows=rows, wrong=count))
         return results
+
+    def _rows(self, i: int) -> tuple[Sequence[ElementDifference], int | None]:
+        """Return the worst elements of one tensor, and how many are wrong."""
+        with explaining(f"the elements of {self.source.runner.leaves[i].name}"):
+            return worst_elements(self.probing, i)
+        return [], None
 
     def findings(self) -> list[Finding]:
         """Return what is wrong: custom Functions first, then tensors, worst first."""
@@ -229,7 +244,10 @@ class _Check:
         calls = {"GC401": self.wrong_calls, "GC403": self.wrong_calls, "GC407": self.broken_calls}
         told = [explained(finding, calls.get(finding.code, ())) for finding in about if finding is not None]
         overflow = native_gradient_findings(self.native, {leaves[i].name for i in broken})
-        native_calls = broken_natively(self.subject, self.native) if overflow and not is_output_broken else []
+        native_calls: list[Explanation] = []
+        if overflow and not is_output_broken:
+            with explaining("the call whose backward overflows"):
+                native_calls = broken_natively(self.subject, self.native)
         return [*heads, *told, *(explained(finding, native_calls) for finding in overflow), *self.contracts]
 
     def notes(self) -> list[Finding]:
@@ -237,12 +255,14 @@ class _Check:
         runner = self.source.runner
         norms = self.probing.samples[0].norms
         without = {leaf.name for i, leaf in enumerate(runner.leaves) if norms[i] == 0}
-        notes = [
-            *cut_notes(self.recording, runner.leaves, without),
-            *hook_notes(self.recording, runner.instance.set_aside_hooks),
-        ]
-        cast = cast_note(self.native.outputs, self.probing.origin.outputs)
-        notes += [cast] if cast is not None else []
+        notes: list[Finding] = []
+        with explaining("what the program cuts from the gradient"):
+            notes += cut_notes(self.recording, runner.leaves, without)
+        with explaining("what hooks the program has"):
+            notes += hook_notes(self.recording, runner.instance.set_aside_hooks)
+        with explaining("what the casts of the program change"):
+            cast = cast_note(self.native.outputs, self.probing.origin.outputs)
+            notes += [cast] if cast is not None else []
         notes += [kink_note()] if self.probing.kinked else []
         notes += [constant_inputs_note()] if self.native.input_mode == "constant" else []
         return notes if self.probing.origin.consistent else [not_replayed(), *notes]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradctl.checks.functions import FunctionFault, function_name, source_place
+from gradctl.checks.guard import explaining
 from gradctl.checks.native import Native
 from gradctl.core.findings import Element, Finding, Location, TensorResult, number
 from gradctl.core.names import Severity, TensorVerdict
@@ -54,6 +55,9 @@ def function_finding(fault: FunctionFault, module: str | None, *, severity: Seve
     """Return the headline for a custom Function that breaks a rule; ``module`` is the path of one that applies it."""
     code, hint = _RULES[fault.rule]
     name = function_name(fault.function)
+    place = None
+    with explaining(f"where {name} is written"):
+        place = source_place(fault.function)
     return Finding(
         code=code,
         severity=severity,
@@ -62,7 +66,7 @@ def function_finding(fault: FunctionFault, module: str | None, *, severity: Seve
         hint=hint,
         error=number(fault.error),
         allow=f"{code}:{name}",
-        location=location(source_place(fault.function), op=name, module=module or None),
+        location=location(place, op=name, module=module or None),
     )
 
 

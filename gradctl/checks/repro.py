@@ -29,6 +29,7 @@ from torch.autograd import Function
 
 from gradctl import __version__
 from gradctl.checks.assemble import environment
+from gradctl.checks.guard import explaining, unexplained
 from gradctl.checks.repro_script import SCRIPT, Candidate, Recipe, Unwritable, write
 from gradctl.checks.repro_search import FAILING, RECIPE, SOURCES, WHOLE
 from gradctl.checks.repro_sources import copy_sources
@@ -109,15 +110,19 @@ def write_repros(
     written = []
     for unit in units:
         findings = list(unit.findings)
-        for index in _worst_of_each_code(unit, fail_on):
-            finding = findings[index]
-            (progress or (lambda text: None))(f"making a small program that shows {finding.code} ({unit.form})")
-            try:
-                script = _write_one(_Case(unit, finding, checking, subject, allows), directory)
-                findings[index] = msgspec.structs.replace(finding, repro=str(script))
-            except _NoRepro as error:
-                say(f"no repro for {finding.code} ({unit.form}): {error}.")
-        written.append(msgspec.structs.replace(unit, findings=tuple(findings)))
+        with unexplained() as failures:
+            for index in _worst_of_each_code(unit, fail_on):
+                finding = findings[index]
+                (progress or (lambda text: None))(f"making a small program that shows {finding.code} ({unit.form})")
+                with explaining(f"{finding.code} by a small program"):
+                    try:
+                        script = _write_one(_Case(unit, finding, checking, subject, allows), directory)
+                        findings[index] = msgspec.structs.replace(finding, repro=str(script))
+                    except _NoRepro as error:
+                        say(f"no repro for {finding.code} ({unit.form}): {error}.")
+        details = "\n".join(part for part in (unit.details, failures.details()) if part) or None
+        findings += failures.notes()
+        written.append(msgspec.structs.replace(unit, findings=tuple(findings), details=details))
     return written
 
 
