@@ -155,7 +155,9 @@ class _Unit(pytest.Item):
         if unit.details and unit.status != "unsupported":  # what it said last; a refusal has its reason
             self.add_report_section("call", "details", unit.details)
         if unit.verdict == "skipped":
-            pytest.skip(unit.reason or "there was nothing to judge")
+            from gradctl.report.wording import why_skipped
+
+            pytest.skip(why_skipped(unit))
         asked = self._planned.request.checking
         report = assembled("check", [unit], (), seed=asked.seed, device=asked.device, threads=asked.threads)
         CheckReport.of(report).raise_if_failed()

@@ -1,7 +1,7 @@
 """A multilayer perceptron: two hidden layers of 64, ReLU between, 10 classes.
 
-``gradctl gradcheck sample_models/mlp.py`` passes and prints the probability with which an error of 1 % in any one of
-its 7 tensors would have been missed.
+``gradctl gradcheck --verbose sample_models/mlp.py`` passes and prints the probability with which an error of 1 % in any
+one of its 7 tensors would have been missed.
 """
 
 from __future__ import annotations

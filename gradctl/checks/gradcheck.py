@@ -29,6 +29,7 @@ from gradctl.checks.form_runner import form_runner
 from gradctl.checks.gradient_findings import (
     constant_inputs_note,
     cut_notes,
+    frozen_results,
     function_finding,
     gradient_finding,
     hook_notes,
@@ -114,6 +115,7 @@ def gradcheck(
             check = _Check(subject, native, accepted, progress or (lambda text: None), form)
             check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
             found, tensors = of_form(form, check.findings(), check.results())
+            tensors += frozen_results(subject, tensor)
             findings = [*subject.notes, *alone, *found, *check.notes()]
         findings += failures.notes()
     findings = [

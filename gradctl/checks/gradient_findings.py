@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,22 +10,26 @@ from pathlib import Path
 import msgspec
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from gradctl.checks.functions import FunctionFault, function_name, source_place
 from gradctl.checks.guard import explaining
 from gradctl.checks.native import Native
 from gradctl.core.findings import Element, Finding, Location, TensorResult, number
-from gradctl.core.names import Severity, TensorVerdict
+from gradctl.core.names import Severity, TensorVerdict, parameter_name
 from gradctl.numerics.elements import ElementDifference
 from gradctl.numerics.graph import leaves_behind
 from gradctl.numerics.judge import TensorJudgement
 from gradctl.numerics.program import Place, Recording
 from gradctl.subject.instance import Leaf
+from gradctl.subject.signature import module_of, optimized_inner
+from gradctl.subject.subject import Subject
 
 __all__ = [
     "constant_inputs_note",
     "contract_finding",
     "cut_notes",
+    "frozen_results",
     "function_finding",
     "gradient_finding",
     "hook_notes",
@@ -172,6 +177,25 @@ def tensor_result(
         elements_wrong=wrong,
         worst=elements,
     )
+
+
+def frozen_results(subject: Subject, pattern: str) -> list[TensorResult]:
+    """Return a row for each parameter that does not ask for a gradient and whose name matches the glob."""
+    module = module_of(optimized_inner(subject.model))
+    if module is None:
+        return []
+    names = {parameter_name(name.replace("_orig_mod.", "")): each for name, each in module.named_parameters()}
+    return [
+        TensorResult(
+            quantity="gradient",
+            tensor=name,
+            verdict="frozen",
+            shape=() if is_lazy(parameter) else tuple(parameter.shape),
+            dtype=str(parameter.dtype).removeprefix("torch."),
+        )
+        for name, parameter in names.items()
+        if not parameter.requires_grad and fnmatch.fnmatchcase(name, pattern)
+    ]
 
 
 def of_form(

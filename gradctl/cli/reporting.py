@@ -41,10 +41,12 @@ class OutputOptions:
     Attributes:
         format: what standard output gets.
         files: more reports, as (format, path).
+        verbose: whether a screen also gets what a pass could have missed.
     """
 
     format: str = "console"
     files: tuple[tuple[str, Path], ...] = ()
+    verbose: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ _OUTPUT = (
         multiple=True,
         help="Write this report too; may be repeated.",
     ),
+    click.option("--verbose", is_flag=True, help="Also print how likely an error of 1 % was missed, if it passes."),
 )
 _JUDGEMENT = (
     click.option(
@@ -128,7 +131,7 @@ _JUDGEMENT = (
 
 
 def output_options(command: _Command) -> _Command:
-    """Return ``command`` with ``--format`` and ``--report``, given as ``reporting``.
+    """Return ``command`` with ``--format``, ``--report`` and ``--verbose``, given as ``reporting``.
 
     Files are tried before the command starts, so that a long check does not end at a folder that is missing.
 
@@ -137,12 +140,12 @@ def output_options(command: _Command) -> _Command:
     """
 
     @functools.wraps(command)
-    def with_output(*args: Any, format_name: str, files: tuple[Any, ...], **kwargs: Any) -> Any:
+    def with_output(*args: Any, format_name: str, files: tuple[Any, ...], verbose: bool, **kwargs: Any) -> Any:
         from gradctl.report.formats import ensure_writable
 
         for _, path in files:
             ensure_writable(path)
-        return command(*args, reporting=OutputOptions(format_name, files), **kwargs)
+        return command(*args, reporting=OutputOptions(format_name, files, verbose), **kwargs)
 
     return _with(_OUTPUT, with_output)  # type: ignore[return-value]  # click options hang on it, its type stays
 
@@ -158,7 +161,7 @@ def report_options(command: _Command) -> _Command:
     def with_judgement(
         *args: Any, reporting: OutputOptions, allows: tuple[str, ...], fail_on: str, **kwargs: Any
     ) -> Any:
-        options = ReportOptions(reporting.format, reporting.files, allows, fail_on)
+        options = ReportOptions(reporting.format, reporting.files, reporting.verbose, allows, fail_on)
         return command(*args, reporting=options, **kwargs)
 
     return output_options(_with(_JUDGEMENT, with_judgement))  # type: ignore[return-value]  # as above
@@ -192,7 +195,7 @@ def emit(report: Report, reporting: OutputOptions, *, preface: str = "") -> int:
     if reporting.format == "console":
         from gradctl.report import console
 
-        _print(preface + console.render(report, width=_width(), colour=_is_colourful()))
+        _print(preface + console.render(report, width=_width(), colour=_is_colourful(), verbose=reporting.verbose))
     else:
         _print(render(report, reporting.format))
     return _INTERRUPTED if report.status == "interrupted" else exit_code_of(report.verdict)

@@ -101,7 +101,8 @@ class TensorResult(msgspec.Struct, frozen=True, kw_only=True):
 class Oracle(msgspec.Struct, frozen=True, kw_only=True):
     """How the finite differences were made, and what they could have missed.
 
-    An error of ``of_error`` (relative) in any one tensor would have been missed with ``missed_with_probability``.
+    At this input, an error of ``of_error`` (relative) in any one of the tensors that were judged would have been missed
+    with ``missed_with_probability``.
     ``noise`` is the relative noise floor of the function, ``forwards`` counts float64 forwards, ``islands`` names
     operators that ran in their own dtype, ``held_fixed`` counts the cuts of the program that were replayed.
     """

@@ -9,6 +9,7 @@ __all__ = [
     "DTYPES",
     "FORMATS",
     "FORMS",
+    "NOT_JUDGED",
     "SEVERITIES",
     "VERDICTS",
     "WITHOUT_GRADIENTS",
@@ -66,12 +67,14 @@ TensorVerdict = Literal[
     "missing",
     "unresolved",
     "nondeterministic",
-    # Not judged, counted apart from what agrees; none of them fails a unit or makes it inconclusive.
+    # NOT_JUDGED
     "frozen",
     "no-gradient",
     "too-small",
     "behind-hook",
 ]
+# Counted apart from what agrees; none of them fails a unit or makes it inconclusive.
+NOT_JUDGED: tuple[TensorVerdict, ...] = ("frozen", "no-gradient", "too-small", "behind-hook")
 
 
 def parameter_name(qualified_name: str) -> str:

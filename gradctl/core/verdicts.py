@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gradctl.core.findings import Finding, Summary, TensorResult
-from gradctl.core.names import SEVERITIES, UnitStatus, UnitVerdict
+from gradctl.core.names import NOT_JUDGED, SEVERITIES, UnitStatus, UnitVerdict
 
 __all__ = [
     "EXIT_CODES",
@@ -30,8 +30,9 @@ def unit_verdict(
     """Return a unit's verdict: a finding at ``fail_on`` or worse, not allowed, fails it; no verdict is no pass.
 
     A tensor without a verdict (``unresolved``) makes the unit inconclusive, unless the finding that says so is allowed.
+    One that is not judged (``frozen``, say) does not count; if there is no other, nothing was checked: ``skipped``.
     """
-    findings = list(findings)
+    findings, tensors = list(findings), list(tensors)
     allowed = {finding.tensor for finding in findings if finding.allowed}
     failing = failing_severities(fail_on)
     if any(finding.severity in failing and not finding.allowed for finding in findings):
@@ -42,7 +43,7 @@ def unit_verdict(
         tensor.verdict in ("unresolved", "nondeterministic") and tensor.tensor not in allowed for tensor in tensors
     ):
         return "inconclusive"
-    return "pass"
+    return "skipped" if tensors and all(tensor.verdict in NOT_JUDGED for tensor in tensors) else "pass"
 
 
 def failing_severities(fail_on: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_number
-from gradctl.core.names import UnitVerdict
+from gradctl.core.names import NOT_JUDGED, UnitVerdict
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
 from gradctl.report.matrix import data, matrix_of_forms, matrix_of_targets, plain_table
@@ -28,8 +28,11 @@ from gradctl.report.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pas
 from gradctl.report.structure import structure_lines
 from gradctl.report.wording import (
     VERDICT_WORDS,
+    bounds,
     counted,
+    counted_as_judged,
     differing,
+    not_judged,
     one_line,
     printable,
     shape_and_dtype,
@@ -72,8 +75,11 @@ _STYLES = {
 _BEFORE_NUMBERS = "GC220"
 
 
-def render(report: Report, *, width: int = 80, colour: bool = False) -> str:
-    """Return the report for a screen of ``width`` columns; colour only repeats what the words say."""
+def render(report: Report, *, width: int = 80, colour: bool = False, verbose: bool = False) -> str:
+    """Return the report for a screen of ``width`` columns; colour only repeats what the words say.
+
+    ``verbose`` adds what a pass could have missed.
+    """
     screen = io.StringIO()
     console = Console(
         file=screen,
@@ -90,6 +96,8 @@ def render(report: Report, *, width: int = 80, colour: bool = False) -> str:
         _print_targets(console, report.units)
     else:
         _print_forms(console, report.units)
+    for line in bounds(report.units) if verbose else ():
+        _print_indented(console, line, indent=0)
     _print_whole(console, printable(verdict_line(report)), _STYLES[report.verdict])
     lines = "".join(f"{line.rstrip()}\n" for line in screen.getvalue().splitlines())
     return re.sub("\n{3,}", "\n\n", lines)
@@ -136,7 +144,11 @@ def _print_of_passing(console: Console, units: Sequence[Unit]) -> None:
     _print_lines(console, told, "finding")
     allowed = sum(finding.allowed for unit in units for finding in unit.findings)
     notes = sum(not finding.allowed and not _is_told(finding) for unit in units for finding in unit.findings)
-    counts = [f"{count} {word}" for count, word in ((allowed, "allowed"), (notes, "noted")) if count]
+    apart = sum(
+        tensor.verdict in NOT_JUDGED and tensor.verdict != "frozen" for unit in units for tensor in unit.tensors
+    )
+    words = {"allowed": allowed, "noted": notes, "not judged": apart}
+    counts = [f"{count} {word}" for word, count in words.items() if count]
     if counts:
         _print_indented(console, f"in units that pass: {', '.join(counts)}{_ELSEWHERE}", indent=0)
 
@@ -183,6 +195,8 @@ def _print_unit(console: Console, unit: Unit, *, named: bool, limits: _Limits = 
     _print_findings(console, [finding for finding in others if finding.tensor not in told], limits)
     rest = [finding for finding in findings if finding.severity == "note" and finding.code != _BEFORE_NUMBERS]
     _print_notes(console, rest, limits)
+    for line in not_judged(unit.tensors):
+        _print_indented(console, line, _STYLES["note"], indent=0)
 
 
 def _print_optimization(console: Console, optimization: Optimization) -> None:
@@ -228,8 +242,8 @@ def _print_spoiled(console: Console, unit: Unit, spoiled: Sequence[TensorResult]
     """Print the tensors behind a wrong Function or output, one a line, and the worst elements of the worst of them."""
     if not spoiled:
         return
-    gradients = counted(sum(tensor.quantity == "gradient" for tensor in unit.tensors), "gradient")
-    _print_indented(console, f"{'this spoils' if causes < 2 else 'these spoil'} {len(spoiled)} of {gradients}:")
+    verb, gradients = "this spoils" if causes < 2 else "these spoil", counted_as_judged(unit, "gradient")
+    _print_indented(console, f"{verb} {len(spoiled)} of {gradients}:")
     console.print(Padding(_compact(spoiled[: limits.lines]), (0, 0, 0, 2)))
     _print_more(console, len(spoiled) - limits.lines, "tensor")
     if spoiled[0].worst:

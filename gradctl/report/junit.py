@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from gradctl.core.findings import Finding, Report, Unit
-from gradctl.report.wording import is_as_expected, unit_line, verdict_line, worst_first
+from gradctl.report.wording import is_as_expected, unit_line, verdict_line, why_skipped, worst_first
 
 __all__ = ["render"]
 
@@ -72,7 +72,7 @@ def _add_case(suite: ET.Element, unit: Unit) -> None:
         error = ET.SubElement(case, "error", {"message": line, "type": kind})
         error.text = _legal("\n".join([*map(_finding, findings), *filter(None, [unit.reason, unit.details])]))
     elif unit.verdict == "skipped":
-        ET.SubElement(case, "skipped", {"message": _legal(unit.reason or line)})
+        ET.SubElement(case, "skipped", {"message": _legal(why_skipped(unit))})
     elif findings or is_as_expected(unit):
         ET.SubElement(case, "system-out").text = _legal("\n".join([line, *map(_finding, findings)]))
 

@@ -14,6 +14,7 @@ from gradctl.report.wording import (
     counted,
     differing,
     is_as_expected,
+    not_judged,
     one_line,
     shape_and_dtype,
     skips,
@@ -90,9 +91,9 @@ def _unit(unit: Unit) -> list[str]:
         lines += ["| tensor | type | verdict | error | budget | elements wrong |", "|---|---|---|---:|---:|---:|"]
         lines += [_row(tensor) for tensor in loud]
         lines.append("")
-    if unit.findings:
-        lines += [_finding(finding) for finding in worst_first(unit.findings)]
-        lines.append("")
+    said = [_finding(finding) for finding in worst_first(unit.findings)]
+    said += [f"- {_escaped(line)}" for line in not_judged(unit.tensors)]
+    lines += [*said, ""] if said else []
     return lines
 
 

@@ -7,14 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gradctl.core.findings import Finding, Number, Report, TensorResult, Unit
-from gradctl.core.names import SEVERITIES, TensorVerdict, UnitVerdict
+from gradctl.core.names import NOT_JUDGED, SEVERITIES, TensorVerdict, UnitVerdict
 
 __all__ = [
     "VERDICT_WORDS",
+    "bounds",
     "counted",
+    "counted_as_judged",
     "differing",
     "failing",
     "is_as_expected",
+    "not_judged",
     "one_line",
     "printable",
     "shape_and_dtype",
@@ -23,6 +26,7 @@ __all__ = [
     "unit_line",
     "verdict_line",
     "verdict_word",
+    "why_skipped",
     "worst_first",
     "worst_units_first",
 ]
@@ -46,7 +50,14 @@ VERDICT_WORDS: dict[TensorVerdict, str] = {
 _AGREES = ("same", "non-differentiable")
 _FAILS = ("missing", "reference-wrong", "wrong", "differs")
 _NO_VERDICT = ("unresolved", "nondeterministic")
-_NOT_JUDGED = ("no-gradient", "too-small", "behind-hook", "frozen")
+# What is said of one tensor that is not judged, and of several.
+_CLASSES: dict[TensorVerdict, tuple[str, str]] = {
+    "frozen": ("frozen", "frozen"),
+    "no-gradient": ("receives no gradient", "receive no gradient"),
+    "too-small": ("too small to judge", "too small to judge"),
+    "behind-hook": ("not checked: behind a gradient hook", "not checked: behind a gradient hook"),
+}
+_MOST_NAMES = 8
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
 _WORDS_OF_UNITS: dict[UnitVerdict, str] = {
     "pass": "pass",
@@ -64,7 +75,7 @@ _EXPECTATIONS: dict[UnitVerdict, str] = {
 
 def differing(tensors: Iterable[TensorResult]) -> list[TensorResult]:
     """Return the tensors that do not plainly agree, worst first: by verdict, then by error, not-a-number first."""
-    loud = [tensor for tensor in tensors if tensor.verdict not in (*_AGREES, *_NOT_JUDGED)]
+    loud = [tensor for tensor in tensors if tensor.verdict not in (*_AGREES, *NOT_JUDGED)]
     return sorted(loud, key=lambda tensor: (_RANK[tensor.verdict], -_size(tensor.error)))
 
 
@@ -100,9 +111,9 @@ def worst_units_first(units: Iterable[Unit]) -> list[Unit]:
 
 def skips(units: Iterable[Unit]) -> list[str]:
     """Return a line for each form and reason that units were skipped for, with how many there were."""
-    reasons = Counter((unit.form, unit.reason) for unit in units if unit.verdict == "skipped")
+    reasons = Counter((unit.form, why_skipped(unit)) for unit in units if unit.verdict == "skipped")
     return [
-        f"{one_line(form)} skipped in {counted(count, 'target')}: {one_line(reason or 'there was nothing to judge')}"
+        f"{one_line(form)} skipped in {counted(count, 'target')}: {one_line(reason)}"
         for (form, reason), count in reasons.items()
     ]
 
@@ -153,9 +164,10 @@ def unit_line(unit: Unit) -> str:
     if is_as_expected(unit):
         return f"PASS: {_as_expected(unit)}{_allowed(unit)}"
     if unit.verdict == "pass":
-        return f"PASS: {_agreement(unit)}{_allowed(unit)}{_bound(unit)}"
+        classes = ", ".join(_counted_classes(unit.tensors))
+        return f"PASS: {_agreement(unit)}{_allowed(unit)}{f'; {classes}' if classes else ''}"
     if unit.verdict == "skipped":
-        return f"NOTHING CHECKED: {one_line(unit.reason or 'there was nothing to judge')}"
+        return f"NOTHING CHECKED: {one_line(why_skipped(unit))}"
     if unit.verdict == "inconclusive":
         return f"INCONCLUSIVE: {_undecided(unit)}{_how_to_go_on([unit])}"
     accepted = {finding.tensor for finding in unit.findings if finding.allowed}
@@ -169,7 +181,7 @@ def _wrong(tensors: Sequence[TensorResult], unit: Unit) -> str:
     if not wrong:
         return ""
     quantity = wrong[0].quantity
-    total = counted(sum(tensor.quantity == quantity for tensor in unit.tensors), quantity)
+    total = counted_as_judged(unit, quantity)
     is_are = "is" if len(wrong) == 1 else "are"
     missing = sum(tensor.verdict == "missing" for tensor in wrong)
     word = "wrong" if not missing else "missing" if missing == len(wrong) else "wrong or missing"
@@ -181,6 +193,53 @@ def _as_expected(unit: Unit) -> str:
     assert unit.expected is not None
     what = _wrong(unit.tensors, unit) if unit.expected == "fail" else _undecided(unit)
     return f"{_EXPECTATIONS[unit.expected]} as expected{f': {what}' if what else ''}"
+
+
+def bounds(units: Sequence[Unit]) -> list[str]:
+    """Return what each unit that passes against finite differences could have missed, in a sentence each."""
+    told = []
+    for unit in units:
+        probability = unit.oracle.missed_with_probability if unit.oracle else None
+        if unit.oracle is None or unit.verdict != "pass" or not isinstance(probability, (int, float)):
+            continue
+        name = f"{one_line(unit.target)}, {one_line(unit.form)}: " if len(units) > 1 else ""
+        told.append(
+            f"{name}at this input, an error of {100 * unit.oracle.of_error:.3g} % in any one of these tensors would "
+            f"have been missed with probability {f'{probability:.0e}' if 0 < probability < 1 else f'{probability:.0f}'}"
+        )
+    return told
+
+
+def not_judged(tensors: Sequence[TensorResult]) -> list[str]:
+    """Return a line for each class of tensors that are not judged: how many there are, and the names of the first."""
+    lines = []
+    for verdict, line in zip(_present(tensors), _counted_classes(tensors), strict=True):
+        names = [one_line(tensor.tensor) for tensor in tensors if tensor.verdict == verdict]
+        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+        lines.append(f"{line} ({', '.join(names[:_MOST_NAMES])}{more})")
+    return lines
+
+
+def why_skipped(unit: Unit) -> str:
+    """Return why nothing was checked."""
+    return unit.reason or ", ".join(_counted_classes(unit.tensors)) or "there was nothing to judge"
+
+
+def _present(tensors: Sequence[TensorResult]) -> list[TensorVerdict]:
+    found = {tensor.verdict for tensor in tensors}
+    return [verdict for verdict in _CLASSES if verdict in found]
+
+
+def _counted_classes(tensors: Sequence[TensorResult]) -> list[str]:
+    """Return ``4 frozen``, ``2 receive no gradient``: each class of what is not judged, if there is one."""
+    counts = Counter(tensor.verdict for tensor in tensors)
+    return [f"{counts[each]} {_CLASSES[each][counts[each] > 1]}" for each in _present(tensors)]
+
+
+def counted_as_judged(unit: Unit, quantity: str) -> str:
+    """Return ``6 gradients``: how many of the unit's tensors of this quantity are judged."""
+    judged = [tensor for tensor in unit.tensors if tensor.quantity == quantity and tensor.verdict not in NOT_JUDGED]
+    return counted(len(judged), quantity)
 
 
 def counted(count: int, noun: str) -> str:
@@ -208,7 +267,7 @@ def _bad(tensors: Sequence[TensorResult], quantity: str) -> list[TensorResult]:
 
 
 def _agreement(unit: Unit) -> str:
-    """Return how many gradients agree, or outputs where there are no gradients.
+    """Return how many gradients match or agree, or outputs where there are no gradients.
 
     One that was accepted as it is, wrong or not judged, is not among them.
     """
@@ -222,9 +281,10 @@ def _agreement(unit: Unit) -> str:
         "wrong": sum(verdict in _FAILS for verdict in verdicts),
         "not judged": sum(verdict in _NO_VERDICT for verdict in verdicts),
     }
-    agree = "agrees" if agreeing == 1 else "agree"
+    one, several = ("matches", "match") if reference == "finite differences" else ("agrees with", "agree with")
+    agree = one if agreeing == 1 else several
     rest = "".join(f", {count} {how}" for how, count in others.items() if count)
-    return f"{counted(agreeing, quantity)} {agree} with {reference}{rest}"
+    return f"{counted(agreeing, quantity)} {agree} {reference}{rest}"
 
 
 def _allowed(unit: Unit) -> str:
@@ -232,27 +292,15 @@ def _allowed(unit: Unit) -> str:
     return f", {counted(count, 'finding')} allowed" if count else ""
 
 
-def _bound(unit: Unit) -> str:
-    probability = unit.oracle.missed_with_probability if unit.oracle else None
-    if unit.oracle is None or not isinstance(probability, (int, float)):
-        return ""
-    return (
-        f" (an error of {100 * unit.oracle.of_error:.3g} % in any one tensor would have been missed with probability "
-        f"{f'{probability:.0e}' if 0 < probability < 1 else f'{probability:.0f}'})"
-    )
-
-
 def _undecided(unit: Unit) -> str:
     if unit.status != "complete":
         return f"{unit.status}: {one_line(unit.reason)}" if unit.reason else unit.status
     open_tensors = [tensor for tensor in unit.tensors if tensor.verdict in _NO_VERDICT]
     if not open_tensors:
-        return one_line(unit.reason or "no verdict")
+        return one_line(unit.reason or ", ".join(_counted_classes(unit.tensors)) or "no verdict")
     if any(tensor.verdict == "nondeterministic" for tensor in open_tensors):
         return "the model differs from itself when run twice from the same seed"
-    total = counted(
-        sum(tensor.quantity == open_tensors[0].quantity for tensor in unit.tensors), open_tensors[0].quantity
-    )
+    total = counted_as_judged(unit, open_tensors[0].quantity)
     return f"{len(open_tensors)} of {total} could not be resolved"
 
 

@@ -48,7 +48,9 @@ def test_everything_given(tmp_path):
         "--format", "json", "--report", f"junit={xml}", "--report", f"console={text}",
         "--allow", "gc408:Round:x", "--allow", "GC404", "--fail-on", "note",
     )  # fmt: skip
-    assert given == ReportOptions("json", (("junit", xml), ("console", text)), ("GC408:Round:x", "GC404"), "note")
+    assert given == ReportOptions(
+        "json", (("junit", xml), ("console", text)), False, ("GC408:Round:x", "GC404"), "note"
+    )
 
 
 @pytest.mark.parametrize(

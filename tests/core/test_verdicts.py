@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from gradctl.core.findings import Finding, TensorResult
+from gradctl.core.names import NOT_JUDGED
 from gradctl.core.verdicts import exit_code_of, run_verdict, summarise, unit_verdict, worst_exit_code
 
 
@@ -46,6 +47,14 @@ def test_a_tensor_without_a_verdict_is_no_pass(verdict):
 @pytest.mark.parametrize("verdict", ["same", "non-differentiable", "approximate"])
 def test_tensors_that_agree_pass(verdict):
     assert unit_verdict("complete", [], [tensor(verdict)]) == "pass"
+
+
+@pytest.mark.parametrize("verdict", NOT_JUDGED)
+def test_a_tensor_that_is_not_judged_is_no_pass_by_itself_and_stands_in_the_way_of_none(verdict):
+    assert unit_verdict("complete", [], [tensor(verdict)]) == "skipped"
+    assert unit_verdict("complete", [], [tensor(verdict), tensor("same")]) == "pass"
+    assert unit_verdict("complete", [], [tensor(verdict), tensor("unresolved")]) == "inconclusive"
+    assert unit_verdict("complete", [found("error")], [tensor(verdict)]) == "fail"
 
 
 @pytest.mark.parametrize(

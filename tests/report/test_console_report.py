@@ -46,7 +46,7 @@ FAIL: 2 of 3 gradients are wrong (gradctl explain GC408)
 ALLOWED = """\
 allowed GC408 LeakyReLU.backward is not the derivative of its forward.
   at net.py:14, act
-PASS: 1 gradient agrees with finite differences, 1 finding allowed
+PASS: 1 gradient matches finite differences, 1 finding allowed
 """
 
 TWO_FORMS = """\
@@ -85,9 +85,21 @@ def test_the_screen(report, screen):
 
 
 def test_tensors_that_agree_are_only_counted():
-    assert render(examples.passing()) == (
-        "PASS: 6 gradients agree with finite differences (an error of 1 % in any one tensor would have been missed "
-        "with probability 6e-05)\n"
+    assert render(examples.passing()) == "PASS: 6 gradients match finite differences\n"
+
+
+def test_what_a_pass_could_have_missed_is_said_if_it_is_asked_for():
+    assert render(examples.passing(), verbose=True) == (
+        "at this input, an error of 1 % in any one of these tensors would have been\n"
+        "missed with probability 6e-05\n"
+        "PASS: 6 gradients match finite differences\n"
+    )
+
+
+def test_tensors_that_are_not_judged_are_named_before_the_verdict():
+    tensors = [examples.gradient("input:x"), examples.gradient("param:a", "frozen")]
+    assert render(examples.report_of(examples.unit("pass", tensors))) == (
+        "1 frozen (param:a)\nPASS: 1 gradient matches finite differences; 1 frozen\n"
     )
 
 

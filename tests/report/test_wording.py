@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gradctl.core.findings import Finding, Oracle
-from gradctl.report.wording import differing, printable, verdict_line
+from gradctl.core.names import NOT_JUDGED
+from gradctl.report.wording import bounds, differing, not_judged, printable, verdict_line
 from tests.report.examples import crashed, gradient, passing, report_of, spoiled, unit, wrong_weight
 
 
@@ -18,21 +19,20 @@ SAME, WRONG, MISSING = gradient("a"), gradient("b", "reference-wrong"), gradient
 LINES = {
     "pass": (
         passing(),
-        "PASS: 6 gradients agree with finite differences (an error of 1 % in any one tensor would have been missed "
-        "with probability 6e-05)",
+        "PASS: 6 gradients match finite differences",
     ),
-    "one gradient": (report_of(unit("pass", [SAME])), "PASS: 1 gradient agrees with finite differences"),
+    "one gradient": (report_of(unit("pass", [SAME])), "PASS: 1 gradient matches finite differences"),
     "a kink is agreement": (
         report_of(unit("pass", [SAME, gradient("k", "non-differentiable")])),
-        "PASS: 2 gradients agree with finite differences",
+        "PASS: 2 gradients match finite differences",
     ),
     "approximate": (
         report_of(unit("pass", [SAME, gradient("k", "approximate")])),
-        "PASS: 1 gradient agrees with finite differences, 1 approximately",
+        "PASS: 1 gradient matches finite differences, 1 approximately",
     ),
     "allowed": (
         spoiled(allowed=True),
-        "PASS: 1 gradient agrees with finite differences, 1 finding allowed",
+        "PASS: 1 gradient matches finite differences, 1 finding allowed",
     ),
     "accepted as it is": (
         report_of(
@@ -42,7 +42,7 @@ LINES = {
                 [found("GC401", tensor="b", allowed=True), found("GC406", tensor="d", allowed=True)],
             )
         ),
-        "PASS: 1 gradient agrees with finite differences, 1 wrong, 1 not judged, 2 findings allowed",
+        "PASS: 1 gradient matches finite differences, 1 wrong, 1 not judged, 2 findings allowed",
     ),
     "what fails is not what was accepted": (
         report_of(
@@ -54,10 +54,28 @@ LINES = {
         ),
         "FAIL: 1 of 3 gradients is missing (gradctl explain GC403)",
     ),
-    "a bound that says nothing": (
-        report_of(unit("pass", [SAME], oracle=Oracle(dtype="float64", missed_with_probability=1.0, of_error=0.005))),
-        "PASS: 1 gradient agrees with finite differences (an error of 0.5 % in any one tensor would have been missed "
-        "with probability 1)",
+    "a form": (report_of(unit("pass", [SAME], form="trace")), "PASS: 1 gradient agrees with eager"),
+    "one of each class is not judged": (
+        report_of(unit("pass", [SAME, *(gradient(each, each) for each in reversed(NOT_JUDGED))])),
+        "PASS: 1 gradient matches finite differences; 1 frozen, 1 receives no gradient, 1 too small to judge, "
+        "1 not checked: behind a gradient hook",
+    ),
+    "several of each class are not judged": (
+        report_of(unit("pass", [SAME, *(gradient(str(i), each) for each in NOT_JUDGED for i in range(3))])),
+        "PASS: 1 gradient matches finite differences; 3 frozen, 3 receive no gradient, 3 too small to judge, "
+        "3 not checked: behind a gradient hook",
+    ),
+    "what is not judged is not counted": (
+        report_of(unit("fail", [SAME, WRONG, gradient("f", "frozen")], [found("GC401")])),
+        "FAIL: 1 of 2 gradients is wrong (gradctl explain GC401)",
+    ),
+    "what is not judged could be resolved": (
+        report_of(unit("inconclusive", [SAME, gradient("u", "unresolved"), gradient("f", "too-small")])),
+        "INCONCLUSIVE: 1 of 2 gradients could not be resolved",
+    ),
+    "nothing is judged": (
+        report_of(unit("skipped", [gradient("f", "frozen"), gradient("b", "no-gradient")])),
+        "NOTHING CHECKED: 1 frozen, 1 receives no gradient",
     ),
     "wrong": (wrong_weight(), "FAIL: 1 of 3 gradients is wrong (gradctl explain GC401)"),
     "behind a Function": (spoiled(), "FAIL: 2 of 3 gradients are wrong (gradctl explain GC408)"),
@@ -130,7 +148,7 @@ LINES = {
     ),
     "a pass that is expected": (
         report_of(unit("pass", [SAME], expected="pass")),
-        "PASS: 1 gradient agrees with finite differences",
+        "PASS: 1 gradient matches finite differences",
     ),
     "an expectation that is not met": (
         report_of(unit("fail", [SAME], [found("GC152")], expected="fail")),
@@ -146,7 +164,7 @@ LINES = {
     ),
     "interrupted after one unit": (
         report_of(unit("pass", [SAME]), status="interrupted"),
-        "INTERRUPTED, the rest was not checked; so far: 1 gradient agrees with finite differences",
+        "INTERRUPTED, the rest was not checked; so far: 1 gradient matches finite differences",
     ),
     "interrupted after a failure": (
         report_of(unit("pass"), unit("fail", [WRONG], [found("GC402")], form="compile"), status="interrupted"),
@@ -166,6 +184,39 @@ def test_the_verdict_line(report, line):
     assert verdict_line(report) == line
 
 
+BOUND = Oracle(dtype="float64", missed_with_probability=6e-5)
+AT_THIS_INPUT = "at this input, an error of 1 % in any one of these tensors would have been missed with probability "
+
+
+@pytest.mark.parametrize(
+    ("units", "sentences"),
+    [
+        ([unit("pass", [SAME], oracle=BOUND)], [f"{AT_THIS_INPUT}6e-05"]),
+        (
+            [unit("pass", [SAME], oracle=Oracle(dtype="float64", missed_with_probability=1.0, of_error=0.005))],
+            [f"{AT_THIS_INPUT.replace('1 %', '0.5 %')}1"],
+        ),
+        ([unit("pass", [SAME], oracle=Oracle(dtype="float64"))], []),
+        ([unit("fail", [WRONG], oracle=BOUND)], []),
+        (
+            [unit("pass", [SAME], oracle=BOUND), unit("pass", [SAME], form="trace")],
+            [f"net.py:make_model, eager: {AT_THIS_INPUT}6e-05"],
+        ),
+    ],
+    ids=["pass", "a bound that says nothing", "without a bound", "fail", "of two forms"],
+)
+def test_what_a_pass_could_have_missed(units, sentences):
+    assert bounds(units) == sentences
+
+
+def test_the_first_eight_names_of_each_class_are_listed():
+    tensors = [SAME, gradient("b", "no-gradient"), *(gradient(f"f{i}", "frozen") for i in range(10))]
+    assert not_judged(tensors) == [
+        "10 frozen (f0, f1, f2, f3, f4, f5, f6, f7 and 2 more)",
+        "1 receives no gradient (b)",
+    ]
+
+
 def test_what_differs_is_sorted_worst_first():
     tensors = [
         gradient("same"),
@@ -175,6 +226,7 @@ def test_what_differs_is_sorted_worst_first():
         gradient("large", "reference-wrong", error=0.9),
         gradient("nan", "reference-wrong", error="nan"),
         gradient("missing", "missing"),
+        *(gradient(each, each) for each in NOT_JUDGED),
     ]
     names = [tensor.tensor for tensor in differing(tensors)]
     assert names == ["missing", "nan", "large", "small", "unresolved", "approximate"]
