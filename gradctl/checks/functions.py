@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_unflatten
 from gradctl.numerics.functions import FunctionCall
 from gradctl.numerics.judge import Judge
 from gradctl.numerics.localisation import forward_mode_vote
-from gradctl.numerics.measures import dot, gaussian_like, relative_error
+from gradctl.numerics.measures import dot, gaussian_like, norm, relative_error
 from gradctl.numerics.point import NoGradient
 from gradctl.numerics.runner import ModelRunner, Outputs
 from gradctl.subject.frames import first_line, is_out_of_memory
@@ -37,9 +37,10 @@ _SAME_ON_AN_ISLAND = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class FunctionFault:
-    """What is wrong with a Function: the rule it breaks (``first``, ``layout``, ``forward-mode``, ``second``).
+    """What is wrong with a Function.
 
-    ``error`` is relative, summed over its inputs where several are wrong.
+    ``rule`` is what it breaks: ``first``, ``linear``, ``layout``, ``forward-mode`` or ``second``. ``error`` is
+    relative, summed over its inputs where several are wrong.
     """
 
     function: type[Function]
@@ -94,12 +95,16 @@ class _FunctionRunner:
 
     def __init__(self, call: FunctionCall, model: ModelRunner, off: int | None = None) -> None:
         self.function, self.args, self.model, self.off = call.function, call.args, model, off
-        self.leaves: Sequence[Leaf] = [
-            Leaf(_argument_name(call, i), arg.detach().clone().requires_grad_(), arg.dtype)
+        # A sparse argument is a constant here: there is no direction to move it along that keeps it sparse.
+        self.positions = [
+            i
             for i, arg in enumerate(call.args)
-            if isinstance(arg, Tensor) and arg.requires_grad
+            if isinstance(arg, Tensor) and arg.requires_grad and arg.layout == torch.strided
         ]
-        self.positions = [i for i, arg in enumerate(call.args) if isinstance(arg, Tensor) and arg.requires_grad]
+        self.leaves: Sequence[Leaf] = [
+            Leaf(_argument_name(call, i), call.args[i].detach().clone().requires_grad_(), call.args[i].dtype)
+            for i in self.positions
+        ]
 
     def arguments(self, tensors: Sequence[Tensor]) -> list[Any]:
         given = dict(zip(self.positions, tensors, strict=True))
@@ -135,11 +140,20 @@ class _FunctionRunner:
 
     def gradients(self, cotangents: Callable[[list[Tensor]], list[Tensor]]) -> list[Tensor | None]:
         """Return the VJP of what ``cotangents`` makes of the differentiable outputs; None for an input without one."""
-        outputs = [t for _, t in self.differentiate() if t.requires_grad]
-        wanted = [leaf.tensor for k, leaf in enumerate(self.leaves) if k != self.off]
+        outputs = self.outputs()
         handed = cotangents(outputs)  # drawn in float64: under the promotion, draws are rounded as the model's own are
+        return self.pull(outputs, handed)
+
+    def outputs(self) -> list[Tensor]:
+        """Return the outputs that a dense cotangent can be given for."""
+        return [t for _, t in self.differentiate() if t.requires_grad and t.layout == torch.strided]
+
+    def pull(self, outputs: list[Tensor], cotangents: list[Tensor]) -> list[Tensor | None]:
+        """Return the VJP, dense, by leaf; None for an input without one."""
+        wanted = [leaf.tensor for k, leaf in enumerate(self.leaves) if k != self.off]
         with self.promoted():
-            return list(torch.autograd.grad(outputs, wanted, handed, allow_unused=True))
+            found = torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True)
+            return [g.to_dense() if g is not None and g.layout != torch.strided else g for g in found]
 
 
 class _SecondOrder(_FunctionRunner):
@@ -149,7 +163,7 @@ class _SecondOrder(_FunctionRunner):
         super().__init__(call, model)
         self.inputs = len(self.leaves)
         generator = torch.Generator().manual_seed(0)
-        outputs = [t for _, t in super().differentiate() if t.requires_grad]
+        outputs = [t for _, t in super().differentiate() if t.requires_grad and t.layout == torch.strided]
         self.leaves = [
             *self.leaves,
             *(
@@ -163,7 +177,7 @@ class _SecondOrder(_FunctionRunner):
             tensors = [leaf.tensor.clone() for leaf in self.leaves]
         inputs, cotangents = tensors[: self.inputs], tensors[self.inputs :]
         passed = [x.clone() for x in inputs]
-        outputs = [t for _, t in self.apply(self.arguments(passed)) if t.requires_grad]
+        outputs = [t for _, t in self.apply(self.arguments(passed)) if t.requires_grad and t.layout == torch.strided]
         with torch.enable_grad(), self.promoted():
             found = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True, allow_unused=True)
         return [(f"vjp.{k}", t) for k, t in enumerate(found) if t is not None and t.requires_grad]
@@ -206,7 +220,7 @@ def broken_contracts(call: FunctionCall, model: ModelRunner, seed: int) -> list[
     runner = _FunctionRunner(call, model)
     if not runner.leaves or not _stands_alone(runner):
         return []
-    layout = _in_place_fault(runner) or _layout_fault(runner)
+    layout = _in_place_fault(runner) or _linearity_fault(runner) or _layout_fault(runner)
     faults = [fault for fault in (layout, _input_off_fault(call, model)) if fault is not None]
     if _has_forward_mode(call.function):
         faults += [fault] if (fault := _forward_mode_fault(runner)) is not None else []
@@ -220,7 +234,7 @@ def _has_forward_mode(function: type[Function]) -> bool:
 def _stands_alone(runner: _FunctionRunner) -> bool:
     """Tell whether a Function runs and differentiates outside its model; a recomputing one may want more around it."""
     try:
-        outputs = [t for _, t in runner.differentiate() if t.requires_grad]
+        outputs = runner.outputs()
         return bool(outputs) and any(gradient is not None for gradient in runner.gradients(_gaussian))
     except Exception as error:  # the user's backward may raise anything
         if is_out_of_memory(error):
@@ -239,9 +253,9 @@ def _expanded(outputs: list[Tensor]) -> list[Tensor]:
 
 def _strided(outputs: list[Tensor]) -> list[Tensor]:
     """Return Gaussian cotangents with gaps between elements and the dimensions the other way round: no view is flat."""
-    turned = [w.permute(*reversed(range(w.ndim))) for w in _gaussian(outputs)]
+    turned = [w.permute(tuple(reversed(range(w.ndim)))) for w in _gaussian(outputs)]
     gapped = [torch.stack([w, torch.zeros_like(w)], dim=-1).select(-1, 0) for w in turned]
-    return [w.permute(*reversed(range(w.ndim))) for w in gapped]
+    return [w.permute(tuple(reversed(range(w.ndim)))) for w in gapped]
 
 
 def _dense(cotangents: Callable[[list[Tensor]], list[Tensor]]) -> Callable[[list[Tensor]], list[Tensor]]:
@@ -263,6 +277,29 @@ def _in_place_fault(runner: _FunctionRunner) -> FunctionFault | None:
     return FunctionFault(runner.function, "layout", message)
 
 
+def _linearity_fault(runner: _FunctionRunner) -> FunctionFault | None:
+    """Scale one cotangent by powers of two, which is exact: a backward is linear in it, so its gradient scales too."""
+    expected = runner.gradients(_gaussian)
+    for exponent in (14, -14):
+        size = 2.0**exponent
+
+        def scaled(outputs: list[Tensor], size: float = size) -> list[Tensor]:
+            return [size * w for w in _gaussian(outputs)]
+
+        try:
+            found = [None if g is None else g / size for g in runner.gradients(scaled)]
+        except Exception as error:  # the user's backward may raise anything
+            said = f"raises for a cotangent 2^{exponent} times as large: {_refusal(error)}"
+            return FunctionFault(runner.function, "linear", f"{function_name(runner.function)}.backward {said}")
+        if (off := _largest_error(runner, _gaussian, expected, found)) > 0:
+            message = (
+                f"{function_name(runner.function)}.backward is not linear in its cotangent: one that is 2^{exponent} "
+                f"times as large gives a gradient that is not, off by {off:.2e} (relative)"
+            )
+            return FunctionFault(runner.function, "linear", message, off)
+    return None
+
+
 def _layout_fault(runner: _FunctionRunner) -> FunctionFault | None:
     """Compare one cotangent in two layouts, and an undefined one with zeros."""
     function, name = runner.function, function_name(runner.function)
@@ -272,7 +309,7 @@ def _layout_fault(runner: _FunctionRunner) -> FunctionFault | None:
             found = runner.gradients(cotangents)
         except Exception as error:  # the user's backward may raise anything
             return FunctionFault(function, "layout", f"{name}.backward raises for {words} cotangent: {_refusal(error)}")
-        if (off := _largest_error(expected, found)) > _same(runner):
+        if (off := _largest_error(runner, cotangents, expected, found)) > 0:
             message = f"{name}.backward gives another gradient for {words} cotangent: off by {off:.2e} (relative)"
             return FunctionFault(function, "layout", message, off)
     return _undefined_fault(runner)
@@ -281,8 +318,7 @@ def _layout_fault(runner: _FunctionRunner) -> FunctionFault | None:
 def _undefined_fault(runner: _FunctionRunner) -> FunctionFault | None:
     """Let each output in turn have no cotangent (it is not used, or what follows gives none)."""
     name = function_name(runner.function)
-    outputs = [t for _, t in runner.differentiate() if t.requires_grad]
-    for k in range(len(outputs)):
+    for k in range(len(runner.outputs())):
 
         def undefined(found: list[Tensor], k: int = k) -> list[Tensor]:
             return [w if j != k else torch.zeros_like(w) for j, w in enumerate(_gaussian(found))]
@@ -293,7 +329,7 @@ def _undefined_fault(runner: _FunctionRunner) -> FunctionFault | None:
         except Exception as error:  # the user's backward may raise anything
             message = f"{name}.backward raises where output {k} has no cotangent (None): {_refusal(error)}"
             return FunctionFault(runner.function, "layout", message)
-        if (off := _largest_error(expected, found)) > _same(runner):
+        if (off := _largest_error(runner, undefined, expected, found)) > 0:
             message = f"{name}.backward is wrong where output {k} has no cotangent (None): off by {off:.2e} (relative)"
             return FunctionFault(runner.function, "layout", message, off)
     return None
@@ -301,14 +337,11 @@ def _undefined_fault(runner: _FunctionRunner) -> FunctionFault | None:
 
 def _gradients_without(runner: _FunctionRunner, k: int) -> list[Tensor | None]:
     """Return gradients with output ``k``'s cotangent undefined, as torch's own UndefinedGrad makes it."""
-    outputs = [t for _, t in runner.differentiate() if t.requires_grad]
+    outputs = runner.outputs()
     cotangents = _gaussian(outputs)
     undefined: Any = torch._C._functions.UndefinedGrad()
     outputs[k] = undefined(outputs[k])
-    with runner.promoted():
-        return list(
-            torch.autograd.grad(outputs, [leaf.tensor for leaf in runner.leaves], cotangents, allow_unused=True)
-        )
+    return runner.pull(outputs, cotangents)
 
 
 def _input_off_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | None:
@@ -332,7 +365,7 @@ def _input_off_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | 
                 continue
             message = f"{name}.backward raises where {leaf.name!r} asks for no gradient: {_refusal(error)}"
             return FunctionFault(call.function, "layout", message)
-        if (off := _largest_error(expected, found)) > _same(runner):
+        if (off := _largest_error(runner, _gaussian, expected, found)) > 0:
             message = f"{name}.backward changes where {leaf.name!r} asks for no gradient: off by {off:.2e} (relative)"
             return FunctionFault(call.function, "layout", message, off)
     return None
@@ -354,7 +387,8 @@ def _forward_mode_fault(runner: _FunctionRunner) -> FunctionFault | None:
     forward = sum(dot(w, tangent) for w, tangent in products)
     reverse = sum(dot(g, v) for g, v in zip(gradients, tangents, strict=True) if g is not None)
     weight = sum(dot(g.abs(), v.abs()) for g, v in zip(gradients, tangents, strict=True) if g is not None)
-    if abs(forward - reverse) <= _same(runner) * (weight + abs(forward)):
+    weight += sum(dot(w.abs(), tangent.abs()) for w, tangent in products)
+    if abs(forward - reverse) <= _same(runner) * weight:
         return None
     message = f"{name}.jvp disagrees with its backward: <w, J v> = {forward:.6g}, <J'w, v> = {reverse:.6g}"
     return FunctionFault(runner.function, "forward-mode", message)
@@ -406,16 +440,47 @@ def _argument_name(call: FunctionCall, position: int) -> str:
     return positional[position] if position < len(positional) else f"args.{position}"
 
 
-def _largest_error(expected: list[Tensor | None], found: list[Tensor | None]) -> float:
-    """Return the largest relative error; no gradient and a zero one are the same here."""
+def _largest_error(
+    runner: _FunctionRunner,
+    cotangents: Callable[[list[Tensor]], list[Tensor]],
+    expected: list[Tensor | None],
+    found: list[Tensor | None],
+) -> float:
+    """Return the largest relative error that rounding does not explain, 0 if there is none; None and zero are the same.
+
+    A gradient that is zero by cancellation is another with each order of a sum. So an error counts if it is above the
+    tolerance relative to the gradient's norm, and above what it changes as the cotangents change by one ULP.
+    """
     errors = [0.0]
-    for before, now in zip(expected, found, strict=True):
-        if before is not None or now is not None:
-            like = before if before is not None else now
-            assert like is not None
-            zero = torch.zeros_like(like)
-            errors.append(relative_error(zero if before is None else before, zero if now is None else now))
+    for k, (before, now) in enumerate(zip(expected, found, strict=True)):
+        if before is None and now is None:
+            continue
+        zero = torch.zeros_like(now if before is None else before)  # type: ignore[arg-type]  # one of them is a tensor
+        reference, candidate = zero if before is None else before, zero if now is None else now
+        error = relative_error(reference, candidate)
+        if error > _same(runner) and not norm(candidate - reference) <= 10 * _ulp_noise(runner, cotangents)[k]:
+            errors.append(error)
     return max(errors)
+
+
+def _ulp_noise(runner: _FunctionRunner, cotangents: Callable[[list[Tensor]], list[Tensor]]) -> list[float]:
+    """Return how much each gradient changes, in norm, as each element of the cotangents changes by one ULP."""
+    generator = torch.Generator().manual_seed(2)
+    promotion = runner.model.promotion
+    dtype = torch.float64 if promotion is not None and not promotion.islands else torch.float32
+
+    def shaken(outputs: list[Tensor]) -> list[Tensor]:
+        size = torch.finfo(dtype).eps
+        return [w + size * w * gaussian_like(w, generator).sign() for w in dense(outputs)]
+
+    dense = _dense(cotangents)
+    exact = runner.gradients(dense)
+    noise = [0.0] * len(exact)
+    for _ in range(2):
+        for k, (before, now) in enumerate(zip(exact, runner.gradients(shaken), strict=True)):
+            if before is not None and now is not None:
+                noise[k] = max(noise[k], norm(now - before))
+    return noise
 
 
 def _same(runner: _FunctionRunner) -> float:

@@ -46,6 +46,7 @@ _CONSTANT_ROUNDING = 1e-7
 
 _RULES: dict[str, tuple[str, str]] = {
     "first": ("GC408", "a straight-through or reversed gradient is meant to differ: then accept it"),
+    "linear": ("GC408", "a clipped or quantised gradient is meant: then accept it"),
     "layout": (
         "GC408",
         "read the cotangent through torch calls, not by its memory, never write to it, and take None for one that is "

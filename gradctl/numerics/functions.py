@@ -14,18 +14,20 @@ arguments and, last, a ``TensorListMetadata``, on which its forward leaves the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, _SingleLevelFunction
+from torch.autograd.graph import saved_tensors_hooks
 
 from gradctl.numerics.graph import innermost_module
 from gradctl.numerics.measures import dot
 from gradctl.numerics.program import BranchChanged, Place, Program
 from gradctl.subject.frames import user_location
+from gradctl.subject.seeding import borrowed_generators
 
 __all__ = ["FunctionCall", "FunctionWatch", "is_torch_own", "watch_functions"]
 
@@ -138,7 +140,8 @@ class FunctionWatch:
         program = self._program
         if program is None:
             return apply(*args)
-        if program.suspended:  # a Function inside a Function is part of it
+        # A Function inside a Function is part of it; in a transform of torch.func the tensors are wrappers.
+        if program.suspended or torch._C._functorch.peek_interpreter_stack() is not None:
             return apply(*args)
         differentiating = program.hooks_only
         if _is_checkpoint(function) and program.opens_checkpoints:
@@ -162,7 +165,10 @@ class FunctionWatch:
         if not self.linearised(function) or not any(map(_is_differentiable, args)):
             return apply(*args)
         self._structures[number] = args[-1]
-        linear = None if function in self.unjudged else linear_map(apply, copied_arguments(args))
+        linear = None
+        if function not in self.unjudged:
+            with borrowed_generators():  # what it draws is drawn again by the call itself
+                linear = linear_map(apply, copied_arguments(args))
         result = apply(*args)
         if linear is None:
             self.unjudged.add(function)
@@ -211,8 +217,8 @@ def linear_map(apply: Apply, args: tuple[Any, ...]) -> LinearMap | None:
     It cannot be had where backward cannot be differentiated in its cotangent (``once_differentiable``, numpy
     inside), or is not affine in it (gradient clipping).
     """
-    leaves = {i: arg for i, arg in enumerate(args) if _is_differentiable(arg)}
-    with torch.enable_grad():
+    leaves = {i: arg for i, arg in enumerate(args) if _is_differentiable(arg) and arg.layout == torch.strided}
+    with torch.enable_grad(), keeps_what_it_saves():
         result = apply(*[leaves[i].clone() if i in leaves else arg for i, arg in enumerate(args)])
         outputs = result if isinstance(result, tuple) else (result,)
         cotangents = [torch.zeros_like(y).requires_grad_() for y in outputs if _is_differentiable(y)]
@@ -223,6 +229,11 @@ def linear_map(apply: Apply, args: tuple[Any, ...]) -> LinearMap | None:
     inputs = {i: leaf.detach() for i, leaf in leaves.items() if i in transposed}
     linear = LinearMap(inputs, outputs, not isinstance(result, tuple), cotangents, transposed, offsets)
     return linear if _is_affine(leaves, linear) else None
+
+
+def keeps_what_it_saves() -> AbstractContextManager[None]:
+    """Return a context in which tensors are saved as they are: a checkpoint around it counts what its body saves."""
+    return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
 def _vjp_with_graph(
@@ -236,7 +247,8 @@ def _vjp_with_graph(
         )
     except Exception:  # the user's backward may raise anything; then it states no map
         return None
-    return {i: value for i, value in zip(leaves, found, strict=True) if value is not None}
+    dense = (g.to_dense() if g is not None and g.layout != torch.strided else g for g in found)
+    return {i: value for i, value in zip(leaves, dense, strict=True) if value is not None}
 
 
 def _is_affine(leaves: dict[int, Tensor], linear: LinearMap) -> bool:
@@ -254,7 +266,7 @@ def _is_affine(leaves: dict[int, Tensor], linear: LinearMap) -> bool:
     offset = sum(dot(value, tangents[i]) for i, value in linear.offsets.items())
     for size in (1e-3, 1e3):
         cotangents = [gaussian(u, size).requires_grad_() for u in linear.cotangents]
-        with torch.enable_grad():
+        with torch.enable_grad(), keeps_what_it_saves():
             vjp = _vjp_with_graph(linear.outputs, leaves, cotangents)
         if vjp is None or vjp.keys() != linear.transposed.keys():
             return False
