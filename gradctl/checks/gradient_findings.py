@@ -38,7 +38,6 @@ __all__ = [
     "native_gradient_findings",
     "not_replayed",
     "of_form",
-    "reached_leaves",
     "tensor_result",
 ]
 
@@ -234,17 +233,30 @@ def cut_notes(recording: Recording, leaves: Sequence[Leaf], without: set[str]) -
     lost: dict[Place | None, set[str]] = {}
     for cut in recording.cuts.values():
         if cut.moves:
-            reached = reached_leaves(cut.sources, leaves) & without if without else set()
+            reached = leaves_behind(cut.sources, leaves) & without if without else set()
             lost.setdefault(cut.place, set()).update(reached)
-    return [
+    notes = [
         Finding(
             code="GC404",
             severity="note",
-            message="a value is cut from the gradient here (detach, no_grad, item, fake quantisation) and held fixed"
+            message="a value is cut from the gradient here (detach, no_grad, item, requires_grad_(False), fake "
+            "quantisation) and held fixed"
             + (f"; it leaves {_listed(sorted(names))} without gradient." if names else "."),
             location=location(place),
         )
         for place, names in lost.items()
+    ]
+    estimated = (
+        "the gradient of this random sample is an estimator that torch documents (implicit reparameterisation): "
+    )
+    return notes + [
+        Finding(
+            code="GC404",
+            severity="note",
+            message=f"{estimated}it is taken as it is, and not judged.",
+            location=location(place),
+        )
+        for place in dict.fromkeys(recording.estimators)
     ]
 
 
@@ -323,14 +335,6 @@ def location(place: Place | None, op: str | None = None, module: str | None = No
     here = Path.cwd()
     shown = str(file.relative_to(here) if file.is_relative_to(here) else file)
     return Location(file=shown, line=place[1], module=module, op=op)
-
-
-def reached_leaves(sources: Iterable[Tensor], leaves: Sequence[Leaf]) -> set[str]:
-    """Return the names of the leaves whose gradient would come through these tensors."""
-    sources = list(sources)
-    names = {id(tensor): leaf.name for leaf in leaves for tensor in (leaf.sharing or (leaf.tensor,))}
-    own = {names[id(source)] for source in sources if id(source) in names}
-    return own | leaves_behind((source.grad_fn for source in sources), leaves)
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradctl.checks.gradient_findings import location, reached_leaves
+from gradctl.checks.gradient_findings import location
 from gradctl.checks.inspect_file import byte_count, dtype_name, parameter_rows, storages
 from gradctl.checks.native import run_native
 from gradctl.core.errors import NothingToCheck
 from gradctl.core.inspection import BufferRow, Inspection, Port, Semantic, SemanticKind
 from gradctl.core.names import buffer_name, input_name
 from gradctl.numerics.functions import Apply, FunctionClass, FunctionWatch, is_torch_own, watch_functions
+from gradctl.numerics.graph import leaves_behind
 from gradctl.numerics.measures import same_values
 from gradctl.numerics.program import BranchChanged, Cut, Place
 from gradctl.numerics.runner import ModelRunner
@@ -269,7 +270,7 @@ def _cuts(cuts: list[Cut], runner: ModelRunner, without: frozenset[str]) -> Iter
     for cut in cuts:
         by_place.setdefault((_call_name(cut.func), cut.place), []).append(cut)
     for (name, place), same in by_place.items():
-        reached = {leaf for cut in same for leaf in reached_leaves(cut.sources, runner.leaves)}
+        reached = {leaf for cut in same for leaf in leaves_behind(cut.sources, runner.leaves)}
         lost = tuple(sorted(reached & without))
         yield Semantic(
             kind="cut",

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, _SingleLevelFunction
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributions.dirichlet import _Dirichlet
 
 from gradctl.numerics.graph import innermost_module
 from gradctl.numerics.measures import dot
@@ -100,6 +101,25 @@ class LinearMap:
         return (values[0] if self.single else values), extra
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _DirichletMap:
+    """What the backward of a Dirichlet sample states, an implicit reparameterisation: it is no torch program's.
+
+    ``slopes`` are those of ``torch._dirichlet_grad`` at the concentration and the sample of the point.
+    """
+
+    apply: Apply
+    concentration: Tensor
+    sample: Tensor
+    slopes: Tensor
+
+    def __call__(self, args: tuple[Any, ...]) -> tuple[Tensor, float]:
+        """Return the sample beside the point; random numbers are drawn as at it."""
+        self.apply(self.concentration)
+        tangent = self.slopes * (args[0].detach() - self.concentration)
+        return (self.sample + tangent - self.sample * tangent.sum(-1, keepdim=True)).requires_grad_(), 0.0
+
+
 @dataclass(slots=True)
 class FunctionWatch:
     """Stands for the Functions of a program: records them at the point, and puts linear maps in their places beside it.
@@ -117,7 +137,7 @@ class FunctionWatch:
 
     linearised: Callable[[FunctionClass], bool] = lambda function: False
     unjudged: set[FunctionClass] = field(default_factory=set)
-    maps: dict[int, LinearMap | tuple[Any, ...] | Tensor] = field(default_factory=dict)
+    maps: dict[int, LinearMap | _DirichletMap | tuple[Any, ...] | Tensor] = field(default_factory=dict)
     calls: list[FunctionCall] = field(default_factory=list)
     calls_per_class: int = 0
     modules: dict[int, str] = field(default_factory=dict)
@@ -158,6 +178,13 @@ class FunctionWatch:
             program.suspended -= 1
 
     def _record(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
+        if function is _Dirichlet and _is_differentiable(args[0]) and self._program is not None:
+            self._program.recording.estimators.append(user_location())
+            result = apply(*args)
+            x, at = result.detach(), args[0].detach().clone()
+            slopes = torch._dirichlet_grad(x, at, at.sum(-1, keepdim=True).expand_as(at))
+            self.maps[number] = _DirichletMap(apply, at, x.clone(), slopes)
+            return result
         if sum(call.function is function for call in self.calls) < self.calls_per_class:
             self.calls.append(
                 FunctionCall(function, copied_arguments(args), user_location(), innermost_module(self.modules))
@@ -178,13 +205,15 @@ class FunctionWatch:
         return result
 
     def _replay(self, number: int, apply: Apply, args: tuple[Any, ...]) -> Any:
+        if self._program is not None:
+            args = tuple(map(self._program.held_fixed, args))
         stands = self.maps.get(number)
         if stands is None:
             return apply(*args)
         if hasattr(args[-1], "output_spec"):
             recorded = self._structures[number]
             args[-1].output_spec, args[-1].result_is_tuple = recorded.output_spec, recorded.result_is_tuple
-        if not isinstance(stands, LinearMap):
+        if not isinstance(stands, LinearMap | _DirichletMap):
             return stands
         values, extra = stands(args)
         self.extra += extra

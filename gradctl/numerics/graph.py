@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
 from gradctl.subject.frames import user_location
 from gradctl.subject.instance import Leaf
 
-__all__ = ["Node", "Origin", "innermost_module", "leaves_behind", "modules_by_identity", "nodes_behind", "origin_here"]
+__all__ = [
+    "Node",
+    "Origin",
+    "innermost_module",
+    "leaves_behind",
+    "modules_by_identity",
+    "node_before",
+    "node_of",
+    "nodes_behind",
+    "origin_here",
+]
 
 Node = Any
 
@@ -42,6 +54,26 @@ def origin_here(func: Any, modules: Mapping[int, str]) -> Origin:
 def modules_by_identity(model: Any) -> dict[int, str]:
     """Return the path of each module of the model; nothing for a plain function."""
     return {id(module): name for name, module in model.named_modules()} if isinstance(model, nn.Module) else {}
+
+
+def node_of(tensor: Tensor) -> Node | None:
+    """Return the node that made a tensor; None for a leaf, and for a view whose node torch refuses to make anew.
+
+    That is a view from a ``no_grad`` block whose base was written to since (the power iteration of spectral norm).
+    """
+    with contextlib.suppress(RuntimeError):
+        return tensor.grad_fn
+    return None
+
+
+def node_before(tensor: Tensor) -> Node | None:
+    """Return a node from which a gradient goes on to ``tensor``, which may be a leaf; None as ``node_of``.
+
+    It owns the graph behind it: the node of a custom Function dies with its tensor, or as that is written to.
+    """
+    with contextlib.suppress(RuntimeError), torch.enable_grad():
+        return tensor.view_as(tensor).grad_fn
+    return None
 
 
 def nodes_behind(starts: Iterable[Node], stops: Callable[[Node], bool] = lambda node: False) -> Iterator[Node]:

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from gradctl.numerics.graph import Origin, modules_by_identity, origin_here
+from gradctl.numerics.graph import Origin, modules_by_identity, node_before, origin_here
 from gradctl.numerics.judge import Judge
 from gradctl.numerics.ladder import slope_at_zero
 from gradctl.numerics.measures import dot, gaussian_like, norm
@@ -51,7 +51,7 @@ class Culprit:
     Attributes:
         origin: which call or module, and where.
         vote: what forward mode says of it.
-        sources: what autograd goes on to with the wrong gradients: the nodes of those arguments.
+        sources: nodes from which autograd goes on with the wrong gradients, to those arguments.
     """
 
     origin: Origin
@@ -268,7 +268,7 @@ def _judged(part: _Part, runner: ModelRunner, settings: dict[str, Any], origin: 
             if is_out_of_memory(error):
                 raise
             return None
-    return Culprit(origin(), vote, tuple(_node(part.originals[i]) for i in wrong))
+    return Culprit(origin(), vote, tuple(node_before(part.originals[i]) for i in wrong))
 
 
 def _agrees(part: _Part) -> bool:
@@ -340,14 +340,6 @@ def forward_mode_vote(judge: Judge, push: Callable[[Sequence[Tensor], Sequence[T
     if not slope.usable:
         return None
     return "vjp" if abs(stated - slope.derivative) <= 10 * slope.error + 64 * judge.epsilon * weight else "both"
-
-
-def _node(tensor: Tensor) -> Any:
-    """Return the node that a gradient of ``tensor`` goes to: of a leaf, the one that accumulates it."""
-    if tensor.grad_fn is not None:
-        return tensor.grad_fn
-    with torch.enable_grad():
-        return tensor.view_as(tensor).grad_fn.next_functions[0][0]  # type: ignore[union-attr]  # it asks for a gradient
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gradctl.numerics.graph import Node, Origin, nodes_behind, origin_here
+from gradctl.numerics.graph import Node, Origin, node_of, nodes_behind, origin_here
 from gradctl.numerics.program import Program
 from gradctl.subject.tree import leaves
 
@@ -138,7 +138,8 @@ class BackwardTrace(Program):
 
 
 def _nodes(value: Any) -> list[Node]:
-    return [leaf.grad_fn for _, leaf in leaves(value) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+    tensors = [leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor)]
+    return [node for tensor in tensors if (node := node_of(tensor)) is not None]
 
 
 def _once(origin: Origin) -> Made:

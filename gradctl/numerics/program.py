@@ -3,8 +3,9 @@
 A **cut** is a top-level torch call with a float argument that asks for a gradient and a float result (tensor or number)
 that does not: ``detach``, ``.data``, ``.item()``, anything under ``no_grad``. Autograd treats that value as a
 constant, so finite differences must too: calls are numbered, the values of cuts recorded at the point and replayed
-beside it. Calls that change a tensor in place behind autograd's back hold the *change* fixed. Another function at a
-recorded number means that a branch changed, and the point beside is of no use.
+beside it. Calls that change a tensor in place behind autograd's back hold the *change* fixed. A leaf that asks for no
+gradient for a part of the program (``requires_grad_(False)``) is read there with its value at the point. Another
+function at a recorded number means that a branch changed, and the point beside is of no use.
 
 Private to torch (seen in 2.10 to 2.14): ``torch._C._functorch.peek_interpreter_stack``.
 """
@@ -21,9 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gradctl.numerics.graph import Node, node_before
+from gradctl.numerics.hooks import NoHandle, is_asked_by_program, node_without_hooks, real_nodes
 from gradctl.subject.frames import user_location
 
-__all__ = ["BranchChanged", "Cut", "Hook", "NoHandle", "Place", "Program", "Recording"]
+__all__ = ["BranchChanged", "Cut", "Hook", "Place", "Program", "Recording"]
 
 Place = tuple[str, int]
 
@@ -41,7 +44,7 @@ class Cut:
         value: what to give back: the result at the point, or with ``writes`` one write a target, None for no matter.
         writes: whether the call changes tensors in place.
         place: file and line in the user's program.
-        sources: the tensors that the cut keeps from a gradient; dropped once asked.
+        sources: nodes from which a gradient would go on to the tensors that the cut keeps from it.
         alias: the storage that the result shares with a source, if it does.
         moves: whether the value is another beside the point (``zeros_like`` is a cut that never does).
     """
@@ -50,7 +53,7 @@ class Cut:
     value: Any
     writes: bool
     place: Place | None
-    sources: tuple[Tensor, ...] = ()
+    sources: tuple[Node, ...] = ()
     alias: int | None = None
     moves: bool = False
 
@@ -65,7 +68,7 @@ class _Write:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A tensor hook that was set aside, by the place that registers it."""
+    """A hook on a tensor or a node that was set aside, by the place that registers it."""
 
     place: Place | None
 
@@ -74,11 +77,13 @@ class Hook:
 class Recording:
     """What one run at the point showed, for the runs beside it.
 
-    ``aliases`` are storages that the program can reach behind autograd's back, ``written`` those it then wrote to.
+    ``aliases`` are storages that the program can reach behind autograd's back, ``written`` those it then wrote to;
+    ``estimators`` are the places of samples whose gradient is a documented estimator.
     """
 
     cuts: dict[int, Cut] = field(default_factory=dict)
     hooks: list[Hook] = field(default_factory=list)
+    estimators: list[Place | None] = field(default_factory=list)
     aliases: set[int] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
 
@@ -89,26 +94,39 @@ class Program(TorchFunctionMode):
     Args:
         recording: what to replay; None records anew.
         hooks_only: only set hooks aside (for the run that autograd differentiates).
+        keeps_hooks: do not even that.
     """
 
-    def __init__(self, recording: Recording | None = None, *, hooks_only: bool = False) -> None:
+    def __init__(
+        self, recording: Recording | None = None, *, hooks_only: bool = False, keeps_hooks: bool = False
+    ) -> None:
         super().__init__()
         self.replaying = recording is not None
         self.recording = recording if recording is not None else Recording()
-        self.hooks_only = hooks_only
+        self.hooks_only = hooks_only or keeps_hooks
+        self.keeps_hooks = keeps_hooks
         self.opens_checkpoints = not hooks_only  # reentrant checkpointing hides what its body does
         self.suspended = 0  # > 0 inside Function.forward, which runs under no_grad and is no cut
         self._number = -1
+        self._frozen: dict[int, _Frozen] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Make one top-level call, or what stands for it."""
         kwargs = kwargs or {}
         if self.suspended or torch._C._functorch.peek_interpreter_stack() is not None:
             return func(*args, **kwargs)
+        if self.keeps_hooks:
+            return func(*args, **kwargs)
         if func in _REGISTER_HOOK:
-            if not self.replaying:
-                self.recording.hooks.append(Hook(user_location()))
+            self._set_hook_aside()
             return NoHandle()
+        if func == _GET_NODE:
+            node = func(*args, **kwargs)
+            return (
+                node_without_hooks(node, self._set_hook_aside) if node is not None and is_asked_by_program() else node
+            )
+        if func in _TAKE_NODES:
+            args, kwargs = real_nodes(args), {key: real_nodes(value) for key, value in kwargs.items()}
         if func is F.embedding:
             args, kwargs = self._without_frequency_scaling(args, kwargs)
         if self.hooks_only:
@@ -124,19 +142,24 @@ class Program(TorchFunctionMode):
         """Set ``scale_grad_by_freq`` aside like a hook: by its documentation it makes the gradient another."""
         if not (args[5] if len(args) > 5 else kwargs.get("scale_grad_by_freq")):
             return args, kwargs
-        if not self.replaying:
-            self.recording.hooks.append(Hook(user_location()))
+        self._set_hook_aside()
         return args[:5], {key: value for key, value in kwargs.items() if key != "scale_grad_by_freq"} | (
             {"sparse": args[6]} if len(args) > 6 else {}
         )
+
+    def _set_hook_aside(self) -> None:
+        if not self.replaying:
+            self.recording.hooks.append(Hook(user_location()))
 
     # ------------------------------------------------------------------ at the point
 
     def _record(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0911  # a kind of call a line
         if func is F.embedding:
             return self._record_embedding(func, args, kwargs)
-        if func in _STRAIGHT_THROUGH:
-            return self._record_straight_through(func, args, kwargs)
+        if func in _STRAIGHT_THROUGH or func is torch._standard_gamma:
+            return self._record_elementwise(func, args, kwargs)
+        if func in _ASK:
+            return self._record_asking(func, args, kwargs)
         if _is_hard_gumbel(func, args, kwargs):
             return self._record_hard_gumbel(args, kwargs)
         if _is_in_place(func, kwargs) and _targets(args, kwargs):
@@ -151,7 +174,8 @@ class Program(TorchFunctionMode):
         alias = next((_storage(tensor) for tensor in _tensors(result) if _storage(tensor) in storages), None)
         if alias is not None:
             self.recording.aliases.add(alias)
-        self.recording.cuts[self._number] = Cut(func, _frozen(result), False, user_location(), sources, alias)
+        nodes = tuple(map(node_before, sources))
+        self.recording.cuts[self._number] = Cut(func, _frozen(result), False, user_location(), nodes, alias)
         return result
 
     def _record_embedding(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -164,14 +188,30 @@ class Program(TorchFunctionMode):
             self.recording.cuts[self._number] = Cut(func, (result.detach().clone(), change), False, None)
         return result
 
-    def _record_straight_through(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Record torch's own fake quantisation: by its documentation its gradient is that of a clamp, elementwise."""
+    def _record_elementwise(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Record what torch documents with another gradient than the derivative, elementwise.
+
+        That of fake quantisation is a clamp's, that of a Gamma sample an implicit reparameterisation.
+        """
         x = args[0] if args else kwargs["input"]
         result = func(*args, **kwargs)
         if result.requires_grad and x.requires_grad:
-            (mask,) = torch.autograd.grad(result, x, torch.ones_like(result), retain_graph=True)
-            value = (x.detach().clone(), result.detach().clone(), mask)
-            self.recording.cuts[self._number] = Cut(func, value, False, user_location(), moves=True)
+            (slope,) = torch.autograd.grad(result, x, torch.ones_like(result), retain_graph=True)
+            value = (x.detach().clone(), result.detach().clone(), slope)
+            is_sample = func is torch._standard_gamma
+            self.recording.cuts[self._number] = Cut(func, value, False, user_location(), moves=not is_sample)
+            if is_sample:
+                self.recording.estimators.append(user_location())
+        return result
+
+    def _record_asking(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Record a leaf that no longer asks for a gradient: until it does, its value is held fixed."""
+        tensor = args[0]
+        asked, source = tensor.requires_grad, node_before(tensor) if tensor.requires_grad else None
+        result = func(*args, **kwargs)
+        if asked and not tensor.requires_grad and tensor.is_floating_point():
+            self.recording.aliases.add(_storage(tensor))  # autograd sees no write to it now
+            self.recording.cuts[self._number] = Cut(func, tensor.detach().clone(), False, user_location(), (source,))
         return result
 
     def _record_hard_gumbel(self, args: Any, kwargs: Any) -> Any:
@@ -198,7 +238,8 @@ class Program(TorchFunctionMode):
         if any(write is not None for write in writes):
             moves = any(write is not None and write.is_change and bool(write.value.any()) for write in writes)
             tensors = (*sources, *(t for t in targets if t.requires_grad))
-            self.recording.cuts[self._number] = Cut(func, writes, True, user_location(), tensors, moves=moves)
+            nodes = tuple(map(node_before, tensors))
+            self.recording.cuts[self._number] = Cut(func, writes, True, user_location(), nodes, moves=moves)
         return result
 
     def _is_behind(self, func: Any, target: Tensor) -> bool:
@@ -219,17 +260,20 @@ class Program(TorchFunctionMode):
 
     # ------------------------------------------------------------------ beside it
 
-    def _replay(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _replay(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0911  # a kind of call a line
         cut = self.recording.cuts.get(self._number)
+        if cut is not None and cut.func != func:
+            raise BranchChanged
+        if func in _ASK:
+            return self._replay_asking(cut, func, args, kwargs)
+        if self._frozen:
+            args, kwargs = self.held_fixed(args), {key: self.held_fixed(value) for key, value in kwargs.items()}
         if cut is None:
             return func(*args, **kwargs)
-        if cut.func != func:
-            raise BranchChanged
         if func is F.embedding:
             return _replay_embedding(cut, func, args, kwargs)
-        if func in _STRAIGHT_THROUGH:
-            x0, y0, mask = cut.value
-            return y0 + mask * ((args[0] if args else kwargs["input"]) - x0)
+        if func in _STRAIGHT_THROUGH or func is torch._standard_gamma:
+            return _replay_elementwise(cut, func, args, kwargs)
         if func is F.gumbel_softmax:
             return _soft_gumbel(args, kwargs) + cut.value
         if cut.writes:
@@ -239,6 +283,47 @@ class Program(TorchFunctionMode):
         cut.moves = cut.moves or not _equal(cut.value, result)
         # What is written through (``p.data.clamp_()``) must stay the alias that it is.
         return result if cut.alias in self.recording.written else _thawed(cut.value)
+
+    def _replay_asking(self, cut: Cut | None, func: Any, args: Any, kwargs: Any) -> Any:
+        tensor = args[0]
+        result = func(*args, **kwargs)
+        if cut is not None:
+            self._frozen[id(tensor)] = _Frozen(cut, tensor, cut.value.clone())
+        elif tensor.requires_grad and (frozen := self._frozen.pop(id(tensor), None)) is not None:
+            with torch.no_grad():  # what was written to it while it was frozen
+                tensor.detach().add_(frozen.value - frozen.cut.value)
+        return result
+
+    def held_fixed(self, value: Any) -> Any:
+        """Return ``value`` with the leaves in it that ask for no gradient now as they are at the point."""
+        if isinstance(value, Tensor):
+            frozen = self._frozen.get(id(value))
+            if frozen is None:
+                return value
+            frozen.cut.moves = frozen.cut.moves or not torch.equal(frozen.cut.value, value)
+            return frozen.value
+        if isinstance(value, dict):
+            return {key: self.held_fixed(item) for key, item in value.items()}
+        return _map(self.held_fixed, value) if isinstance(value, (tuple, list)) else value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Frozen:
+    """A leaf that asks for no gradient now, and what is read for it; that may be written to."""
+
+    cut: Cut
+    leaf: Tensor
+    value: Tensor
+
+
+def _replay_elementwise(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
+    x0, y0, slope = cut.value
+    x: Tensor = args[0] if args else kwargs["input"]
+    if x.shape != x0.shape:
+        raise BranchChanged
+    if func is torch._standard_gamma:
+        func(x0, *args[1:], **kwargs)  # a sampler that rejects draws as many numbers as at the point
+    return y0 + slope * (x - x0)
 
 
 def _replay_embedding(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
@@ -276,26 +361,14 @@ def _replay_writes(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
     return None if getattr(func, "__name__", "") in _NO_RESULT else result
 
 
-class NoHandle:
-    """Stands for the handle of a hook that was set aside."""
-
-    id = 0
-
-    def remove(self) -> None:
-        """Nothing is registered, so nothing is removed."""
-
-    def __enter__(self) -> NoHandle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-
 _STRAIGHT_THROUGH = {
     torch.fake_quantize_per_tensor_affine,
     torch.fake_quantize_per_channel_affine,
     torch.fused_moving_avg_obs_fake_quant,
 }
+_GET_NODE = vars(torch._C.TensorBase)["grad_fn"].__get__
+_TAKE_NODES = {torch.autograd.grad, torch.autograd.backward}
+_ASK = (Tensor.requires_grad_, vars(torch._C.TensorBase)["requires_grad"].__set__)
 _REGISTER_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 _NO_RESULT = ("__setitem__", "__set__")
 

@@ -6,16 +6,14 @@ the functions that ``scan`` and ``map`` hand it.
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
+from gradctl.numerics.control_flow import plain_control_flow
 from gradctl.numerics.functions import FunctionWatch, watch_functions
 from gradctl.numerics.graph import modules_by_identity
 from gradctl.numerics.program import Program, Recording
@@ -119,58 +117,6 @@ class ModelRunner:
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(watch_functions(self.watch))
-            stack.enter_context(_plain_control_flow())
+            stack.enter_context(plain_control_flow())
             stack.enter_context(self.promoted())
             return self.instance.run(program)
-
-
-@contextmanager
-def _plain_control_flow() -> Iterator[None]:
-    """Let ``torch.cond`` call the branch that its predicate picks, and ``scan`` and ``map`` loop: they mean just that.
-
-    The operators refuse dispatch modes, and Dynamo, which runs the two loops, ignores or refuses all modes.
-    """
-
-    def plain_cond(
-        pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Sequence[Any] = ()
-    ) -> Any:
-        return (true_fn if pred else false_fn)(*operands)
-
-    def run_flattened(function: Callable[..., Any], *args: Any) -> Any:
-        if function.__name__ == "run_flattened_scan":
-            return _plain_scan(*args)
-        if function.__name__ == "run_flattened_map":
-            return _plain_map(inspect.getclosurevars(function).nonlocals, *args)
-        return original_run(function, *args)
-
-    holders: list[Any] = [importlib.import_module(f"torch._higher_order_ops.{name}") for name in ("utils", "scan")]
-    original_cond, original_run = torch.cond, holders[0]._maybe_compile_and_run_fn
-    torch.cond = plain_cond
-    for holder in holders:
-        holder._maybe_compile_and_run_fn = run_flattened
-    try:
-        yield
-    finally:
-        torch.cond = original_cond
-        for holder in holders:
-            holder._maybe_compile_and_run_fn = original_run
-
-
-def _plain_scan(combine: Callable[..., Any], carry: list[Tensor], xs: list[Tensor]) -> tuple[Any, Any]:
-    """Return the last carry and the stacked outputs of ``combine(*carry, *slices)``, which returns both."""
-    steps = []
-    for slices in zip(*(x.unbind(0) for x in xs), strict=True):
-        last, out = combine(*carry, *slices)
-        carry = tree_leaves(last)
-        steps.append(out)
-    return last, tree_map(lambda *outs: torch.stack(outs), steps[0], *steps[1:])
-
-
-def _plain_map(specs: Mapping[str, Any], function: Callable[..., Any], xs: list[Tensor], args: list[Any]) -> Any:
-    """Return the stacked outputs of ``function(slices, *args)``, both as ``map`` was given them before it flattened."""
-    given = tree_unflatten(args, specs["args_spec"])
-    steps = [
-        function(tree_unflatten(slices, specs["xs_spec"]), *given)
-        for slices in zip(*(x.unbind(0) for x in xs), strict=True)
-    ]
-    return tree_map(lambda *outs: torch.stack(outs), steps[0], *steps[1:])

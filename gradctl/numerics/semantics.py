@@ -21,7 +21,8 @@ from torch.autograd.function import Function, _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 
 from gradctl.numerics.functions import FunctionClass, is_torch_own, watch_functions
-from gradctl.numerics.program import BranchChanged, NoHandle, Place
+from gradctl.numerics.hooks import NoHandle
+from gradctl.numerics.program import BranchChanged, Place
 from gradctl.subject.frames import user_location
 
 __all__ = ["Answer", "Question", "Seen", "Undone", "watching"]

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradctl.numerics.functions import watch_functions
-from gradctl.numerics.graph import Origin, origin_here
+from gradctl.numerics.graph import Origin, node_of, origin_here
 from gradctl.numerics.sketch import Sketch, Sketcher
 from gradctl.subject.tree import leaves
 
@@ -163,7 +163,7 @@ class ProgramValues(TorchFunctionMode):
         """Note tensors that are new, and watch the adjoints of those that ask for a gradient now."""
         with torch._C.DisableTorchFunction():
             for tensor in tensors:
-                node = tensor.grad_fn
+                node = node_of(tensor)
                 value, version, before = self._known.get(tensor, (None, 0, None))
                 if value is None or version != tensor._version:  # written to in place: another value
                     value = ProgramValue(origin=origin)

@@ -113,7 +113,7 @@ class Instance:
             Exception: whatever the user's model raises.
             TargetError: GC114 if the output holds no tensor.
         """
-        self._state.restore()
+        self.restore()
         args, kwargs = self.inputs()
         with context or nullcontext():
             return self.call(self.model, args, kwargs)
@@ -155,8 +155,12 @@ class Instance:
                     leaf.tensor.copy_(value)
 
     def restore(self) -> None:
-        """Put the state back, as before each run."""
+        """Put the state back, as before each run; a leaf that the program froze asks for a gradient again."""
         self._state.restore()
+        for leaf in self.leaves:
+            for tensor in leaf.sharing:
+                if not tensor.requires_grad:
+                    tensor.requires_grad_()
 
     def _fresh(self, leaf: Any) -> Any:
         """Return an input as the model may have it: a leaf or its clone, and clones of what else it might change."""
