@@ -11,11 +11,11 @@ from torch import Tensor
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import WITHOUT_GRADIENTS
-from gradctl.forms.form import CannotCapture, Captured
+from gradctl.forms.form import CannotCapture, Captured, collecting
 from gradctl.forms.table import form_named
 from gradctl.numerics.runner import ModelRunner
 from gradctl.subject.frames import first_line
-from gradctl.subject.instance import Instance, Leaf
+from gradctl.subject.instance import Instance
 
 __all__ = ["FormRunner", "form_runner"]
 
@@ -26,7 +26,7 @@ class FormRunner(ModelRunner):
     def __init__(self, eager: ModelRunner, captured: Captured) -> None:
         super().__init__(eager.instance, eager.promotion, eager.watch)
         self.captured = captured
-        self.leaves = [replace(leaf, sharing=self._collecting(leaf)) for leaf in eager.leaves]
+        self.leaves = [replace(leaf, sharing=collecting(leaf, captured)) for leaf in eager.leaves]
         # Dynamo runs eagerly under a dispatch mode: compiled code is called, and differentiated, without it.
         self._plain = captured.form in ("aot", "compile")
 
@@ -65,14 +65,6 @@ class FormRunner(ModelRunner):
         self._running_eager = True
         stack.callback(setattr, self, "_running_eager", False)
         return stack
-
-    def _collecting(self, leaf: Leaf) -> tuple[Tensor, ...]:
-        """Return the form's tensors that collect this leaf's gradient: its parameters by name, inputs as they are."""
-        if not leaf.name.startswith("param:"):
-            return (leaf.tensor,)
-        names = (name.removeprefix("param:") for name in (leaf.name, *leaf.tied))
-        found = {id(t): t for name in names if (t := self.captured.parameters.get(name)) is not None}
-        return tuple(found.values())
 
 
 def form_runner(eager: ModelRunner, form_name: str) -> FormRunner:

@@ -65,7 +65,9 @@ def inspect(subject: Subject) -> Inspection:
             notes.append(error.message)
         instance = Instance(subject, input_mode=mode, keep_hooks=True)
         module = module_of(instance.model)
-        parameters: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False)) if module else {}
+        parameters: dict[str, Tensor] = (
+            dict(module.named_parameters(remove_duplicate=False)) if module is not None else {}
+        )
         buffers, before = _buffers(module), {name: t.detach().clone() for name, t in _buffers(module).items()}
         with torch.enable_grad():
             outputs = instance.run()
@@ -92,7 +94,7 @@ def inspect(subject: Subject) -> Inspection:
 
 
 def _buffers(module: nn.Module | None) -> dict[str, Tensor]:
-    return dict(module.named_buffers(remove_duplicate=False)) if module else {}
+    return dict(module.named_buffers(remove_duplicate=False)) if module is not None else {}
 
 
 def _buffer_row(name: str, before: Tensor, after: Tensor | None) -> BufferRow:
@@ -313,7 +315,7 @@ def training_modes(module: nn.Module | None) -> Iterator[Semantic]:
     """Return the modules that compute something else in training, and are in that mode."""
     names: dict[str, list[str]] = {}
     messages: dict[str, str] = {}
-    for name, child in module.named_modules() if module else ():
+    for name, child in module.named_modules() if module is not None else ():
         if not child.training:
             continue
         kind = type(child).__name__

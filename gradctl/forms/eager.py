@@ -22,11 +22,17 @@ def widened(captured: Captured, instance: Instance) -> Captured:
 def of_module(form: str, instance: Instance, call: object, *, seconds: float = 0.0) -> Captured:
     """Return a form that runs on the very tensors of the private copy (compiled code, eager itself)."""
     module = module_of(instance.model)
+    held = {
+        name.removeprefix("param:"): leaf.tensor
+        for leaf in instance.leaves
+        for name in (leaf.name, *leaf.tied)
+        if not name.startswith("input:")
+    }
     return Captured(
         form,
         call,  # type: ignore[arg-type]  # a callable in, a callable out
-        dict(module.named_parameters(remove_duplicate=False)) if module else {},
-        dict(module.named_buffers(remove_duplicate=False)) if module else {},
+        {**held, **(dict(module.named_parameters(remove_duplicate=False)) if module is not None else {})},
+        dict(module.named_buffers(remove_duplicate=False)) if module is not None else {},
         seconds,
         model=instance.model if module is None else module,
     )

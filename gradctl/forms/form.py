@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from gradctl.core.names import Quantity
 from gradctl.subject.instance import Instance, Leaf
 
-__all__ = ["CannotCapture", "Captured", "Form", "Outcome", "gradient_of", "not_called"]
+__all__ = ["CannotCapture", "Captured", "Form", "Outcome", "collecting", "gradient_of", "not_called"]
 
 
 class CannotCapture(Exception):
@@ -36,7 +35,8 @@ class Captured:
     Attributes:
         form: its name.
         call: takes the model's inputs and gives its outputs.
-        parameters: what collects gradients, by each qualified name in the user's model.
+        parameters: what collects gradients, by each qualified name in the user's model; where the form runs on the
+            private copy's own tensors, those that are no registered parameters too.
         buffers: by qualified name.
         seconds: what capturing took.
         gives: which quantities can be compared.
@@ -100,19 +100,19 @@ class Outcome:
     error: Exception | None = None
 
 
+def collecting(leaf: Leaf, captured: Captured) -> tuple[Tensor, ...]:
+    """Return the tensors that collect a leaf's gradient where a form runs: the form's of its names, and the leaf's own.
+
+    The latter have a part for an input, and for one that shares memory with a parameter.
+    """
+    names = (name.removeprefix("param:") for name in (leaf.name, *leaf.tied))
+    own = [tensor for name in names if (tensor := captured.parameters.get(name)) is not None]
+    return tuple({id(tensor): tensor for tensor in (*own, *leaf.sharing)}.values())
+
+
 def gradient_of(leaf: Leaf, captured: Captured) -> Tensor | None:
     """Return the gradient that a form left for a leaf, summed over the tensors that stand for one storage; clear it."""
-    if not leaf.name.startswith("param:"):
-        return leaf.take_gradient()
-    names = (name.removeprefix("param:") for name in (leaf.name, *leaf.tied))
-    tensors = {id(tensor): tensor for name in names if (tensor := captured.parameters.get(name)) is not None}
-    total: Tensor | None = None
-    for tensor in tensors.values():
-        gradient, tensor.grad = tensor.grad, None
-        if gradient is not None:
-            gradient = gradient.to_dense() if gradient.layout != torch.strided else gradient
-            total = gradient if total is None else total + gradient
-    return total
+    return replace(leaf, sharing=collecting(leaf, captured)).take_gradient()
 
 
 def not_called(*args: Any, **kwargs: Any) -> Any:

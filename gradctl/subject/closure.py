@@ -57,7 +57,7 @@ def _used(function: types.FunctionType) -> Iterator[tuple[str, nn.Module]]:
     read = {name: function.__globals__.get(name) for name in _global_names(function.__code__)}
     for name, value in {**read, **variables}.items():
         if isinstance(value, nn.Module):
-            yield name, optimized_inner(value)  # type: ignore[misc]  # a module in, a module out
+            yield name, optimized_inner(value)
 
 
 def _global_names(code: types.CodeType) -> Iterator[str]:

@@ -5,11 +5,10 @@ The user's object is never run: ``jit.trace`` advances BatchNorm statistics, a f
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,12 +16,22 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from gradctl.core.errors import TargetError
-from gradctl.core.names import input_name, output_name, parameter_name
+from gradctl.core.names import buffer_name, input_name, output_name, parameter_name
+from gradctl.subject.aliasing import (
+    clone_as_laid_out,
+    flat_copy,
+    overlaps,
+    reach_of,
+    sharing_groups,
+    storage_key,
+)
+from gradctl.subject.copies import private_copy
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs import input_names
+from gradctl.subject.reach import Path, instance_dict, path_name, walk
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import POSITIONAL, function_class, module_of, optimized_inner
-from gradctl.subject.state import State, overlaps
+from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
@@ -36,10 +45,11 @@ class Leaf:
     """One differentiable tensor of the subject.
 
     Attributes:
-        name: ``param:fc1.weight`` or ``input:x``.
+        name: ``param:fc1.weight`` or ``input:x``; ``param:heads.0`` for a tensor that is no registered parameter.
         tied: the other names of the same storage.
         tensor: the working tensor; writing to it changes what the next run reads.
         sharing: every tensor object that collects a gradient for this storage, ``tensor`` among them.
+        is_registered: whether it is a parameter of the module, which forms know by its name.
         native_dtype: dtype in the user's own model.
     """
 
@@ -48,6 +58,7 @@ class Leaf:
     native_dtype: torch.dtype
     tied: tuple[str, ...] = ()
     sharing: tuple[Tensor, ...] = ()
+    is_registered: bool = False
 
     def take_gradient(self) -> Tensor | None:
         """Return what backward left in ``.grad``, summed over tied parameters, dense; and clear it."""
@@ -84,19 +95,24 @@ class Instance:
     ) -> None:
         self.subject = subject
         self.input_mode = input_mode
-        self.model, self._args, self._kwargs, self._loss = _copied(subject)
+        self.model, self._args, self._kwargs, self._loss, hooks, theirs = _copied(subject)
         function = function_class(self.model)
         if function is not None:  # looked up at each call, where whatever watches Functions stands
             self.model = lambda *args: function.apply(*args)  # type: ignore[no-untyped-call]  # noqa: PLW0108
         module = module_of(self.model)
-        parameter_dtypes = {name: p.dtype for name, p in module.named_parameters()} if module else {}
-        if promoted and module is not None:
-            _promote_module(module)
-        self.leaves: list[Leaf] = _parameter_leaves(module, parameter_dtypes) if module else []
-        self._inputs: dict[int, Tensor] = {}
+        reached = [
+            (path, found)
+            for path, found in walk([((), self.model), (("loss",), self._loss)])
+            if isinstance(found, Tensor)
+        ]
+        dtypes = {id(tensor): tensor.dtype for _, tensor in reached}
+        if promoted:
+            _promote([tensor for _, tensor in reached if id(tensor) not in theirs])
+        self.leaves: list[Leaf] = _held_leaves(module, reached, dtypes)
+        self._inputs: dict[int, Tensor | _View] = {}
         self._collect_inputs(promoted)
         if keep_hooks and module is not None:
-            _carry_parameter_hooks(subject, module)
+            _carry_parameter_hooks(module, hooks)
         self.set_aside_hooks = () if keep_hooks else _set_aside_module_hooks(subject, module)
         self._state = State(
             [self.model, self._args, self._kwargs, self._loss],
@@ -120,7 +136,8 @@ class Instance:
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the inputs for one call, positional and by keyword: leaves as they are, all else copied."""
-        args, kwargs = map_leaves(lambda _, leaf: self._fresh(leaf), (self._args, self._kwargs))
+        bases: dict[int, Tensor] = {}
+        args, kwargs = map_leaves(lambda _, leaf: self._fresh(leaf, bases), (self._args, self._kwargs))
         return args, kwargs
 
     def call(
@@ -162,52 +179,105 @@ class Instance:
                 if not tensor.requires_grad:
                     tensor.requires_grad_()
 
-    def _fresh(self, leaf: Any) -> Any:
-        """Return an input as the model may have it: a leaf or its clone, and clones of what else it might change."""
+    def _fresh(self, leaf: Any, bases: dict[int, Tensor]) -> Any:
+        """Return an input as the model may have it: a leaf or its clone, and clones of what else it might change.
+
+        Args:
+            leaf: of the inputs.
+            bases: the memory of aliased inputs for this call, by identity of the leaf; filled in.
+        """
         if not isinstance(leaf, Tensor):
             return leaf
         working = self._inputs.get(id(leaf), leaf)
-        if working is leaf or self.input_mode == "constant":
-            return _clone(working.detach())
-        return _clone(working) if self.input_mode == "clone" else working
+        base = working.base if isinstance(working, _View) else working
+        if base is leaf or self.input_mode != "leaf":
+            taken = base if self.input_mode == "clone" and base is not leaf else base.detach()
+            if not isinstance(working, _View):
+                return clone_as_laid_out(taken)
+            base = bases.setdefault(id(base), clone_as_laid_out(taken))
+        return working.of(base) if isinstance(working, _View) else working
 
     def _collect_inputs(self, promoted: bool) -> None:
-        """Make a leaf of each float input; the same tensor given twice is one leaf with two names."""
-        names: dict[int, list[str]] = {}
-        tensors: dict[int, Tensor] = {}
-        for name, value in input_names(self.subject.model, self._args, self._kwargs):
+        """Make a leaf of each memory that float inputs have: one tensor given twice is one leaf with two names, and so
+        are two that overlap, and one that a parameter overlaps.
+        """
+        model = self.subject.model
+        names: dict[tuple[Any, ...], list[str]] = {}
+        copies: dict[tuple[Any, ...], list[Tensor]] = {}
+        originals: dict[tuple[Any, ...], Tensor] = {}
+        given = input_names(model, self.subject.args, self.subject.kwargs)
+        for (name, original), (_, value) in zip(given, input_names(model, self._args, self._kwargs), strict=True):
             # A sparse tensor is a constant here: there is no direction to move it along that keeps it sparse.
             is_float = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
             if is_float and value.layout == torch.strided:
-                names.setdefault(id(value), []).append(input_name(name))
-                tensors[id(value)] = value
-        for key, tensor in tensors.items():
-            working = _clone(tensor.detach(), _wide(tensor.dtype) if promoted else tensor.dtype)
-            self._inputs[key] = working
-            if self.input_mode != "constant":
-                first, *others = names[key]
-                working.requires_grad_()
-                self.leaves.append(Leaf(first, working, tensor.dtype, tuple(others), (working,)))
+                key = storage_key(original)
+                originals.setdefault(key, original)
+                names.setdefault(key, []).append(input_name(name))
+                copies.setdefault(key, []).append(value)
+        keys = {id(original): key for key, original in originals.items()}
+        parameters = self._own_parameters()
+        for group in sharing_groups([*originals.values(), *(each for each in parameters.values())]):
+            members = [each for each in group if id(each) in keys]
+            if not members:
+                continue
+            dtype = _wide(members[0].dtype) if promoted else members[0].dtype
+            said = [name for each in members for name in names[keys[id(each)]]]
+            owner = next((i for i, each in parameters.items() if any(each is other for other in group)), None)
+            if owner is not None and self.input_mode != "constant" and _is_within(members, parameters[owner]):
+                leaf = self.leaves[owner]
+                self.leaves[owner] = replace(leaf, tied=(*leaf.tied, *said))
+                base, low = leaf.tensor, reach_of(parameters[owner])[0]
+            elif len(members) == 1 and not overlaps(members[0]):
+                base, low = clone_as_laid_out(copies[keys[id(members[0])]][0].detach(), dtype), None
+            else:
+                base, low = flat_copy(members, dtype)
+            for each in members:
+                view = None if low is None else _View(base, each.shape, each.stride(), reach_of(each)[0] - low)
+                self._inputs |= {id(copy): view or base for copy in copies[keys[id(each)]]}
+            if base.requires_grad or self.input_mode == "constant":
+                continue
+            first, *others = said
+            self.leaves.append(Leaf(first, base.requires_grad_(), members[0].dtype, tuple(others), (base,)))
+
+    def _own_parameters(self) -> dict[int, Tensor]:
+        """Return the user's parameters by the index of their leaf."""
+        source = module_of(optimized_inner(self.subject.model))
+        theirs = dict(source.named_parameters()) if source is not None else {}
+        names = {name.replace("_orig_mod.", ""): parameter for name, parameter in theirs.items()}
+        found = ((i, names.get(leaf.name.removeprefix("param:"))) for i, leaf in enumerate(self.leaves))
+        return {i: parameter for i, parameter in found if parameter is not None}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _View:
+    """An input that shares memory with others, or with itself: a view of a leaf, made anew for each call."""
+
+    base: Tensor
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def of(self, base: Tensor) -> Tensor:
+        """Return the view of the leaf, or of a copy of it."""
+        return base.as_strided(self.shape, self.stride, base.storage_offset() + self.offset)
+
+
+def _is_within(inputs: Sequence[Tensor], parameter: Tensor) -> bool:
+    """Tell inputs that use no memory but that of a parameter."""
+    low, high = reach_of(parameter)
+    return not overlaps(parameter) and all(low <= reach_of(each)[0] and reach_of(each)[1] <= high for each in inputs)
 
 
 def native_dtype(subject: Subject) -> torch.dtype:
     """Return the float dtype of most of the subject's elements, parameters and inputs; the default if it has none."""
     module = module_of(subject.model)
-    tensors: list[Tensor] = list(module.parameters()) if module else []
+    tensors: list[Tensor] = list(module.parameters()) if module is not None else []
     tensors += [leaf for _, leaf in leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
     sizes: dict[torch.dtype, int] = {}
     for tensor in tensors:
         if tensor.is_floating_point():
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + 1 + tensor.numel()
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else torch.get_default_dtype()
-
-
-def _clone(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a differentiable copy with the same strides, gaps included: programs ask ``is_contiguous()``, or view."""
-    dtype = dtype or tensor.dtype
-    if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter) or overlaps(tensor):
-        return tensor.clone().to(dtype)
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=tensor.device).copy_(tensor)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -227,15 +297,32 @@ def loss_takes_inputs(loss: Callable[..., Any]) -> bool:
     return len(required) > 1
 
 
-def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any]:
-    """Return a deep copy, with torch.compile's wrappers taken off and tied parameters tied again."""
-    originals = (optimized_inner(subject.model), subject.args, subject.kwargs, subject.loss)
-    memo: dict[int, Any] = {}
-    for tensor in _uncopyable_tensors(originals):
-        memo[id(tensor)] = tensor.detach().clone()
+def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any, dict[str, Any], frozenset[int]]:
+    """Return private copies of the model, the inputs, the loss, and the gradient hooks of parameters by their names;
+    and the identities of what the originals reach.
+    """
+    model = optimized_inner(subject.model)
+    for name, value in input_names(subject.model, subject.args, subject.kwargs):
+        if isinstance(value, Iterator) and instance_dict(value) is None:  # an object restarts, its state put back
+            kind = "a generator" if isinstance(value, Generator) else f"an iterator ({type(value).__name__!r})"
+            raise TargetError("GC104", f"input {name!r} is {kind}: it is empty after one run. Give a list or tuple.")
+    source = module_of(model)
+    parameters = dict(source.named_parameters()) if source is not None else {}
+    lazy = [name for name, parameter in parameters.items() if isinstance(parameter, UninitializedParameter)]
+    if lazy:
+        raise TargetError(
+            "GC112",
+            f"{subject.target} has lazy parameters, without a shape yet ({', '.join(lazy[:3])}); run it once on an "
+            "input in its factory.",
+        )
+    # Post-accumulate hooks stay behind: they are made to step an optimizer of the user's own parameters.
+    hooks = {
+        name.replace("_orig_mod.", ""): list(parameter._backward_hooks.values())
+        for name, parameter in parameters.items()
+        if parameter._backward_hooks
+    }
     try:
-        with torch.no_grad():  # or the copy of a ScriptModule's parameter keeps a graph to the user's own
-            copied = copy.deepcopy(originals, memo)
+        copied, theirs = private_copy((model, subject.args, subject.kwargs, subject.loss, hooks))
     except Exception as error:
         raise TargetError(
             "GC112",
@@ -243,134 +330,63 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
             "Build such members in forward, or give the class a __deepcopy__.",
             details=user_frames(error),
         ) from error
-    source, module = module_of(originals[0]), module_of(copied[0])
-    lazy = [name for name, p in source.named_parameters() if isinstance(p, UninitializedParameter)] if source else []
-    if lazy:
-        raise TargetError(
-            "GC112",
-            f"{subject.target} has lazy parameters, without a shape yet ({', '.join(lazy[:3])}); run it once on an "
-            "input in its factory.",
-        )
-    if source is not None and module is not None:
-        _ask_again(source, module)
-        _tie_again(source, module)
-        _unwrap_children(module)
-    return copied
+    return (*copied, theirs)
 
 
-def _unwrap_children(module: nn.Module) -> None:
-    """Take torch.compile's wrapper off every submodule, in place, so that names have no ``_orig_mod.``."""
-    for name, child in module.named_children():
-        inner = optimized_inner(child)
-        if inner is not child:
-            setattr(module, name, inner)
-        _unwrap_children(inner)  # type: ignore[arg-type]  # a module in, a module out
-
-
-def _uncopyable_tensors(originals: Any) -> list[Tensor]:
-    """Return what ``copy.deepcopy`` refuses: tensors with a history (old weight_norm), and compressed sparse ones."""
-    model, args, kwargs, _ = originals
-    module = module_of(model)
-    kept = [vars(child) for child in module.modules()] if module else []
-    buffers = [child._buffers for child in module.modules()] if module else []
-    found = [leaf for _, leaf in leaves([args, kwargs, *kept, *buffers]) if isinstance(leaf, Tensor)]
-    return [tensor for tensor in found if not tensor.is_leaf or tensor.layout not in (torch.strided, torch.sparse_coo)]
-
-
-def _storage_key(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what two tensors share exactly when they are the same memory seen the same way."""
-    if tensor.layout != torch.strided or not tensor.numel() or not tensor.data_ptr():
-        return (id(tensor),)
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-
-
-def _ask_again(source: nn.Module, module: nn.Module) -> None:
-    """Let each parameter of the copy ask for a gradient as the original does; ScriptModules copy without."""
-    copies = dict(module.named_parameters())
-    for name, parameter in source.named_parameters():
-        if name in copies and copies[name].requires_grad != parameter.requires_grad:
-            copies[name].requires_grad_(parameter.requires_grad)
-
-
-def _tie_again(source: nn.Module, module: nn.Module) -> None:
-    """Share storage between parameters of the copy where the originals are two objects on one storage."""
-    copies = dict(module.named_parameters(remove_duplicate=False))
-    first: dict[tuple[Any, ...], nn.Parameter] = {}
-    for name, parameter in source.named_parameters(remove_duplicate=False):
-        mine = copies.get(name.replace("_orig_mod.", ""), copies.get(name))
-        if mine is None:
-            continue
-        owner = first.setdefault(_storage_key(parameter), mine)
-        if owner is not mine:
-            mine.data = owner.data
-
-
-def _parameter_leaves(module: nn.Module, native_dtypes: dict[str, torch.dtype]) -> list[Leaf]:
-    """Return a leaf for each trainable storage, with all its names."""
+def _held_leaves(
+    module: nn.Module | None, reached: Sequence[tuple[Path, Tensor]], native_dtypes: dict[int, torch.dtype]
+) -> list[Leaf]:
+    """Return a leaf for each storage that asks for a gradient, with all its names: parameters first, as the module
+    names them, then tensors in attributes, containers, closures and buffers, by where they are.
+    """
+    registered = module.named_parameters(remove_duplicate=False) if module is not None else ()
+    named: list[tuple[str, Tensor]] = [(parameter_name(name), tensor) for name, tensor in registered]
+    known, keys = {id(tensor) for _, tensor in named}, {name: storage_key(tensor) for name, tensor in named}
+    for path, tensor in reached:
+        if id(tensor) not in known and tensor.is_leaf and tensor.requires_grad:
+            name = buffer_name(path_name(path)) if path[-2:-1] == ("_buffers",) else parameter_name(path_name(path))
+            key = storage_key(tensor)
+            if keys.setdefault(name, key) != key:
+                name = f"{name}~{len(named)}"
+            named.append((name, tensor))
     names: dict[tuple[Any, ...], list[str]] = {}
-    tensors: dict[tuple[Any, ...], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad:
-            key = _storage_key(parameter)
-            names.setdefault(key, []).append(parameter_name(name))
-            if not any(parameter is known for known in tensors.setdefault(key, [])):
-                tensors[key].append(parameter)
+    tensors: dict[tuple[Any, ...], list[Tensor]] = {}
+    for name, tensor in named:
+        if tensor.requires_grad:
+            key = storage_key(tensor)
+            names[key] = list(dict.fromkeys([*names.get(key, ()), name]))
+            if not any(tensor is other for other in tensors.setdefault(key, [])):
+                tensor.grad = None
+                tensors[key].append(tensor)
     return [
         Leaf(
             first,
             tensors[key][0],
-            native_dtypes.get(first.removeprefix("param:"), tensors[key][0].dtype),
+            native_dtypes.get(id(tensors[key][0]), tensors[key][0].dtype),
             tuple(others),
             tuple(tensors[key]),
+            is_registered=any(id(tensor) in known for tensor in tensors[key]),
         )
         for key, (first, *others) in names.items()
     ]
 
 
-def _promote_module(module: nn.Module) -> None:
-    """Make float parameters, buffers and float tensors kept as plain attributes float64, in place, ties kept."""
+def _promote(tensors: Sequence[Tensor]) -> None:
+    """Make float tensors float64 in place, wherever they are kept; what was tied stays so."""
     promoted: dict[tuple[Any, ...], Tensor] = {}
-
-    def promote(tensor: Tensor) -> Tensor:
-        return promoted.setdefault(_storage_key(tensor), tensor.detach().to(_wide(tensor.dtype)))
-
-    for parameter in module.parameters():
-        parameter.data = promote(parameter)
-    for child in module.modules():
-        for name, buffer in child._buffers.items():
-            if buffer is not None:
-                child._buffers[name] = promote(buffer)
-        for name, value in vars(child).items():
-            if name not in _MODULE_TABLES and any(isinstance(leaf, Tensor) for _, leaf in leaves(value)):
-                vars(child)[name] = map_leaves(
-                    lambda _, leaf: (
-                        promote(leaf).requires_grad_(leaf.requires_grad)
-                        if isinstance(leaf, Tensor) and not isinstance(leaf, nn.Parameter)
-                        else leaf
-                    ),
-                    value,
-                )
+    for tensor in tensors:
+        if _wide(tensor.dtype) != tensor.dtype:
+            tensor.grad = None
+            tensor.data = promoted.setdefault(storage_key(tensor), tensor.detach().to(_wide(tensor.dtype)))
 
 
-_MODULE_TABLES = frozenset(vars(nn.Module()))
-
-
-def _carry_parameter_hooks(subject: Subject, module: nn.Module) -> None:
-    """Give the copy's parameters the gradient hooks of the user's, which ``copy.deepcopy`` leaves behind.
-
-    Post-accumulate hooks stay behind: they are made to step an optimizer of the user's own parameters.
-    """
-    source = module_of(optimized_inner(subject.model))
-    if source is None:
-        return
-    copies, children = dict(module.named_parameters()), dict(module.named_modules())
-    names = {id(child): name.replace("_orig_mod.", "") for name, child in source.named_modules()}
-    memo: dict[int, Any] = {key: children[name] for key, name in names.items() if name in children}
-    for name, parameter in source.named_parameters():
-        mine = copies.get(name.replace("_orig_mod.", ""))
-        if mine is not None:
-            for hook in (parameter._backward_hooks or {}).values():
-                mine.register_hook(copy.deepcopy(hook, memo))  # type: ignore[no-untyped-call]
+def _carry_parameter_hooks(module: nn.Module, hooks: Mapping[str, Sequence[Any]]) -> None:
+    """Give the copy's parameters the gradient hooks of the user's, which ``copy.deepcopy`` leaves behind."""
+    copies = dict(module.named_parameters())
+    for name, own in hooks.items():
+        if name in copies:
+            for hook in own:
+                copies[name].register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def _set_aside_module_hooks(subject: Subject, module: nn.Module | None) -> tuple[str, ...]:

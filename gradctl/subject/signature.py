@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["call_signature", "callee_name", "function_class", "module_of", "optimized_inner", "required_parameters"]
 
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -61,9 +62,14 @@ def module_of(model: Callable[..., Any]) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def optimized_inner(model: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the module inside ``torch.compile``'s wrapper, or ``model``."""
-    inner = getattr(model, "_orig_mod", None)
+def optimized_inner(model: Any) -> Any:
+    """Return the module or function inside ``torch.compile``'s wrapper, or ``model``."""
+    if isinstance(model, types.FunctionType):
+        # torch.compiler.disable wraps like compile, and means that the function is to be run as it is.
+        is_disabled = "_torchdynamo_disable" in vars(model)
+        return model if is_disabled else vars(model).get("_torchdynamo_orig_callable", model)
+    children = vars(model).get("_modules") if isinstance(model, nn.Module) else None
+    inner = children["_orig_mod"] if children is not None and "_orig_mod" in children else model
     return inner if isinstance(inner, nn.Module) else model
 
 

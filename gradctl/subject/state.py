@@ -6,7 +6,6 @@ reachable from the model are walked once, what they hold is noted shallowly, and
 
 from __future__ import annotations
 
-import enum
 import random
 import types
 from collections import deque
@@ -17,15 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["State", "overlaps"]
+from gradctl.subject.aliasing import overlaps
+from gradctl.subject.reach import instance_dict, slot_values, walk
 
-_ATOMS = (
-    type(None), bool, int, float, complex, str, bytes, type, enum.Enum, torch.dtype, torch.device, torch.Size, range,
-    types.ModuleType, types.BuiltinFunctionType, types.CodeType,
-)  # fmt: skip
+__all__ = ["State"]
 
-# A model that keeps a data set or a tokenizer is walked no further than this; what lies beyond is not put back.
-_MOST_OBJECTS = 200_000
+_Restore = Callable[[], None]
 
 
 class State:
@@ -33,21 +29,13 @@ class State:
 
     Args:
         roots: models, inputs, callables.
-        excluded: tensors that the caller sets itself before each run (the leaves).
+        excluded: what is left as it is: tensors that the caller sets itself before each run (the leaves).
     """
 
-    def __init__(self, roots: Iterable[Any], excluded: Iterable[Tensor] = ()) -> None:
-        self._restorers: list[Callable[[], None]] = []
-        self._seen: set[int] = {id(tensor) for tensor in excluded}
-        self._alive: list[Any] = []  # ids stay unique only while their objects live
-        pending = deque(roots)
-        while pending and len(self._alive) < _MOST_OBJECTS:
-            found = pending.popleft()
-            if isinstance(found, _ATOMS) or id(found) in self._seen:
-                continue
-            self._seen.add(id(found))
-            self._alive.append(found)
-            pending.extend(self._note(found))
+    def __init__(self, roots: Iterable[Any], excluded: Iterable[Any] = ()) -> None:
+        left = {id(each) for each in excluded}
+        found = [each for _, each in walk(((), root) for root in roots) if id(each) not in left]
+        self._restorers = [restore for each in found if (restore := _restorer(each)) is not None]
 
     def restore(self) -> None:
         """Put everything back that changed since the snapshot."""
@@ -55,23 +43,18 @@ class State:
             for restore in self._restorers:
                 restore()
 
-    def _note(self, found: Any) -> Iterable[Any]:
-        """Note what ``found`` holds, and return what to walk next."""
-        note = _NOTES.get(type(found))
-        if note is None:
-            note = next((note for kind, note in _SUBCLASS_NOTES if isinstance(found, kind)), _note_object)
-        restore, children = note(found)
-        if restore is not None:
-            self._restorers.append(restore)
-        return children
+
+def _restorer(found: Any) -> _Restore | None:
+    """Return what puts back what ``found`` holds now; None for what cannot change."""
+    note = _NOTES.get(type(found))
+    if note is None:
+        note = next((note for kind, note in _SUBCLASS_NOTES if isinstance(found, kind)), _note_object)
+    return note(found)
 
 
-_Note = tuple[Callable[[], None] | None, Iterable[Any]]
-
-
-def _note_tensor(tensor: Tensor) -> _Note:
+def _note_tensor(tensor: Tensor) -> _Restore | None:
     if overlaps(tensor):
-        return None, ()  # an expanded input: nothing can be written to it in place
+        return None  # an expanded input: nothing can be written to it in place
     saved, version = tensor.detach().clone(), tensor._version
     grad, has_history = (tensor.grad if tensor.is_leaf else None), tensor.grad_fn is not None
     # A version counts no write through ``.data``, nor batch_norm's to its statistics. A frozen weight is big and seldom
@@ -95,22 +78,10 @@ def _note_tensor(tensor: Tensor) -> _Note:
         if tensor.is_leaf and tensor.grad is not grad:
             tensor.grad = grad
 
-    return restore, () if grad is None else (grad,)  # backward adds to it in place
+    return restore
 
 
-def overlaps(tensor: Tensor) -> bool:
-    """Tell a tensor whose elements share memory: an expanded one, or sliding windows."""
-    if tensor.layout != torch.strided or not tensor.numel():
-        return False
-    reach = 0  # of the axes with smaller strides
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride <= reach:
-            return True
-        reach += stride * (size - 1)
-    return False
-
-
-def _note_list(items: Any) -> _Note:
+def _note_list(items: Any) -> _Restore | None:
     saved = list(items)
 
     def restore() -> None:
@@ -118,10 +89,10 @@ def _note_list(items: Any) -> _Note:
             items.clear()
             items.extend(saved)
 
-    return restore, saved
+    return restore
 
 
-def _note_set(items: set[Any]) -> _Note:
+def _note_set(items: set[Any]) -> _Restore | None:
     saved = set(items)
 
     def restore() -> None:
@@ -129,10 +100,10 @@ def _note_set(items: set[Any]) -> _Note:
             items.clear()
             items.update(saved)
 
-    return restore, saved
+    return restore
 
 
-def _note_dict(items: dict[Any, Any]) -> _Note:
+def _note_dict(items: dict[Any, Any]) -> _Restore | None:
     saved = dict(items)
 
     def restore() -> None:
@@ -140,16 +111,10 @@ def _note_dict(items: dict[Any, Any]) -> _Note:
             items.clear()
             items.update(saved)
 
-    return restore, saved.values()
+    return restore
 
 
-def _note_graph(module: torch.fx.GraphModule) -> _Note:
-    """Note what a captured graph holds. Not the graph: its nodes carry fake tensors, which have no values."""
-    own = {name: value for name, value in vars(module).items() if name not in ("_graph", "meta")}
-    return None, own.values()
-
-
-def _note_script(module: torch.jit.ScriptModule) -> _Note:
+def _note_script(module: torch.jit.ScriptModule) -> _Restore | None:
     """Note buffers and attributes of a script, which live outside Python and may be assigned."""
     concrete = getattr(module, "_concrete_type", None)  # a script from a file has none, and buffers all the same
     names = {*(concrete.get_attributes() if concrete is not None else ()), *dict(module.named_buffers(recurse=False))}
@@ -161,76 +126,95 @@ def _note_script(module: torch.jit.ScriptModule) -> _Note:
             if now is not value if isinstance(value, Tensor) else now != value:
                 setattr(module, name, value)
 
-    return restore, [*saved.values(), *module.parameters(recurse=False), *module.children()]
+    return restore
 
 
-def _note_object(found: Any) -> _Note:
-    attributes = getattr(found, "__dict__", None)
-    return _note_dict(attributes) if isinstance(attributes, dict) else (None, ())
+def _note_object(found: Any) -> _Restore | None:
+    """Note the attributes of an object."""
+    own, slots = instance_dict(found), slot_values(found)
+    in_dict = _note_dict(own) if own is not None else None
+    if not slots:
+        return in_dict
+
+    def restore() -> None:
+        if in_dict is not None:
+            in_dict()
+        for name, value in slots.items():
+            object.__setattr__(found, name, value)
+
+    return restore
 
 
-def _note_function(function: types.FunctionType) -> _Note:
-    """Walk what a function closes over, and the tensors and modules it reads by a global name."""
-    closed_over = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
-    global_names = (function.__globals__.get(name) for name in function.__code__.co_names)
-    return None, [*closed_over, *(value for value in global_names if isinstance(value, _GLOBALS_WORTH_KEEPING))]
+def _note_function(function: types.FunctionType) -> _Restore | None:
+    """Note the variables of a closure, which the function may assign (``nonlocal``)."""
+    cells = [(cell, cell.cell_contents) for cell in function.__closure__ or () if cell != types.CellType()]
+
+    def restore() -> None:
+        for cell, value in cells:
+            cell.cell_contents = value
+
+    return restore if cells else None
 
 
-def _note_torch_generator(generator: torch.Generator) -> _Note:
+def _note_torch_generator(generator: torch.Generator) -> _Restore | None:
     saved = generator.get_state()
 
     def restore() -> None:
         generator.set_state(saved)
 
-    return restore, ()
+    return restore
 
 
-def _note_numpy_generator(generator: np.random.Generator) -> _Note:
+def _note_numpy_generator(generator: np.random.Generator) -> _Restore | None:
     saved = generator.bit_generator.state
 
     def restore() -> None:
         generator.bit_generator.state = saved
 
-    return restore, ()
+    return restore
 
 
-def _note_python_generator(generator: random.Random) -> _Note:
+def _note_python_generator(generator: random.Random) -> _Restore | None:
     saved = generator.getstate()
-    return (lambda: generator.setstate(saved)), ()
+    return lambda: generator.setstate(saved)
 
 
-def _note_array(array: np.ndarray[Any, Any]) -> _Note:
+def _note_array(array: np.ndarray[Any, Any]) -> _Restore | None:
     saved = array.copy()
 
     def restore() -> None:
         if array.flags.writeable:
             np.copyto(array, saved)
 
-    return restore, ()
+    return restore
 
 
-_GLOBALS_WORTH_KEEPING = (Tensor, nn.Module)
+def _both(first: _Restore | None, second: _Restore | None) -> _Restore | None:
+    def restore() -> None:
+        for each in (first, second):
+            if each is not None:
+                each()
 
-_NOTES: dict[type, Callable[[Any], _Note]] = {
+    return restore
+
+
+_NOTES: dict[type, Callable[[Any], _Restore | None]] = {
     list: _note_list,
     deque: _note_list,
     dict: _note_dict,
     set: _note_set,
-    tuple: lambda items: (None, items),
     np.ndarray: _note_array,
     types.FunctionType: _note_function,
-    types.MethodType: lambda method: (None, [method.__self__]),
 }
 
-_SUBCLASS_NOTES: tuple[tuple[Any, Callable[[Any], _Note]], ...] = (
+_SUBCLASS_NOTES: tuple[tuple[Any, Callable[[Any], _Restore | None]], ...] = (
     (torch.jit.ScriptModule, _note_script),
-    (torch.fx.GraphModule, _note_graph),
+    (torch.fx.GraphModule, lambda module: None),
     (nn.Module, lambda module: _note_dict(module.__dict__)),
     (Tensor, _note_tensor),
     (torch.Generator, _note_torch_generator),
     (np.random.Generator, _note_numpy_generator),
     (random.Random, _note_python_generator),
-    (tuple, lambda items: (None, items)),
-    (list, _note_list),
-    (dict, _note_dict),
+    (list, lambda items: _both(_note_list(items), _note_object(items))),
+    (dict, lambda items: _both(_note_dict(items), _note_object(items))),
 )

@@ -1,54 +1,226 @@
-"""Nested inputs and outputs: their leaves by path. Tuples, lists, mappings, named tuples and dataclasses nest."""
+"""Nested inputs and outputs: their leaves by path.
+
+What nests: tuples, lists, mappings, dataclasses, whatever torch's pytree knows, and any object that keeps a tensor in
+its attributes (a batch of a graph library, a distribution). Modules, functions and classes do not.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import types
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from gradctl.subject.reach import attributes
 
 __all__ = ["leaves", "map_leaves"]
 
+# What is a leaf at first sight. Most are one of these, and trees are opened for each call that is watched.
+_LEAVES = (
+    Tensor, bool, int, float, complex, str, bytes, type, type(None), nn.Module, types.ModuleType, types.FunctionType,
+    types.BuiltinFunctionType, types.MethodType, torch.dtype, torch.device, torch.Size, torch.Generator, slice, range,
+)  # fmt: skip
+
+# An object that holds more objects than this (a tokenizer, a data set) is not searched for tensors.
+_MOST_OBJECTS = 10_000
+
+
+class _Opened(NamedTuple):
+    """A container, opened.
+
+    Attributes:
+        children: each with its part of the path, None where that is not said.
+        rebuild: takes the shell and new children, in order, and gives the container with these.
+        shell: gives a shallow copy to fill in, to which children may refer; None where there is none.
+    """
+
+    children: Sequence[tuple[str | None, Any]]
+    rebuild: Callable[[Any, Sequence[Any]], Any]
+    shell: Callable[[], Any] | None = None
+
 
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Return every leaf of ``value`` with its path, in order: ``[("mask", …), ("xs.0", …)]``; of a bare leaf ``""``."""
-    children = _children(value)
-    if children is None:
-        return [(path, value)]
-    return [leaf for key, child in children for leaf in leaves(child, f"{path}.{key}" if path else str(key))]
+    """Return every leaf of ``value`` with its path, in order: ``[("mask", …), ("xs.0", …)]``; of a bare leaf ``""``.
+
+    What holds itself is no leaf there.
+    """
+    found: list[tuple[str, Any]] = []
+    _collect(value, path, (), found)
+    return found
 
 
 def map_leaves(function: Callable[[str, Any], Any], value: Any, path: str = "") -> Any:
     """Return ``value`` rebuilt with ``function(path, leaf)`` in place of each leaf; containers keep their types."""
-    children = _children(value)
-    if children is None:
+    return _mapped(function, value, path, {})
+
+
+def _collect(value: Any, path: str, inside: tuple[int, ...], found: list[tuple[str, Any]]) -> None:
+    if id(value) in inside:
+        return
+    opened = _opened(value)
+    if opened is None:
+        found.append((path, value))
+        return
+    for key, child in opened.children:
+        _collect(child, _joined(path, key), (*inside, id(value)), found)
+
+
+def _mapped(function: Callable[[str, Any], Any], value: Any, path: str, inside: dict[int, Any]) -> Any:
+    if id(value) in inside:
+        return inside[id(value)]
+    opened = _opened(value)
+    if opened is None:
         return function(path, value)
-    mapped = {key: map_leaves(function, child, f"{path}.{key}" if path else str(key)) for key, child in children}
-    if isinstance(value, Mapping):
-        # A shallow copy keeps the class and what else it carries (defaultdict's factory, ModelOutput's attributes).
-        rebuilt = copy.copy(value)
-        for key, child in mapped.items():
-            rebuilt[key] = child  # type: ignore[index]
-        return rebuilt
-    if isinstance(value, tuple):
-        return type(value)(*mapped.values()) if hasattr(value, "_fields") else type(value)(mapped.values())
-    if isinstance(value, list):
-        return type(value)(mapped.values())
-    rebuilt = copy.copy(value)
-    for key, child in mapped.items():
-        object.__setattr__(rebuilt, str(key), child)
+    shell = opened.shell() if opened.shell is not None else None
+    within = {**inside, id(value): value if shell is None else shell}
+    mapped = [_mapped(function, child, _joined(path, key), within) for key, child in opened.children]
+    rebuilt = opened.rebuild(shell, mapped)
+    for name, reference in attributes(rebuilt).items() if shell is not None else ():
+        # Of a part to its whole.
+        if type(reference) is weakref.ref and (whole := within.get(id(reference()))) is not None:
+            object.__setattr__(rebuilt, name, weakref.ref(whole))
     return rebuilt
 
 
-def _children(value: Any) -> list[tuple[Any, Any]] | None:
-    """Return the keys and children of a container, or None for a leaf."""
+def _joined(path: str, key: str | None) -> str:
+    return path if key is None else f"{path}.{key}" if path else key
+
+
+def _opened(value: Any) -> _Opened | None:
+    """Return a container opened, or None for a leaf."""
+    if isinstance(value, _LEAVES):
+        return None
     if isinstance(value, Mapping):
-        return list(value.items())
-    # Other subclasses of tuple are values (a shape, e3nn's Irreps); torch's own results (topk, max) are structures.
-    if type(value) is tuple or hasattr(value, "_fields") or type(value).__module__ == "torch.return_types":
-        return list(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+        # A shallow copy keeps the class and what else it carries (defaultdict's factory, ModelOutput's attributes).
+        keys = list(value)
+        return _Opened(_numbered([value[key] for key in keys], map(str, keys)), _filled(value, keys))
+    if isinstance(value, tuple):
+        return _opened_tuple(value)
     if isinstance(value, list):
-        return list(enumerate(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
-    return None
+        return _Opened(_numbered(value), _refilled, lambda: copy.copy(value))
+    node = _pytree.SUPPORTED_NODES.get(type(value))
+    if node is not None:
+        parts, context = node.flatten_fn(value)
+        keyed = node.flatten_with_keys_fn(value)[0] if node.flatten_with_keys_fn is not None else []
+        names = [str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", key)))) for key, _ in keyed]
+        return _Opened(_numbered(parts, names or None), lambda _, new: node.unflatten_fn(list(new), context))
+    return _opened_object(value)
+
+
+def _opened_tuple(value: tuple[Any, ...]) -> _Opened | None:
+    """Return a tuple opened; a subclass that holds no tensor is a value (e3nn's Irreps)."""
+    kind: Any = type(value)
+    if hasattr(value, "_fields"):
+        return _Opened(_numbered(value, kind._fields), lambda _, new: kind(*new))
+    if kind is tuple or kind.__module__ == "torch.return_types":  # torch's own results (topk, max)
+        return _Opened(_numbered(value), lambda _, new: kind(new))
+    if not any(_holds_tensor(item) for item in value):
+        return None
+
+    def rebuild(_: Any, new: Sequence[Any]) -> Any:
+        rebuilt = tuple.__new__(kind, new)  # whatever its constructor wants
+        for name, kept in attributes(value).items():
+            object.__setattr__(rebuilt, name, kept)
+        return rebuilt
+
+    return _Opened(_numbered(value), rebuild)
+
+
+def _opened_object(value: Any) -> _Opened | None:
+    """Return the fields of a dataclass, and what holds tensors of the attributes of any object.
+
+    The name of an object's only such attribute is not said if it is private: that of a store (``data.pos``).
+    """
+    own, fields = attributes(value), _fields(value)
+    is_torchs = type(value).__module__.startswith("torch.") and not type(value).__module__.startswith(_OPEN_IN_TORCH)
+    others = [] if is_torchs else [name for name, child in own.items() if name not in fields and _holds_tensor(child)]
+    names = [*fields, *others]
+    if not names:
+        return None
+    is_store = len(names) == 1 and not fields and names[0].startswith("_") and not isinstance(own[names[0]], Tensor)
+
+    def rebuild(shell: Any, new: Sequence[Any]) -> Any:
+        for name, child in zip(names, new, strict=True):
+            object.__setattr__(shell, name, child)
+        return shell
+
+    said = [None] if is_store else names
+    children = [(key, own.get(name)) for key, name in zip(said, names, strict=True)]
+    return _Opened(children, rebuild, lambda: _copied(value))
+
+
+def _fields(value: Any) -> list[str]:
+    """Return the names of the fields of a dataclass; none of any other object, whatever its class says if asked."""
+    try:
+        return [each.name for each in dataclasses.fields(value)]
+    except Exception:
+        return []
+
+
+_OPEN_IN_TORCH = ("torch.distributions",)
+
+
+def _holds_tensor(value: Any) -> bool:
+    """Tell whether a tensor is in a value, its containers and the attributes of its objects."""
+    pending, seen = [value], {id(value): value}
+    while pending and len(seen) < _MOST_OBJECTS:
+        found = pending.pop()
+        if isinstance(found, Tensor):
+            return True
+        for child in _parts(found):
+            if id(child) not in seen:
+                seen[id(child)] = child
+                pending.append(child)
+    return False
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, _LEAVES):
+        return ()
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, (tuple, list)):
+        return value
+    if type(value).__module__.startswith("torch.") and not type(value).__module__.startswith(_OPEN_IN_TORCH):
+        return ()
+    return attributes(value).values()
+
+
+def _numbered(values: Iterable[Any], keys: Iterable[str] | None = None) -> list[tuple[str | None, Any]]:
+    items = list(values)
+    return list(zip(map(str, range(len(items))) if keys is None else keys, items, strict=True))
+
+
+def _filled(value: Any, keys: Sequence[Any]) -> Callable[[Any, Sequence[Any]], Any]:
+    def rebuild(_: Any, new: Sequence[Any]) -> Any:
+        try:
+            rebuilt = copy.copy(value)
+            for key, child in zip(keys, new, strict=True):
+                rebuilt[key] = child
+        except TypeError:  # a read-only mapping
+            return type(value)(dict(zip(keys, new, strict=True)))
+        return rebuilt
+
+    return rebuild
+
+
+def _refilled(shell: Any, new: Sequence[Any]) -> Any:
+    shell[:] = new
+    return shell
+
+
+def _copied(value: Any) -> Any:
+    """Return a shallow copy, whatever the class's own constructor or ``__copy__`` wants."""
+    try:
+        return copy.copy(value)
+    except Exception:  # of the user's class
+        rebuilt = object.__new__(type(value))
+        for name, kept in attributes(value).items():
+            object.__setattr__(rebuilt, name, kept)
+        return rebuilt

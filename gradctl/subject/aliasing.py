@@ -1,0 +1,112 @@
+"""Tensors that share memory: expanded ones, sliding windows, and several views of one storage."""
+
+from __future__ import annotations
+
+__all__ = ["clone_as_laid_out", "flat_copy", "overlaps", "reach_of", "sharing_groups", "storage_key"]
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def storage_key(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what two tensors share exactly when they are the same memory seen the same way."""
+    if not _has_memory(tensor):
+        return (id(tensor),)
+    flags = tensor.is_conj(), tensor.is_neg()
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), flags)
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Tell a tensor whose elements share memory: an expanded one, or sliding windows."""
+    if tensor.layout != torch.strided or not tensor.numel():
+        return False
+    reach = 0  # of the axes with smaller strides
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
+def reach_of(tensor: Tensor) -> tuple[int, int]:
+    """Return the first place in the storage that a strided tensor uses, and the one after the last."""
+    first = int(tensor.storage_offset())
+    span = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    return first, first + span + 1
+
+
+def sharing_groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return the tensors in groups: those of one group have elements in the same memory, directly or by a third.
+
+    Two views of one storage that have no element in common are in two groups.
+    """
+    groups: list[list[Tensor]] = []
+    for tensor in tensors:
+        mine, others = [tensor], []
+        for group in groups:
+            if any(_share(tensor, other) for other in group):
+                mine = [*group, *mine]
+            else:
+                others.append(group)
+        groups = [*others, mine]
+    return groups
+
+
+def flat_copy(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, int]:
+    """Return the memory that tensors of one group use, in one dimension, and the place in the storage it begins at.
+
+    What none of them uses is zero.
+    """
+    ends = [reach_of(tensor) for tensor in tensors]
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    flat = torch.zeros(high - low, dtype=dtype, device=tensors[0].device)
+    for tensor in tensors:
+        flat[_places(tensor) - low] = tensor.detach().reshape(-1).to(dtype)
+    return flat, low
+
+
+def clone_as_laid_out(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a differentiable copy with the same strides, gaps and overlap included: programs ask for strides, or view.
+
+    Of an overlapping tensor the copy has no history.
+    """
+    dtype = dtype or tensor.dtype
+    if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
+        return tensor.clone().to(dtype)
+    if overlaps(tensor):
+        flat, _ = flat_copy([tensor], dtype)
+        return flat.as_strided(tensor.shape, tensor.stride())
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=tensor.device).copy_(tensor)
+
+
+def _places(tensor: Tensor) -> Tensor:
+    """Return the place in the storage of each element, in one dimension."""
+    places = torch.full((), int(tensor.storage_offset()), device=tensor.device)
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        places = places[..., None] + torch.arange(size, device=tensor.device) * stride
+    return places.reshape(-1)
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors have an element in the same memory."""
+    if not (_is_plain(one) and _is_plain(other)) or one.dtype != other.dtype:
+        return False
+    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or one.device != other.device:
+        return False
+    if storage_key(one) == storage_key(other):
+        return True
+    (low, high), (other_low, other_high) = reach_of(one), reach_of(other)
+    if high <= other_low or other_high <= low:
+        return False
+    return bool(torch.isin(_places(one), _places(other)).any())
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and _has_memory(tensor) and not (tensor.is_conj() or tensor.is_neg())
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and bool(tensor.numel()) and bool(tensor.data_ptr())

@@ -1,0 +1,211 @@
+"""A private copy of a model and its inputs that reaches nothing of the user's own.
+
+``copy.deepcopy`` keeps functions: a hook, a patched ``forward`` or a stored closure of the copy would still read and
+write the original. So each function that reaches a tensor or a module is made anew with the copy's in its place.
+"""
+
+from __future__ import annotations
+
+__all__ = ["private_copy"]
+
+import copy
+import functools
+import types
+import weakref
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradctl.subject.aliasing import storage_key
+from gradctl.subject.reach import global_values, instance_dict, slot_values, walk
+from gradctl.subject.signature import module_of, optimized_inner
+
+_KEEPING = (types.FunctionType, functools._lru_cache_wrapper, weakref.ref)  # what deepcopy does not look into
+
+
+def private_copy(originals: tuple[Any, ...]) -> tuple[tuple[Any, ...], frozenset[int]]:
+    """Return a copy of each, with torch.compile's wrappers taken off and tied parameters tied again.
+
+    Args:
+        originals: the model first.
+
+    Returns:
+        The copies, and the identities of all objects that the originals reach: what a copy reaches of these is shared.
+
+    Raises:
+        Exception: whatever ``copy.deepcopy`` raises on them.
+    """
+    theirs = [found for _, found in walk(((), original) for original in originals)]
+    # deepcopy refuses tensors with a history (old weight_norm), and compressed sparse ones.
+    memo: dict[int, Any] = {
+        id(found): found.detach().clone()
+        for found in theirs
+        if isinstance(found, Tensor) and (not found.is_leaf or found.layout not in (torch.strided, torch.sparse_coo))
+    }
+    with torch.no_grad():  # or the copy of a ScriptModule's parameter keeps a graph to the user's own
+        copied = copy.deepcopy(originals, memo)
+        mender = _Mender(memo, frozenset(map(id, theirs)))
+        if any(mender.is_to_mend(found) for found in theirs):
+            copied = mender.mend(copied)
+    source, module = module_of(originals[0]), module_of(copied[0])
+    if source is not None and module is not None:
+        _ask_again(source, module)
+        _tie_again(source, module)
+    return copied, mender.theirs
+
+
+class _Mender:
+    """Replaces, in copied objects, what still refers to the originals.
+
+    Args:
+        memo: that of ``copy.deepcopy``: copies by the identity of their originals.
+        theirs: identities of what the originals reach.
+    """
+
+    def __init__(self, memo: dict[int, Any], theirs: frozenset[int]) -> None:
+        self.memo, self.theirs = memo, theirs
+        self._done: dict[int, Any] = {}
+        self._alive: list[Any] = []  # ids stay unique only while their objects live
+        self._tied: dict[int, bool] = {}
+        self._cells: dict[int, types.CellType] = {}
+        self._globals: dict[int, dict[str, Any]] = {}
+
+    def is_to_mend(self, found: Any) -> bool:
+        """Tell an original whose copy needs mending: a function that reaches a tensor or module, a compiled module."""
+        return optimized_inner(found) is not found or (isinstance(found, _KEEPING) and self._is_tied(found))
+
+    def mend(self, value: Any) -> Any:
+        """Return the value with all that it holds mended, in place where that can be."""
+        key = id(value)
+        if key in self._done:
+            return self._done[key]
+        self._alive.append(value)
+        self._done[key] = value  # of objects that hold each other
+        inner = optimized_inner(value)
+        self._done[key] = mended = self._mended(value) if inner is value else self.mend(inner)
+        return mended
+
+    def _mended(self, value: Any) -> Any:
+        if isinstance(value, types.FunctionType):
+            return self._rebound(value) if self._is_tied(value) else value
+        if isinstance(value, types.MethodType):
+            function, owner = self.mend(value.__func__), self._own(value.__self__)
+            is_same = function is value.__func__ and owner is value.__self__
+            return value if is_same else types.MethodType(function, owner)
+        if isinstance(value, functools._lru_cache_wrapper):
+            inner = self.mend(value.__wrapped__)
+            return value if inner is value.__wrapped__ else functools.lru_cache(**value.cache_parameters())(inner)
+        if isinstance(value, weakref.ref):
+            return self._referring(value)
+        if isinstance(value, tuple):
+            items = [self.mend(item) for item in value]
+            is_same = all(new is old for new, old in zip(items, value, strict=True))
+            return value if is_same else tuple.__new__(type(value), items)
+        # Only what is the copy's own is changed. A class may say that its objects are not to be copied.
+        if id(value) not in self.theirs and not isinstance(value, (Tensor, torch.jit.ScriptModule)):
+            self._mend_inside(value)
+        return value
+
+    def _mend_inside(self, value: Any) -> None:
+        if isinstance(value, functools.partial):
+            parts = value.func, value.args, value.keywords
+            value.__setstate__((*(self.mend(part) for part in parts), vars(value)))  # type: ignore[attr-defined]
+        elif isinstance(value, dict):
+            self._mend_dict(value)
+        elif isinstance(value, (list, deque)):
+            for index, item in enumerate(value):
+                if (new := self.mend(item)) is not item:
+                    value[index] = new
+        elif isinstance(value, set):
+            items = [self.mend(item) for item in value]
+            if any(item not in value for item in items):
+                value.clear()
+                value.update(items)
+        own = instance_dict(value)
+        if own is not None:
+            self._mend_dict(own, left=("_graph", "meta") if isinstance(value, torch.fx.GraphModule) else ())
+        for name, item in slot_values(value).items():
+            if (new := self.mend(item)) is not item:
+                object.__setattr__(value, name, new)
+
+    def _mend_dict(self, items: dict[Any, Any], left: tuple[str, ...] = ()) -> None:
+        for key, item in list(items.items()):
+            if key not in left and (new := self.mend(item)) is not item:
+                items[key] = new
+
+    def _rebound(self, function: types.FunctionType) -> types.FunctionType:
+        """Return the function over the copy's objects. Functions that share a variable, or a file, still share it."""
+        cells = function.__closure__ or ()
+        closure = tuple(self._cells.setdefault(id(cell), types.CellType()) for cell in cells)
+        read = {name: value for name, value in global_values(function).items() if self._is_tied(value)}
+        known = function.__globals__
+        if read:
+            known = self._globals.setdefault(id(known), dict(known))
+        rebound = types.FunctionType(function.__code__, known, function.__name__, None, closure)
+        self._done[id(function)] = rebound
+        rebound.__qualname__, rebound.__module__ = function.__qualname__, function.__module__
+        rebound.__annotations__, rebound.__doc__ = function.__annotations__, function.__doc__
+        for cell, mine in zip(cells, closure, strict=True):
+            if cell != types.CellType() and mine == types.CellType():
+                mine.cell_contents = self._own(cell.cell_contents)
+        for name, value in read.items():
+            known[name] = self._own(value)
+        if function.__defaults__ is not None:
+            rebound.__defaults__ = tuple(map(self._own, function.__defaults__))
+        if function.__kwdefaults__ is not None:
+            rebound.__kwdefaults__ = {name: self._own(value) for name, value in function.__kwdefaults__.items()}
+        vars(rebound).update((name, self._own(value)) for name, value in vars(function).items())
+        return rebound
+
+    def _referring(self, reference: weakref.ref[Any]) -> weakref.ref[Any]:
+        """Return a weak reference to the copy of what one refers to."""
+        target = self.memo.get(id(reference()))
+        if target is None:
+            return reference
+        if isinstance(reference, weakref.KeyedRef):
+            return weakref.KeyedRef(target, reference.__callback__, reference.key)
+        return weakref.ref(target, reference.__callback__)
+
+    def _own(self, value: Any) -> Any:
+        """Return the copy of an object that a function refers to; the object itself where there is none to be made."""
+        if id(value) not in self.theirs:
+            return self.mend(value)
+        if not self._is_tied(value):
+            return value
+        try:
+            return self.mend(copy.deepcopy(value, self.memo))
+        except Exception:  # a class may refuse to be copied in any way
+            return value
+
+    def _is_tied(self, found: Any) -> bool:
+        """Tell an original that reaches a tensor, a module, or anything else that was copied."""
+        if id(found) not in self._tied:
+            self._tied[id(found)] = any(
+                isinstance(each, (Tensor, nn.Module)) or self.memo.get(id(each), each) is not each
+                for _, each in walk([((), found)])
+            )
+        return self._tied[id(found)]
+
+
+def _ask_again(source: nn.Module, module: nn.Module) -> None:
+    """Let each parameter of the copy ask for a gradient as the original does; ScriptModules copy without."""
+    copies = dict(module.named_parameters())
+    for name, parameter in source.named_parameters():
+        mine = copies.get(name.replace("_orig_mod.", ""))
+        if mine is not None and mine.requires_grad != parameter.requires_grad:
+            mine.requires_grad_(parameter.requires_grad)
+
+
+def _tie_again(source: nn.Module, module: nn.Module) -> None:
+    """Share storage between parameters of the copy where the originals are two objects on one storage."""
+    copies = dict(module.named_parameters(remove_duplicate=False))
+    first: dict[tuple[Any, ...], nn.Parameter] = {}
+    for name, parameter in source.named_parameters(remove_duplicate=False):
+        mine = copies.get(name.replace("_orig_mod.", ""), copies.get(name))
+        if mine is None:
+            continue
+        owner = first.setdefault(storage_key(parameter), mine)
+        if owner is not mine:
+            mine.data = owner.data

@@ -1,0 +1,184 @@
+"""What an object holds, as the leaves, the snapshot and the private copy of a model see it: one walk for all three."""
+
+from __future__ import annotations
+
+__all__ = ["attributes", "global_values", "held", "instance_dict", "path_name", "slot_values", "walk"]
+
+import dis
+import enum
+import functools
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradctl.subject.signature import optimized_inner
+
+# What holds nothing that a run could read or change.
+_ATOMS = (
+    type(None), bool, int, float, complex, str, bytes, type, enum.Enum, torch.dtype, torch.device, torch.Size, range,
+    types.ModuleType, types.BuiltinFunctionType, types.CodeType,
+)  # fmt: skip
+
+# A model that keeps a data set or a tokenizer is walked no further than this.
+_MOST_OBJECTS = 200_000
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+Path = tuple[str, ...]
+
+
+def walk(roots: Iterable[tuple[Path, Any]]) -> Iterator[tuple[Path, Any]]:
+    """Give each object that can be reached from some roots once, with its shortest path."""
+    pending = deque(roots)
+    alive: dict[int, Any] = {}  # ids stay unique only while their objects live
+    while pending and len(alive) < _MOST_OBJECTS:
+        path, found = pending.popleft()
+        if isinstance(found, _ATOMS) or id(found) in alive:
+            continue
+        alive[id(found)] = found
+        yield path, found
+        pending.extend(((*path, key), child) for key, child in held(found))
+
+
+def path_name(path: Path) -> str:
+    """Return what a report calls the object at a path: ``fc1.weight``, without the tables that modules keep."""
+    return ".".join(key for key in path if key and key not in _TABLES)
+
+
+def held(found: Any) -> Iterable[tuple[str, Any]]:
+    """Return what ``found`` holds, each with its key; nothing for what is opaque."""
+    inner = optimized_inner(found)
+    if inner is not found:
+        return [("", inner)]
+    parts = next((parts for kind, parts in _PARTS if isinstance(found, kind)), None)
+    if parts is not None:
+        return parts(found)
+    items: list[tuple[str, Any]] = []
+    if isinstance(found, dict):
+        items = [(str(key), value) for key, value in found.items()]
+    elif isinstance(found, (list, tuple, deque, set, frozenset)):
+        items = _numbered(found)
+    return [*items, *attributes(found).items()]
+
+
+def attributes(found: Any) -> dict[str, Any]:
+    """Return what an object keeps in its ``__dict__`` and ``__slots__``; no property of it is called."""
+    own, slots = instance_dict(found), slot_values(found)
+    return {**slots, **(own or {})} if slots else own or {}
+
+
+def instance_dict(found: Any) -> dict[Any, Any] | None:
+    """Return the ``__dict__`` of an object, or None if it has none."""
+    try:
+        own = object.__getattribute__(found, "__dict__")
+    except Exception:  # a class may define __dict__ as it likes
+        return None
+    return own if isinstance(own, dict) else None
+
+
+def slot_values(found: Any) -> dict[str, Any]:
+    """Return what an object keeps in its ``__slots__``, by name."""
+    kept: dict[str, Any] = {}
+    for name, member in _slot_members(type(found)):  # type: ignore[arg-type]  # a class is hashable
+        try:
+            kept[name] = member.__get__(found)
+        except AttributeError:  # not assigned
+            continue
+    return kept
+
+
+@functools.lru_cache(maxsize=4096)
+def _slot_members(kind: type) -> tuple[tuple[str, types.MemberDescriptorType], ...]:
+    """Return the slots of a class, those of its bases too. A class written in C has members as well, and no slots."""
+    return tuple(
+        (name, member)
+        for base in kind.__mro__
+        if "__slots__" in base.__dict__
+        for name, member in base.__dict__.items()
+        if isinstance(member, types.MemberDescriptorType)
+    )
+
+
+def _numbered(items: Iterable[Any]) -> list[tuple[str, Any]]:
+    return [(str(index), value) for index, value in enumerate(items)]
+
+
+def _held_by_script(module: torch.jit.ScriptModule) -> list[tuple[str, Any]]:
+    """Return attributes, buffers, parameters and children of a script, which live outside Python."""
+    concrete = getattr(module, "_concrete_type", None)  # a script from a file has none, and buffers all the same
+    names = {*(concrete.get_attributes() if concrete is not None else ()), *dict(module.named_buffers(recurse=False))}
+    own = [(name, getattr(module, name)) for name in sorted(names)]
+    return [*own, *module.named_parameters(recurse=False), *module.named_children()]
+
+
+def _held_by_function(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """Return what a function closes over, its defaults, and what it reads by a global name.
+
+    Of the latter tensors, modules, and the functions of the same file: all else is shared with the whole program.
+    """
+    closure = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    found = [(name, cell.cell_contents) for name, cell in closure if cell != types.CellType()]
+    named = function.__code__.co_varnames[: function.__code__.co_argcount]
+    found += zip(reversed(named), reversed(function.__defaults__ or ()), strict=False)
+    found += (function.__kwdefaults__ or {}).items()
+    found += vars(function).items()
+    return [*found, *global_values(function).items()]
+
+
+def global_values(function: types.FunctionType) -> Mapping[str, Any]:
+    """Return the tensors, modules and functions of the same file that a function reads by a global name."""
+    known = function.__globals__
+    if str(known.get("__name__")).startswith("torch."):
+        return {}
+    return {
+        name: value
+        for name in _global_names(function.__code__)
+        if isinstance(value := known.get(name), (Tensor, nn.Module))
+        or (isinstance(value, types.FunctionType) and value.__globals__ is known)
+    }
+
+
+@functools.lru_cache(maxsize=4096)
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    """Return the global names that code reads, that of functions and comprehensions inside it too."""
+    names = [each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"]
+    inner = [
+        name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _global_names(constant)
+    ]
+    return tuple(dict.fromkeys([*names, *inner]))
+
+
+def _held_by_tensor(tensor: Tensor) -> list[tuple[str, Any]]:
+    grad = tensor.grad if tensor.is_leaf else None
+    return [] if grad is None else [("grad", grad)]
+
+
+def _held_by_graph(module: torch.fx.GraphModule) -> list[tuple[str, Any]]:
+    """Return all but the graph: its nodes carry fake tensors, which have no values."""
+    return [(name, value) for name, value in vars(module).items() if name not in ("_graph", "meta")]
+
+
+def _held_by_reference(reference: weakref.ref[Any]) -> list[tuple[str, Any]]:
+    target = reference()
+    return [] if target is None else [("", target)]
+
+
+def _held_by_partial(partial: functools.partial[Any]) -> list[tuple[str, Any]]:
+    return [("", partial.func), *_numbered(partial.args), *partial.keywords.items(), *attributes(partial).items()]
+
+
+_PARTS: tuple[tuple[type, Callable[[Any], list[tuple[str, Any]]]], ...] = (
+    (Tensor, _held_by_tensor),
+    (torch.jit.ScriptModule, _held_by_script),
+    (torch.fx.GraphModule, _held_by_graph),
+    (types.FunctionType, _held_by_function),
+    (types.MethodType, lambda method: [("", method.__self__), ("", method.__func__)]),
+    (functools.partial, _held_by_partial),
+    (functools._lru_cache_wrapper, lambda cached: [("", cached.__wrapped__)]),
+    (weakref.ref, _held_by_reference),
+)
