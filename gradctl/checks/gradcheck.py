@@ -50,6 +50,7 @@ from gradctl.checks.localise import (
 )
 from gradctl.checks.native import Native, run_native
 from gradctl.checks.oracle import OracleRunner, cast_note, oracle_runner
+from gradctl.checks.regimes import Regimes, about, other_regimes, with_verdicts
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, fingerprint, number
 from gradctl.core.verdicts import unit_verdict
@@ -112,11 +113,16 @@ def gradcheck(
             check = None
             findings, tensors = [*subject.notes, *alone], list(native.unrepeated)
         else:
+            regimes = Regimes()
+            if form == "eager":
+                with explaining("what training in another regime gives"):
+                    regimes = other_regimes(subject, native)
+                native = replace(native, input_mode="constant") if regimes.computes_another else native
             check = _Check(subject, native, accepted, progress or (lambda text: None), form)
             check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
             found, tensors = of_form(form, check.findings(), check.results())
-            tensors += frozen_results(subject, tensor)
-            findings = [*subject.notes, *alone, *found, *check.notes()]
+            tensors = with_verdicts(tensors, regimes.findings) + frozen_results(subject, tensor)
+            findings = [*subject.notes, *alone, *found, *about(regimes.findings, tensors), *check.notes()]
         findings += failures.notes()
     findings = [
         msgspec.structs.replace(

@@ -81,6 +81,9 @@ class Instance:
             programs that change their inputs in place), or as constants.
         keep_hooks: keep backward hooks of modules and gradient hooks of parameters (forms are compared with them).
 
+    Attributes:
+        unasked: names of leaves that ask for no gradient in the runs to come.
+
     Raises:
         TargetError: GC112 if the model cannot be copied.
     """
@@ -95,6 +98,7 @@ class Instance:
     ) -> None:
         self.subject = subject
         self.input_mode = input_mode
+        self.unasked: frozenset[str] = frozenset()
         self.model, self._args, self._kwargs, self._loss, hooks, theirs = _copied(subject)
         function = function_class(self.model)
         if function is not None:  # looked up at each call, where whatever watches Functions stands
@@ -176,8 +180,7 @@ class Instance:
         self._state.restore()
         for leaf in self.leaves:
             for tensor in leaf.sharing:
-                if not tensor.requires_grad:
-                    tensor.requires_grad_()
+                tensor.requires_grad_(leaf.name not in self.unasked)
 
     def _fresh(self, leaf: Any, bases: dict[int, Tensor]) -> Any:
         """Return an input as the model may have it: a leaf or its clone, and clones of what else it might change.
