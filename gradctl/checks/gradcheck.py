@@ -38,8 +38,11 @@ from gradctl.checks.gradient_findings import (
     not_replayed,
     of_form,
     tensor_result,
+    undifferentiated_note,
+    with_hooks,
 )
 from gradctl.checks.guard import explaining, unexplained
+from gradctl.checks.hooks import leaves_behind_hooks
 from gradctl.checks.localise import (
     Explanation,
     broken_backwards,
@@ -59,6 +62,7 @@ from gradctl.numerics.functions import FunctionClass, FunctionWatch
 from gradctl.numerics.judge import Judge, TensorJudgement
 from gradctl.numerics.point import NoGradient
 from gradctl.numerics.program import Recording
+from gradctl.numerics.undifferentiated import undifferentiated
 from gradctl.subject.seeding import borrowed_generators
 from gradctl.subject.subject import Subject
 
@@ -162,6 +166,7 @@ class _Check:
     broken_calls: list[Explanation] = field(default_factory=list)
     contracts: list[Finding] = field(default_factory=list)
     recording: Recording = field(default_factory=Recording)
+    hooked: set[str] = field(default_factory=set)
 
     def judge(self, thorough: bool, pattern: str, settings: dict[str, Any]) -> None:
         """Fill in a verdict for each leaf whose name matches."""
@@ -192,6 +197,9 @@ class _Check:
                 self.behind[i] = next(iter(watch.unjudged))
         if self.form != "eager":  # its Functions are captured or gone; eager's own check is about those
             return
+        if self.recording.hooks or runner.instance.set_aside_hooks:
+            with explaining("which gradients the hooks change"):
+                self.hooked = leaves_behind_hooks(self.subject, self.source)
         wrong = [i for i in indices if self.judged[i].verdict in ("wrong", "missing", "approximate")]
         if wrong:
             self.progress("checking custom Functions alone")
@@ -229,7 +237,7 @@ class _Check:
             rows, count = self._rows(i) if i in worst else ([], None)
             kinked = self.probing.kinked
             results.append(tensor_result(leaves[i], judged, kinked=kinked, broken=i in broken, rows=rows, wrong=count))
-        return results
+        return with_hooks(results, self.hooked)
 
     def _rows(self, i: int) -> tuple[Sequence[ElementDifference], int | None]:
         """Return the worst elements of one tensor, and how many are wrong."""
@@ -267,7 +275,12 @@ class _Check:
         with explaining("what the program cuts from the gradient"):
             notes += cut_notes(self.recording, runner.leaves, without)
         with explaining("what hooks the program has"):
-            notes += hook_notes(self.recording, runner.instance.set_aside_hooks)
+            notes += hook_notes(self.recording, runner.instance.set_aside_hooks, changes=bool(self.hooked))
+        with explaining("which outputs have no gradient"):
+            notes += [
+                undifferentiated_note(name)
+                for name in undifferentiated(self.probing.point, self.probing.samples[0].cotangents)
+            ]
         with explaining("what the casts of the program change"):
             cast = cast_note(self.native.outputs, self.probing.origin.outputs)
             notes += [cast] if cast is not None else []

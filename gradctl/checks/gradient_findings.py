@@ -39,6 +39,8 @@ __all__ = [
     "not_replayed",
     "of_form",
     "tensor_result",
+    "undifferentiated_note",
+    "with_hooks",
 ]
 
 _CONSTANT_ROUNDING = 1e-7
@@ -260,10 +262,27 @@ def cut_notes(recording: Recording, leaves: Sequence[Leaf], without: set[str]) -
     ]
 
 
-def hook_notes(recording: Recording, hooked: Sequence[str]) -> list[Finding]:
-    """Return a note for each hook that was set aside: the gradient was judged without it."""
+def with_hooks(rows: Iterable[TensorResult], hooked: set[str]) -> list[TensorResult]:
+    """Return the rows; what agrees only without its hooks is counted apart."""
+    return [
+        msgspec.structs.replace(row, verdict="behind-hook")
+        if row.tensor in hooked and row.verdict in ("same", "non-differentiable")
+        else row
+        for row in rows
+    ]
+
+
+def hook_notes(recording: Recording, hooked: Sequence[str], *, changes: bool) -> list[Finding]:
+    """Return a note for each hook that was set aside: the gradient was judged without it.
+
+    Args:
+        recording: of the run at the point.
+        hooked: names of modules and parameters with hooks of their own.
+        changes: whether any gradient is another with the hooks.
+    """
     places = dict.fromkeys(hook.place for hook in recording.hooks)
-    message = "a hook on gradients is set aside while checking: what it changes is not judged"
+    message = "a hook on gradients is set aside while checking: "
+    message += "what it changes is not judged" if changes else "no gradient here is another with it"
     return [
         *(Finding(code="GC409", severity="note", message=f"{message}.", location=location(place)) for place in places),
         *(
@@ -281,6 +300,18 @@ def kink_note() -> Finding:
         verdict="non-differentiable",
         quantity="gradient",
         message="the point is at a kink or jump (relu at 0, a tie in max): the gradients were judged 1e-3 beside it.",
+    )
+
+
+def undifferentiated_note(name: str) -> Finding:
+    """Return the note that an output moves with the leaves and has no gradient."""
+    return Finding(
+        code="GC418",
+        severity="note",
+        quantity="output",
+        tensor=name,
+        message=f"{name} changes with the parameters or inputs, but has no gradient: a custom Function marks it as not "
+        "differentiable, or it is computed outside of autograd.",
     )
 
 

@@ -32,6 +32,11 @@ class OracleRunner:
     reason: str | None
 
     @property
+    def is_promoted(self) -> bool:
+        """Whether parameters and inputs are float64, whatever the casts inside are."""
+        return self.dtype == torch.float64
+
+    @property
     def islands(self) -> tuple[str, ...]:
         """What ran in a dtype of its own."""
         inner = tuple(self.runner.promotion.islands) if self.runner.promotion is not None else ()
