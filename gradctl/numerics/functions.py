@@ -14,7 +14,7 @@ arguments and, last, a ``TensorListMetadata``, on which its forward leaves the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -273,6 +273,7 @@ def _one_sample(arg: Any) -> Any:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         batch = torch._C._functorch.maybe_get_bdim(tensor)
         tensor = torch._C._functorch.get_unwrapped(tensor)
+        asks |= tensor.requires_grad
         tensor = tensor if batch < 0 else tensor.select(batch, 0)
     tensor = tensor.detach().requires_grad_(asks)
     return tensor.view_as(tensor)  # no leaf of the model
@@ -341,6 +342,8 @@ def linear_map(apply: Apply, args: tuple[Any, ...]) -> LinearMap | None:
 
 def keeps_what_it_saves() -> AbstractContextManager[None]:
     """Return a context in which tensors are saved as they are: a checkpoint around it counts what its body saves."""
+    if torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is not None:  # torch.func takes none
+        return nullcontext()
     return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
