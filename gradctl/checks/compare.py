@@ -77,15 +77,17 @@ class Comparing:
         bisect: bool = False,
         wrt: Sequence[str] = ("*",),
     ) -> None:
-        self.subject, self.allows, self.fail_on, self.outputs_only = subject, allows, fail_on, outputs_only
+        self.allows, self.fail_on, self.outputs_only = allows, fail_on, outputs_only
         self.bisect, self.wrt = bisect, wrt
         with _quietly():
             self.native: Native | None = None
             try:
                 self.native = run_native(subject)
+                subject = self.native.subject
             except NothingToCheck:
                 if not outputs_only:
                     raise
+            self.subject = subject
             self.reference = Reference(subject, self.native.input_mode if self.native else "constant")
         self.arbiter = Arbiter(self.reference, allows)
 

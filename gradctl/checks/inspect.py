@@ -60,7 +60,9 @@ def inspect(subject: Subject) -> Inspection:
         notes: list[str] = []
         mode: InputMode = "leaf"
         try:
-            mode = run_native(subject).input_mode
+            native = run_native(subject)
+            subject, mode = native.subject, native.input_mode
+            native.kept.put_back()
         except NothingToCheck as error:
             notes.append(error.message)
         instance = Instance(subject, input_mode=mode, keep_hooks=True)
@@ -228,7 +230,7 @@ def watched(instance: Instance, notes: list[str]) -> list[Semantic]:
 
 def _cuts_and_hooks(subject: Subject, mode: InputMode, without: frozenset[str], notes: list[str]) -> list[Semantic]:
     """Return the cuts whose value depends on a leaf, and the tensor hooks, of one call."""
-    runner = ModelRunner(Instance(subject, input_mode=mode, keep_hooks=True), None, FunctionWatch())
+    runner = ModelRunner(Instance(subject, input_mode=mode, keep_hooks=True), None, FunctionWatch(calls_per_class=0))
     runner.record()
     recording = runner.recording
     hooks = Counter(hook.place for hook in recording.hooks)

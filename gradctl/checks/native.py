@@ -8,14 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradctl.checks.unjudged import Kept, Watched, closed_notes, shared_note, stranger_note
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.findings import Finding, TensorResult, format_number, number
 from gradctl.core.names import Quantity
 from gradctl.numerics.measures import gaussian_like, relative_error
 from gradctl.numerics.point import NoGradient
+from gradctl.subject.built import has_lazy_parameters, with_layers_built, with_shapes_inferred
 from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
 from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.misfit import first_layer_remedy, given_inputs
+from gradctl.subject.reach import walk
 from gradctl.subject.subject import Subject
 
 __all__ = ["Native", "run_native"]
@@ -33,6 +36,9 @@ class Native:
         overflowing: native dtype by name of the leaves whose gradient is NaN or infinite.
         unrepeated: a row for each output and gradient that differs between the two runs.
         compared: how many were compared.
+        subject: the subject, with the layers built that its first call builds.
+        notes: on tensors that cannot be judged.
+        kept: what was borrowed of the user's own, and how to put it back.
     """
 
     input_mode: InputMode
@@ -40,6 +46,9 @@ class Native:
     overflowing: dict[str, torch.dtype]
     unrepeated: tuple[TensorResult, ...]
     compared: int
+    subject: Subject
+    notes: tuple[Finding, ...]
+    kept: Kept
 
     def findings(self) -> list[Finding]:
         """Return what is wrong with the model whatever its gradients are: NaN, and results that do not repeat."""
@@ -71,8 +80,11 @@ def run_native(subject: Subject) -> Native:
         TargetError: GC111 the model raises, GC113 the loss is no scalar, GC114 no tensor comes out.
         NothingToCheck: GC110 no differentiable leaf or output.
     """
-    instance, outputs, gradients = _first_run(subject)
-    again_outputs, again_gradients = _run(instance, subject)
+    if has_lazy_parameters(subject):
+        subject = with_shapes_inferred(subject)
+    subject, watched, outputs, gradients = _with_all_leaves(subject)
+    instance, first = watched.instance, watched.strangers
+    again_outputs, again_gradients = _run(watched, subject)
     rows = [
         *(_unrepeated("output", name, value, again_outputs.get(name)) for name, value in outputs.items()),
         *(_unrepeated("gradient", name, value, again_gradients.get(name)) for name, value in gradients.items()),
@@ -83,7 +95,24 @@ def run_native(subject: Subject) -> Native:
         if gradient is not None and not bool(torch.isfinite(gradient).all())
     }
     unrepeated = tuple(row for row in rows if row is not None)
-    return Native(instance.input_mode, outputs, overflowing, unrepeated, len(rows))
+    # A leaf that each run makes anew is the program's own affair (it detaches, to differentiate inside).
+    again = {id(tensor) for tensor in watched.strangers}
+    strangers = [tensor for tensor in first if id(tensor) in again]
+    notes = [*map(stranger_note, strangers), *closed_notes(instance)]
+    notes += [shared_note(instance.shared)] if instance.shared else []
+    return Native(instance.input_mode, outputs, overflowing, unrepeated, len(rows), subject, tuple(notes), watched.kept)
+
+
+def _with_all_leaves(subject: Subject) -> tuple[Subject, Watched, dict[str, Tensor], Named]:
+    """Return the first run, made again where that one built layers; with the subject that has them."""
+    watched, outputs, gradients = _first_run(subject)
+    if watched.strangers:
+        held = {id(found) for _, found in walk([((), watched.instance.model)])}
+        if any(id(tensor) in held for tensor in watched.strangers):
+            built = with_layers_built(subject, watched.instance.input_mode)
+            if built is not subject:
+                return built, *_first_run(built)
+    return subject, watched, outputs, gradients
 
 
 def _unrepeated(quantity: Quantity, name: str, first: Tensor | None, second: Tensor | None) -> TensorResult | None:
@@ -107,7 +136,7 @@ def _unrepeated(quantity: Quantity, name: str, first: Tensor | None, second: Ten
     )
 
 
-def _first_run(subject: Subject) -> tuple[Instance, dict[str, Tensor], Named]:
+def _first_run(subject: Subject) -> tuple[Watched, dict[str, Tensor], Named]:
     failures: list[BaseException] = []
     modes: tuple[InputMode, ...] = ("leaf", "clone", "constant")
     for mode in modes:
@@ -123,7 +152,8 @@ def _first_run(subject: Subject) -> tuple[Instance, dict[str, Tensor], Named]:
                 "Give it a float input, or unfreeze a parameter.",
             )
         try:
-            return instance, *_run(instance, subject)
+            watched = Watched(instance)
+            return watched, *_run(watched, subject)
         except NoGradient as error:
             raise NothingToCheck(
                 "GC110",
@@ -144,13 +174,14 @@ def _first_run(subject: Subject) -> tuple[Instance, dict[str, Tensor], Named]:
     ) from last
 
 
-def _run(instance: Instance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
+def _run(watched: Watched, subject: Subject) -> tuple[dict[str, Tensor], Named]:
     """Return outputs and gradients of one run with unit Gaussian cotangents."""
-    with instance.leaves_kept():
-        return _run_once(instance, subject)
+    with watched.instance.leaves_kept():
+        return _run_once(watched, subject)
 
 
-def _run_once(instance: Instance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
+def _run_once(watched: Watched, subject: Subject) -> tuple[dict[str, Tensor], Named]:
+    instance = watched.instance
     with torch.enable_grad():
         outputs = {
             name: t
@@ -165,6 +196,7 @@ def _run_once(instance: Instance, subject: Subject) -> tuple[dict[str, Tensor], 
     differentiable = [t for t in outputs.values() if t.requires_grad]
     if not differentiable:
         raise NoGradient
+    watched.see(differentiable)
     generator = torch.Generator().manual_seed(subject.seed)
     cotangents = [gaussian_like(t, generator) for t in differentiable]
     torch.autograd.backward(differentiable, cotangents)

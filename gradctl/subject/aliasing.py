@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 def storage_key(tensor: Tensor) -> tuple[Any, ...]:
@@ -109,4 +110,4 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and bool(tensor.numel()) and bool(tensor.data_ptr())
+    return tensor.layout == torch.strided and not is_lazy(tensor) and bool(tensor.numel()) and bool(tensor.data_ptr())

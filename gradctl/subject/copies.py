@@ -13,14 +13,17 @@ import functools
 import types
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer
 
 from gradctl.subject.aliasing import storage_key
 from gradctl.subject.reach import global_values, instance_dict, slot_values, walk
 from gradctl.subject.signature import module_of, optimized_inner
+from gradctl.subject.tree import map_leaves
 
 _KEEPING = (types.FunctionType, functools._lru_cache_wrapper, weakref.ref)  # what deepcopy does not look into
 
@@ -38,14 +41,8 @@ def private_copy(originals: tuple[Any, ...]) -> tuple[tuple[Any, ...], frozenset
         Exception: whatever ``copy.deepcopy`` raises on them.
     """
     theirs = [found for _, found in walk(((), original) for original in originals)]
-    # deepcopy refuses tensors with a history (old weight_norm), and compressed sparse ones.
-    memo: dict[int, Any] = {
-        id(found): found.detach().clone()
-        for found in theirs
-        if isinstance(found, Tensor) and (not found.is_leaf or found.layout not in (torch.strided, torch.sparse_coo))
-    }
     with torch.no_grad():  # or the copy of a ScriptModule's parameter keeps a graph to the user's own
-        copied = copy.deepcopy(originals, memo)
+        copied, memo = _deep_copy(originals, theirs)
         mender = _Mender(memo, frozenset(map(id, theirs)))
         if any(mender.is_to_mend(found) for found in theirs):
             copied = mender.mend(copied)
@@ -54,6 +51,33 @@ def private_copy(originals: tuple[Any, ...]) -> tuple[tuple[Any, ...], frozenset
         _ask_again(source, module)
         _tie_again(source, module)
     return copied, mender.theirs
+
+
+def _deep_copy(originals: tuple[Any, ...], theirs: Sequence[Any]) -> tuple[tuple[Any, ...], dict[int, Any]]:
+    """Return what ``copy.deepcopy`` makes, and its memo. Inputs whose class refuses that are copied leaf by leaf."""
+    memo: dict[int, Any] = {id(found): _copy_of(found) for found in theirs if _is_refused(found)}
+    first = dict(memo)
+    try:
+        return copy.deepcopy(originals, memo), memo
+    except Exception:  # of the user's class: an attribute that raises, a constructor that wants more
+        return map_leaves(lambda _, leaf: copy.deepcopy(leaf, first), originals), first
+
+
+def _is_refused(found: Any) -> bool:
+    """Tell what ``copy.deepcopy`` refuses: tensors with a history (old weight_norm), compressed sparse tensors, buffers
+    that have no shape yet.
+    """
+    if not isinstance(found, Tensor):
+        return False
+    return isinstance(found, UninitializedBuffer) or not (
+        found.is_leaf and found.layout in (torch.strided, torch.sparse_coo)
+    )
+
+
+def _copy_of(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, UninitializedBuffer):
+        return UninitializedBuffer(device=tensor.device, dtype=tensor.dtype)  # type: ignore[call-arg]  # of __new__
+    return tensor.detach().clone()
 
 
 class _Mender:

@@ -74,6 +74,11 @@ class Leaf:
 class Instance:
     """A copy of ``subject`` to run.
 
+    Attributes:
+        leaves: what is differentiable.
+        shared: the tensors and modules that the copy could not but share with the user's own, by name.
+        closed_outputs: what the last call gave besides tensors, by path.
+
     Args:
         subject: what to copy; never changed.
         promoted: whether parameters, buffers, float inputs and float tensors kept as attributes become float64.
@@ -104,11 +109,20 @@ class Instance:
         if function is not None:  # looked up at each call, where whatever watches Functions stands
             self.model = lambda *args: function.apply(*args)  # type: ignore[no-untyped-call]  # noqa: PLW0108
         module = module_of(self.model)
-        reached = [
-            (path, found)
-            for path, found in walk([((), self.model), (("loss",), self._loss)])
-            if isinstance(found, Tensor)
-        ]
+        given = input_names(subject.model, self._args, self._kwargs)
+        closed = [((name,), value) for name, value in given if not isinstance(value, Tensor)]  # a module, perhaps
+        held = list(walk([((), self.model), (("loss",), self._loss), *closed]))
+        self.shared: dict[str, Any] = {}
+        for path, found in held:
+            name = path_name(path) or type(found).__name__
+            if (
+                id(found) in theirs
+                and _is_mutable(found)
+                and not any(name.startswith(f"{part}.") for part in self.shared)
+            ):
+                self.shared[name] = found
+        self.closed_outputs: list[tuple[str, Any]] = []
+        reached = [(path, found) for path, found in held if isinstance(found, Tensor)]
         dtypes = {id(tensor): tensor.dtype for _, tensor in reached}
         if promoted:
             _promote([tensor for _, tensor in reached if id(tensor) not in theirs])
@@ -155,7 +169,9 @@ class Instance:
         value = model(*args, **kwargs)
         if self._loss is not None:
             value = call_loss(self._loss, value, args, kwargs)
-        tensors = [(output_name(path), leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
+        given = leaves(value)
+        self.closed_outputs = [(path, leaf) for path, leaf in given if not isinstance(leaf, Tensor)]
+        tensors = [(output_name(path), leaf) for path, leaf in given if isinstance(leaf, Tensor)]
         if not tensors:
             raise TargetError(
                 "GC114",
@@ -263,6 +279,10 @@ class _View:
     def of(self, base: Tensor) -> Tensor:
         """Return the view of the leaf, or of a copy of it."""
         return base.as_strided(self.shape, self.stride, base.storage_offset() + self.offset)
+
+
+def _is_mutable(found: Any) -> bool:
+    return isinstance(found, (Tensor, nn.Module))
 
 
 def _is_within(inputs: Sequence[Tensor], parameter: Tensor) -> bool:

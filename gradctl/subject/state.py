@@ -68,10 +68,10 @@ def _note_tensor(tensor: Tensor) -> _Restore | None:
             looks -= 1
             always = not alike or not torch.equal(tensor, saved)
         if always or tensor._version != version or not alike:
-            if alike:
-                tensor.copy_(saved)
-            else:
+            if not alike:
                 tensor.data = saved.clone()
+            elif tensor.layout != torch.strided or tensor.is_quantized or not torch.equal(tensor, saved):
+                tensor.copy_(saved)  # only then: a write counts a version, and a graph may have saved the tensor
             version = tensor._version
         if tensor.grad_fn is not None and not has_history and not tensor._is_view():
             tensor.detach_()  # written from what asks for a gradient: the graph of that run is gone

@@ -1,0 +1,182 @@
+"""Layers that a model builds in its first call, built once, in a copy, so that they are leaves like all others.
+
+The model that comes out is as it was before the call but for what was built.
+"""
+
+from __future__ import annotations
+
+__all__ = ["has_lazy_parameters", "with_layers_built", "with_shapes_inferred"]
+
+import dataclasses
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
+
+from gradctl.core.errors import TargetError
+from gradctl.subject.copies import private_copy
+from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
+from gradctl.subject.instance import InputMode, Instance
+from gradctl.subject.reach import instance_dict, walk
+from gradctl.subject.seeding import seed_generators
+from gradctl.subject.signature import module_of, optimized_inner
+from gradctl.subject.state import State
+from gradctl.subject.subject import Subject
+
+
+def has_lazy_parameters(subject: Subject) -> bool:
+    """Tell a model with parameters or buffers that have no shape yet (``nn.LazyLinear``)."""
+    return bool(_lazy_names(subject.model))
+
+
+def with_shapes_inferred(subject: Subject) -> Subject:
+    """Return the subject with its lazy modules as its first call makes them; all else is as it was.
+
+    Raises:
+        TargetError: GC112 if the call raises, or leaves some without a shape.
+    """
+    model, args, kwargs = _copy(subject)
+    owner = module_of(model)
+    assert owner is not None
+    values: dict[int, dict[str, Tensor]] = {}
+
+    def note(module: nn.Module, given: Any) -> None:  # runs after torch's own hook, which infers the shapes
+        values[id(module)] = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+    lazy = {name: child for name, child in owner.named_modules(remove_duplicate=False) if _is_lazy(child)}
+    hooks = [child.register_forward_pre_hook(note) for child in set(lazy.values())]
+    seed_generators(subject.seed)
+    raised: Exception | None = None
+    try:
+        with torch.enable_grad():
+            model(*args, **kwargs)
+    except Exception as error:  # the user's model may raise anything
+        if is_out_of_memory(error):
+            raise
+        raised = error
+    for hook in hooks:
+        hook.remove()
+    left = _lazy_names(model)
+    if raised is not None or left:
+        said = f"its first call raises {first_line(raised)}" if raised is not None else "its first call leaves them so"
+        names = ", ".join((left or _lazy_names(subject.model))[:3])
+        raise TargetError(
+            "GC112",
+            f"{subject.target} has lazy parameters, without a shape yet ({names}), and {said}; run it once on an input "
+            "in its factory.",
+            details=user_frames(raised) if raised is not None else "",
+        ) from raised
+    again, *_ = _copy(subject)
+    fresh = module_of(again)
+    assert fresh is not None
+    for name, child in lazy.items():
+        child.load_state_dict(values[id(child)])
+        parent, _, key = name.rpartition(".")
+        fresh = child if not name else fresh
+        if name:
+            fresh.get_submodule(parent)._modules[key] = child
+    return dataclasses.replace(subject, model=fresh if isinstance(again, nn.Module) else getattr(fresh, again.__name__))
+
+
+def with_layers_built(subject: Subject, input_mode: InputMode) -> Subject:
+    """Return the subject with the tensors that its first call makes and later calls keep; itself if there are none.
+
+    Args:
+        subject: what to call, two or three times.
+        input_mode: how the model takes its inputs.
+
+    Raises:
+        Exception: whatever the model raises.
+    """
+    instance = Instance(subject, input_mode=input_mode, keep_hooks=True)
+    model = instance.model
+    before = {id(found): found for _, found in walk([((), model)])}
+    leaves = [tensor for leaf in instance.leaves for tensor in leaf.sharing]
+    state = State([model], leaves)
+    values = State([each for each in before.values() if isinstance(each, Tensor)], leaves)
+    with instance.leaves_kept(), torch.enable_grad():
+        instance.run()
+        first = _trained_since(model, before)
+        instance.call(model, *instance.inputs())
+        second = _trained_since(model, before)
+        kept = {key: tensor for key, tensor in second.items() if key in first}
+        if not kept:
+            return subject
+        _restore_but(state, before, kept)
+        instance.call(model, *instance.inputs())
+        again = _trained_since(model, before)
+        if len(again.keys() - kept.keys()) > len(second.keys() - kept.keys()):
+            values.restore()  # it was built anew: what says that it is there already is kept elsewhere
+        else:
+            _restore_but(state, before, kept)
+    return dataclasses.replace(subject, model=model)
+
+
+def _restore_but(state: State, before: Mapping[int, Any], kept: Mapping[int, Tensor]) -> None:
+    """Put the state of a model back but for what it built, and the flags beside that."""
+    owners = [own for found in before.values() for own in _changed(found, before, kept)]
+    after = [own.copy() for own in owners]
+    state.restore()
+    for own, now in zip(owners, after, strict=True):
+        filled = _merged(own.copy(), now, kept) if isinstance(own, dict) else now
+        own.clear()
+        (own.update if isinstance(own, dict) else own.extend)(filled)
+
+
+def _trained_since(model: Any, before: Mapping[int, Any]) -> dict[int, Tensor]:
+    """Return by identity the tensors that ask for a gradient, and that the model did not hold before."""
+    found = (each for _, each in walk([((), model)]) if isinstance(each, Tensor))
+    return {id(each): each for each in found if each.is_leaf and each.requires_grad and id(each) not in before}
+
+
+def _changed(found: Any, before: Mapping[int, Any], kept: Mapping[int, Tensor]) -> list[Any]:
+    """Return the dicts and lists by which an object holds what was built: all of a module's if one of them does."""
+    tables = [vars(found)[name] for name in ("_parameters", "_buffers", "_modules")] if _is_module(found) else []
+    own = instance_dict(found)
+    parts = [found] if isinstance(found, (list, deque)) or type(found) in _DICTS else [*tables, own]
+    values = [
+        value for part in parts if part is not None for value in (part.values() if isinstance(part, dict) else part)
+    ]
+    is_holding = any(
+        id(value) not in before and any(id(each) in kept for _, each in walk([((), value)])) for value in values
+    )
+    return [part for part in parts if part is not None] if is_holding else []
+
+
+_DICTS = (dict, OrderedDict, defaultdict)
+
+
+def _is_module(found: Any) -> bool:
+    return isinstance(found, nn.Module) and not isinstance(found, torch.jit.ScriptModule)
+
+
+def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], kept: Mapping[int, Tensor]) -> dict[Any, Any]:
+    """Return what an object that built something is to hold: its flags as they are now, its tensors as they were."""
+    merged = {}
+    for key, value in after.items():
+        if not isinstance(value, Tensor) or id(value) in kept:
+            merged[key] = value
+        elif key in before:
+            merged[key] = before[key]
+        elif value.grad_fn is None:  # a buffer, and no activation
+            merged[key] = value
+    return merged
+
+
+def _copy(subject: Subject) -> tuple[Any, ...]:
+    copied, _ = private_copy((optimized_inner(subject.model), subject.args, subject.kwargs))
+    return copied
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+
+
+def _lazy_names(model: Any) -> list[str]:
+    owner = module_of(optimized_inner(model))
+    tensors = [*owner.named_parameters(), *owner.named_buffers()] if owner is not None else []
+    return [name for name, tensor in tensors if is_lazy(tensor)]
