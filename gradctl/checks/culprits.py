@@ -1,59 +1,186 @@
-"""Custom Functions as culprits: which of them fail alone, and what is wrong in the model besides them."""
+"""Custom Functions as culprits: which are not the derivative, and what is wrong in the model besides them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from gradctl.checks.allows import Allows
-from gradctl.checks.functions import FunctionFault, broken_contracts, first_order_fault, function_name
-from gradctl.checks.gradient_findings import contract_finding, function_finding
+from gradctl.checks.functions import FunctionFault, broken_contracts, first_order_fault, function_name, kink_fault
+from gradctl.checks.gradient_findings import function_finding, latent_finding, listed
+from gradctl.checks.guard import explaining
 from gradctl.core.errors import NothingToCheck
 from gradctl.core.findings import Finding
-from gradctl.numerics.functions import FunctionCall, FunctionClass, is_torch_own
+from gradctl.numerics.applications import Application, Judged, judge_applications, sampled, survey
+from gradctl.numerics.functions import FunctionClass
 from gradctl.numerics.judge import Judge, TensorJudgement
 from gradctl.numerics.point import NoGradient
 from gradctl.numerics.runner import ModelRunner
 
-__all__ = ["Blame", "blame_functions", "contract_findings", "is_allowed", "tensors_behind"]
+__all__ = ["Blame", "FunctionCheck", "is_allowed", "tensors_behind"]
 
-_CALLS_PER_CLASS = 16
+# So many groups of calls of one Function (shapes, dtypes, inputs that ask for a gradient) are also judged alone.
+_GROUPS = 3
 
 
 @dataclass(slots=True)
 class Blame:
-    """Functions that fail alone, the module that applies each, and what is wrong even with those taken as stated."""
+    """What is wrong even with the faulty Functions taken as their backward states, and the forwards that took."""
 
-    faults: dict[FunctionClass, FunctionFault] = field(default_factory=dict)
-    modules: dict[FunctionClass, str | None] = field(default_factory=dict)
     own: dict[int, TensorJudgement] = field(default_factory=dict)
     forwards: int = 0
 
 
-def blame_functions(judge: Judge, runner: ModelRunner, wrong: Sequence[int], settings: dict[str, Any]) -> Blame:
-    """Return which custom Functions are not the derivative at the inputs they get here, each checked alone.
+@dataclass(slots=True)
+class FunctionCheck:
+    """The custom Functions of one model, judged where it applies them and alone.
 
-    Those are then replaced by the linear map their backward states and the ``wrong`` tensors judged again: what agrees
-    now was only behind them. Leaves the runner recorded as it was.
+    Attributes:
+        runner: the model, its leaves at the point.
+        allows: accepted findings.
+        epsilon: machine epsilon of the dtype in which the model is run.
+        faults: Functions that are not the derivative along a direction in which this model moves their inputs.
+        modules: path of the module that applies each of those.
     """
-    watch = runner.watch
-    allowed, before, unjudged = watch.linearised, watch.calls_per_class, set(watch.unjudged)
-    watch.calls_per_class = _CALLS_PER_CLASS
-    judge.origin.record()
-    calls, blame = list(watch.calls), Blame()
-    watch.calls_per_class = before
-    for call in calls:
-        if call.function not in blame.faults and not allowed(call.function):
-            fault = first_order_fault(call, runner, runner.instance.subject.seed)
+
+    runner: ModelRunner
+    allows: Allows
+    epsilon: float
+    faults: dict[FunctionClass, FunctionFault] = field(default_factory=dict)
+    modules: dict[FunctionClass, str | None] = field(default_factory=dict)
+    _applications: list[Application] = field(default_factory=list)
+    _judged: list[Judged] = field(default_factory=list)
+    _numbers: dict[FunctionClass, int] = field(default_factory=dict)
+
+    def judge(self, *, is_alarmed: bool) -> None:
+        """Judge a sample of the applications of each Function; all of them if ``is_alarmed`` and the sample is right.
+
+        Leaves the runner recorded at another point.
+        """
+        self._applications = survey(self.runner)
+        sample = sampled(self._applications, self._seed)
+        self._judge(sample)
+        if is_alarmed and not self.faults:
+            numbers = {application.number for application in sample}
+            self._judge([each for each in self._applications if each.number not in numbers])
+
+    def _judge(self, applications: Sequence[Application]) -> None:
+        judged = judge_applications(self.runner, applications, self._seed, self.epsilon)
+        self._judged += judged
+        for each in judged:
+            function = each.application.function
+            if function in self.faults or not each.application.is_used or self._is_allowed(function):
+                continue
+            fault = None
+            if each.verdict in ("wrong", "unresolved"):
+                with explaining(f"what {function_name(function)} does alone"):
+                    fault = first_order_fault(each.call, self.runner, self._seed)
+            if fault is None and each.verdict == "wrong":
+                fault = FunctionFault(
+                    function,
+                    "first",
+                    f"{function_name(function)}.backward is not the derivative along the directions in which the model "
+                    f"moves its inputs: off by {each.error:.2e} (relative)",
+                    each.error,
+                )
             if fault is not None:
-                blame.faults[call.function], blame.modules[call.function] = fault, call.module
-    if blame.faults:
-        watch.linearised = lambda function: function in blame.faults or allowed(function)
+                self.faults[function], self.modules[function] = fault, each.application.module
+                self._numbers[function] = each.application.number
+
+    def findings(self, hidden_from: Collection[str], *, is_explained: bool) -> list[Finding]:
+        """Return one finding for each faulty Function, and what the others do wrong for another model.
+
+        Args:
+            hidden_from: names of the leaves whose gradient is right at this point, if none is wrong.
+            is_explained: whether every wrong tensor lies behind a faulty Function.
+        """
+        found = []
+        hidden = self._behind(self._numbers.values()) if hidden_from and self._numbers else {}
+        for function, fault in self.faults.items():
+            names = sorted(set().union(*hidden.get(self._numbers[function], {}).values()) & set(hidden_from))
+            if names:
+                said = f"{fault.message}; no gradient shows it at this point, but those of {listed(names)} pass it"
+                fault = replace(fault, message=said)  # noqa: PLW2901  # the same, with more said
+            found.append(function_finding(fault, self.modules[function]))
+        return [*found, *self._latent(is_explained=is_explained)]
+
+    def _latent(self, *, is_explained: bool) -> Iterator[Finding]:
+        """Yield what is wrong with Functions whose gradient in this model is right, or is accepted as it is."""
+        said = set()
+        for judged in self._each_group():
+            function, module = judged.application.function, judged.application.module
+            faults: list[FunctionFault] = []
+            with explaining(f"what {function_name(function)} does alone"):
+                faults = self._faults_alone(judged)
+            for fault in faults:
+                finding = (
+                    function_finding(fault, module)
+                    if self._is_allowed(function) or self._is_exercised(fault, is_explained=is_explained)
+                    else latent_finding(fault, module)
+                )
+                if (function, fault.rule, fault.caller) not in said:
+                    said.add((function, fault.rule, fault.caller))
+                    yield finding
+
+    def _faults_alone(self, judged: Judged) -> list[FunctionFault]:
+        fault = first_order_fault(judged.call, self.runner, self._seed)
+        if fault is not None:
+            return [replace(fault, caller=fault.caller or "elsewhere")]
+        if judged.kinked and (fault := kink_fault(judged.call, self.runner)) is not None:
+            return [replace(fault, caller="kink")]
+        faults = broken_contracts(judged.call, self.runner, self._seed)
+        frozen = [fault for fault in faults if fault.caller == "frozen"]
+        if len(frozen) > 1:  # one is enough: one that matters here, if there is any
+            kept = next((fault for fault in frozen if self._is_exercised(fault)), frozen[0])
+            faults = [fault for fault in faults if fault.caller != "frozen" or fault is kept]
+        return faults
+
+    def _each_group(self) -> list[Judged]:
+        """Return one application, at a kink if one is, of the first groups of each Function that has no fault."""
+        chosen: dict[FunctionClass, dict[Any, Judged]] = {}
+        for judged in sorted(self._judged, key=lambda each: (not each.kinked, each.application.number)):
+            if judged.application.function not in self.faults:
+                groups = chosen.setdefault(judged.application.function, {})
+                if len(groups) < _GROUPS:
+                    groups.setdefault(judged.application.group, judged)
+        return [judged for groups in chosen.values() for judged in groups.values()]
+
+    def _is_exercised(self, fault: FunctionFault, *, is_explained: bool = True) -> bool:
+        """Tell whether this model's training asks of a Function what it does wrong."""
+        if fault.caller is None or fault.function is self.runner.instance.subject.function:
+            return True
+        if not is_explained and fault.rule == "layout":
+            return True
+        mine = [each for each in self._applications if each.function is fault.function]
+        if fault.caller == "frozen":  # in training a model's inputs ask for no gradient, nor does what is made of them
+            behind = self._behind({each.number for each in mine}).values()
+            names = [leaves[fault.position] for leaves in behind if fault.position in leaves]
+            return any(each and all(name.startswith("input:") for name in each) for each in names)
+        return any(fault.caller in each.asked for each in mine)
+
+    def _behind(self, numbers: Collection[int]) -> dict[int, dict[int, set[str]]]:
+        """Return the names of the leaves behind each argument of these applications."""
+        return {each.number: each.leaves for each in survey(self.runner, numbers) if each.number in numbers}
+
+    def _is_allowed(self, function: FunctionClass) -> bool:
+        return is_allowed(function, self.allows)
+
+    @property
+    def _seed(self) -> int:
+        return self.runner.instance.subject.seed
+
+    # ------------------------------------------------------------------ what is wrong besides
+
+    def blame(self, wrong: Sequence[int], settings: dict[str, Any]) -> Blame:
+        """Return which of the ``wrong`` tensors are so even if the faulty Functions are the linear maps they state."""
+        watch, blame = self.runner.watch, Blame()
+        allowed, unjudged = watch.linearised, set(watch.unjudged)
+        watch.linearised = lambda function: function in self.faults or allowed(function)
         try:
-            around = Judge(runner, **settings)
+            around = Judge(self.runner, **settings)
             suspects, _ = around.screen(wrong)
             judged, _ = around.each(suspects)
             blame.own = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
@@ -62,25 +189,7 @@ def blame_functions(judge: Judge, runner: ModelRunner, wrong: Sequence[int], set
             blame.own = {}
         finally:
             watch.linearised, watch.unjudged = allowed, unjudged
-    judge.point.record()
-    return blame
-
-
-def contract_findings(
-    calls: Sequence[FunctionCall], runner: ModelRunner, faulty: dict[FunctionClass, FunctionFault], allows: Allows
-) -> list[Finding]:
-    """Return findings about what other callers may ask of the Functions used here, and about those that are allowed."""
-    subject, findings = runner.instance.subject, []
-    for call in calls:
-        if call.function in faulty or is_torch_own(call.function):
-            continue
-        fault = first_order_fault(call, runner, subject.seed) if is_allowed(call.function, allows) else None
-        if fault is not None:
-            findings.append(function_finding(fault, call.module))
-            continue
-        for broken in broken_contracts(call, runner, subject.seed):
-            findings.append(contract_finding(broken, call.module, is_target=call.function is subject.function))
-    return findings
+        return blame
 
 
 def is_allowed(function: FunctionClass, allows: Allows) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,31 +22,42 @@ from gradctl.numerics.functions import FunctionCall
 from gradctl.numerics.judge import Judge
 from gradctl.numerics.localisation import forward_mode_vote
 from gradctl.numerics.measures import dot, gaussian_like, norm, relative_error
-from gradctl.numerics.point import NoGradient
+from gradctl.numerics.point import rms
 from gradctl.numerics.runner import ModelRunner, Outputs
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.instance import Leaf
 from gradctl.subject.seeding import seed_generators
 
-__all__ = ["FunctionFault", "broken_contracts", "first_order_fault", "function_name", "source_place"]
+__all__ = ["FunctionFault", "broken_contracts", "first_order_fault", "function_name", "kink_fault", "source_place"]
 
 # Layouts of one cotangent must give one gradient, but for the order of summation.
 _SAME = 1e-9
 _SAME_ON_AN_ISLAND = 1e-3
+# One extrapolation of this step has an error of about 1e-12 where a function is tame, and 1e-13 of rounding.
+_STEP = 1e-3
+_PLAINLY = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionFault:
     """What is wrong with a Function.
 
-    ``rule`` is what it breaks: ``first``, ``linear``, ``layout``, ``forward-mode`` or ``second``. ``error`` is
-    relative, summed over its inputs where several are wrong.
+    Attributes:
+        function: the class.
+        rule: what it breaks: ``first``, ``linear``, ``layout``, ``forward-mode`` or ``second``.
+        message: the sentence, without a full stop.
+        error: relative, summed over its inputs where several are wrong.
+        caller: what a caller must do for it to matter: an ``expanded``, ``strided`` or ``shared`` cotangent, one that
+            is ``undefined``, an input that is ``frozen``, ``forward-mode``, ``second-order``; None if any does.
+        position: of the argument that asks for no gradient.
     """
 
     function: type[Function]
     rule: str
     message: str
     error: float | None = None
+    caller: str | None = None
+    position: int | None = None
 
 
 def function_name(function: type[Function]) -> str:
@@ -185,20 +196,59 @@ class _SecondOrder(_FunctionRunner):
     record = beside = differentiate
 
 
-def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> FunctionFault | None:
-    """Return what is wrong with a Function's backward at recorded inputs, or None if it is the derivative there."""
-    runner = _FunctionRunner(call, model)
-    if not runner.leaves:
-        return None
-    name = function_name(call.function)
+def _is_plainly_right(runner: _FunctionRunner) -> bool:
+    """Tell a gradient that four forwards along one direction over all inputs agree with.
+
+    Any doubt (a kink, noise, an input without gradient that has a slope) is left to a ``Judge``, which is far slower.
+    """
+    outputs = {name: t for name, t in runner.differentiate() if t.requires_grad and t.layout == torch.strided}
+    cotangents = dict(zip(outputs, _gaussian(list(outputs.values())), strict=True))
+    start = {name: t.detach().clone() for name, t in outputs.items()}
+    found = runner.pull(list(outputs.values()), [w.clone() for w in cotangents.values()])
+    norms = [0.0 if g is None else norm(g) for g in found]
+    generator = torch.Generator().manual_seed(4)
+    # Each input has an equal share of the slope, one without a gradient that of the largest.
+    directions = [
+        gaussian_like(leaf.tensor, generator) / (max(leaf.tensor.numel(), 1) ** 0.5 * (size or max(norms) or 1.0))
+        for leaf, size in zip(runner.leaves, norms, strict=True)
+    ]
+    length = sum(norm(v) ** 2 for v in directions) ** 0.5 or 1.0
+    directions = [v / length for v in directions]
+    points = [leaf.tensor.detach().clone() for leaf in runner.leaves]
+
+    def phi(t: float) -> float:
+        with torch.no_grad():
+            for leaf, point, v in zip(runner.leaves, points, directions, strict=True):
+                leaf.tensor.copy_(point + t * v)
+        values = dict(runner.differentiate())
+        return sum(dot(w, values[name].detach() - start[name]) for name, w in cotangents.items())
+
     try:
-        judge = Judge(runner, seed=seed, epsilon=_epsilon(runner))
-        suspects, _ = judge.screen(range(len(runner.leaves)))
-        judged, _ = judge.each(suspects)
-    except NoGradient:
+        coarse, fine = (phi(_STEP) - phi(-_STEP)) / (2 * _STEP), (phi(_STEP / 2) - phi(-_STEP / 2)) / _STEP
+    finally:
+        with torch.no_grad():
+            for leaf, point in zip(runner.leaves, points, strict=True):
+                leaf.tensor.copy_(point)
+    stated = sum(dot(g, v) for g, v in zip(found, directions, strict=True) if g is not None)
+    typical = sum((size * norm(v)) ** 2 / max(v.numel(), 1) for size, v in zip(norms, directions, strict=True)) ** 0.5
+    return bool(abs((4 * fine - coarse) / 3 - stated) <= _PLAINLY * typical)
+
+
+def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> FunctionFault | None:
+    """Return what is wrong with a Function's backward at recorded inputs, or None if it is the derivative there.
+
+    None too if it cannot be run or differentiated outside its model.
+    """
+    runner = _FunctionRunner(call, model)
+    if not runner.leaves or not _stands_alone(runner):
         return None
-    except Exception as error:  # the user's backward may raise anything
-        return FunctionFault(call.function, "first", f"{name}.backward raises {_refusal(error)}")
+    with suppress(RuntimeError, ValueError):  # a value beside the point may be refused
+        if _is_plainly_right(runner):
+            return None
+    name = function_name(call.function)
+    judge = Judge(runner, seed=seed, epsilon=_epsilon(runner))
+    suspects, _ = judge.screen([i for i, leaf in enumerate(runner.leaves) if leaf.tensor.numel()])
+    judged, _ = judge.each(suspects)
     wrong = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
     if not wrong:
         return None
@@ -220,11 +270,74 @@ def broken_contracts(call: FunctionCall, model: ModelRunner, seed: int) -> list[
     runner = _FunctionRunner(call, model)
     if not runner.leaves or not _stands_alone(runner):
         return []
-    layout = _in_place_fault(runner) or _linearity_fault(runner) or _layout_fault(runner)
-    faults = [fault for fault in (layout, _input_off_fault(call, model)) if fault is not None]
-    if _has_forward_mode(call.function):
-        faults += [fault] if (fault := _forward_mode_fault(runner)) is not None else []
-    return [*faults, fault] if (fault := _second_order_fault(call, model, seed)) is not None else faults
+    expected = runner.gradients(_gaussian)
+    found = [_in_place_fault(runner)]
+    if found[0] is None:  # or each comparison would be with what it has changed
+        found += [_linearity_fault(runner, expected), _layout_fault(runner, expected)]
+        found += _input_off_faults(call, model, expected)
+        found += [_forward_mode_fault(runner, expected)] if _has_forward_mode(call.function) else []
+        found += [_second_order_fault(call, model, seed)]
+    return [fault for fault in found if fault is not None]
+
+
+def kink_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | None:
+    """Return what is wrong with a backward at inputs that are a kink: its value lies outside those around it.
+
+    For each element of a gradient, the smallest and largest values it has at points around, on either side. An element
+    that is outside is looked at again at points that move it more than the others: one of many equal candidates for a
+    maximum is seldom the largest by chance.
+    """
+    runner = _FunctionRunner(call, model)
+    if not runner.leaves or not _stands_alone(runner):
+        return None
+    generator = torch.Generator().manual_seed(3)
+    points = [leaf.tensor.detach().clone() for leaf in runner.leaves]
+    values = runner.gradients(_gaussian)
+    around: list[tuple[Tensor, Tensor] | None] = [None] * len(values)
+
+    def look(moves: list[Tensor]) -> None:
+        for sign in (1, -1):
+            with torch.no_grad():
+                for leaf, point, move in zip(runner.leaves, points, moves, strict=True):
+                    leaf.tensor.copy_(point + sign * move)
+            for i, g in enumerate(runner.gradients(_gaussian)):
+                if g is not None:
+                    low, high = around[i] or (g, g)
+                    around[i] = (torch.minimum(low, g), torch.maximum(high, g))
+
+    def moves() -> list[Tensor]:
+        return [1e-6 * max(rms(point), 1e-3) * gaussian_like(point, generator) for point in points]
+
+    def outside(i: int) -> Tensor | None:
+        value, span = values[i], around[i]
+        if value is None or span is None or value.is_complex():
+            return None
+        slack = 1e-3 * torch.maximum(span[0].abs(), span[1].abs()).max()
+        return ((value < span[0] - slack) | (value > span[1] + slack)).flatten().nonzero().flatten()
+
+    try:
+        for _ in range(4):
+            look(moves())
+        for i, leaf in enumerate(runner.leaves):
+            elements = outside(i)
+            for element in (elements if elements is not None else torch.empty(0)).tolist()[:4]:
+                for _ in range(2):
+                    pushed = moves()
+                    pushed[i].view(-1)[element] = 10 * pushed[i].abs().max()
+                    look(pushed)
+                again = outside(i)
+                if again is not None and element in again.tolist():
+                    value, (low, high) = values[i], around[i]  # type: ignore[misc]  # it has been looked around
+                    assert value is not None
+                    message = (
+                        f"the gradient of {function_name(call.function)} is {float(value.flatten()[element]):.3g} in "
+                        f"{leaf.name!r} at a kink, around which it is between {float(low.flatten()[element]):.3g} and "
+                        f"{float(high.flatten()[element]):.3g}"
+                    )
+                    return FunctionFault(call.function, "first", message)
+    except Exception as error:  # the user's Function may raise anything beside the point
+        _refusal(error)
+    return None
 
 
 def _has_forward_mode(function: type[Function]) -> bool:
@@ -235,7 +348,7 @@ def _stands_alone(runner: _FunctionRunner) -> bool:
     """Tell whether a Function runs and differentiates outside its model; a recomputing one may want more around it."""
     try:
         outputs = runner.outputs()
-        return bool(outputs) and any(gradient is not None for gradient in runner.gradients(_gaussian))
+        return bool(outputs) and bool(runner.pull(outputs, _gaussian(outputs)))
     except Exception as error:  # the user's backward may raise anything
         if is_out_of_memory(error):
             raise
@@ -274,12 +387,11 @@ def _in_place_fault(runner: _FunctionRunner) -> FunctionFault | None:
     if all(map(torch.equal, handed, _gaussian(handed))):
         return None
     message = f"{function_name(runner.function)}.backward changes its cotangent in place"
-    return FunctionFault(runner.function, "layout", message)
+    return FunctionFault(runner.function, "layout", message, caller="shared")
 
 
-def _linearity_fault(runner: _FunctionRunner) -> FunctionFault | None:
+def _linearity_fault(runner: _FunctionRunner, expected: list[Tensor | None]) -> FunctionFault | None:
     """Scale one cotangent by powers of two, which is exact: a backward is linear in it, so its gradient scales too."""
-    expected = runner.gradients(_gaussian)
     for exponent in (14, -14):
         size = 2.0**exponent
 
@@ -300,18 +412,20 @@ def _linearity_fault(runner: _FunctionRunner) -> FunctionFault | None:
     return None
 
 
-def _layout_fault(runner: _FunctionRunner) -> FunctionFault | None:
+def _layout_fault(runner: _FunctionRunner, of_dense: list[Tensor | None]) -> FunctionFault | None:
     """Compare one cotangent in two layouts, and an undefined one with zeros."""
     function, name = runner.function, function_name(runner.function)
-    for words, cotangents in (("an expanded (stride 0)", _expanded), ("a non-contiguous", _strided)):
-        expected = runner.gradients(_dense(cotangents))
+    layouts = (("expanded", "an expanded (stride 0)", _expanded), ("strided", "a non-contiguous", _strided))
+    for caller, words, cotangents in layouts:
+        expected = of_dense if cotangents is _strided else runner.gradients(_dense(cotangents))
         try:
             found = runner.gradients(cotangents)
         except Exception as error:  # the user's backward may raise anything
-            return FunctionFault(function, "layout", f"{name}.backward raises for {words} cotangent: {_refusal(error)}")
+            message = f"{name}.backward raises for {words} cotangent: {_refusal(error)}"
+            return FunctionFault(function, "layout", message, caller=caller)
         if (off := _largest_error(runner, cotangents, expected, found)) > 0:
             message = f"{name}.backward gives another gradient for {words} cotangent: off by {off:.2e} (relative)"
-            return FunctionFault(function, "layout", message, off)
+            return FunctionFault(function, "layout", message, off, caller)
     return _undefined_fault(runner)
 
 
@@ -328,10 +442,10 @@ def _undefined_fault(runner: _FunctionRunner) -> FunctionFault | None:
             found = _gradients_without(runner, k)
         except Exception as error:  # the user's backward may raise anything
             message = f"{name}.backward raises where output {k} has no cotangent (None): {_refusal(error)}"
-            return FunctionFault(runner.function, "layout", message)
+            return FunctionFault(runner.function, "layout", message, caller="undefined")
         if (off := _largest_error(runner, undefined, expected, found)) > 0:
             message = f"{name}.backward is wrong where output {k} has no cotangent (None): off by {off:.2e} (relative)"
-            return FunctionFault(runner.function, "layout", message, off)
+            return FunctionFault(runner.function, "layout", message, off, "undefined")
     return None
 
 
@@ -344,18 +458,19 @@ def _gradients_without(runner: _FunctionRunner, k: int) -> list[Tensor | None]:
     return runner.pull(outputs, cotangents)
 
 
-def _input_off_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | None:
+def _input_off_faults(call: FunctionCall, model: ModelRunner, gradients: list[Tensor | None]) -> list[FunctionFault]:
     """Let each input in turn ask for no gradient; the others' gradients must not change."""
     everything = _FunctionRunner(call, model)
     if len(everything.leaves) < 2:
-        return None
-    gradients = everything.gradients(_gaussian)
+        return []
+    faults = []
     name = function_name(call.function)
     for k, leaf in enumerate(everything.leaves):
         runner = _FunctionRunner(call, model, off=k)
-        if not any(t.requires_grad for _, t in runner.differentiate()):
+        if not runner.outputs():
             continue
         expected = [gradient for j, gradient in enumerate(gradients) if j != k]
+        off, position = None, everything.positions[k]
         try:
             found = runner.gradients(_gaussian)
         except Exception as error:  # the user's backward may raise anything
@@ -364,23 +479,25 @@ def _input_off_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | 
             if call.function is not model.instance.subject.function and "returned an in" not in str(error):
                 continue
             message = f"{name}.backward raises where {leaf.name!r} asks for no gradient: {_refusal(error)}"
-            return FunctionFault(call.function, "layout", message)
-        if (off := _largest_error(runner, _gaussian, expected, found)) > 0:
+        else:
+            off = _largest_error(runner, _gaussian, expected, found)
+            if off == 0:
+                continue
             message = f"{name}.backward changes where {leaf.name!r} asks for no gradient: off by {off:.2e} (relative)"
-            return FunctionFault(call.function, "layout", message, off)
-    return None
+        faults.append(FunctionFault(call.function, "layout", message, off, "frozen", position))
+    return faults
 
 
-def _forward_mode_fault(runner: _FunctionRunner) -> FunctionFault | None:
+def _forward_mode_fault(runner: _FunctionRunner, gradients: list[Tensor | None]) -> FunctionFault | None:
     """Hold forward mode against reverse mode: <w, J v> = <J'w, v>."""
     generator = torch.Generator().manual_seed(1)
     tangents = [gaussian_like(leaf.tensor, generator) for leaf in runner.leaves]
-    gradients = runner.gradients(_gaussian)
     name = function_name(runner.function)
     try:
         pushed = runner.push([leaf.tensor.detach() for leaf in runner.leaves], tangents)
     except Exception as error:  # the user's jvp may raise anything
-        return FunctionFault(runner.function, "forward-mode", f"{name}.jvp raises {_refusal(error)}")
+        message = f"{name}.jvp raises {_refusal(error)}"
+        return FunctionFault(runner.function, "forward-mode", message, caller="forward-mode")
     differentiable = {name: t for name, t in runner.differentiate() if t.requires_grad}
     cotangents = dict(zip(differentiable, _gaussian(list(differentiable.values())), strict=True))
     products = [(w, pushed[name]) for name, w in cotangents.items() if name in pushed]
@@ -391,15 +508,17 @@ def _forward_mode_fault(runner: _FunctionRunner) -> FunctionFault | None:
     if abs(forward - reverse) <= _same(runner) * weight:
         return None
     message = f"{name}.jvp disagrees with its backward: <w, J v> = {forward:.6g}, <J'w, v> = {reverse:.6g}"
-    return FunctionFault(runner.function, "forward-mode", message)
+    return FunctionFault(runner.function, "forward-mode", message, caller="forward-mode")
 
 
 def _second_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> FunctionFault | None:
     """Judge the double backward by finite differences of the backward, where there is one."""
     try:
         runner = _SecondOrder(call, model)
+        if _is_plainly_right(runner):
+            return None
         judge = Judge(runner, seed=seed, probes=1, epsilon=_epsilon(runner))  # one: a double backward costs much
-        suspects, _ = judge.screen(range(len(runner.leaves)))
+        suspects, _ = judge.screen([i for i, leaf in enumerate(runner.leaves) if leaf.tensor.numel()])
         judged, _ = judge.each(suspects)
     except Exception as error:  # once_differentiable, or a backward that is no torch program: not offered
         _refusal(error)
@@ -412,7 +531,7 @@ def _second_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Fu
         f"the double backward of {function_name(call.function)} is wrong in {runner.leaves[worst].name!r}: "
         f"off by {wrong[worst].error:.2e} (relative)"
     )
-    return FunctionFault(call.function, "second", message, wrong[worst].error)
+    return FunctionFault(call.function, "second", message, wrong[worst].error, "second-order")
 
 
 def _refusal(error: Exception) -> str:

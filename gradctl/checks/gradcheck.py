@@ -20,8 +20,7 @@ import torch
 from gradctl.checks.allows import Allows
 from gradctl.checks.culprits import (
     Blame,
-    blame_functions,
-    contract_findings,
+    FunctionCheck,
     is_allowed,
     nothing_in_front,
     tensors_behind,
@@ -31,7 +30,6 @@ from gradctl.checks.gradient_findings import (
     constant_inputs_note,
     cut_notes,
     frozen_results,
-    function_finding,
     gradient_finding,
     hook_notes,
     kink_note,
@@ -59,7 +57,7 @@ from gradctl.core.errors import TargetError, nearest
 from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, fingerprint, number
 from gradctl.core.verdicts import unit_verdict
 from gradctl.numerics.elements import ElementDifference, worst_elements
-from gradctl.numerics.functions import FunctionClass, FunctionWatch
+from gradctl.numerics.functions import FunctionClass, FunctionWatch, is_users
 from gradctl.numerics.judge import Judge, TensorJudgement
 from gradctl.numerics.point import NoGradient
 from gradctl.numerics.program import Recording
@@ -168,13 +166,13 @@ class _Check:
     blame: Blame = field(default_factory=Blame)
     wrong_calls: list[Explanation] = field(default_factory=list)
     broken_calls: list[Explanation] = field(default_factory=list)
-    contracts: list[Finding] = field(default_factory=list)
+    functions: list[Finding] = field(default_factory=list)
     recording: Recording = field(default_factory=Recording)
     hooked: set[str] = field(default_factory=set)
 
     def judge(self, thorough: bool, pattern: str, settings: dict[str, Any]) -> None:
         """Fill in a verdict for each leaf whose name matches."""
-        watch = FunctionWatch(linearised=lambda f: is_allowed(f, self.accepted), calls_per_class=1)
+        watch = FunctionWatch(linearised=lambda f: is_allowed(f, self.accepted))
         self.source = oracle_runner(self.subject, self.native.input_mode, watch)
         runner = self.source.runner if self.form == "eager" else form_runner(self.source.runner, self.form)
         indices = self._matching(pattern)
@@ -185,7 +183,6 @@ class _Check:
             self.probing = Judge(runner, **settings)
         except NoGradient as error:
             raise nothing_in_front(self.subject.target, watch.unjudged) from error
-        calls = list(watch.calls)
         suspects, self.missed = self.probing.screen(indices)
         self.judged = {i: TensorJudgement(i, "same") for i in indices}
         each = indices if thorough else suspects
@@ -205,17 +202,31 @@ class _Check:
             with explaining("which gradients the hooks change"):
                 self.hooked = leaves_behind_hooks(self.subject, self.source)
         wrong = [i for i in indices if self.judged[i].verdict in ("wrong", "missing", "approximate")]
-        if wrong:
-            self.progress("checking custom Functions alone")
-            with explaining("the custom Function whose backward is wrong"):
-                self.blame = blame_functions(self.probing, runner, wrong, settings)
-            if self.blame.faults:
+        unexplained = self._check_functions(wrong, settings)
+        self._localise(unexplained, settings)
+
+    def _check_functions(self, wrong: list[int], settings: dict[str, Any]) -> list[int]:
+        """Judge the custom Functions by themselves; return what is wrong besides them."""
+        runner = self.source.runner
+        if not any(map(is_users, runner.watch.classes)):
+            return wrong
+        self.progress("checking custom Functions alone")
+        functions = FunctionCheck(runner, self.accepted, settings["epsilon"])
+        with explaining("the custom Functions"):
+            self.probing.origin.record()
+            functions.judge(is_alarmed=bool(wrong))
+            if functions.faults and wrong:
+                self.blame = functions.blame(wrong, settings)
                 self.judged |= self.blame.own
-                first = next(iter(self.blame.faults))
+                first = next(iter(functions.faults))
                 self.behind |= {i: first for i in wrong if i not in self.blame.own}
-        self._localise([i for i in wrong if not self.blame.faults or i in self.blame.own], settings)
-        with explaining("what else a caller may ask of the custom Functions"):
-            self.contracts = contract_findings(calls, runner, self.blame.faults, self.accepted)
+        unexplained = [i for i in wrong if i not in self.behind]
+        right = {runner.leaves[i].name for i, each in self.judged.items() if each.verdict == "same" and not wrong}
+        with explaining("what the custom Functions do wrong"):
+            self.probing.origin.record()
+            self.functions = functions.findings(right, is_explained=not unexplained)
+        self.probing.point.record()
+        return unexplained
 
     def _localise(self, wrong: list[int], settings: dict[str, Any]) -> None:
         """Find the calls whose backward is wrong where no Function explains it, and those that make NaN."""
@@ -252,7 +263,6 @@ class _Check:
     def findings(self) -> list[Finding]:
         """Return what is wrong: custom Functions first, then tensors, worst first."""
         leaves, broken = self.source.runner.leaves, self._broken()
-        heads = [function_finding(fault, self.blame.modules[each]) for each, fault in self.blame.faults.items()]
         order = sorted(self.judged, key=lambda i: -(self.judged[i].error or 0.0))
         is_output_broken = self._is_output_broken()
         about = [
@@ -268,7 +278,9 @@ class _Check:
         if overflow and not is_output_broken:
             with explaining("the call whose backward overflows"):
                 native_calls = broken_natively(self.subject, self.native)
-        return [*heads, *told, *(explained(finding, native_calls) for finding in overflow), *self.contracts]
+        heads = [each for each in self.functions if each.severity == "error"]
+        tails = [each for each in self.functions if each.severity != "error"]
+        return [*heads, *told, *(explained(finding, native_calls) for finding in overflow), *tails]
 
     def notes(self) -> list[Finding]:
         """Return what was held fixed, set aside or taken as exact."""

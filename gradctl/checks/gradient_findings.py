@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -27,13 +28,14 @@ from gradctl.subject.subject import Subject
 
 __all__ = [
     "constant_inputs_note",
-    "contract_finding",
     "cut_notes",
     "frozen_results",
     "function_finding",
     "gradient_finding",
     "hook_notes",
     "kink_note",
+    "latent_finding",
+    "listed",
     "location",
     "native_gradient_findings",
     "not_replayed",
@@ -77,9 +79,17 @@ def function_finding(fault: FunctionFault, module: str | None, *, severity: Seve
     )
 
 
-def contract_finding(fault: FunctionFault, module: str | None, *, is_target: bool) -> Finding:
-    """Return the finding for a rule that this model's own gradients do not need: second order is a note there."""
-    return function_finding(fault, module, severity="error" if is_target or fault.rule != "second" else "note")
+def latent_finding(fault: FunctionFault, module: str | None) -> Finding:
+    """Return the finding for what a Function does wrong if it is asked for something that this model does not ask.
+
+    A warning; a note if it is asked for a second derivative, which most Functions do not claim to have.
+    """
+    why = {
+        "elsewhere": "this model moves its inputs along directions in which it is right",
+        "kink": "this point is that kink",
+    }.get(fault.caller or "", "this model does not do that")
+    latent = fault if fault.rule == "second" else replace(fault, message=f"latent: {fault.message}; {why}")
+    return function_finding(latent, module, severity="note" if fault.rule == "second" else "warning")
 
 
 def gradient_finding(
@@ -243,7 +253,7 @@ def cut_notes(recording: Recording, leaves: Sequence[Leaf], without: set[str]) -
             severity="note",
             message="a value is cut from the gradient here (detach, no_grad, item, requires_grad_(False), fake "
             "quantisation) and held fixed"
-            + (f"; it leaves {_listed(sorted(names))} without gradient." if names else "."),
+            + (f"; it leaves {listed(sorted(names))} without gradient." if names else "."),
             location=location(place),
         )
         for place, names in lost.items()
@@ -368,6 +378,7 @@ def location(place: Place | None, op: str | None = None, module: str | None = No
     return Location(file=shown, line=place[1], module=module, op=op)
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Return the first few names, and how many more there are."""
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -14,23 +14,23 @@ arguments and, last, a ``TensorListMetadata``, on which its forward leaves the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd.function import Function, _SingleLevelFunction
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributions.dirichlet import _Dirichlet
 
-from gradctl.numerics.graph import innermost_module
 from gradctl.numerics.measures import dot
 from gradctl.numerics.program import BranchChanged, Place, Program
 from gradctl.subject.frames import user_location
 from gradctl.subject.seeding import borrowed_generators
 
-__all__ = ["FunctionCall", "FunctionWatch", "is_torch_own", "watch_functions"]
+__all__ = ["FunctionCall", "FunctionWatch", "inside_transforms", "is_torch_own", "is_users", "watch_functions"]
 
 Apply = Callable[..., Any]
 FunctionClass = type[Function]
@@ -120,17 +120,30 @@ class _DirichletMap:
         return (self.sample + tangent - self.sample * tangent.sum(-1, keepdim=True)).requires_grad_(), 0.0
 
 
+class Observer(Protocol):
+    """What sees the applications of Functions, before and after each is made."""
+
+    def before(
+        self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...], *, inside: bool = False
+    ) -> None:
+        """See what application ``number`` is given; ``inside`` a transform of torch.func, what one sample of it is."""
+
+    def after(self, number: int, result: Any) -> None:
+        """See what it gives."""
+
+
 @dataclass(slots=True)
 class FunctionWatch:
-    """Stands for the Functions of a program: records them at the point, and puts linear maps in their places beside it.
+    """Stands for the Functions of a program: shows them to an observer, and puts linear maps in their places beside
+    the point.
 
     Attributes:
         linearised: tells which classes to replace.
         unjudged: those of them whose backward states no usable linear map; their outputs are cut, and what lies
             behind them is not judged.
         maps: linear maps and cut outputs, by number of the application.
-        calls: applications recorded.
-        calls_per_class: how many of each class to record.
+        observer: sees each application in runs at the point and beside it.
+        classes: all that were ever applied at the point.
         modules: paths of the model's modules, by identity.
         extra: what the offsets of linear maps add to the objective, since the last ``begin``.
     """
@@ -138,13 +151,18 @@ class FunctionWatch:
     linearised: Callable[[FunctionClass], bool] = lambda function: False
     unjudged: set[FunctionClass] = field(default_factory=set)
     maps: dict[int, LinearMap | _DirichletMap | tuple[Any, ...] | Tensor] = field(default_factory=dict)
-    calls: list[FunctionCall] = field(default_factory=list)
-    calls_per_class: int = 0
+    observer: Observer | None = None
+    classes: set[FunctionClass] = field(default_factory=set)
     modules: dict[int, str] = field(default_factory=dict)
     extra: float = 0.0
     _structures: dict[int, Any] = field(default_factory=dict)
     _number: int = 0
     _program: Program | None = None
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether this run is one beside the point."""
+        return self._program is not None and self._program.replaying
 
     @property
     def applied(self) -> int:
@@ -160,7 +178,7 @@ class FunctionWatch:
         program = self._program
         if program is None:
             return apply(*args)
-        # A Function inside a Function is part of it; in a transform of torch.func the tensors are wrappers.
+        # A Function inside a Function is part of it; in a transform of torch.func this is one level of it.
         if program.suspended or torch._C._functorch.peek_interpreter_stack() is not None:
             return apply(*args)
         differentiating = program.hooks_only
@@ -172,7 +190,7 @@ class FunctionWatch:
             if differentiating:
                 return _detached(apply(*args)) if function in self.unjudged else apply(*args)
             if program.replaying:
-                return self._replay(number, apply, args)
+                return self._replay(number, function, apply, args)
             return self._record(number, function, apply, args)
         finally:
             program.suspended -= 1
@@ -185,18 +203,15 @@ class FunctionWatch:
             slopes = torch._dirichlet_grad(x, at, at.sum(-1, keepdim=True).expand_as(at))
             self.maps[number] = _DirichletMap(apply, at, x.clone(), slopes)
             return result
-        if sum(call.function is function for call in self.calls) < self.calls_per_class:
-            self.calls.append(
-                FunctionCall(function, copied_arguments(args), user_location(), innermost_module(self.modules))
-            )
+        self.classes.add(function)
         if not self.linearised(function) or not any(map(_is_differentiable, args)):
-            return apply(*args)
+            return self._made(number, function, apply, args)
         self._structures[number] = args[-1]
         linear = None
         if function not in self.unjudged:
             with borrowed_generators():  # what it draws is drawn again by the call itself
                 linear = linear_map(apply, copied_arguments(args))
-        result = apply(*args)
+        result = self._made(number, function, apply, args)
         if linear is None:
             self.unjudged.add(function)
             self.maps[number] = _detached(result)
@@ -204,12 +219,42 @@ class FunctionWatch:
         self.maps[number] = linear
         return result
 
-    def _replay(self, number: int, apply: Apply, args: tuple[Any, ...]) -> Any:
+    def inside(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
+        """Apply a Function to the wrappers of a transform of torch.func; no linear map stands for it there."""
+        program = self._program
+        if program is None or program.suspended or program.hooks_only or self.linearised(function):
+            return apply(*args)
+        self.classes.add(function)
+        number, self._number = self._number, self._number + 1
+        program.suspended += 1
+        try:
+            if self.observer is None:
+                return apply(*args)
+            with temporarily_clear_interpreter_stack():
+                plain: Apply = function.apply
+                self.observer.before(number, function, plain, tuple(map(_one_sample, args)), inside=True)
+            result = apply(*args)
+            with temporarily_clear_interpreter_stack():
+                one = tuple(map(_one_sample, result)) if isinstance(result, tuple) else _one_sample(result)
+                self.observer.after(number, one)
+            return result
+        finally:
+            program.suspended -= 1
+
+    def _made(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
+        if self.observer is None:
+            return apply(*args)
+        self.observer.before(number, function, apply, args)
+        result = apply(*args)
+        self.observer.after(number, result)
+        return result
+
+    def _replay(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         if self._program is not None:
             args = tuple(map(self._program.held_fixed, args))
         stands = self.maps.get(number)
         if stands is None:
-            return apply(*args)
+            return self._made(number, function, apply, args)
         if hasattr(args[-1], "output_spec"):
             recorded = self._structures[number]
             args[-1].output_spec, args[-1].result_is_tuple = recorded.output_spec, recorded.result_is_tuple
@@ -218,6 +263,41 @@ class FunctionWatch:
         values, extra = stands(args)
         self.extra += extra
         return values
+
+
+def _one_sample(arg: Any) -> Any:
+    """Return the tensor inside the wrappers of torch.func, the first of a batch, asking for a gradient if any does."""
+    if not isinstance(arg, Tensor) or not torch._C._functorch.is_functorch_wrapped_tensor(arg):
+        return arg
+    asks, tensor = arg.requires_grad, arg
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        batch = torch._C._functorch.maybe_get_bdim(tensor)
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+        asks |= tensor.requires_grad
+        tensor = tensor if batch < 0 else tensor.select(batch, 0)
+    tensor = tensor.detach().requires_grad_(asks)
+    return tensor.view_as(tensor)  # no leaf of the model
+
+
+@contextmanager
+def inside_transforms(watch: Watch) -> Iterator[None]:
+    """Let ``watch`` stand for the Functions that ``torch.func`` transforms too, where ``apply`` is Python."""
+    own = vars(Function)["apply"]
+    if not isinstance(own, classmethod):
+        yield
+        return
+
+    def apply(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:
+        applied = own.__get__(None, cls)
+        if torch._C._functorch.peek_interpreter_stack() is None:
+            return applied(*args, **kwargs)
+        return watch(cls, lambda *given: applied(*given, **kwargs), args)
+
+    Function.apply = classmethod(apply)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        Function.apply = own  # type: ignore[assignment]
 
 
 @contextmanager
@@ -262,6 +342,8 @@ def linear_map(apply: Apply, args: tuple[Any, ...]) -> LinearMap | None:
 
 def keeps_what_it_saves() -> AbstractContextManager[None]:
     """Return a context in which tensors are saved as they are: a checkpoint around it counts what its body saves."""
+    if torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is not None:  # torch.func takes none
+        return nullcontext()
     return saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
 
 
@@ -317,6 +399,11 @@ def copied_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
 def is_torch_own(function: FunctionClass) -> bool:
     """Tell torch's own Functions (checkpointing, module hooks, compiled graphs) from the user's."""
     return function.__module__.split(".")[0] == "torch"
+
+
+def is_users(function: FunctionClass) -> bool:
+    """Tell the user's Functions and registered operators, for which torch makes the Function (2.10 to 2.14)."""
+    return not is_torch_own(function) or function.__name__.startswith("GeneratedBackwardFor_")
 
 
 def _is_checkpoint(function: FunctionClass) -> bool:

@@ -1,8 +1,4 @@
-"""One model as a function of float64 leaves, run in three ways: for autograd, at the point, and beside it.
-
-Private to torch (seen in 2.13): ``torch._higher_order_ops.utils._maybe_compile_and_run_fn``, and the names of
-the functions that ``scan`` and ``map`` hand it.
-"""
+"""One model as a function of float64 leaves, run in three ways: for autograd, at the point, and beside it."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradctl.numerics.control_flow import plain_control_flow
-from gradctl.numerics.functions import FunctionWatch, watch_functions
+from gradctl.numerics.functions import FunctionWatch, inside_transforms, watch_functions
 from gradctl.numerics.graph import modules_by_identity
 from gradctl.numerics.program import Program, Recording
 from gradctl.numerics.promotion import Promotion, default_dtype
@@ -88,7 +84,6 @@ class ModelRunner:
     def record(self) -> Outputs:
         """Return the outputs at the point; note cuts, hooks and Functions."""
         self.watch.maps.clear()
-        self.watch.calls.clear()
         program = Program()
         outputs = self.run(program)
         self.recording = program.recording
@@ -117,6 +112,7 @@ class ModelRunner:
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(watch_functions(self.watch))
+            stack.enter_context(inside_transforms(self.watch.inside))
             stack.enter_context(plain_control_flow())
             stack.enter_context(self.promoted())
             return self.instance.run(program)

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, _SingleLevelFunction
+from torch.autograd.function import _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 
-from gradctl.numerics.functions import FunctionClass, is_torch_own, watch_functions
+from gradctl.numerics.functions import FunctionClass, inside_transforms, is_torch_own, watch_functions
 from gradctl.numerics.hooks import NoHandle
 from gradctl.numerics.program import BranchChanged, Place
 from gradctl.subject.frames import user_location
@@ -83,7 +83,7 @@ class Undone:
 def watching(seen: Seen, undone: Undone | None = None) -> Iterator[None]:
     """Note in ``seen`` what is run in this context, and run it without what is to be undone."""
     program = _Program(seen, undone or Undone())
-    with watch_functions(program.apply), _inside_transforms(program.apply), program:
+    with watch_functions(program.apply), inside_transforms(program.apply), program:
         yield
 
 
@@ -173,27 +173,6 @@ def _plainly(function: FunctionClass, args: tuple[Any, ...]) -> Any:
         context = _Context()
         context.needs_input_grad = tuple(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
         return forward(context, *args)
-
-
-@contextmanager
-def _inside_transforms(watch: Callable[[FunctionClass, Apply, tuple[Any, ...]], Any]) -> Iterator[None]:
-    """Let ``watch`` stand for the Functions that ``torch.func`` transforms too, where ``apply`` is Python."""
-    own = vars(Function)["apply"]
-    if not isinstance(own, classmethod):
-        yield
-        return
-
-    def apply(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:
-        applied = own.__get__(None, cls)
-        if torch._C._functorch.peek_interpreter_stack() is None:
-            return applied(*args, **kwargs)
-        return watch(cls, lambda *given: applied(*given, **kwargs), args)
-
-    Function.apply = classmethod(apply)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        Function.apply = own  # type: ignore[assignment]
 
 
 _REGISTER_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}

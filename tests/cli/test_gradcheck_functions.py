@@ -237,6 +237,18 @@ def in_a_model(function):
     return Subject(target="Between", model=Between(function), args=inputs)
 
 
+class Last(nn.Module):
+    """Gives the first output of a Function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        result = self.function.apply(x)
+        return result if isinstance(result, torch.Tensor) else result[0]
+
+
 HOWEVER = pytest.mark.parametrize("subject_of", [as_target, in_a_model])
 
 BROKEN = {
@@ -275,11 +287,10 @@ BROKEN = {
 }
 
 
-@HOWEVER
 @pytest.mark.parametrize("function", BROKEN, ids=lambda function: function.__name__)
-def test_a_broken_contract_is_named(function, subject_of):
+def test_a_broken_contract_is_an_error_of_a_function_that_is_the_target(function):
     code, message = BROKEN[function]
-    unit = gradcheck(subject_of(function))
+    unit = gradcheck(as_target(function))
     found = finding(unit, code)
     assert found.message.startswith(message)
     assert (found.severity, found.allow, found.location.op) == (
@@ -290,9 +301,43 @@ def test_a_broken_contract_is_named(function, subject_of):
     assert unit.verdict == "fail"
 
 
+@pytest.mark.parametrize("function", [f for f in BROKEN if f is not ReturnsWhatIsNeeded], ids=lambda f: f.__name__)
+def test_a_broken_contract_that_a_model_does_not_need_is_a_warning(function):
+    code, message = BROKEN[function]
+    unit = gradcheck(in_a_model(function))
+    found = finding(unit, code)
+    assert found.message.startswith(f"latent: {message.removesuffix('.')}")
+    assert found.message.endswith("; this model does not do that.")
+    assert (found.severity, found.allow, unit.verdict) == ("warning", f"{code}:{function.__name__}", "pass")
+
+
+@pytest.mark.parametrize("function", [AveragesExpanded, DividesByStride], ids=lambda f: f.__name__)
+def test_a_function_that_gives_an_output_gets_an_expanded_cotangent_from_sum_and_mean(function):
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(4, 4), Last(function))
+    found = finding(gradcheck(Subject(target="Last", model=model, args=(x,))), "GC408")
+    assert (found.severity, found.message.startswith(BROKEN[function][1])) == ("error", True)
+
+
+def test_a_function_that_takes_an_input_of_the_model_meets_in_training_one_that_asks_for_no_gradient():
+    unit = gradcheck(in_a_model(ReturnsWhatIsNeeded))
+    found = finding(unit, "GC408")
+    assert found.message.startswith("ReturnsWhatIsNeeded.backward raises where 'y' asks for no gradient: RuntimeError")
+    assert (found.severity, codes(unit)) == ("error", {"GC408", "GC416"})
+
+
+def test_an_output_that_has_no_cotangent_in_this_model_is_an_error():
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(4, 4), Last(MultipliesNone), nn.Linear(4, 4))
+    with pytest.raises(TargetError, match="unsupported operand"):
+        gradcheck(Subject(target="Last", model=model, args=(x,)))
+
+
 # Where nothing but the contract is broken, and for those who never ask for it, the gradients themselves are right.
-@HOWEVER
-@pytest.mark.parametrize("function", [f for f in BROKEN if f is not WritesCotangent], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("subject_of", [as_target, in_a_model])
+@pytest.mark.parametrize(
+    "function", [f for f in BROKEN if f not in (WritesCotangent, ReturnsWhatIsNeeded)], ids=lambda f: f.__name__
+)
 def test_a_broken_contract_is_all_that_is_found_and_can_be_allowed(function, subject_of):
     unit = gradcheck(subject_of(function))
     assert (codes(unit), wrong_tensors(unit)) == ({BROKEN[function][0]}, [])

@@ -90,12 +90,11 @@ def test_a_backward_that_is_not_affine_or_not_differentiable_states_no_map(funct
     not isinstance(vars(torch.autograd.Function)["apply"], classmethod), reason="torch 2.14 binds apply in C, unseen"
 )
 def test_a_function_is_seen_under_a_name_bound_long_ago():
-    watch = FunctionWatch(calls_per_class=1)
+    watch = FunctionWatch()
     with watch_functions(watch), Program() as program:
         watch.begin(program)
         triple(*asking(X, Y))
-    assert [call.function for call in watch.calls] == [Triple]
-    assert watch.calls[0].place is not None and watch.calls[0].place[0] == __file__
+    assert watch.classes == {Triple}
 
 
 def test_nothing_is_left_behind_in_torch():
