@@ -37,6 +37,7 @@ from gradctl.checks.gradient_findings import (
     not_replayed,
     of_form,
     tensor_result,
+    too_large_notes,
     undifferentiated_note,
     with_hooks,
 )
@@ -184,13 +185,14 @@ class _Check:
         except NoGradient as error:
             raise nothing_in_front(self.subject.target, watch.unjudged) from error
         suspects, self.missed = self.probing.screen(indices)
-        self.judged = {i: TensorJudgement(i, "same") for i in indices}
+        self.judged = {i: self.probing.screened(i) for i in indices}
         each = indices if thorough else suspects
         for count, i in enumerate(each, 1):
             self.progress(f"tensor {count} of {len(each)}: {runner.leaves[i].name}")
             judged, missed = self.probing.each([i])
             self.judged |= judged
             self.missed = max(self.missed, missed)
+        self.judged = self.probing.settled(self.judged)
         self.recording = runner.recording  # those made for culprits later see fewer directions
         for i in tensors_behind(self.probing, runner):
             if i in self.judged and self.judged[i].verdict == "same":
@@ -204,6 +206,7 @@ class _Check:
         wrong = [i for i in indices if self.judged[i].verdict in ("wrong", "missing", "approximate")]
         unexplained = self._check_functions(wrong, settings)
         self._localise(unexplained, settings)
+        self._accept_kinks(unexplained)
 
     def _check_functions(self, wrong: list[int], settings: dict[str, Any]) -> list[int]:
         """Judge the custom Functions by themselves; return what is wrong besides them."""
@@ -234,13 +237,24 @@ class _Check:
         if any(self.judged[i].verdict in ("wrong", "missing") for i in wrong):
             self.progress("looking for the call whose backward is wrong")
             with explaining("the call whose backward is wrong"):
-                self.probing.point.record()
+                self.probing.site(next(i for i in wrong if self.judged[i].verdict in ("wrong", "missing")))
                 self.wrong_calls = wrong_backwards(runner, settings)
         if self._broken() and not self._is_output_broken():
             self.progress("looking for the call that makes NaN")
             with explaining("the call whose backward makes NaN"):
                 self.probing.point.record()
                 self.broken_calls = broken_backwards(runner, self.probing.samples[0].cotangents)
+
+    def _accept_kinks(self, unexplained: list[int]) -> None:
+        """Accept what is wrong at the user's point alone if no part of the program is: right parts compose to a kink.
+
+        ``relu(x) - relu(-x)`` at 0 is x, smooth; autograd's gradient there is 0, and of each part a slope it has.
+        """
+        told = frozenset[str]().union(*(each.tensors for each in self.wrong_calls))
+        for i in unexplained:
+            judged = self.judged[i]
+            if judged.only_here and self.source.runner.leaves[i].name not in told:
+                self.judged[i] = replace(judged, verdict="same", where="beside")
 
     def results(self) -> list[TensorResult]:
         """Return a row a judged leaf, with elements for the worst few."""
@@ -250,8 +264,7 @@ class _Check:
         results = []
         for i, judged in self.judged.items():
             rows, count = self._rows(i) if i in worst else ([], None)
-            kinked = self.probing.kinked
-            results.append(tensor_result(leaves[i], judged, kinked=kinked, broken=i in broken, rows=rows, wrong=count))
+            results.append(tensor_result(leaves[i], judged, broken=i in broken, rows=rows, wrong=count))
         return with_hooks(results, self.hooked)
 
     def _rows(self, i: int) -> tuple[Sequence[ElementDifference], int | None]:
@@ -300,7 +313,11 @@ class _Check:
         with explaining("what the casts of the program change"):
             cast = cast_note(self.native.outputs, self.probing.origin.outputs)
             notes += [cast] if cast is not None else []
-        notes += [kink_note()] if self.probing.kinked else []
+        if self.probing.origin.absorbed:
+            self.probing.origin.record()
+            notes += too_large_notes(self.probing.origin.too_large())
+        beside = [runner.leaves[i].name for i, judged in self.judged.items() if judged.where == "beside"]
+        notes += [kink_note(beside)] if beside else []
         notes += [constant_inputs_note()] if self.native.input_mode == "constant" else []
         return notes if self.probing.origin.consistent else [not_replayed(), *notes]
 
@@ -310,7 +327,7 @@ class _Check:
             dtype=str(self.source.dtype).removeprefix("torch."),
             islands=self.source.islands,
             noise=number(self.probing.relative_noise),
-            forwards=self.probing.point.forwards + self.blame.forwards,
+            forwards=self.probing.forwards + self.blame.forwards,
             probes=probes,
             missed_with_probability=None if self.is_tolerant else number(self.missed),
             of_error=_OF_ERROR,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +41,7 @@ __all__ = [
     "not_replayed",
     "of_form",
     "tensor_result",
+    "too_large_notes",
     "undifferentiated_note",
     "with_hooks",
 ]
@@ -134,7 +135,8 @@ def gradient_finding(
         hint = "try --seed, or inputs away from a discontinuity."
     elif judged.verdict == "wrong":
         behind = f": behind {function_name(cause)}" if cause is not None else ""
-        message = f"autograd's gradient of {leaf.name} is not the derivative{by}{behind}."
+        where = " where parameters that are zero here are moved away from zero" if judged.where == "away" else ""
+        message = f"autograd's gradient of {leaf.name} is not the derivative{where}{by}{behind}."
     else:
         return None
     return Finding(
@@ -156,14 +158,13 @@ def tensor_result(
     leaf: Leaf,
     judged: TensorJudgement,
     *,
-    kinked: bool,
     broken: bool,
     rows: Iterable[ElementDifference],
     wrong: int | None,
 ) -> TensorResult:
     """Return one leaf's row of the report."""
     verdict: TensorVerdict = "reference-wrong" if broken or judged.verdict == "wrong" else judged.verdict
-    if verdict == "same" and kinked:
+    if verdict == "same" and judged.where == "beside":
         verdict = "non-differentiable"
     elements = tuple(
         Element(
@@ -302,14 +303,15 @@ def hook_notes(recording: Recording, hooked: Sequence[str], *, changes: bool) ->
     ]
 
 
-def kink_note() -> Finding:
-    """Return the note that the point is not differentiable."""
+def kink_note(names: Sequence[str]) -> Finding:
+    """Return the note that the function has a kink at the user's point along these leaves."""
     return Finding(
         code="GC405",
         severity="note",
         verdict="non-differentiable",
         quantity="gradient",
-        message="the point is at a kink or jump (relu at 0, a tie in max): the gradients were judged 1e-3 beside it.",
+        message="the function has a kink or jump at this point (relu at 0, a tie in max); these gradients were judged "
+        f"1e-3 beside it: {_listed(names)}.",
     )
 
 
@@ -323,6 +325,21 @@ def undifferentiated_note(name: str) -> Finding:
         message=f"{name} changes with the parameters or inputs, but has no gradient: a custom Function marks it as not "
         "differentiable, or it is computed outside of autograd.",
     )
+
+
+def too_large_notes(outputs: Mapping[str, int]) -> list[Finding]:
+    """Return a note for each output some of whose elements (counted) absorb what the leaves do."""
+    return [
+        Finding(
+            code="GC423",
+            severity="note",
+            quantity="output",
+            tensor=name,
+            message=f"{name} has {count} elements that are too large to change with the leaves (a mask of -1e30 that "
+            "is added, perhaps): the gradient through them is not judged.",
+        )
+        for name, count in outputs.items()
+    ]
 
 
 def constant_inputs_note() -> Finding:

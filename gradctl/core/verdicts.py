@@ -31,6 +31,7 @@ def unit_verdict(
 
     A tensor without a verdict (``unresolved``) makes the unit inconclusive, unless the finding that says so is allowed.
     One that is not judged (``frozen``, say) does not count; if there is no other, nothing was checked: ``skipped``.
+    Too small to judge is no such case: its gradient and its derivative are both known to be nearly zero.
     """
     findings, tensors = list(findings), list(tensors)
     allowed = {finding.tensor for finding in findings if finding.allowed}
@@ -43,7 +44,8 @@ def unit_verdict(
         tensor.verdict in ("unresolved", "nondeterministic") and tensor.tensor not in allowed for tensor in tensors
     ):
         return "inconclusive"
-    return "skipped" if tensors and all(tensor.verdict in NOT_JUDGED for tensor in tensors) else "pass"
+    unchecked = [tensor.verdict in NOT_JUDGED and tensor.verdict != "too-small" for tensor in tensors]
+    return "skipped" if unchecked and all(unchecked) else "pass"
 
 
 def failing_severities(fail_on: str) -> tuple[str, ...]:

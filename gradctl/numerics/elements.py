@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradctl.numerics.judge import Judge
+from gradctl.numerics.judge import Judge, Site
 from gradctl.numerics.measures import gaussian_like
 from gradctl.numerics.point import Direction, Point, Sample, natural_scale
 
@@ -42,23 +42,25 @@ def worst_elements(judge: Judge, i: int) -> tuple[list[ElementDifference], int |
     stretch of elements is split in halves, the five stretches with the largest difference are split again, down to
     elements.
     """
-    sample, count = judge.samples[0], judge.origin.values[i].numel()
-    broken = sample.broken.get(i)
+    broken = judge.samples[0].broken.get(i)
+    site = judge.here if broken is not None else judge.site(i)
+    count = site.point.values[i].numel()
     if broken is not None:
         positions = broken.reshape(-1).nonzero().reshape(-1)[:_ROWS].tolist()
-        return [_measured(judge, i, position) for position in positions], int(broken.sum())
+        return [_measured(site, i, position) for position in positions], int(broken.sum())
     if count <= _ALL:
-        measured = sorted((_measured(judge, i, position) for position in range(count)), key=lambda e: -e.error)
+        measured = sorted((_measured(site, i, position) for position in range(count)), key=lambda e: -e.error)
         size = max(abs(e.autograd) for e in measured) + max(abs(e.finite_difference) for e in measured)
         wrong = sum(e.error > 1e-6 * size for e in measured)
         return measured[: min(_ROWS, wrong)], wrong
-    positions = _followed_down(judge, sample, i, count)
-    return sorted((_measured(judge, i, position) for position in positions), key=lambda e: -e.error), None
+    positions = _followed_down(site, judge.generator, i, count)
+    return sorted((_measured(site, i, position) for position in positions), key=lambda e: -e.error), None
 
 
-def _followed_down(judge: Judge, sample: Sample, i: int, count: int) -> list[int]:
+def _followed_down(site: Site, generator: torch.Generator, i: int, count: int) -> list[int]:
     """Return positions of elements whose differences dominate, 2 forwards a half: a beam of five stretches."""
-    weights = gaussian_like(judge.point.values[i], judge.generator).reshape(-1)
+    point, sample = site.point, site.samples[0]
+    weights = gaussian_like(point.values[i], generator).reshape(-1)
     gradient = sample.gradients[i]
     stated = (weights if gradient is None else (gradient.conj().reshape(-1) * weights).real) * (gradient is not None)
     totals = torch.cat([torch.zeros(1, dtype=torch.float64), stated.real.to("cpu", torch.float64).cumsum(0)])
@@ -66,8 +68,8 @@ def _followed_down(judge: Judge, sample: Sample, i: int, count: int) -> list[int
     def difference(begin: int, end: int) -> float:
         part = torch.zeros_like(weights)
         part[begin:end] = weights[begin:end]
-        length = (float(torch.linalg.vector_norm(part)) or 1.0) / natural_scale(judge.point.values[i])
-        phi = judge.point.along(along_leaf(judge.point, i, part / length), sample)
+        length = (float(torch.linalg.vector_norm(part)) or 1.0) / natural_scale(point.values[i])
+        phi = point.along(along_leaf(point, i, part / length), sample)
         slope = length * (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
         return slope - float(totals[end] - totals[begin])
 
@@ -96,14 +98,15 @@ def element_slope(point: Point, sample: Sample, i: int, position: int) -> float:
     return (4 * fine - coarse) / (3 * scale)
 
 
-def _measured(judge: Judge, i: int, position: int) -> ElementDifference:
-    value, sample = judge.point.values[i], judge.samples[0]
+def _measured(site: Site, i: int, position: int) -> ElementDifference:
+    point, sample = site.point, site.samples[0]
+    value = point.values[i]
     gradient = sample.gradients[i]
     stated = 0.0 if gradient is None else float(gradient.reshape(-1)[position].real)
     if i in sample.broken and bool(sample.broken[i].reshape(-1)[position]):
         stated = math.nan
     index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(position), value.shape)) if value.dim() else ()
-    return ElementDifference(index, stated, element_slope(judge.point, sample, i, position))
+    return ElementDifference(index, stated, element_slope(point, sample, i, position))
 
 
 def along_leaf(point: Point, i: int, part: Tensor) -> Direction:

@@ -13,19 +13,25 @@ import itertools
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-__all__ = ["Slope", "noise_floor", "slope_at_zero"]
+__all__ = ["LARGEST_STEP", "Slope", "noise_floor", "slope_at_zero"]
 
-_LARGEST_STEP = 3.07e-2  # 3e-2 is a whole multiple of the thousandths that programs round to
+LARGEST_STEP = 3.07e-2  # 3e-2 is a whole multiple of the thousandths that programs round to
 _SMALLEST_STEP = 2e-7
+# Below that only while each smaller step still resolves more (sin(1e5 x), a value close to the edge of a domain).
+_LAST_STEP = 1e-11
 _RATIO = 1 / 4
 # An error above this part of the slope resolves nothing worth saying.
 _RESOLVED = 1e-4
+# Two neighbouring steps that agree to this part show a slope.
+_CONFIRMED = 1e-2
 # float32 islands have a relative noise of 1e-7; above this the steps see something else than the derivative.
 _NOISIEST = 1e-5
 # Units in the last place of |phi| at least: zero-initialised layers make phi exactly linear, and its noise 0.
 _LEAST_NOISE_ULPS = 8
+# The last operation of each output rounds by 0.3 ULP (standard deviation); what the program rounds more is measured.
+_ULPS_OF_A_DIFFERENCE = 0.5
 # Far below any step of the ladder, far above the rounding of an argument: high differences see the noise alone.
 _NOISE_SPACING = 1e-7
 
@@ -55,6 +61,7 @@ class Slope:
 class _Level:
     step: float
     derivative: float
+    truncation: float
     error: float
     second: float
     second_half: float
@@ -82,8 +89,10 @@ def slope_at_zero(
     epsilon: float = sys.float_info.epsilon,
     *,
     to_the_end: bool = False,
+    size: float = 0.0,
+    largest_step: float = LARGEST_STEP,
 ) -> Slope:
-    """Return the derivative of ``phi`` at 0 with an estimate of its error, from steps 3e-2 down to 2e-7.
+    """Return the derivative of ``phi`` at 0 with an estimate of its error, from steps 3e-2 down to 2e-7 or less.
 
     Args:
         phi: the function along one direction of unit norm; NaN where it is not defined (such a step is passed over).
@@ -92,8 +101,11 @@ def slope_at_zero(
         epsilon: machine epsilon of the dtype in which ``phi`` computes.
         to_the_end: take the smallest steps too where larger ones seem to do: a function rounded to three decimals is
             linear to those, and flat to these.
+        size: the size of the numbers whose difference ``phi`` is, if its values do not show it: they round.
+        largest_step: the step to begin with.
 
-    Source: the error of a level is |R(h) - C(h/2)| + |S(h) - 2 S(h/2)| / 2 + 2 max(noise, 8 eps max|phi|) / h.
+    Source: the error of a level is min(|R(h) - C(h/2)|, |R(h) - R(4h)|) + |S(h) - 2 S(h/2)| / 2 plus the noise,
+    2 max(noise, 8 eps max|phi|, eps size / 2) / h.
     """
     values: dict[float, float] = {}
 
@@ -104,15 +116,18 @@ def slope_at_zero(
 
     levels: list[_Level] = []
     best: _Level | None = None
-    step = _LARGEST_STEP
-    while step > _SMALLEST_STEP:
-        level = _level(at, step, noise, epsilon)
+    step = largest_step
+    while step > _LAST_STEP:
+        level = _level(at, step, noise, epsilon, size)
         if level is not None:
+            level = _compared_with_larger(level, levels)
             levels.append(level)
             best = level if best is None or level.error < best.error else best
             if level.floor > best.error and not to_the_end:
                 break
         step *= _RATIO
+        if step <= _SMALLEST_STEP and best is not None and (best.error <= _RESOLVED * scale or not _improves(levels)):
+            break
     if best is None:
         return Slope(math.nan, math.inf, kinked=True, resolved=False, usable=False)
     error = max(best.error, _contradiction(levels, best))
@@ -120,14 +135,14 @@ def slope_at_zero(
     resolved = error <= _RESOLVED * scale or (
         scale == 0 and error <= max(_RESOLVED * abs(best.derivative), 10 * best.floor)
     )
-    largest = max(map(abs, filter(math.isfinite, values.values())))
+    largest = max(size, *map(abs, filter(math.isfinite, values.values())))
     quiet = largest == 0 or not noise > _NOISIEST * largest
     usable = quiet and error <= max(abs(best.derivative) / 10, 1e3 * best.floor)
     resolved = resolved and quiet
     return Slope(best.derivative, error, _is_kinked(levels) or not resolved, resolved, usable)
 
 
-def _level(at: Callable[[float], float], step: float, noise: float, epsilon: float) -> _Level | None:
+def _level(at: Callable[[float], float], step: float, noise: float, epsilon: float, size: float) -> _Level | None:
     origin, half = at(0.0), step / 2
     points = [at(step), at(-step), at(half), at(-half)]
     if not all(map(math.isfinite, [origin, *points])):
@@ -137,15 +152,42 @@ def _level(at: Callable[[float], float], step: float, noise: float, epsilon: flo
     derivative = (4 * central_half - central) / 3
     second = (forward - 2 * origin + backward) / step
     second_half = (half_forward - 2 * origin + half_backward) / half
-    least = _LEAST_NOISE_ULPS * epsilon * max(map(abs, [origin, *points]))
+    least = epsilon * max(_ULPS_OF_A_DIFFERENCE * size, _LEAST_NOISE_ULPS * max(map(abs, [origin, *points])))
     floor = 2 * (max(noise, least) if math.isfinite(noise) else least) / step
-    error = abs(derivative - central_half) + abs(second - 2 * second_half) / 2 + floor
-    return _Level(step, derivative, error, second, second_half, floor)
+    truncation = abs(derivative - central_half)
+    error = truncation + abs(second - 2 * second_half) / 2 + floor
+    return _Level(step, derivative, truncation, error, second, second_half, floor)
+
+
+def _compared_with_larger(level: _Level, levels: list[_Level]) -> _Level:
+    """Return a level whose truncation error is taken from the next larger step, if that is less.
+
+    The extrapolated derivative at 4 h is off by 256 times as much as the one at h; C(h/2) is off by far more.
+    """
+    if not levels or levels[-1].step > 4.01 * level.step:
+        return level
+    truncation = abs(level.derivative - levels[-1].derivative)
+    saved = level.truncation - truncation
+    return replace(level, truncation=truncation, error=level.error - saved) if saved > 0 else level
+
+
+def _improves(levels: list[_Level]) -> bool:
+    """Tell whether the last step resolved more than the one before: at a kink none does."""
+    return len(levels) < 2 or levels[-1].error < levels[-2].error / 2
 
 
 def _contradiction(levels: list[_Level], best: _Level) -> float:
-    """Return how far another step that also looks resolved disagrees: a staircase is flat between its steps."""
-    gaps = ((abs(level.derivative - best.derivative), level.error + best.error) for level in levels)
+    """Return how far another step that also looks resolved disagrees: a staircase is flat between its steps.
+
+    Larger steps do not count if two neighbours agree: what oscillates within them has any slope, and a small error.
+    """
+    neighbours = [level for level in levels if 1 / 4.01 <= level.step / best.step <= 4.01 and level is not best]
+    confirmed = any(
+        abs(level.derivative - best.derivative) <= level.error + best.error <= _CONFIRMED * abs(best.derivative)
+        for level in neighbours
+    )
+    others = [level for level in levels if level.step < best.step or not confirmed]
+    gaps = ((abs(level.derivative - best.derivative), level.error + best.error) for level in others)
     return max((gap for gap, error in gaps if gap > 10 * error), default=0.0)
 
 

@@ -257,8 +257,8 @@ def _judged(part: _Part, runner: ModelRunner, settings: dict[str, Any], origin: 
                 return None
             judge = Judge(part, **{**settings, "probes": 1, "sizes": False})
             suspects, _ = judge.screen(range(len(part.leaves)))
-            judged, _ = judge.each(suspects)
-            wrong = [i for i, each in judged.items() if each.verdict in ("wrong", "missing")]
+            judged = judge.settled(judge.each(suspects)[0])
+            wrong = [i for i, each in judged.items() if each.verdict in ("wrong", "missing") and not each.only_here]
             if not wrong:
                 return None
             vote = forward_mode_vote(judge, part.push)

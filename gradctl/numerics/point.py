@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,13 @@ from gradctl.subject.frames import is_out_of_memory
 __all__ = ["Direction", "NoGradient", "Point", "Sample", "natural_scale", "rms"]
 
 # Outputs of one model can differ by many decades (energies and forces); each takes an equal part, but rounding noise
-# around zero is not blown up to the size of the others.
+# around zero is not amplified to the size of the others.
 _SMALLEST_SHARE = 1e-8
+# An element weighs no more than its own rounding allows: of a value v, its noise is then 1e-11 of the objective.
+_COARSEST = 1e11
+_COARSEST_IN_NARROW_DTYPES = 1e-4
+# Over which steps it is seen how much an output moves; the smaller ones only close to the edge of a domain.
+_STEPS_OF_OUTPUTS = (3e-2, 1e-4, 1e-7)
 
 
 class NoGradient(Exception):
@@ -29,7 +34,8 @@ class Sample:
     """One random cotangent for each output that has a gradient, and the VJP that autograd makes of it.
 
     ``finite`` marks, by output name, elements that take part (a logit masked with -inf takes none). ``broken``
-    marks, by index of the leaf, elements whose gradient is NaN or infinite; in ``gradients`` they are 0.
+    marks, by index of the leaf, elements whose gradient is NaN or infinite; in ``gradients`` they are 0. ``size`` is
+    the norm of the weighted outputs that move: their rounding is the noise of the objective.
     """
 
     cotangents: dict[str, Tensor]
@@ -37,6 +43,7 @@ class Sample:
     gradients: list[Tensor | None]
     norms: list[float]
     broken: dict[int, Tensor]
+    size: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +63,7 @@ class Point:
         outputs: names and values of the float outputs at the point.
         forwards: how often the function was run.
         consistent: whether replaying at the point itself gives what was recorded there.
+        absorbed: by output, a mask of the elements that are too large to move with the leaves, where there is one.
     """
 
     def __init__(self, runner: Runner, values: list[Tensor] | None = None) -> None:
@@ -65,6 +73,8 @@ class Point:
         self.infinite = {i: mask for i, mask in masks.items() if bool(mask.any())}
         self.forwards = 0
         self._resting: dict[int, int] = {}  # version counter of each leaf that holds its value: others write to it too
+        self.absorbed: dict[str, Tensor] = {}
+        self._movements: tuple[dict[str, Tensor], float] | None = None
         self.outputs: Outputs = self.record()
         self._place(None, 0.0)
         self.forwards += 1
@@ -72,6 +82,8 @@ class Point:
         self.consistent = all(
             name in again and relative_error(value, again[name]) < 1e-9 for name, value in self.outputs
         )
+        # Subtracted element by element, before any sum: masked logits of -1e9 would drown what moves.
+        self._base = again or dict(self.outputs)
 
     def record(self) -> Outputs:
         """Return the float outputs at the point, and have the runner note anew what must be held fixed beside it."""
@@ -86,19 +98,20 @@ class Point:
         Raises:
             NoGradient: no output has a graph.
         """
+        changes, step = self._changes(generator)  # before the run whose graph must not see its leaves move
         outputs = self._differentiable_outputs()
         if not outputs:
             raise NoGradient
-        sizes = {name: rms(t.detach()) for name, t in outputs.items()}
-        largest = max(sizes.values())
-        cotangents, finite = {}, {}
+        scales, moving, self.absorbed = _scales({name: t.detach() for name, t in outputs.items()}, changes, step)
+        cotangents, finite, size = {}, {}, 0.0
         for name, output in outputs.items():
-            share = max(sizes[name], _SMALLEST_SHARE * largest) or 1.0
-            cotangents[name] = gaussian_like(output, generator) / share
+            cotangents[name] = gaussian_like(output, generator) * scales[name]
             mask = torch.isfinite(output.detach())
             if not bool(mask.all()):
                 finite[name] = mask
                 cotangents[name] = torch.where(mask, cotangents[name], 0)
+            weighted = torch.where(mask & moving[name], output.detach(), 0) * cotangents[name]
+            size = math.hypot(size, norm(weighted))
         gradients = self._vjp(outputs, cotangents)
         broken = {}
         for i, gradient in enumerate(gradients):
@@ -106,7 +119,7 @@ class Point:
                 broken[i] = ~torch.isfinite(gradient)
                 gradients[i] = torch.where(broken[i], 0, gradient)
         norms = [norm(gradient) if gradient is not None else 0.0 for gradient in gradients]
-        return Sample(cotangents, finite, gradients, norms, broken)
+        return Sample(cotangents, finite, gradients, norms, broken, size)
 
     def gradients(self, cotangents: dict[str, Tensor], generator: torch.Generator | None = None) -> list[Tensor | None]:
         """Return autograd's gradient of the given cotangents; ``generator`` draws those that are missing."""
@@ -117,9 +130,11 @@ class Point:
         return self._vjp({name: t for name, t in outputs.items() if name in cotangents}, cotangents)
 
     def along(self, direction: Direction, sample: Sample) -> Callable[[float], float]:
-        """Return phi(t) = <cotangents, outputs(values + t direction)>; NaN where the function is not to be had."""
+        """Return phi(t) = <cotangents, outputs(values + t direction) - outputs(values)>; NaN where a run fails."""
 
         def phi(t: float) -> float:
+            if t == 0:
+                return 0.0
             self._place(direction, t)
             self.forwards += 1
             try:
@@ -130,31 +145,98 @@ class Point:
                 return math.nan
             total = self.runner.extra
             for name, cotangent in sample.cotangents.items():
-                output = outputs.get(name)
-                if output is None or output.shape != cotangent.shape:
+                output, base = outputs.get(name), self._base.get(name)
+                if output is None or base is None or not output.shape == base.shape == cotangent.shape:
                     return math.nan
-                output = output.detach().to(cotangent.dtype)
+                change = output.detach().to(cotangent.dtype) - base
                 total += dot(
-                    cotangent, torch.where(sample.finite[name], output, 0) if name in sample.finite else output
+                    cotangent, torch.where(sample.finite[name], change, 0) if name in sample.finite else change
                 )
             return total
 
         return phi
 
-    def moved(self, generator: torch.Generator) -> Point:
-        """Return the point beside this one, every leaf moved by 1e-3 of its rms (1e-4 at least): off a kink."""
-        values = []
-        for value in self.values:
-            size = 1e-3 * natural_scale(value) if natural_scale(value) != 1.0 else max(1e-3 * rms(value), 1e-4)
-            values.append(value + torch.where(torch.isfinite(value), size * gaussian_like(value, generator), 0))
-        point = Point(self.runner, values)
-        point.forwards += self.forwards
-        return point
+    def moved(self, generator: torch.Generator, indices: Collection[int], size: float) -> Point | None:
+        """Return the point beside this one, the leaves ``indices`` moved by ``size`` of their scale: off a kink.
+
+        None if the function is not finite there where it is here: the point lies at the edge of the domain.
+        """
+        values = list(self.values)
+        for i in indices:
+            unit = natural_scale(values[i])
+            unit = unit if unit != 1.0 else max(rms(values[i]), 0.1)
+            step = size * unit * gaussian_like(values[i], generator)
+            values[i] = values[i] + torch.where(torch.isfinite(values[i]), step, 0)
+        try:
+            point = Point(self.runner, values)
+        except Exception as error:  # the model may refuse a value beside the point
+            if is_out_of_memory(error):
+                raise
+            return None
+        before = {name: torch.isfinite(value) for name, value in self.outputs}
+        kept = all(
+            name in before and before[name].shape == value.shape and bool(torch.isfinite(value)[before[name]].all())
+            for name, value in point.outputs
+        )
+        return point if kept else None
+
+    def too_large(self) -> dict[str, int]:
+        """Return how many elements of each output are too large to move with the leaves, though a gradient comes in."""
+        gradients = self.gradients(
+            {name: mask.to(dict(self.outputs)[name].dtype) for name, mask in self.absorbed.items()}
+        )
+        reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+        return {name: int(mask.sum()) for name, mask in self.absorbed.items()} if reached else {}
+
+    def gradients_rounded(self, cotangents: dict[str, Tensor], generator: torch.Generator) -> list[Tensor | None]:
+        """Return autograd's gradient of the given cotangents with each element of the leaves moved by about one ULP."""
+        values = self.values
+        try:
+            self.values = [
+                torch.where(torch.isfinite(value), value * (1 + torch.finfo(value.dtype).eps * noise), value)
+                for value, noise in ((value, gaussian_like(value, generator)) for value in values)
+            ]
+            self._resting.clear()
+            return self.gradients(cotangents)
+        finally:
+            self.values = values
+            self._resting.clear()
+
+    def _changes(self, generator: torch.Generator) -> tuple[dict[str, Tensor], float]:
+        """Return by how much each output changes as all leaves move by a step, and the step; nothing if all runs fail.
+
+        The step is the largest that finite differences take: of a loss at its minimum the smallest ones show nothing.
+        """
+        if self._movements is not None:
+            return self._movements
+        parts = [gaussian_like(value, generator) for value in self.values]
+        length = math.sqrt(sum(norm(part) ** 2 for part in parts)) or 1.0
+        for i, part in enumerate(parts):
+            part.mul_(natural_scale(self.values[i]) / length)
+            if i in self.infinite:
+                part[self.infinite[i]] = 0
+        self._movements = {}, _STEPS_OF_OUTPUTS[0]
+        for step in _STEPS_OF_OUTPUTS:
+            self._place(Direction(list(parts), []), step)
+            self.forwards += 1
+            moved = self._replayed()
+            finite = {name: torch.isfinite(base) for name, base in self._base.items()}
+            if all(
+                name in moved
+                and moved[name].shape == base.shape
+                and bool(torch.isfinite(moved[name][finite[name]]).all())
+                for name, base in self._base.items()
+            ):
+                changes = {name: torch.where(finite[name], moved[name] - base, 0) for name, base in self._base.items()}
+                self._movements = {name: change.abs() for name, change in changes.items()}, step
+                break
+        return self._movements
 
     def _replayed(self) -> dict[str, Tensor]:
-        """Return the outputs with what was recorded held fixed, at the point itself; nothing if that raises."""
+        """Return the float outputs with what was recorded held fixed, at the leaves' values; nothing if that raises."""
         try:
-            return dict(self.runner.beside())
+            # Cloned: an output can be a leaf itself, which moves.
+            return {name: t.detach().clone() for name, t in self.runner.beside() if _is_float(t)}
         except Exception as error:  # a replay of a program that hides what it does may raise anything
             if is_out_of_memory(error):
                 raise
@@ -185,6 +267,33 @@ class Point:
                     self._resting[i] = leaf.tensor._version
 
 
+def _scales(
+    outputs: dict[str, Tensor], changes: dict[str, Tensor], step: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weight of each output element, which elements move as the leaves do, and which are too large to.
+
+    An output weighs by how much it moves, so that each takes an equal part whatever its unit; an element by its own
+    rounding, if that is coarser. One that is too large to move at all (``h + mask * finfo.min``) has no weight.
+    """
+    rates = {name: rms(changes[name]) / step if name in changes else 0.0 for name in outputs}
+    largest = max(rates.values())
+    scales, moving, absorbed = {}, {}, {}
+    for name, value in outputs.items():
+        magnitude = torch.where(torch.isfinite(value), value, 0).abs()
+        rate = max(rates[name], _SMALLEST_SHARE * largest) or rms(value) or 1.0
+        rounding = torch.finfo(value.dtype).eps
+        coarse = min(_COARSEST * rounding, _COARSEST_IN_NARROW_DTYPES)
+        scales[name] = 1 / (rate + coarse * magnitude)
+        moving[name] = changes[name] != 0 if name in changes else torch.ones_like(magnitude, dtype=torch.bool)
+        too_large = ~moving[name] & (rounding * magnitude > 0.1 * step * rate)
+        scales[name] = torch.where(too_large, 0, scales[name])
+        if bool(too_large.any()):
+            absorbed[name] = too_large
+    if not any(bool(scale.any()) for scale in scales.values()):
+        scales = {name: torch.full_like(scale, 1 / (rms(outputs[name]) or 1.0)) for name, scale in scales.items()}
+    return scales, moving, absorbed
+
+
 def rms(tensor: Tensor) -> float:
     """Return the root mean square of the finite elements, 0 if there is none."""
     finite = tensor[torch.isfinite(tensor)] if not bool(torch.isfinite(tensor).all()) else tensor
@@ -192,9 +301,20 @@ def rms(tensor: Tensor) -> float:
 
 
 def natural_scale(tensor: Tensor) -> float:
-    """Return the unit in which a leaf is moved: 1, or the rms of a leaf whose values are all large or all tiny."""
+    """Return the unit in which a leaf is moved: 1, or of a leaf whose values are all tiny their rms, all large their
+    spread (time stamps differ by hours, and not by decades).
+    """
     size = rms(tensor)
-    return 1.0 if size == 0 or 1e-3 <= size <= 1e3 else size
+    if size > _LARGE:
+        finite = tensor[torch.isfinite(tensor)]
+        spread = rms(finite - finite.mean())
+        size = spread if spread > _SMALLEST_SPREAD * size else size
+    return 1.0 if size == 0 or _TINY <= size <= _LARGE else size
+
+
+_TINY, _LARGE = 1e-3, 1e3
+# A spread below this is the rounding of equal values.
+_SMALLEST_SPREAD = 1e-12
 
 
 def _is_float(tensor: Tensor) -> bool:

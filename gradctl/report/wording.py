@@ -165,6 +165,8 @@ def unit_line(unit: Unit) -> str:
         return f"PASS: {_as_expected(unit)}{_allowed(unit)}"
     if unit.verdict == "pass":
         classes = ", ".join(_counted_classes(unit.tensors))
+        if unit.tensors and all(tensor.verdict in NOT_JUDGED for tensor in unit.tensors):
+            return f"PASS: no gradient is large enough to compare{_allowed(unit)}; {classes}"
         return f"PASS: {_agreement(unit)}{_allowed(unit)}{f'; {classes}' if classes else ''}"
     if unit.verdict == "skipped":
         return f"NOTHING CHECKED: {one_line(why_skipped(unit))}"
