@@ -311,7 +311,7 @@ def kink_note(names: Sequence[str]) -> Finding:
         verdict="non-differentiable",
         quantity="gradient",
         message="the function has a kink or jump at this point (relu at 0, a tie in max); these gradients were judged "
-        f"1e-3 beside it: {_listed(names)}.",
+        f"1e-3 beside it: {listed(names)}.",
     )
 
 
