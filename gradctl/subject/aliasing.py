@@ -44,16 +44,14 @@ def sharing_groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
     Two views of one storage that have no element in common are in two groups.
     """
-    groups: list[list[Tensor]] = []
+    of_storage: dict[Any, list[list[Tensor]]] = {}
     for tensor in tensors:
-        mine, others = [tensor], []
-        for group in groups:
-            if any(_share(tensor, other) for other in group):
-                mine = [*group, *mine]
-            else:
-                others.append(group)
-        groups = [*others, mine]
-    return groups
+        groups = of_storage.setdefault(_storage_of(tensor), [])
+        touching = [any(_share(tensor, other) for other in group) for group in groups]
+        mine = [each for group, touches in zip(groups, touching, strict=True) if touches for each in group]
+        groups[:] = [group for group, touches in zip(groups, touching, strict=True) if not touches]
+        groups.append([*mine, tensor])
+    return [group for groups in of_storage.values() for group in groups]
 
 
 def flat_copy(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, int]:
@@ -92,11 +90,7 @@ def _places(tensor: Tensor) -> Tensor:
 
 
 def _share(one: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors have an element in the same memory."""
-    if not (_is_plain(one) and _is_plain(other)) or one.dtype != other.dtype:
-        return False
-    if one.untyped_storage().data_ptr() != other.untyped_storage().data_ptr() or one.device != other.device:
-        return False
+    """Tell whether two tensors of one storage have an element in the same memory."""
     if storage_key(one) == storage_key(other):
         return True
     (low, high), (other_low, other_high) = reach_of(one), reach_of(other)
@@ -105,8 +99,11 @@ def _share(one: Tensor, other: Tensor) -> bool:
     return bool(torch.isin(_places(one), _places(other)).any())
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and _has_memory(tensor) and not (tensor.is_conj() or tensor.is_neg())
+def _storage_of(tensor: Tensor) -> Any:
+    """Return what tensors in one storage that can be views of each other have in common."""
+    if type(tensor) not in (Tensor, nn.Parameter) or not _has_memory(tensor) or tensor.is_conj() or tensor.is_neg():
+        return id(tensor)
+    return tensor.device, tensor.untyped_storage().data_ptr(), tensor.dtype
 
 
 def _has_memory(tensor: Tensor) -> bool:

@@ -133,8 +133,9 @@ class Instance:
             _carry_parameter_hooks(module, hooks)
         self.set_aside_hooks = () if keep_hooks else _set_aside_module_hooks(subject, module)
         self._state = State(
-            [self.model, self._args, self._kwargs, self._loss],
+            [self._args, self._kwargs],
             [tensor for leaf in self.leaves for tensor in leaf.sharing],
+            [found for _, found in held],
         )
 
     def run(self, context: AbstractContextManager[Any] | None = None) -> list[tuple[str, Tensor]]:

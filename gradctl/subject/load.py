@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding
 from gradctl.subject.arguments import parse_arguments
+from gradctl.subject.closure import with_modules_owned
 from gradctl.subject.factory import InputsAtHand, build_model
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.inputs import Inputs, inputs_beside, inputs_from_beside, inputs_from_file, inputs_from_specs
@@ -80,6 +81,7 @@ def load_subject(
         notes = _set_mode(model, training)
         options = [f"--arg={text}" for text in arguments] + ([f"--weights={weights}"] if weights else [])
         inputs = _inputs(target, model, specs, inputs_file, beside, seed=seed, command=command, options=options)
+    model = with_modules_owned(model)
     _place(model, target, where)
     args, kwargs = map_leaves(lambda _, leaf: _moved(leaf, where), (inputs.args, inputs.kwargs))
     return Subject(target, model, args, kwargs, function_class(model), criterion, seed, notes)

@@ -9,7 +9,7 @@ import enum
 import functools
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,9 +24,12 @@ _ATOMS = (
     types.ModuleType, types.BuiltinFunctionType, types.CodeType,
 )  # fmt: skip
 
+_COMMON_ATOMS = frozenset({type(None), bool, int, float, str, type, types.BuiltinFunctionType})
+
 # A model that keeps a data set or a tokenizer is walked no further than this.
 _MOST_OBJECTS = 200_000
 
+_DICTS = frozenset({dict, OrderedDict, defaultdict})  # most of what a module holds are these
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 Path = tuple[str, ...]
@@ -38,20 +41,28 @@ def walk(roots: Iterable[tuple[Path, Any]]) -> Iterator[tuple[Path, Any]]:
     alive: dict[int, Any] = {}  # ids stay unique only while their objects live
     while pending and len(alive) < _MOST_OBJECTS:
         path, found = pending.popleft()
-        if isinstance(found, _ATOMS) or id(found) in alive:
+        if id(found) in alive or isinstance(found, _ATOMS):
             continue
         alive[id(found)] = found
         yield path, found
-        pending.extend(((*path, key), child) for key, child in held(found))
+        for key, child in held(found):
+            if type(child) not in _COMMON_ATOMS and id(child) not in alive:
+                pending.append(((*path, key), child))
 
 
 def path_name(path: Path) -> str:
-    """Return what a report calls the object at a path: ``fc1.weight``, without the tables that modules keep."""
+    """Return what a report calls the object at a path: ``fc1.weight``, without the tables that modules keep.
+
+    What the model's own forward closes over has the name of its variable.
+    """
+    path = path[1:] if path[:1] == ("forward",) else path
     return ".".join(key for key in path if key and key not in _TABLES)
 
 
 def held(found: Any) -> Iterable[tuple[str, Any]]:
     """Return what ``found`` holds, each with its key; nothing for what is opaque."""
+    if type(found) in _DICTS:
+        return [(str(key), value) for key, value in found.items()]
     inner = optimized_inner(found)
     if inner is not found:
         return [("", inner)]
@@ -131,16 +142,24 @@ def _held_by_function(function: types.FunctionType) -> list[tuple[str, Any]]:
 
 
 def global_values(function: types.FunctionType) -> Mapping[str, Any]:
-    """Return the tensors, modules and functions of the same file that a function reads by a global name."""
+    """Return what trains of what a function reads by a global name: tensors, modules, lists and dicts of these, and the
+    functions of the same file, which read more.
+    """
     known = function.__globals__
-    if str(known.get("__name__")).startswith("torch."):
+    file = known.get("__name__")  # a function made anew has globals of its own
+    if str(file).startswith("torch."):
         return {}
     return {
         name: value
         for name in _global_names(function.__code__)
-        if isinstance(value := known.get(name), (Tensor, nn.Module))
-        or (isinstance(value, types.FunctionType) and value.__globals__ is known)
+        if _is_trained(value := known.get(name))
+        or (isinstance(value, types.FunctionType) and value.__globals__.get("__name__") == file)
     }
+
+
+def _is_trained(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
+    return any(isinstance(item, (Tensor, nn.Module)) for item in items)
 
 
 @functools.lru_cache(maxsize=4096)

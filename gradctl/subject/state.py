@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import types
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,11 +30,13 @@ class State:
     Args:
         roots: models, inputs, callables.
         excluded: what is left as it is: tensors that the caller sets itself before each run (the leaves).
+        walked: what others were found to reach, besides the roots.
     """
 
-    def __init__(self, roots: Iterable[Any], excluded: Iterable[Any] = ()) -> None:
+    def __init__(self, roots: Iterable[Any], excluded: Iterable[Any] = (), walked: Iterable[Any] = ()) -> None:
+        reached = {id(each): each for each in (*walked, *(each for _, each in walk(((), root) for root in roots)))}
         left = {id(each) for each in excluded}
-        found = [each for _, each in walk(((), root) for root in roots) if id(each) not in left]
+        found = [each for key, each in reached.items() if key not in left]
         self._restorers = [restore for each in found if (restore := _restorer(each)) is not None]
 
     def restore(self) -> None:
@@ -202,6 +204,8 @@ _NOTES: dict[type, Callable[[Any], _Restore | None]] = {
     list: _note_list,
     deque: _note_list,
     dict: _note_dict,
+    OrderedDict: _note_dict,
+    defaultdict: _note_dict,
     set: _note_set,
     np.ndarray: _note_array,
     types.FunctionType: _note_function,

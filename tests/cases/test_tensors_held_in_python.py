@@ -126,6 +126,18 @@ def of_a_global(factor: float):
     return (lambda x: Scale.apply(x.tanh(), W, 1.0)) if factor == 1.0 else (lambda x: Scale.apply(x.tanh(), W, 2.0))
 
 
+HEADS = [nn.Linear(6, 1, bias=False)]
+
+
+def head() -> Tensor:
+    return HEADS[0].weight[0]
+
+
+def of_a_helper(factor: float):
+    """A function whose helper reads a list of modules by a global name."""
+    return lambda x: Scale.apply(x.tanh(), head(), factor)
+
+
 PLACES = {
     "list": (InList, "param:heads.0"),
     "attribute": (InAttribute, "param:t"),
@@ -133,11 +145,12 @@ PLACES = {
     "object": (InObject, "param:holder.w"),
     "slots": (functools.partial(InObject, kind=Slotted), "param:holder.w"),
     "module in a list": (InModuleList, "param:layers.0.weight"),
-    "patched forward": (patched_forward, "param:forward.w"),
+    "patched forward": (patched_forward, "param:w"),
     "closure": (closure, "param:w"),
     "partial": (partial, "param:w"),
     "default": (default, "param:w"),
     "global": (of_a_global, "param:W"),
+    "list of a helper": (of_a_helper, "param:head.HEADS.0.weight"),
 }
 
 
