@@ -454,6 +454,8 @@ class _Sweep:
         number = probe.application.number
 
         def psi(t: float) -> float:
+            if t == 0:
+                return 0.0
             seen = self._at(t).get(number)
             return seen.psi if seen is not None else math.nan
 

@@ -49,10 +49,11 @@ def worst_elements(judge: Judge, i: int) -> tuple[list[ElementDifference], int |
         positions = broken.reshape(-1).nonzero().reshape(-1)[:_ROWS].tolist()
         return [_measured(site, i, position) for position in positions], int(broken.sum())
     if count <= _ALL:
-        measured = sorted((_measured(site, i, position) for position in range(count)), key=lambda e: -e.error)
-        size = max(abs(e.autograd) for e in measured) + max(abs(e.finite_difference) for e in measured)
-        wrong = sum(e.error > 1e-6 * size for e in measured)
-        return measured[: min(_ROWS, wrong)], wrong
+        coarse = sorted((_measured(site, i, position, once=True) for position in range(count)), key=lambda e: -e.error)
+        size = max(abs(e.autograd) for e in coarse) + max(abs(e.finite_difference) for e in coarse)
+        wrong = sum(e.error > 1e-6 * size for e in coarse)
+        positions = [_position(e.index, site.point.values[i]) for e in coarse[: min(_ROWS, wrong)]]
+        return sorted((_measured(site, i, position) for position in positions), key=lambda e: -e.error), wrong
     positions = _followed_down(site, judge.generator, i, count)
     return sorted((_measured(site, i, position) for position in positions), key=lambda e: -e.error), None
 
@@ -87,18 +88,31 @@ def _followed_down(site: Site, generator: torch.Generator, i: int, count: int) -
     return [begin for begin, _, _ in beam]
 
 
-def element_slope(point: Point, sample: Sample, i: int, position: int) -> float:
-    """Return the finite difference of one element of leaf ``i``, by central differences extrapolated once."""
+def element_slope(point: Point, sample: Sample, i: int, position: int, *, once: bool = False) -> float:
+    """Return the finite difference of one element of leaf ``i``, by central differences extrapolated once.
+
+    ``once`` leaves out the extrapolation: 2 forwards in place of 4, an error of 1e-10 of a third derivative.
+    """
     part = torch.zeros_like(point.values[i]).reshape(-1)
     scale = natural_scale(point.values[i])
     part[position] = scale
     phi = point.along(along_leaf(point, i, part), sample)
     coarse = (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
+    if once:
+        return coarse / scale
     fine = (phi(_STEP / 2) - phi(-_STEP / 2)) / _STEP
     return (4 * fine - coarse) / (3 * scale)
 
 
-def _measured(site: Site, i: int, position: int) -> ElementDifference:
+def _position(index: tuple[int, ...], value: Tensor) -> int:
+    """Return the place of an element in the flattened tensor."""
+    position = 0
+    for place, size in zip(index, value.shape, strict=True):
+        position = position * size + place
+    return position
+
+
+def _measured(site: Site, i: int, position: int, *, once: bool = False) -> ElementDifference:
     point, sample = site.point, site.samples[0]
     value = point.values[i]
     gradient = sample.gradients[i]
@@ -106,7 +120,7 @@ def _measured(site: Site, i: int, position: int) -> ElementDifference:
     if i in sample.broken and bool(sample.broken[i].reshape(-1)[position]):
         stated = math.nan
     index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(position), value.shape)) if value.dim() else ()
-    return ElementDifference(index, stated, element_slope(point, sample, i, position))
+    return ElementDifference(index, stated, element_slope(point, sample, i, position, once=once))
 
 
 def along_leaf(point: Point, i: int, part: Tensor) -> Direction:

@@ -55,6 +55,7 @@ class Slope:
     kinked: bool
     resolved: bool
     usable: bool
+    step: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ def slope_at_zero(
     to_the_end: bool = False,
     size: float = 0.0,
     largest_step: float = LARGEST_STEP,
+    single_step: bool = False,
 ) -> Slope:
     """Return the derivative of ``phi`` at 0 with an estimate of its error, from steps 3e-2 down to 2e-7 or less.
 
@@ -103,6 +105,7 @@ def slope_at_zero(
             linear to those, and flat to these.
         size: the size of the numbers whose difference ``phi`` is, if its values do not show it: they round.
         largest_step: the step to begin with.
+        single_step: take no other step (4 calls of ``phi``).
 
     Source: the error of a level is min(|R(h) - C(h/2)|, |R(h) - R(4h)|) + |S(h) - 2 S(h/2)| / 2 plus the noise,
     2 max(noise, 8 eps max|phi|, eps size / 2) / h.
@@ -126,6 +129,8 @@ def slope_at_zero(
             if level.floor > best.error and not to_the_end:
                 break
         step *= _RATIO
+        if single_step:
+            break
         if step <= _SMALLEST_STEP and best is not None and (best.error <= _RESOLVED * scale or not _improves(levels)):
             break
     if best is None:
@@ -139,7 +144,7 @@ def slope_at_zero(
     quiet = largest == 0 or not noise > _NOISIEST * largest
     usable = quiet and error <= max(abs(best.derivative) / 10, 1e3 * best.floor)
     resolved = resolved and quiet
-    return Slope(best.derivative, error, _is_kinked(levels) or not resolved, resolved, usable)
+    return Slope(best.derivative, error, _is_kinked(levels) or not resolved, resolved, usable, best.step)
 
 
 def _level(at: Callable[[float], float], step: float, noise: float, epsilon: float, size: float) -> _Level | None:
