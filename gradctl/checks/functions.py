@@ -330,9 +330,9 @@ def kink_fault(call: FunctionCall, model: ModelRunner) -> FunctionFault | None:
                     value, (low, high) = values[i], around[i]  # type: ignore[misc]  # it has been looked around
                     assert value is not None
                     message = (
-                        f"the gradient of {function_name(call.function)} is {float(value.flatten()[element]):.3g} in "
-                        f"{leaf.name!r} at a kink, around which it is between {float(low.flatten()[element]):.3g} and "
-                        f"{float(high.flatten()[element]):.3g}"
+                        f"{function_name(call.function)}.backward gives {float(value.flatten()[element]):.3g} for an "
+                        f"element of {leaf.name!r} at a kink, around which it gives "
+                        f"{float(low.flatten()[element]):.3g} to {float(high.flatten()[element]):.3g}"
                     )
                     return FunctionFault(call.function, "first", message)
     except Exception as error:  # the user's Function may raise anything beside the point

@@ -85,12 +85,17 @@ def latent_finding(fault: FunctionFault, module: str | None) -> Finding:
 
     A warning; a note if it is asked for a second derivative, which most Functions do not claim to have.
     """
-    why = {
-        "elsewhere": "this model moves its inputs along directions in which it is right",
-        "kink": "this point is that kink",
-    }.get(fault.caller or "", "this model does not do that")
-    latent = fault if fault.rule == "second" else replace(fault, message=f"latent: {fault.message}; {why}")
-    return function_finding(latent, module, severity="note" if fault.rule == "second" else "warning")
+    if fault.caller == "kink":  # at this very point; but any value there may be what its author wants
+        return function_finding(fault, module, severity="warning")
+    if fault.caller == "second-order":
+        return function_finding(fault, module, severity="note")
+    elsewhere = fault.caller == "elsewhere"
+    why = (
+        "this model moves its inputs along directions in which it is right"
+        if elsewhere
+        else "this model does not do that"
+    )
+    return function_finding(replace(fault, message=f"latent: {fault.message}; {why}"), module, severity="warning")
 
 
 def gradient_finding(
