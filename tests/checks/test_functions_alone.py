@@ -4,6 +4,7 @@ with its gradient times 1.01 is named, and none ends the check.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ RIGHT, WRONG = 1.0, 1.01
 EPSILON = torch.finfo(torch.float64).eps
 
 
-def checked(model: Any, *args: Any) -> list[Finding]:
+def checked(model: Any, *args: Any, hidden_from: Collection[str] = ()) -> list[Finding]:
     """Return what is found about the custom Functions of a model, all their applications looked at."""
     subject = Subject(target="test", model=model, args=args)
     with unexplained() as failures:
@@ -36,7 +37,7 @@ def checked(model: Any, *args: Any) -> list[Finding]:
         runner.record()
         check = FunctionCheck(runner, Allows(()), EPSILON)
         check.judge(is_alarmed=True)
-        found = check.findings((), is_explained=True)
+        found = check.findings(hidden_from, is_explained=True)
     assert failures.details() is None, failures.details()
     return found
 
