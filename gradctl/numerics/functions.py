@@ -196,7 +196,7 @@ class FunctionWatch:
             program.suspended -= 1
 
     def _record(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
-        if function is _Dirichlet and _is_differentiable(args[0]) and self._program is not None:
+        if function is _Dirichlet and torch.is_grad_enabled() and _is_differentiable(args[0]) and self._program:
             self._program.recording.estimators.append(user_location())
             result = apply(*args)
             x, at = result.detach(), args[0].detach().clone()
@@ -204,8 +204,11 @@ class FunctionWatch:
             self.maps[number] = _DirichletMap(apply, at, x.clone(), slopes)
             return result
         self.classes.add(function)
-        if not self.linearised(function) or not any(map(_is_differentiable, args)):
-            return self._made(number, function, apply, args)
+        if not torch.is_grad_enabled() or not self.linearised(function) or not any(map(_is_differentiable, args)):
+            result = self._made(number, function, apply, args)
+            if self._program is not None:
+                self._program.hold_fixed(number, function, args, result)
+            return result
         self._structures[number] = args[-1]
         linear = None
         if function not in self.unjudged:
@@ -254,7 +257,8 @@ class FunctionWatch:
             args = tuple(map(self._program.held_fixed, args))
         stands = self.maps.get(number)
         if stands is None:
-            return self._made(number, function, apply, args)
+            made = self._made(number, function, apply, args)
+            return made if self._program is None else self._program.held_result(number, made)
         if hasattr(args[-1], "output_spec"):
             recorded = self._structures[number]
             args[-1].output_spec, args[-1].result_is_tuple = recorded.output_spec, recorded.result_is_tuple

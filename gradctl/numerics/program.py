@@ -153,15 +153,11 @@ class Program(TorchFunctionMode):
 
     # ------------------------------------------------------------------ at the point
 
-    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0911  # a kind of call a line
-        if func is F.embedding:
-            return self._record_embedding(func, args, kwargs)
-        if func in _STRAIGHT_THROUGH or func is torch._standard_gamma:
-            return self._record_elementwise(func, args, kwargs)
+    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:  # a kind of call a line
         if func in _ASK:
             return self._record_asking(func, args, kwargs)
-        if _is_hard_gumbel(func, args, kwargs):
-            return self._record_hard_gumbel(args, kwargs)
+        if torch.is_grad_enabled() and (own := self._own_gradient(func, args, kwargs)) is not None:
+            return own(func, args, kwargs)
         if _is_in_place(func, kwargs) and _targets(args, kwargs):
             return self._record_in_place(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -177,6 +173,30 @@ class Program(TorchFunctionMode):
         nodes = tuple(map(node_before, sources))
         self.recording.cuts[self._number] = Cut(func, _frozen(result), False, user_location(), nodes, alias)
         return result
+
+    def hold_fixed(self, number: int, function: Any, args: Any, result: Any) -> None:
+        """Record the result of a custom Function that autograd takes for a constant: applied under ``no_grad``, say."""
+        sources = _asking_for_gradient(args)
+        if sources and _is_float_without_gradient(result):
+            nodes = tuple(map(node_before, sources))
+            # Functions have numbers of their own.
+            self.recording.cuts[-1 - number] = Cut(function, _frozen(result), False, user_location(), nodes)
+
+    def held_result(self, number: int, now: Any) -> Any:
+        """Return what a custom Function gave at the point if that is held fixed, else what it gives now."""
+        cut = self.recording.cuts.get(-1 - number)
+        if cut is None:
+            return now
+        cut.moves = cut.moves or not _equal(cut.value, now)
+        return _thawed(cut.value)
+
+    def _own_gradient(self, func: Any, args: Any, kwargs: Any) -> Callable[[Any, Any, Any], Any] | None:
+        """Return what records a call whose gradient is by its documentation not the derivative, None for any other."""
+        if func is F.embedding:
+            return self._record_embedding
+        if func in _STRAIGHT_THROUGH or func is torch._standard_gamma:
+            return self._record_elementwise
+        return self._record_hard_gumbel if _is_hard_gumbel(func, args, kwargs) else None
 
     def _record_embedding(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Record the rows at ``padding_idx`` and what ``max_norm`` does to the weight: no gradient passes there."""
@@ -214,7 +234,7 @@ class Program(TorchFunctionMode):
             self.recording.cuts[self._number] = Cut(func, tensor.detach().clone(), False, user_location(), (source,))
         return result
 
-    def _record_hard_gumbel(self, args: Any, kwargs: Any) -> Any:
+    def _record_hard_gumbel(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Record what hard sampling adds to the soft sample: inside, that is straight-through by detach."""
         state = torch.get_rng_state()
         hard = F.gumbel_softmax(*args, **kwargs)
@@ -270,12 +290,13 @@ class Program(TorchFunctionMode):
             args, kwargs = self.held_fixed(args), {key: self.held_fixed(value) for key, value in kwargs.items()}
         if cut is None:
             return func(*args, **kwargs)
-        if func is F.embedding:
-            return _replay_embedding(cut, func, args, kwargs)
-        if func in _STRAIGHT_THROUGH or func is torch._standard_gamma:
-            return _replay_elementwise(cut, func, args, kwargs)
-        if func is F.gumbel_softmax:
-            return _soft_gumbel(args, kwargs) + cut.value
+        if torch.is_grad_enabled():
+            if func is F.embedding:
+                return _replay_embedding(cut, func, args, kwargs)
+            if func in _STRAIGHT_THROUGH or func is torch._standard_gamma:
+                return _replay_elementwise(cut, func, args, kwargs)
+            if func is F.gumbel_softmax:
+                return _soft_gumbel(args, kwargs) + cut.value
         if cut.writes:
             return _replay_writes(cut, func, args, kwargs)
         # Made all the same: it may draw random numbers, and whether its value moves is to be seen.
