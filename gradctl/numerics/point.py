@@ -189,15 +189,17 @@ class Point:
         return {name: int(mask.sum()) for name, mask in self.absorbed.items()} if reached else {}
 
     def gradients_rounded(self, cotangents: dict[str, Tensor], generator: torch.Generator) -> list[Tensor | None]:
-        """Return autograd's gradient of the given cotangents with each element of the leaves moved by about one ULP."""
+        """Return autograd's gradient with each element of the leaves and of the cotangents moved by about one ULP."""
+
+        def rounded(value: Tensor) -> Tensor:
+            noise = gaussian_like(value, generator)
+            return torch.where(torch.isfinite(value), value * (1 + torch.finfo(value.dtype).eps * noise), value)
+
         values = self.values
         try:
-            self.values = [
-                torch.where(torch.isfinite(value), value * (1 + torch.finfo(value.dtype).eps * noise), value)
-                for value, noise in ((value, gaussian_like(value, generator)) for value in values)
-            ]
+            self.values = [rounded(value) for value in values]
             self._resting.clear()
-            return self.gradients(cotangents)
+            return self.gradients({name: rounded(cotangent) for name, cotangent in cotangents.items()})
         finally:
             self.values = values
             self._resting.clear()
