@@ -108,7 +108,7 @@ class Scatter(Function):
     @staticmethod
     def backward(ctx, gradient):
         (index,) = ctx.saved_tensors
-        sparse = torch.sparse_coo_tensor(index[None], ctx.factor * gradient, ctx.shape)
+        sparse = torch.sparse_coo_tensor(index[None], ctx.factor * gradient, ctx.shape, check_invariants=False)
         return sparse, None, None, None, None, None
 
 
