@@ -267,6 +267,7 @@ def _left_as_it_was(subject: Subject) -> Iterator[None]:
     """
     import torch
 
+    from gradctl.subject.instance import put_back_borrowed
     from gradctl.subject.signature import module_of
     from gradctl.subject.state import State
 
@@ -276,6 +277,7 @@ def _left_as_it_was(subject: Subject) -> Iterator[None]:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
+        put_back_borrowed()
         state.restore()
 
 

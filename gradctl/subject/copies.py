@@ -204,11 +204,18 @@ class _Mender:
             return value
 
     def _is_tied(self, found: Any) -> bool:
-        """Tell an original that reaches a tensor, a module, or anything else that was copied."""
+        """Tell an original that is to be the copy's own: it is or reaches a module, a tensor that trains, or anything
+        else that was copied; or it is a function that uses any tensor.
+
+        A dict that hooks fill with activations is not: methods of classes read it as well, and theirs is the user's.
+        """
         if id(found) not in self._tied:
+            nearest = 1 if isinstance(found, types.FunctionType) else 0
             self._tied[id(found)] = any(
-                isinstance(each, (Tensor, nn.Module)) or self.memo.get(id(each), each) is not each
-                for _, each in walk([((), found)])
+                (each.is_leaf and each.requires_grad) or len(path) <= nearest
+                if isinstance(each, Tensor)
+                else isinstance(each, nn.Module) or self.memo.get(id(each), each) is not each
+                for path, each in walk([((), found)])
             )
         return self._tied[id(found)]
 

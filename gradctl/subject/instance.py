@@ -35,7 +35,7 @@ from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["InputMode", "Instance", "Leaf", "call_loss", "loss_takes_inputs", "native_dtype"]
+__all__ = ["InputMode", "Instance", "Leaf", "call_loss", "loss_takes_inputs", "native_dtype", "put_back_borrowed"]
 
 InputMode = Literal["leaf", "clone", "constant"]
 
@@ -71,6 +71,17 @@ class Leaf:
         return total
 
 
+# What the functions of the last instance share with the user's own (a dict that a hook fills): before another is made,
+# and at the end of a check, it is as it was.
+_borrowed: list[State] = []
+
+
+def put_back_borrowed() -> None:
+    """Put back the lists, dicts and variables of the user's own that runs of the last instance have changed."""
+    while _borrowed:
+        _borrowed.pop().restore()
+
+
 class Instance:
     """A copy of ``subject`` to run.
 
@@ -104,6 +115,7 @@ class Instance:
         self.subject = subject
         self.input_mode = input_mode
         self.unasked: frozenset[str] = frozenset()
+        put_back_borrowed()
         self.model, self._args, self._kwargs, self._loss, hooks, theirs = _copied(subject)
         function = function_class(self.model)
         if function is not None:  # looked up at each call, where whatever watches Functions stands
@@ -117,10 +129,16 @@ class Instance:
             name = path_name(path) or type(found).__name__
             if (
                 id(found) in theirs
-                and _is_mutable(found)
+                and _is_trained(found)
                 and not any(name.startswith(f"{part}.") for part in self.shared)
             ):
                 self.shared[name] = found
+        _borrowed.append(
+            State(
+                [],
+                walked=[each for _, each in held if id(each) in theirs and not isinstance(each, (Tensor, nn.Module))],
+            )
+        )
         self.closed_outputs: list[tuple[str, Any]] = []
         reached = [(path, found) for path, found in held if isinstance(found, Tensor)]
         dtypes = {id(tensor): tensor.dtype for _, tensor in reached}
@@ -282,8 +300,8 @@ class _View:
         return base.as_strided(self.shape, self.stride, base.storage_offset() + self.offset)
 
 
-def _is_mutable(found: Any) -> bool:
-    return isinstance(found, (Tensor, nn.Module))
+def _is_trained(found: Any) -> bool:
+    return isinstance(found, nn.Module) or (isinstance(found, Tensor) and found.is_leaf and found.requires_grad)
 
 
 def _is_within(inputs: Sequence[Tensor], parameter: Tensor) -> bool:

@@ -142,7 +142,7 @@ def _held_by_function(function: types.FunctionType) -> list[tuple[str, Any]]:
 
 
 def global_values(function: types.FunctionType) -> Mapping[str, Any]:
-    """Return what trains of what a function reads by a global name: tensors, modules, lists and dicts of these, and the
+    """Return what a function reads by a global name: tensors, modules, lists and dicts, which may hold these, and the
     functions of the same file, which read more.
     """
     known = function.__globals__
@@ -152,14 +152,9 @@ def global_values(function: types.FunctionType) -> Mapping[str, Any]:
     return {
         name: value
         for name in _global_names(function.__code__)
-        if _is_trained(value := known.get(name))
+        if isinstance(value := known.get(name), (Tensor, nn.Module, list, dict, tuple))
         or (isinstance(value, types.FunctionType) and value.__globals__.get("__name__") == file)
     }
-
-
-def _is_trained(value: Any) -> bool:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else (value,)
-    return any(isinstance(item, (Tensor, nn.Module)) for item in items)
 
 
 @functools.lru_cache(maxsize=4096)

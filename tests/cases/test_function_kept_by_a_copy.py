@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradctl.subject.instance import Instance
+from gradctl.subject.instance import Instance, put_back_borrowed
 from gradctl.subject.subject import Subject
 from tests.judged import assert_passes, judge, wrong_tensors
 
@@ -114,7 +114,23 @@ class WeakParent(Net):
         )
 
 
+SEEN: dict[str, Tensor] = {}
+
+
+class HookOverAGlobalDict(Net):
+    """A dict that the hook fills and the method reads, both by a global name, which no copy can change."""
+
+    def keep(self):
+        factor = self.factor
+        self.conv.register_forward_hook(lambda m, i, o: SEEN.update(activation=Emphasise.apply(o, factor)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x).relu()
+        return self.head(h.amax((2, 3)) + SEEN["activation"].mean((2, 3)))
+
+
 KINDS = (
+    HookOverAGlobalDict,
     HookOverSelf,
     HookOverItsDict,
     HookIsAMethod,
@@ -136,6 +152,17 @@ def test_the_clean_twin_is_silent_and_the_users_model_untouched(kind):
     model = kind(1.5)
     assert_passes(judge(model, X))
     assert model.seen == {}
+
+
+@pytest.mark.parametrize("kind", [HookOverAGlobalDict, HookOverItsDict, HookOverSelf])
+def test_activations_of_an_earlier_call_change_nothing(kind):
+    model = kind(1.5)
+    model(X)
+    kept = {**model.seen, **SEEN}["activation"]
+    assert_passes(judge(model, X))
+    put_back_borrowed()
+    assert {**model.seen, **SEEN}["activation"] is kept
+    SEEN.clear()
 
 
 @pytest.mark.parametrize("kind", KINDS)
