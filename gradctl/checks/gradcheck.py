@@ -59,7 +59,7 @@ from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, fingerpri
 from gradctl.core.verdicts import unit_verdict
 from gradctl.numerics.elements import ElementDifference, worst_elements
 from gradctl.numerics.functions import FunctionClass, FunctionWatch, is_users
-from gradctl.numerics.judge import Judge, TensorJudgement
+from gradctl.numerics.judge import Judge, TensorJudgement, Verdict
 from gradctl.numerics.point import NoGradient
 from gradctl.numerics.program import Recording
 from gradctl.numerics.undifferentiated import undifferentiated
@@ -68,6 +68,9 @@ from gradctl.subject.subject import Subject
 
 __all__ = ["gradcheck"]
 
+# A search for the call that is wrong may take so many times what the check took until its first alarm.
+_TIMES_THE_CHECK = 3.0
+_LEAST_SECONDS = 10.0
 # The rows of one tensor cost up to 250 forwards: only the worst few have them.
 _TENSORS_WITH_ROWS = 3
 # The error whose chance to be missed is stated. What the user tolerates may be larger: then nothing is stated.
@@ -170,9 +173,12 @@ class _Check:
     functions: list[Finding] = field(default_factory=list)
     recording: Recording = field(default_factory=Recording)
     hooked: set[str] = field(default_factory=set)
+    silent_seconds: float = 0.0
+    is_searched: bool = False
 
     def judge(self, thorough: bool, pattern: str, settings: dict[str, Any]) -> None:
         """Fill in a verdict for each leaf whose name matches."""
+        start = time.perf_counter()
         watch = FunctionWatch(linearised=lambda f: is_allowed(f, self.accepted))
         self.source = oracle_runner(self.subject, self.native.input_mode, watch)
         runner = self.source.runner if self.form == "eager" else form_runner(self.source.runner, self.form)
@@ -185,6 +191,7 @@ class _Check:
         except NoGradient as error:
             raise nothing_in_front(self.subject.target, watch.unjudged) from error
         suspects, self.missed = self.probing.screen(indices)
+        self.silent_seconds = time.perf_counter() - start
         self.judged = {i: self.probing.screened(i) for i in indices}
         each = indices if thorough else suspects
         for count, i in enumerate(each, 1):
@@ -238,23 +245,31 @@ class _Check:
             self.progress("looking for the call whose backward is wrong")
             with explaining("the call whose backward is wrong"):
                 self.probing.site(next(i for i in wrong if self.judged[i].verdict in ("wrong", "missing")))
-                self.wrong_calls = wrong_backwards(runner, settings)
+                start, seconds = time.perf_counter(), self._seconds()
+                self.wrong_calls = wrong_backwards(runner, settings, seconds)
+                self.is_searched = time.perf_counter() - start < seconds
         if self._broken() and not self._is_output_broken():
             self.progress("looking for the call that makes NaN")
             with explaining("the call whose backward makes NaN"):
                 self.probing.point.record()
                 self.broken_calls = broken_backwards(runner, self.probing.samples[0].cotangents)
 
+    def _seconds(self) -> float:
+        """Return how long an explanation may take: a few times what the check took without an alarm."""
+        return max(_LEAST_SECONDS, _TIMES_THE_CHECK * self.silent_seconds)
+
     def _accept_kinks(self, unexplained: list[int]) -> None:
         """Accept what is wrong at the user's point alone if no part of the program is: right parts compose to a kink.
 
-        ``relu(x) - relu(-x)`` at 0 is x, smooth; autograd's gradient there is 0, and of each part a slope it has.
+        ``relu(x) - relu(-x)`` at 0 is x, smooth; autograd's gradient there is 0, and of each part a slope it has. If
+        the parts were not all judged, there is no verdict.
         """
         told = frozenset[str]().union(*(each.tensors for each in self.wrong_calls))
         for i in unexplained:
             judged = self.judged[i]
             if judged.only_here and self.source.runner.leaves[i].name not in told:
-                self.judged[i] = replace(judged, verdict="same", where="beside")
+                verdict: Verdict = "same" if self.is_searched else "unresolved"
+                self.judged[i] = replace(judged, verdict=verdict, where="beside")
 
     def results(self) -> list[TensorResult]:
         """Return a row a judged leaf, with elements for the worst few."""

@@ -26,6 +26,9 @@ class Unexplained:
     def add(self, what: str, error: Exception) -> None:
         """Note that ``what`` has no explanation for ``error``."""
         message = f"{what} could not be explained: {first_line(error)}."
+        if isinstance(error, TimeoutError):  # it was stopped, and nothing broke
+            self._notes[message] = Finding(code="GC419", severity="note", message=message)
+            return
         self._tracebacks.append("".join(traceback.format_exception(error)))
         self._notes[message] = Finding(
             code="GC419",

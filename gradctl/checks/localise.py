@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,15 +56,25 @@ def explained(finding: Finding, explanations: Iterable[Explanation]) -> Finding:
     )
 
 
-def wrong_backwards(runner: ModelRunner, settings: dict[str, Any]) -> list[Explanation]:
-    """Return the torch calls and leaf modules whose backward is wrong alone, at the present values of the leaves."""
+def wrong_backwards(runner: ModelRunner, settings: dict[str, Any], seconds: float = math.inf) -> list[Explanation]:
+    """Return the torch calls and leaf modules whose backward is wrong alone, at the present values of the leaves.
+
+    Args:
+        runner: the model.
+        settings: of each ``Judge``.
+        seconds: after which no further part is judged.
+
+    Raises:
+        TimeoutError: nothing was found in that time.
+    """
+    deadline = time.perf_counter() + seconds
     return [
         Explanation(
             _WRONG[culprit.vote].format(culprit.origin.op),
             _location(culprit.origin),
             frozenset(leaves_behind(culprit.sources, runner.leaves)),
         )
-        for culprit in wrong_parts(runner, settings)
+        for culprit in wrong_parts(runner, settings, lambda: time.perf_counter() > deadline)
     ]
 
 

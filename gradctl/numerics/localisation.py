@@ -11,6 +11,7 @@ Not seen: a gradient that is wrong though every part's is right (a saved tensor 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ __all__ = ["Culprit", "Vote", "forward_mode_vote", "wrong_parts"]
 
 # A step of 1e-3 has an error of about 1e-12 after one extrapolation where the function is tame, and 1e-13 of rounding.
 _STEP = 1e-3
+# Calls of one function at one line with one set of shapes: a loop of a thousand steps is judged in its first ones.
+_ALIKE = 32
 _PLAINLY = 1e-7
 
 # Whose rule is broken: the VJP (forward mode agrees with finite differences), both, or nobody can say.
@@ -59,7 +62,9 @@ class Culprit:
     sources: tuple[Any, ...]
 
 
-def wrong_parts(runner: ModelRunner, settings: dict[str, Any]) -> list[Culprit]:
+def wrong_parts(
+    runner: ModelRunner, settings: dict[str, Any], is_over: Callable[[], bool] = lambda: False
+) -> list[Culprit]:
     """Return the torch calls that are wrong alone at the present values of the leaves; if none is, the leaf modules.
 
     A call that applies custom Functions is passed over: those are judged by themselves.
@@ -67,22 +72,26 @@ def wrong_parts(runner: ModelRunner, settings: dict[str, Any]) -> list[Culprit]:
     Args:
         runner: the model.
         settings: of each ``Judge``.
+        is_over: whether to judge no further part.
 
     Raises:
+        TimeoutError: it was over before a part was found wrong.
         Exception: whatever the user's model raises.
     """
-    calls = _CallWatch(runner, settings)
+    calls = _CallWatch(runner, settings, is_over)
     with runner.instance.leaves_kept():
         runner.run(calls)
     if calls.found:
         return _once_each(calls.found)
-    modules = _ModuleWatch(runner, settings)
+    modules = _ModuleWatch(runner, settings, is_over)
     handle = register_module_forward_pre_hook(modules.before)  # a ScriptModule takes no hook of its own
     try:
         with runner.instance.leaves_kept():
             runner.run(modules.program)
     finally:
         handle.remove()
+    if is_over() and not modules.found:
+        raise TimeoutError("no part was found wrong in the time that the search may take")
     return _once_each(modules.found)
 
 
@@ -179,19 +188,23 @@ class _Placeholder:
 class _CallWatch(Program):
     """Judge each top-level torch call before the program makes it."""
 
-    def __init__(self, runner: ModelRunner, settings: dict[str, Any]) -> None:
+    def __init__(self, runner: ModelRunner, settings: dict[str, Any], is_over: Callable[[], bool]) -> None:
         super().__init__(hooks_only=True)
         self.opens_checkpoints = True
-        self.runner, self.settings = runner, settings
+        self.runner, self.settings, self.is_over = runner, settings, is_over
+        self._right: Counter[Any] = Counter()
         self.modules = modules_by_identity(runner.instance.model)
         self.found: list[Culprit] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Judge one call, then make it."""
         if not self.suspended and self.watches(func) and _is_judged(func, (args, kwargs or {})):
-            part = _Part(func, args, kwargs or {}, self.runner.instance.subject.seed)
-            culprit = _judged(part, self.runner, self.settings, lambda: origin_here(func, self.modules))
-            self.found += [culprit] if culprit is not None else []
+            kind = (func, user_location(), tuple(v.shape for _, v in leaves((args, kwargs)) if isinstance(v, Tensor)))
+            if self._right[kind] < _ALIKE and not self.is_over():
+                part = _Part(func, args, kwargs or {}, self.runner.instance.subject.seed)
+                culprit = _judged(part, self.runner, self.settings, lambda: origin_here(func, self.modules))
+                self.found += [culprit] if culprit is not None else []
+                self._right[kind] += culprit is None
         return super().__torch_function__(func, types, args, kwargs)
 
 
@@ -201,8 +214,8 @@ class _ModuleWatch:
     A ScriptModule is one part whatever is in it, and a function of its inputs alone: torch swaps no parameters there.
     """
 
-    def __init__(self, runner: ModelRunner, settings: dict[str, Any]) -> None:
-        self.runner, self.settings = runner, settings
+    def __init__(self, runner: ModelRunner, settings: dict[str, Any], is_over: Callable[[], bool]) -> None:
+        self.runner, self.settings, self.is_over = runner, settings, is_over
         self.paths = modules_by_identity(runner.instance.model)
         self.program = Program(hooks_only=True)
         self.program.opens_checkpoints = True
@@ -212,7 +225,9 @@ class _ModuleWatch:
     def before(self, module: nn.Module, args: Any) -> None:
         """Judge a module on its positional inputs."""
         is_scripted = isinstance(module, torch.jit.ScriptModule)
-        if self._judging or id(module) not in self.paths or not (is_scripted or not list(module.children())):
+        if self._judging or self.is_over() or id(module) not in self.paths:
+            return
+        if not is_scripted and list(module.children()):
             return
         tensors = {} if is_scripted else {**dict(module.named_parameters()), **dict(module.named_buffers())}
         if not _is_judged(module, (args, tensors)):

@@ -43,6 +43,7 @@ class Promotion(OperatorMode):
 
     Attributes:
         islands: names of operators that refused float64 and ran in ``native`` instead.
+        turned: whether any operator ran in another way than without the mode; set to False by the caller.
     """
 
     supports_higher_order_operators = True
@@ -51,6 +52,7 @@ class Promotion(OperatorMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.native = native
         self.islands: dict[str, None] = {}
+        self.turned = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator with its dtypes turned, unseen by function modes: TorchScript calls it from outside them."""
@@ -59,19 +61,23 @@ class Promotion(OperatorMode):
 
     def _dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0911  # a case a line
         if not isinstance(func, torch._ops.OpOverload):  # a higher-order operator: its body escapes the mode
-            self.islands[str(func)] = None
+            self.islands[str(func)], self.turned = None, True
             return func(*args, **kwargs)
         if func is _aten.lift_fresh.default:  # torch.tensor(…, dtype=…) and torch.from_numpy arrive here, as leaves
-            return _widen(func(*args, **kwargs))
+            return self._widen(func(*args, **kwargs))
         if func is _aten._assert_tensor_metadata.default:  # torch.export's note of a dtype that is another now
+            self.turned = True
             return None
         if func in _OF_NUMBERS and not isinstance(args[0], Tensor):
+            self.turned = True
             return _OF_NUMBERS[func](*args)
         if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
+            self.turned = True
             return self._draw(func, args, kwargs)
         if func in _DECOMPOSED:
+            self.turned = True
             return _DECOMPOSED[func](*_mapped(_widen, args))
-        turn = _turn_dtype if writes(func) else _turn
+        turn = self._turn_dtype if writes(func) else self._turn
         args = tuple(_mapped(turn, value) for value in args)
         kwargs = {name: _mapped(turn, value) for name, value in kwargs.items()}
         try:
@@ -80,6 +86,21 @@ class Promotion(OperatorMode):
             if not _refuses_double(error):
                 raise
             return self._island(func, args, kwargs)
+
+    def _turn(self, value: Any) -> Any:
+        return self._turn_dtype(self._widen(value))
+
+    def _turn_dtype(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype) and value in _WIDE:
+            self.turned = True
+            return _WIDE[value]
+        return value
+
+    def _widen(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dtype in _WIDE:
+            self.turned = True
+            return _widen(value)
+        return value
 
     def _draw(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a random operator in the dtype it would have had, and cast what it drew."""
@@ -102,7 +123,7 @@ class Promotion(OperatorMode):
 
     def _island(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator that has no float64 kernel in the native dtype, and note it."""
-        self.islands[str(func)] = None
+        self.islands[str(func)], self.turned = None, True
         args, kwargs = _mapped(self._narrow, (args, kwargs))
         return _mapped(_widen, func(*args, **kwargs))
 
@@ -153,14 +174,6 @@ def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(function, item) for key, item in value.items()}
     return function(value)
-
-
-def _turn(value: Any) -> Any:
-    return _turn_dtype(_widen(value))
-
-
-def _turn_dtype(value: Any) -> Any:
-    return _WIDE.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 def _widen(value: Any) -> Any:

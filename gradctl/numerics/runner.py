@@ -66,6 +66,7 @@ class ModelRunner:
         self.watch = watch
         watch.modules = modules_by_identity(instance.model)
         self.recording = Recording()
+        self._is_plain = False  # whether the promotion had nothing to turn at the point: it costs as much as the model
 
     @property
     def extra(self) -> float:
@@ -85,8 +86,11 @@ class ModelRunner:
         """Return the outputs at the point; note cuts, hooks and Functions."""
         self.watch.maps.clear()
         program = Program()
+        if self.promotion is not None:
+            self.promotion.turned = False
         outputs = self.run(program)
         self.recording = program.recording
+        self._is_plain = self.promotion is not None and not self.promotion.turned
         return outputs
 
     def beside(self) -> Outputs:
@@ -95,7 +99,7 @@ class ModelRunner:
         Raises:
             BranchChanged: the program made other calls than at the point.
         """
-        return self.run(Program(self.recording))
+        return self.run(Program(self.recording), is_plain=self._is_plain)
 
     @contextmanager
     def promoted(self) -> Iterator[None]:
@@ -106,13 +110,18 @@ class ModelRunner:
                 stack.enter_context(self.promotion)
             yield
 
-    def run(self, program: Program) -> Outputs:
-        """Return the outputs of one run that ``program`` watches, the leaves as they are."""
+    def run(self, program: Program, *, is_plain: bool = False) -> Outputs:
+        """Return the outputs of one run that ``program`` watches, the leaves as they are.
+
+        Args:
+            program: watches the run.
+            is_plain: whether float64 as default dtype is enough, and no operator is to be turned.
+        """
         self.watch.begin(program)
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(watch_functions(self.watch))
             stack.enter_context(inside_transforms(self.watch.inside))
             stack.enter_context(plain_control_flow())
-            stack.enter_context(self.promoted())
+            stack.enter_context(default_dtype(torch.float64) if is_plain else self.promoted())
             return self.instance.run(program)
