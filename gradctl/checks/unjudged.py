@@ -13,7 +13,7 @@ from gradctl.core.findings import Finding
 from gradctl.core.names import input_name, output_name
 from gradctl.numerics.graph import node_of, nodes_behind
 from gradctl.subject.inputs import input_names
-from gradctl.subject.instance import Instance
+from gradctl.subject.instance import Instance, put_back_borrowed
 from gradctl.subject.reach import walk
 from gradctl.subject.state import State
 
@@ -35,6 +35,7 @@ class Kept:
 
     def put_back(self) -> None:
         """Put back state and gradients."""
+        put_back_borrowed()
         self._state.restore()
         for tensor, gradient in self._gradients.values():
             tensor.grad = gradient

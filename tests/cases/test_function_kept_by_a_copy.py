@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradctl.subject.instance import Instance, put_back_borrowed
+from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
 from tests.judged import assert_passes, judge, wrong_tensors
 
@@ -160,7 +160,6 @@ def test_activations_of_an_earlier_call_change_nothing(kind):
     model(X)
     kept = {**model.seen, **SEEN}["activation"]
     assert_passes(judge(model, X))
-    put_back_borrowed()
     assert {**model.seen, **SEEN}["activation"] is kept
     SEEN.clear()
 
