@@ -202,7 +202,7 @@ class _Check:
         self.judged = self.probing.settled(self.judged)
         self.recording = runner.recording  # those made for culprits later see fewer directions
         for i in tensors_behind(self.probing, runner):
-            if i in self.judged and self.judged[i].verdict == "same":
+            if i in self.judged and self.judged[i].verdict in ("same", "no-gradient", "too-small"):
                 self.judged[i] = replace(self.judged[i], verdict="unresolved")
                 self.behind[i] = next(iter(watch.unjudged))
         if self.form != "eager":  # its Functions are captured or gone; eager's own check is about those
