@@ -182,9 +182,9 @@ class FunctionCheck:
         try:
             around = Judge(self.runner, **settings)
             suspects, _ = around.screen(wrong)
-            judged, _ = around.each(suspects)
+            judged = around.settled(around.each(suspects)[0])
             blame.own = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
-            blame.forwards = around.point.forwards
+            blame.forwards = around.forwards
         except NoGradient:  # every output is behind a Function that states no linear map: nothing is left to judge
             blame.own = {}
         finally:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gradctl.numerics.ladder import LARGEST_STEP, Slope, noise_floor, slope_at_zero
 from gradctl.numerics.measures import dot, gaussian_like, norm
-from gradctl.numerics.point import Direction, Point, Sample, natural_scale
+from gradctl.numerics.point import Direction, Point, Sample, natural_scale, rms
 from gradctl.numerics.runner import Runner
 
 __all__ = ["Judge", "Probe", "Site", "TensorJudgement"]
@@ -60,6 +60,9 @@ _LINEAR = 1e-5
 _LARGEST_ROUNDING = 1e-9
 # A gradient that one ULP of the leaves changes by this part is zero by cancellation.
 _CANCELLED = 1e-2
+# Noise of this part of the objective, in values of this part of the leaves, is all there is.
+_ALL_NOISE = 1e-3
+_ZERO = 1e-12
 # How far parameters that are zero are moved to judge what lies behind them.
 _AWAY = 0.3
 
@@ -207,6 +210,9 @@ class Judge:
         """
         suspects: set[int] = set()
         chances: dict[int, float] = {}
+        if self._is_rounding_alone():
+            self._too_small.update(indices)
+            return [], 0.0
         for number in range(self.probes):
             for group in self._groups([i for i in indices if i not in suspects | self._kinked], self.here):
                 self._screen_group(group, number, self.here, suspects, chances)
@@ -215,6 +221,12 @@ class Judge:
         suspects.update(i for i, chance in chances.items() if chance > _WEAK and i not in self._too_small)
         unseen = suspects | self._too_small
         return sorted(suspects), max((chance for i, chance in chances.items() if i not in unseen), default=0.0)
+
+    def _is_rounding_alone(self) -> bool:
+        """Tell a function that is zero but for rounding (the sum of a LayerNorm): its values are noise, and tiny."""
+        outputs = [value for name, value in self.origin.outputs if name in self.samples[0].cotangents]
+        largest = max((rms(value) for value in self.origin.values), default=0.0)
+        return self.noise > _ALL_NOISE * self.here.unit and all(rms(y) < _ZERO * largest for y in outputs)
 
     def screened(self, i: int) -> TensorJudgement:
         """Return the verdict on a leaf that the joint screen did not suspect."""
@@ -506,7 +518,9 @@ class Judge:
         for number in range(self.probes):
             for group in self._groups([i for i in wrong if i not in persisting], site):
                 self._screen_group(group, number, site, persisting, chances)
-        return {i: replace(judged[i], only_here=True) for i in wrong if i not in persisting}
+        alone = {i: self.probe([i], 0, site) for i in persisting}
+        gone = {i for i, probe in alone.items() if not probe.alarms and probe.slope.resolved}
+        return {i: replace(judged[i], only_here=True) for i in wrong if i not in persisting - gone}
 
     def _away(self, judged: dict[int, TensorJudgement]) -> dict[int, TensorJudgement]:
         silent = [

@@ -139,7 +139,7 @@ def test_time_stamps_are_moved_by_their_spread():
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
-            self.a = nn.Linear(1, 4)
+            self.a = nn.Linear(1, 4).double()
 
         def forward(self, seconds):
             return self.a(((seconds - 1.7e9) / 3600)[:, None]).tanh()
