@@ -69,18 +69,24 @@ class _Level:
     floor: float
 
 
-def noise_floor(phi: Callable[[float], float]) -> float:
+def noise_floor(phi: Callable[[float], float], spacing: float = _NOISE_SPACING) -> float:
     """Return the standard deviation of the noise of ``phi`` near 0 (7 calls), absolute; NaN if a value is not finite.
 
-    sigma_k² = gamma_k mean((Δ^k phi)²) with gamma_k = (k!)² / (2k)!, the largest of k = 4, 5, 6.
+    sigma_k² = gamma_k mean((Δ^k phi)²) with gamma_k = (k!)² / (2k)!, the largest of k = 4, 5, 6. Where these fall with
+    k, it is the function that is seen, close to the edge of its domain, and the spacing is made smaller.
     """
-    differences = [phi(_NOISE_SPACING * offset) for offset in range(-3, 4)]
+    differences = [phi(spacing * offset) for offset in range(-3, 4)]
     sigmas = []
     for order in range(1, 7):
         differences = [right - left for left, right in itertools.pairwise(differences)]
         gamma = math.factorial(order) ** 2 / math.factorial(2 * order)
         sigmas.append(math.sqrt(gamma * sum(d * d for d in differences) / len(differences)))
-    return max(sigmas[3:]) if all(map(math.isfinite, sigmas)) else math.nan
+    if not all(map(math.isfinite, sigmas)):
+        return math.nan
+    fourth, fifth, sixth = sigmas[3:]
+    if 16 * sixth < 4 * fifth < fourth and spacing > _LAST_STEP:
+        return noise_floor(phi, spacing / 32)
+    return max(sigmas[3:])
 
 
 def slope_at_zero(

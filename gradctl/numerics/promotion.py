@@ -68,6 +68,8 @@ class Promotion(OperatorMode):
         if func is _aten._assert_tensor_metadata.default:  # torch.export's note of a dtype that is another now
             self.turned = True
             return None
+        if func is _aten.equal.default and isinstance(args[0], Tensor):  # so the state of the model is put back, too
+            return func(*_mapped(_widen, args))
         if func in _OF_NUMBERS and not isinstance(args[0], Tensor):
             self.turned = True
             return _OF_NUMBERS[func](*args)
