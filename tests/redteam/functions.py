@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["BUGS", "FORMULAS", "WIDTH", "Bug", "Formula", "Operation", "bugs_of", "custom"]
+__all__ = ["BUGS", "FORMULAS", "STYLES", "WIDTH", "Bug", "Formula", "Operation", "bugs_of", "custom"]
 
 WIDTH = 6
 
@@ -143,9 +144,36 @@ def bugs_of(formula: Formula) -> list[str]:
     return [name for name in _ANYWHERE if BUGS[name].fits(formula)]
 
 
-def custom(formula: Callable[..., Tensor], bug: str | None = None, name: str = "Custom") -> Callable[..., Tensor]:
-    """Return ``apply`` of a new Function that computes ``formula``; its backward has the bug, or is right."""
+def custom(
+    formula: Callable[..., Tensor], bug: str | None = None, name: str = "Custom", style: str = "plain"
+) -> Callable[..., Tensor]:
+    """Return what applies a new Function that computes ``formula``; its backward has the bug, or is right.
 
+    ``style`` is one of ``STYLES``: how the Function is written.
+    """
+
+    def gradients_of(inputs: Sequence[Tensor], cotangent: Tensor, asked: Sequence[bool]) -> Gradients:
+        def right(cotangent: Tensor) -> Gradients:
+            if style == "transformed":  # torch.autograd.grad does not work inside torch.func
+                return list(torch.func.vjp(formula, *inputs)[1](cotangent))
+            keeps = torch.is_grad_enabled()
+            with torch.enable_grad():
+                # Aliases, or a weight that is also part of x (tied) would be one variable for autograd.grad.
+                aliases = [each.view_as(each) for each in inputs]
+                wanted = [alias for alias, needed in zip(aliases, asked, strict=True) if needed]
+                found = torch.autograd.grad(formula(*aliases), wanted, cotangent, create_graph=keeps, allow_unused=True)
+            left = list(found)
+            return [left.pop(0) if needed else None for needed in asked]
+
+        gradients = right(cotangent)
+        return BUGS[bug].wrong(gradients, inputs, cotangent, right) if bug else gradients
+
+    made = STYLES[style](formula, gradients_of, bug)
+    made.__name__ = made.__qualname__ = name
+    return made.called
+
+
+def _plain(formula: Callable[..., Tensor], gradients_of: Callable[..., Gradients], bug: str | None) -> Any:
     class Custom(torch.autograd.Function):
         inputs: tuple[Tensor, ...] = ()
 
@@ -161,32 +189,103 @@ def custom(formula: Callable[..., Tensor], bug: str | None = None, name: str = "
             inputs = ctx.saved_tensors
             if bug == "uses the last call's input":
                 inputs = tuple(last.detach().requires_grad_(i.requires_grad) for last, i in zip(Custom.inputs, inputs))
-            asked = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
+            return tuple(gradients_of(inputs, cotangent, ctx.needs_input_grad))
 
-            def right(cotangent: Tensor) -> Gradients:
-                keeps = torch.is_grad_enabled()
-                with torch.enable_grad():
-                    # Aliases, or a weight that is also part of x (tied) would be one variable for autograd.grad.
-                    aliases = [each.view_as(each) for each in inputs]
-                    value = formula(*aliases)
-                    wanted = [aliases[i] for i in asked]
-                    found = torch.autograd.grad(value, wanted, cotangent, create_graph=keeps, allow_unused=True)
-                gradients: Gradients = [None] * len(inputs)
-                for i, gradient in zip(asked, found, strict=True):
-                    gradients[i] = gradient
-                return gradients
+        @classmethod
+        def called(cls, *inputs: Tensor) -> Tensor:
+            return cls.apply(*inputs)
 
-            gradients = right(cotangent)
-            return tuple(BUGS[bug].wrong(gradients, inputs, cotangent, right) if bug else gradients)
+    return Custom
 
-    Custom.__name__ = Custom.__qualname__ = name
-    return Custom.apply
+
+def _kept_in_attributes(formula: Callable[..., Tensor], gradients_of: Callable[..., Gradients], _: Any) -> Any:
+    class Custom(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+            ctx.kept = [each.detach().requires_grad_(each.requires_grad) for each in inputs]
+            return formula(*inputs)
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, cotangent: Tensor) -> Any:
+            return tuple(gradients_of(ctx.kept, cotangent, ctx.needs_input_grad))
+
+        @classmethod
+        def called(cls, *inputs: Tensor) -> Tensor:
+            return cls.apply(*inputs)
+
+    return Custom
+
+
+def _of_several_outputs(formula: Callable[..., Tensor], gradients_of: Callable[..., Gradients], _: Any) -> Any:
+    """Return a Function of two differentiable outputs and one that is not, which asks for cotangents that are None."""
+
+    class Custom(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, factor: float, *inputs: Tensor, key: str = "") -> tuple[Tensor, Tensor, Tensor]:
+            ctx.save_for_backward(*inputs)
+            ctx.factor = factor
+            ctx.set_materialize_grads(False)
+            value = formula(*inputs)
+            positive = value.abs() > 0.5
+            ctx.mark_non_differentiable(positive)
+            return value, factor * value, positive
+
+        @staticmethod
+        def backward(ctx: Any, first: Tensor | None, second: Tensor | None, _: Any) -> Any:
+            if first is None and second is None:
+                return (None,) * (1 + len(ctx.saved_tensors))
+            scaled = None if second is None else ctx.factor * second
+            cotangent = scaled if first is None else first if scaled is None else first + scaled
+            return None, *gradients_of(ctx.saved_tensors, cotangent, ctx.needs_input_grad[1:])
+
+        @classmethod
+        def called(cls, *inputs: Tensor) -> Tensor:
+            value, scaled, _ = cls.apply(-0.5, *inputs)
+            return value + scaled.tanh()
+
+    return Custom
+
+
+def _transformed(formula: Callable[..., Tensor], gradients_of: Callable[..., Gradients], _: Any) -> Any:
+    """Return a Function that works inside torch.func."""
+
+    class Custom(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*inputs: Tensor) -> Tensor:
+            return formula(*inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Tensor) -> Any:
+            return tuple(gradients_of(ctx.saved_tensors, cotangent, ()))
+
+        @classmethod
+        def called(cls, *inputs: Tensor) -> Tensor:
+            return cls.apply(*inputs)
+
+    return Custom
+
+
+STYLES: dict[str, Callable[..., Any]] = {
+    "plain": _plain,
+    "kept in attributes": _kept_in_attributes,
+    "several outputs": _of_several_outputs,
+    "transformed": _transformed,
+}
 
 
 class Operation(nn.Module):
     """A formula with its weights. Two that are made with the same seed are equal but for the bug."""
 
-    def __init__(self, formula: str, bug: str | None, *, seed: int = 0, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, formula: str, bug: str | None, *, dtype: torch.dtype | None = None, style: str = "plain", seed: int = 0
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         shapes = FORMULAS[formula].weights
@@ -196,7 +295,7 @@ class Operation(nn.Module):
             for shape in shapes
         ]
         self.weights = nn.ParameterList([weight.to(dtype or torch.get_default_dtype()) for weight in weights])
-        self.apply_function = custom(FORMULAS[formula].of, bug, formula.title().replace("_", ""))
+        self.apply_function = custom(FORMULAS[formula].of, bug, formula.title().replace("_", ""), style)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.apply_function(x, *self.weights)

@@ -362,6 +362,34 @@ def before_a_weight_norm(make: Make) -> Built:
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), make(), last), (batch(),)
 
 
+def _written(name: str, style: str, function: Callable[[Any, Tensor], Any], **more: Any) -> None:
+    """Add a place for a Function that is written in another style."""
+    PLACES[name] = Place("context", lambda make: (Around(make(style=style), function), (batch(),)), **more)
+
+
+# These see one row at a time, without an axis of the batch.
+_BY_ROW = {
+    "fits": rectangular,
+    "bugs": ("x times 1.1", "x times 2", "x times 0", "x times -1", "forgets the cotangent"),
+}
+_SMOOTH = ("leaky", "clamp", "maximum")
+_written("kept in attributes", "kept in attributes", lambda m, h: m.op(h))
+_written("kept in attributes, twice", "kept in attributes", lambda m, h: m.op(h).tanh() + m.op(h.flip(0)))
+_written("several outputs of a Function", "several outputs", lambda m, h: m.op(h))
+_written(
+    "several outputs of a Function, checkpointed",
+    "several outputs",
+    lambda m, h: checkpoint(m.op, h, use_reentrant=False),
+)
+_written("setup_context", "transformed", lambda m, h: m.op(h))
+_written("vmap over rows", "transformed", lambda m, h: torch.func.vmap(m.op)(h), **_BY_ROW)
+_written("func.grad beside", "transformed", lambda m, h: torch.func.grad(lambda h: m.op(h).square().sum())(h) + m.op(h),
+         fits=lambda formula: formula not in [FORMULAS[name] for name in _SMOOTH])  # fmt: skip
+_written("func.vjp in forward", "transformed", lambda m, h: torch.func.vjp(m.op, h)[0])
+_written("func.functional_call and vmap", "transformed", lambda m, h: torch.func.vmap(
+    lambda row: torch.func.functional_call(m.op, dict(m.op.named_parameters()), row))(h), **_BY_ROW)  # fmt: skip
+
+
 # ---- regimes: how it is trained ----
 
 around("regime", "checkpoint", lambda m, h: checkpoint(m.op, h, use_reentrant=False))

@@ -44,7 +44,9 @@ class Program:
             torch.manual_seed(0)
             if self.kind == "right":
                 return RIGHT[self.place]()
-            return PLACES[self.place].build(lambda dtype=None: Operation(self.formula, self.bug, dtype=dtype))
+            return PLACES[self.place].build(
+                lambda dtype=None, **more: Operation(self.formula, self.bug, dtype=dtype, **more)
+            )
 
 
 def planted_programs(seed: int = 0) -> list[Program]:
