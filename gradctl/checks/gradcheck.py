@@ -63,6 +63,7 @@ from gradctl.numerics.judge import Judge, TensorJudgement, Verdict
 from gradctl.numerics.point import NoGradient
 from gradctl.numerics.program import Recording
 from gradctl.numerics.undifferentiated import undifferentiated
+from gradctl.subject.inputs import trained_inputs
 from gradctl.subject.seeding import borrowed_generators
 from gradctl.subject.subject import Subject
 
@@ -301,7 +302,7 @@ class _Check:
         ]
         calls = {"GC401": self.wrong_calls, "GC403": self.wrong_calls, "GC407": self.broken_calls}
         told = [explained(finding, calls.get(finding.code, ())) for finding in about if finding is not None]
-        overflow = native_gradient_findings(self.native, {leaves[i].name for i in broken})
+        overflow = native_gradient_findings(self.native, {leaves[i].name for i in broken}, self._untrained())
         native_calls: list[Explanation] = []
         if overflow and not is_output_broken:
             with explaining("the call whose backward overflows"):
@@ -309,6 +310,13 @@ class _Check:
         heads = [each for each in self.functions if each.severity == "error"]
         tails = [each for each in self.functions if each.severity != "error"]
         return [*heads, *told, *(explained(finding, native_calls) for finding in overflow), *tails]
+
+    def _untrained(self) -> set[str]:
+        """Return the inputs whose gradient training does not compute: without requires_grad, beside parameters."""
+        names = {leaf.name for leaf in self.source.runner.leaves}
+        inputs = {name for name in names if name.startswith("input:")}
+        trained = trained_inputs(self.subject.model, self.subject.args, self.subject.kwargs)
+        return inputs - trained if inputs != names else set()
 
     def notes(self) -> list[Finding]:
         """Return what was held fixed, set aside or taken as exact."""

@@ -369,8 +369,15 @@ def not_replayed() -> Finding:
     )
 
 
-def native_gradient_findings(native: Native, already: set[str]) -> list[Finding]:
-    """Return findings for gradients that overflow in the model's own dtype though they are finite in float64."""
+def native_gradient_findings(native: Native, already: set[str], untrained: set[str]) -> list[Finding]:
+    """Return findings for gradients that overflow in the model's own dtype though they are finite in float64.
+
+    Args:
+        native: the run in the model's own dtype.
+        already: names of the leaves whose gradient is not finite in float64 either.
+        untrained: names of the inputs that are given without ``requires_grad`` to a model that has parameters: their
+            gradient is not computed in training (a mask, times ``finfo.min``), so that it is noted only.
+    """
     found = []
     for name, native_dtype in native.overflowing.items():
         if name in already:
@@ -379,7 +386,7 @@ def native_gradient_findings(native: Native, already: set[str]) -> list[Finding]
         found.append(
             Finding(
                 code="GC407",
-                severity="error" if native_dtype == torch.float32 else "warning",
+                severity="note" if name in untrained else "error" if native_dtype == torch.float32 else "warning",
                 quantity="gradient",
                 tensor=name,
                 message=f"the gradient of {name} is NaN or infinite in {dtype}, though finite in float64.",

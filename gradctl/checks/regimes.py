@@ -19,7 +19,7 @@ from gradctl.core.findings import Finding, TensorResult, format_number, number
 from gradctl.core.names import TensorVerdict
 from gradctl.numerics.measures import gaussian_like, norm, relative_error
 from gradctl.subject.frames import first_line, is_out_of_memory
-from gradctl.subject.inputs import input_names
+from gradctl.subject.inputs import trained_inputs
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.state import State
@@ -154,11 +154,7 @@ def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regi
     """Run the step with inputs that ask for a gradient only where the user's do."""
     subject = step.instance.subject
     inputs = [leaf.name for leaf in step.instance.leaves if leaf.name.startswith("input:")]
-    asking = {
-        f"input:{name}"
-        for name, value in input_names(subject.model, subject.args, subject.kwargs)
-        if isinstance(value, Tensor) and value.requires_grad
-    }
+    asking = trained_inputs(subject.model, subject.args, subject.kwargs)
     step.instance.unasked = frozenset(inputs) - asking
     if not step.instance.unasked or len(inputs) == len(step.instance.leaves):
         return

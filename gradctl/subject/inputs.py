@@ -10,6 +10,7 @@ __all__ = [
     "inputs_from_call",
     "inputs_from_file",
     "inputs_from_specs",
+    "trained_inputs",
 ]
 
 import inspect
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from gradctl.core.errors import TargetError, nearest
+from gradctl.core.names import input_name
 from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
 from gradctl.subject.inputspec import InputSpec, TensorSpec, draw
 from gradctl.subject.proposal import proposed_input
@@ -63,6 +65,12 @@ def input_names(function: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
     names = positional + [f"{rest}.{index}" for index in range(max(0, len(args) - len(positional)))]
     given = [*zip(names, args, strict=False), *kwargs.items()]
     return [leaf for name, value in given for leaf in leaves(value, name)]
+
+
+def trained_inputs(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
+    """Return the names (``input:x``) of the inputs that are given with ``requires_grad``."""
+    named = input_names(function, args, kwargs)
+    return {input_name(name) for name, value in named if isinstance(value, Tensor) and value.requires_grad}
 
 
 def inputs_from_specs(specs: Sequence[InputSpec], model: Callable[..., Any], seed: int) -> Inputs:

@@ -75,3 +75,21 @@ def test_an_output_in_large_numbers_is_judged_beside_one_in_small_ones():
 
     assert_passes(judge(Energies(), rows()))
     assert wrong_tensors(judge(Energies(1.01), rows())) == ["input:x", "param:b.bias", "param:b.weight"]
+
+
+def test_a_mask_that_is_an_input_may_overflow_where_no_gradient_is_asked():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.l = nn.Linear(8, 8)
+
+        def forward(self, x, mask):
+            q = self.l(x)
+            scores = q @ q.transpose(1, 2) + (mask * torch.finfo(x.dtype).min)[:, None]
+            return scores.softmax(-1) @ q
+
+    x = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0.0]])
+    assert_passes(judge(Attention(), x, mask))
+    assert judge(Attention(), x, mask.clone().requires_grad_()).verdict == "fail"
