@@ -26,6 +26,7 @@ from gradctl.checks.culprits import (
     tensors_behind,
 )
 from gradctl.checks.form_runner import form_runner
+from gradctl.checks.functions import FunctionFault
 from gradctl.checks.gradient_findings import (
     constant_inputs_note,
     cut_notes,
@@ -153,6 +154,11 @@ def gradcheck(
     )
 
 
+def _error(found: Finding | FunctionFault) -> float:
+    """Return the size of what is wrong with a Function, relative; -1 if it has none."""
+    return found.error if isinstance(found.error, float) else -1.0
+
+
 @dataclass(slots=True)
 class _Check:
     """One run of gradcheck over the float64 runner: what is known, by index of the leaf."""
@@ -227,6 +233,10 @@ class _Check:
         with explaining("the custom Functions"):
             self.probing.origin.record()
             functions.judge(is_alarmed=bool(wrong))
+            tolerated = settings["rtol"] or 0.0
+            functions.faults = {
+                f: fault for f, fault in functions.faults.items() if not 0 <= _error(fault) <= tolerated
+            }
             if functions.faults and wrong:
                 self.blame = functions.blame(wrong, settings)
                 self.judged |= self.blame.own
@@ -236,7 +246,8 @@ class _Check:
         right = {runner.leaves[i].name for i, each in self.judged.items() if each.verdict == "same" and not wrong}
         with explaining("what the custom Functions do wrong"):
             self.probing.origin.record()
-            self.functions = functions.findings(right, is_explained=not unexplained)
+            told = functions.findings(right, is_explained=not unexplained)
+            self.functions = [each for each in told if each.code != "GC408" or not 0 <= _error(each) <= tolerated]
         self.probing.point.record()
         return unexplained
 

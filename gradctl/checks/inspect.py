@@ -230,7 +230,9 @@ def watched(instance: Instance, notes: list[str]) -> list[Semantic]:
 
 def _cuts_and_hooks(subject: Subject, mode: InputMode, without: frozenset[str], notes: list[str]) -> list[Semantic]:
     """Return the cuts whose value depends on a leaf, and the tensor hooks, of one call."""
-    runner = ModelRunner(Instance(subject, input_mode=mode, keep_hooks=True), None, FunctionWatch())
+    runner = ModelRunner(
+        Instance(subject, input_mode=mode), None, FunctionWatch()
+    )  # hooks on modules have rows already
     runner.record()
     recording = runner.recording
     hooks = Counter(hook.place for hook in recording.hooks)

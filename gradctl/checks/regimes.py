@@ -106,6 +106,15 @@ class _Step:
             if gradient is not None:
                 leaf.tensor.grad = gradient.clone().reshape(leaf.tensor.shape)
 
+    def cleared(self, gradients: Gradients) -> set[str]:
+        """Return the names of the leaves that no longer have the ``.grad`` that they were given before forward."""
+        return {
+            leaf.name
+            for leaf in self.instance.leaves
+            if (given := gradients[leaf.name]) is not None
+            and (leaf.tensor.grad is None or not torch.equal(leaf.tensor.grad.reshape(given.shape), given))
+        }
+
     def noise(self, reference: Gradients) -> dict[str, float]:
         """Return the norm of each gradient's change as parameters and inputs move by one ULP."""
         found = dict.fromkeys(reference, 0.0)
@@ -127,8 +136,10 @@ class _Step:
 def _again(step: _Step, reference: Gradients, regimes: Regimes) -> None:
     """Run backward onto an existing ``.grad`` with the graph retained, and then through that graph once more."""
     step.given(reference)
+    cleared: set[str] = set()
     try:
         _, asking, cotangents = step.forward()
+        cleared = step.cleared(reference)
         state = State([step.instance.model], [tensor for leaf in step.instance.leaves for tensor in leaf.sharing])
         step.backward(asking, cotangents, retain_graph=True)
         added = _added(step.taken(), reference)  # before the restoring, which knows the tensors in .grad too
@@ -146,6 +157,10 @@ def _again(step: _Step, reference: Gradients, regimes: Regimes) -> None:
     hint = "do not change in backward what it reads (ctx, a buffer), nor set or clear .grad in forward or backward."
     for gradients, what in ((added, "a backward onto an existing .grad"), (second, "a second backward on the graph")):
         for name, off in _differences(step, reference, gradients).items():
+            if gradients is added and name in cleared:
+                message = f"forward clears the .grad of {name}: gradients of several batches do not add up."
+                regimes.findings.append(_note("GC417", message))
+                continue
             message = f"{what} gives {_another(off)} for {name} than the first."
             regimes.findings.append(_wrong("GC417", message, hint, name, off))
 
