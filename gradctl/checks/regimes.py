@@ -17,7 +17,7 @@ from torch import Tensor
 from gradctl.checks.native import Native
 from gradctl.core.findings import Finding, TensorResult, format_number, number
 from gradctl.core.names import TensorVerdict
-from gradctl.numerics.measures import gaussian_like, norm, relative_error
+from gradctl.numerics.measures import gaussian_like, is_float, norm, relative_error
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.inputs import trained_inputs
 from gradctl.subject.instance import Instance
@@ -77,7 +77,7 @@ class _Step:
     def forward(self) -> tuple[Outputs, list[Tensor], list[Tensor]]:
         """Return the float outputs; those that have a gradient; and a cotangent for each, the same in every regime."""
         with torch.enable_grad():
-            outputs = {name: t for name, t in self.instance.run() if _is_float(t)}
+            outputs = {name: t for name, t in self.instance.run() if is_float(t)}
         generator = torch.Generator().manual_seed(self.instance.subject.seed)
         drawn = {name: gaussian_like(t, generator) for name, t in outputs.items()}
         asking = [name for name, t in outputs.items() if t.requires_grad]
@@ -283,7 +283,3 @@ def _added(accumulated: Gradients, before: Gradients) -> Gradients:
 
 def _is_another(value: Tensor, other: Tensor) -> bool:
     return relative_error(value, other) > _ROUNDING_EPSILONS * torch.finfo(value.dtype).eps
-
-
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and (tensor.is_floating_point() or tensor.is_complex())

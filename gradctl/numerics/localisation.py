@@ -26,7 +26,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from gradctl.numerics.graph import Origin, modules_by_identity, node_before, origin_here
 from gradctl.numerics.judge import Judge
 from gradctl.numerics.ladder import slope_at_zero
-from gradctl.numerics.measures import dot, gaussian_like, norm
+from gradctl.numerics.measures import dot, gaussian_like, is_float, norm
 from gradctl.numerics.point import Direction, NoGradient
 from gradctl.numerics.program import Program, Recording
 from gradctl.numerics.runner import ModelRunner, Outputs
@@ -137,12 +137,12 @@ class _Part:
         with torch.enable_grad():
             clones = [tensor.clone() for tensor in given]  # it may write to them
         args, kwargs = map_leaves(lambda _, leaf: self._fresh(leaf, clones), self.arguments)
-        handed = [value for _, value in leaves((args, kwargs)) if _is_float(value)]
+        handed = [value for _, value in leaves((args, kwargs)) if is_float(value)]
         versions = [value._version for value in handed]
         seed_generators(self.seed)
         with torch.enable_grad(), program:
             result = self.function(*args, **kwargs)
-        named = {f"output.{path}": value for path, value in leaves(result) if _is_float(value)}
+        named = {f"output.{path}": value for path, value in leaves(result) if is_float(value)}
         returned = {id(value) for value in named.values()}
         written = [(f"argument.{k}", value) for k, value in enumerate(handed) if value._version > versions[k]]
         return [*named.items(), *((name, value) for name, value in written if id(value) not in returned)]
@@ -162,7 +162,7 @@ class _Part:
             return value.clone_state()
         if not isinstance(value, Tensor):
             return value
-        if not (value.requires_grad and _is_float(value)):
+        if not (value.requires_grad and is_float(value)):
             return value.detach().clone()
         if id(value) not in self._known:
             self._known[id(value)] = len(self._leaves)
@@ -252,9 +252,7 @@ def _is_judged(func: Any, arguments: Any) -> bool:
     return (
         torch.is_grad_enabled()
         and getattr(func, "__name__", "") not in _NOT_JUDGED
-        and any(
-            isinstance(value, Tensor) and value.requires_grad and _is_float(value) for _, value in leaves(arguments)
-        )
+        and any(isinstance(value, Tensor) and value.requires_grad and is_float(value) for _, value in leaves(arguments))
     )
 
 
@@ -369,11 +367,3 @@ def _once_each(found: Sequence[Culprit]) -> list[Culprit]:
         sources = culprit.sources if known is None else (*known.sources, *culprit.sources)
         merged[culprit.origin] = Culprit(culprit.origin, culprit.vote if known is None else known.vote, sources)
     return list(merged.values())
-
-
-def _is_float(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and (value.is_floating_point() or value.is_complex())
-    )

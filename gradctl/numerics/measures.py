@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-__all__ = ["dot", "gaussian_like", "norm", "relative_error", "same_values"]
+__all__ = ["dot", "gaussian_like", "is_float", "norm", "relative_error", "same_values"]
 
 
 def dot(left: Tensor, right: Tensor) -> float:
@@ -15,6 +16,15 @@ def dot(left: Tensor, right: Tensor) -> float:
     if left.is_complex() or right.is_complex():
         return float((left.resolve_conj().conj() * right).real.sum())
     return float(torch.dot(left.reshape(-1), right.reshape(-1)))
+
+
+def is_float(value: Any) -> TypeGuard[Tensor]:
+    """Tell a dense tensor of floats, real or complex."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and (value.is_floating_point() or value.is_complex())
+    )
 
 
 def norm(tensor: Tensor) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradctl.numerics.measures import dot, gaussian_like, norm, relative_error
+from gradctl.numerics.measures import dot, gaussian_like, is_float, norm, relative_error
 from gradctl.numerics.runner import Outputs, Runner
 from gradctl.subject.frames import is_out_of_memory
 
@@ -90,7 +90,7 @@ class Point:
         self._place(None, 0.0)
         self.forwards += 1
         # Cloned: an output can be a leaf itself, which moves.
-        return [(name, t.detach().clone()) for name, t in self.runner.record() if _is_float(t)]
+        return [(name, t.detach().clone()) for name, t in self.runner.record() if is_float(t)]
 
     def sample(self, generator: torch.Generator) -> Sample:
         """Return Gaussian cotangents and autograd's gradient of them.
@@ -238,7 +238,7 @@ class Point:
         """Return the float outputs with what was recorded held fixed, at the leaves' values; nothing if that raises."""
         try:
             # Cloned: an output can be a leaf itself, which moves.
-            return {name: t.detach().clone() for name, t in self.runner.beside() if _is_float(t)}
+            return {name: t.detach().clone() for name, t in self.runner.beside() if is_float(t)}
         except Exception as error:  # a replay of a program that hides what it does may raise anything
             if is_out_of_memory(error):
                 raise
@@ -247,7 +247,7 @@ class Point:
     def _differentiable_outputs(self) -> dict[str, Tensor]:
         self._place(None, 0.0)
         self.forwards += 1
-        return {name: t for name, t in self.runner.differentiate() if _is_float(t) and t.requires_grad}
+        return {name: t for name, t in self.runner.differentiate() if is_float(t) and t.requires_grad}
 
     def _vjp(self, outputs: dict[str, Tensor], cotangents: dict[str, Tensor]) -> list[Tensor | None]:
         """Take gradients as training takes them: ``backward`` into ``.grad`` (reversible nets refuse autograd.grad)."""
@@ -317,7 +317,3 @@ def natural_scale(tensor: Tensor) -> float:
 _TINY, _LARGE = 1e-3, 1e3
 # A spread below this is the rounding of equal values.
 _SMALLEST_SPREAD = 1e-12
-
-
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and (tensor.is_floating_point() or tensor.is_complex())

@@ -217,12 +217,12 @@ def timed(spent: list[float]) -> Any:
 
         return wrapper
 
-    before = checking.blame_functions, checking.wrong_backwards
-    checking.blame_functions, checking.wrong_backwards = map(timing, before)
+    before = checking.FunctionCheck.blame, checking.wrong_backwards
+    checking.FunctionCheck.blame, checking.wrong_backwards = map(timing, before)
     try:
         yield
     finally:
-        checking.blame_functions, checking.wrong_backwards = before
+        checking.FunctionCheck.blame, checking.wrong_backwards = before
 
 
 def check(model: nn.Module, x: Tensor) -> Unit:
