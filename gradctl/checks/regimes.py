@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import torch
@@ -133,13 +134,34 @@ class _Step:
         return found
 
 
+def _forward_watched(step: _Step) -> tuple[list[Tensor], list[Tensor], set[str]]:
+    """Run forward; return what has a gradient, the cotangents, and the leaves that a backward inside of it reached."""
+    arrived: set[str] = set()
+    handles = []
+    for leaf in step.instance.leaves:
+        if leaf.tensor.is_leaf and leaf.tensor.requires_grad:
+            note = partial(_noted, arrived, leaf.name)
+            handles.append(leaf.tensor.register_post_accumulate_grad_hook(note))  # type: ignore[no-untyped-call]
+    try:
+        _, asking, cotangents = step.forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return asking, cotangents, arrived
+
+
+def _noted(names: set[str], name: str, _: Tensor) -> None:
+    names.add(name)
+
+
 def _again(step: _Step, reference: Gradients, regimes: Regimes) -> None:
     """Run backward onto an existing ``.grad`` with the graph retained, and then through that graph once more."""
     step.given(reference)
     cleared: set[str] = set()
     try:
-        _, asking, cotangents = step.forward()
-        cleared = step.cleared(reference)
+        asking, cotangents, arrived = _forward_watched(step)
+        # A forward that runs a backward of its own (an inner optimiser) clears what that left.
+        cleared = step.cleared(reference) & arrived
         state = State([step.instance.model], [tensor for leaf in step.instance.leaves for tensor in leaf.sharing])
         step.backward(asking, cotangents, retain_graph=True)
         added = _added(step.taken(), reference)  # before the restoring, which knows the tensors in .grad too
