@@ -198,6 +198,7 @@ class _Check:
         except NoGradient as error:
             raise nothing_in_front(self.subject.target, watch.unjudged) from error
         suspects, self.missed = self.probing.screen(indices)
+        self.recording = runner.recording  # those made later see fewer directions, and fewer of its cuts move
         self.silent_seconds = time.perf_counter() - start
         self.judged = {i: self.probing.screened(i) for i in indices}
         each = indices if thorough else suspects
@@ -207,7 +208,6 @@ class _Check:
             self.judged |= judged
             self.missed = max(self.missed, missed)
         self.judged = self.probing.settled(self.judged)
-        self.recording = runner.recording  # those made for culprits later see fewer directions
         for i in tensors_behind(self.probing, runner):
             if i in self.judged and self.judged[i].verdict in ("same", "no-gradient", "too-small"):
                 self.judged[i] = replace(self.judged[i], verdict="unresolved")

@@ -179,13 +179,23 @@ def test_a_gradient_that_is_none_where_there_is_a_slope_is_missing(kind):
     assert finding(unit, "GC403").tensor == "param:3.weight"
 
 
-def test_a_symmetric_gradient_transposed_is_no_mistake():
-    """Twin of ``transposed``: where the true gradient is symmetric, there is nothing to find."""
+def transposed_quadratic(kind: str) -> nn.Module:
     torch.manual_seed(0)
     quadratic = nn.Module()
     quadratic.weight = nn.Parameter(torch.randn(6, 6))
-    quadratic = plant(Quadratic(quadratic), "inner.weight", "transposed")
-    assert_passes(judge(quadratic, torch.randn(6)))
+    return plant(Quadratic(quadratic), "inner.weight", "transposed", kind)
+
+
+def test_a_symmetric_gradient_transposed_is_no_mistake():
+    """Twin of ``transposed``: where the true gradient is symmetric, there is nothing to find."""
+    assert_passes(judge(transposed_quadratic("native"), torch.randn(6)))
+
+
+@pytest.mark.parametrize("kind", ["custom op", "function"])
+def test_an_operator_is_judged_with_cotangents_that_are_not_symmetric_as_well(kind):
+    unit = judge(transposed_quadratic(kind), torch.randn(6))
+    assert (unit.verdict, wrong_tensors(unit)) == ("fail", [])
+    assert "those of param:inner.weight pass it" in finding(unit, "GC408").message
 
 
 class Quadratic(nn.Module):
