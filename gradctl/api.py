@@ -22,8 +22,8 @@ from gradctl.core.names import SEVERITIES, Severity
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradctl.checks.allows import Allows
-    from gradctl.subject.dynamic import Dynamic
+    from gradctl.core.allows import Allows
+    from gradctl.subject.inputs.dynamic_sizes import Dynamic
     from gradctl.subject.subject import Subject
 
 __all__ = ["CheckFailed", "CheckReport", "compare", "export", "gradcheck"]
@@ -32,7 +32,7 @@ _Check = Callable[["Subject", "Allows"], Sequence[Unit]]
 
 
 class CheckReport(Report, frozen=True, kw_only=True):
-    """What one check found. ``str`` gives what the command line prints, ``gradctl.report.json.render`` the JSON."""
+    """What one check found. ``str`` returns the text of the command line, ``report.machine.json.render`` the JSON."""
 
     @classmethod
     def of(cls, report: Report) -> CheckReport:
@@ -40,7 +40,7 @@ class CheckReport(Report, frozen=True, kw_only=True):
         return cls(**msgspec.structs.asdict(report))
 
     def __str__(self) -> str:
-        from gradctl.report import console
+        from gradctl.report.text import console
 
         return console.render(self)
 
@@ -63,7 +63,7 @@ class CheckFailed(AssertionError):
     """
 
     def __init__(self, report: CheckReport) -> None:
-        from gradctl.report.wording import printable, verdict_line
+        from gradctl.report.text.wording import printable, verdict_line
 
         super().__init__(f"{printable(verdict_line(report))}\n\n{report}")
         self.report = report
@@ -113,7 +113,7 @@ def gradcheck(
     __tracebackhide__ = True
 
     def check(subject: Subject, allows: Allows) -> list[Unit]:
-        from gradctl.checks.gradcheck import gradcheck as judge
+        from gradctl.gradients.gradcheck import gradcheck as judge
 
         if probes < 1:
             raise _unfit("probes", probes, "Give a whole number from 1.")
@@ -163,8 +163,8 @@ def compare(
     __tracebackhide__ = True
 
     def check(subject: Subject, allows: Allows) -> list[Unit]:
-        from gradctl.checks.compare import DEFAULT_STATIC_FORMS, STATIC_FORMS
-        from gradctl.checks.compare import compare as compare_forms
+        from gradctl.commands.compare import DEFAULT_STATIC_FORMS, STATIC_FORMS
+        from gradctl.commands.compare import compare as compare_forms
 
         chosen = DEFAULT_STATIC_FORMS if forms is None else _texts(forms)
         for form in chosen:
@@ -205,7 +205,7 @@ def export(
     __tracebackhide__ = True
 
     def check(subject: Subject, allows: Allows) -> list[Unit]:
-        from gradctl.checks.export import export as export_verified
+        from gradctl.commands.export import export as export_verified
 
         output = Path(path)
         if output.suffix.lower() != ".onnx":
@@ -240,9 +240,9 @@ def _report(
 ) -> CheckReport:
     """Return the report of one check; what the user's code raised keeps the user's frames, and no others."""
     __tracebackhide__ = True
-    from gradctl.checks.assemble import report_of
+    from gradctl.core.assembly import report_of
     from gradctl.subject.frames import with_user_frames
-    from gradctl.subject.given import device_of, subject_of
+    from gradctl.subject.loading.given import device_of, subject_of
 
     try:
         allows = _allows(allow)
@@ -283,7 +283,7 @@ def _left_as_it_was(subject: Subject) -> Iterator[None]:
 
 def _allows(allow: str | Sequence[str]) -> Allows:
     """Return the accepted findings, each of a rule that there is."""
-    from gradctl.checks.allows import Allows
+    from gradctl.core.allows import Allows
     from gradctl.rules.catalogue import codes
 
     allows = Allows(_texts(allow))
@@ -297,7 +297,7 @@ def _allows(allow: str | Sequence[str]) -> Allows:
 
 
 def _free_sizes(dynamic: str | Sequence[str]) -> Dynamic:
-    from gradctl.subject.dynamic import parse_dynamic
+    from gradctl.subject.inputs.dynamic_sizes import parse_dynamic
 
     try:
         return parse_dynamic(_texts(dynamic))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradctl.api import CheckReport
-    from gradctl.suite.gate import Planned
+    from gradctl.suite.plan import Planned
 
 __all__ = ["Gradctl"]
 
@@ -123,7 +123,7 @@ class _Configuration(pytest.File):
         from gradctl.core.errors import GradctlError
         from gradctl.suite.configuration import read
         from gradctl.suite.discovery import entries_of
-        from gradctl.suite.gate import plan
+        from gradctl.suite.plan import plan
 
         try:
             project = read(self.path)
@@ -148,14 +148,14 @@ class _Unit(pytest.Item):
     def runtest(self) -> None:
         """Fail with the report unless the unit passes; skip what the form cannot take."""
         from gradctl.api import CheckReport
-        from gradctl.checks.assemble import assembled
-        from gradctl.suite.gate import run
+        from gradctl.core.assembly import assembled
+        from gradctl.suite.plan import run
 
         (unit,) = run([self._planned], jobs=1)
         if unit.details and unit.status != "unsupported":  # what it said last; a refusal has its reason
             self.add_report_section("call", "details", unit.details)
         if unit.verdict == "skipped":
-            from gradctl.report.wording import why_skipped
+            from gradctl.report.text.wording import why_skipped
 
             pytest.skip(why_skipped(unit))
         asked = self._planned.request.checking

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gradctl.checks.allows import Allows
-from gradctl.checks.compare import Comparing
+from gradctl.commands.compare import Comparing
+from gradctl.core.allows import Allows
 from gradctl.core.findings import Unit
 from gradctl.core.names import TensorVerdict
 from gradctl.subject.subject import Subject

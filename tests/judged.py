@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gradctl.checks.gradcheck import gradcheck
 from gradctl.core.findings import Finding, Unit
+from gradctl.gradients.gradcheck import gradcheck
 from gradctl.subject.subject import Subject
 
 __all__ = ["assert_passes", "codes", "finding", "judge", "serious", "wrong_tensors"]

@@ -20,7 +20,8 @@ from torch.autograd import Function
 
 import gradctl
 from gradctl.core.findings import Report
-from gradctl.report import console, json
+from gradctl.report.machine import json
+from gradctl.report.text import console
 from sample_models import control_flow, custom_relu, mlp, straight_through, wrong_backward
 
 

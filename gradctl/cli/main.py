@@ -20,16 +20,16 @@ __all__ = ["COMMANDS", "cli", "main", "run", "silence_stdout"]
 
 # Name → (module that defines a click command of the same name, its line in ``gradctl --help``).
 COMMANDS: dict[str, tuple[str, str]] = {
-    "gradcheck": ("gradctl.cli.gradcheck", "Check whether autograd's gradient is the derivative of TARGET."),
-    "compare": ("gradctl.cli.compare", "Compare the static forms of TARGET with eager."),
-    "trace": ("gradctl.cli.trace", "Capture a static form of TARGET in a verified file."),
-    "export": ("gradctl.cli.export", "Export TARGET to a verified ONNX file."),
-    "optimize": ("gradctl.cli.optimize", "Optimise the graph of FILE or TARGET, each pass verified."),
-    "check": ("gradctl.cli.check", "Check many targets in many forms, each in a process of its own."),
-    "inspect": ("gradctl.cli.inspect", "Show what the gradients of TARGET hang on."),
-    "report": ("gradctl.cli.report", "Render a stored report again."),
-    "explain": ("gradctl.cli.explain", "Say what a rule code means and what to do about it."),
-    "doctor": ("gradctl.cli.doctor", "Say what this machine can run."),
+    "gradcheck": ("gradctl.cli.commands.gradcheck", "Check whether autograd's gradient is the derivative of TARGET."),
+    "compare": ("gradctl.cli.commands.compare", "Compare the static forms of TARGET with eager."),
+    "trace": ("gradctl.cli.commands.trace", "Capture a static form of TARGET in a verified file."),
+    "export": ("gradctl.cli.commands.export", "Export TARGET to a verified ONNX file."),
+    "optimize": ("gradctl.cli.commands.optimize", "Optimise the graph of FILE or TARGET, each pass verified."),
+    "check": ("gradctl.cli.commands.check", "Check many targets in many forms, each in a process of its own."),
+    "inspect": ("gradctl.cli.commands.inspect", "Show what the gradients of TARGET hang on."),
+    "report": ("gradctl.cli.commands.report", "Render a stored report again."),
+    "explain": ("gradctl.cli.commands.explain", "Say what a rule code means and what to do about it."),
+    "doctor": ("gradctl.cli.commands.doctor", "Say what this machine can run."),
 }
 
 

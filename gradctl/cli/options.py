@@ -23,7 +23,7 @@ from gradctl.cli.users_code import users_code
 from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
-    from gradctl.subject.dynamic import Dynamic
+    from gradctl.subject.inputs.dynamic_sizes import Dynamic
     from gradctl.subject.subject import Subject
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -101,7 +101,7 @@ def free_sizes_from(texts: tuple[str, ...]) -> Dynamic:
     Raises:
         click.UsageError: a text is none.
     """
-    from gradctl.subject.dynamic import parse_dynamic
+    from gradctl.subject.inputs.dynamic_sizes import parse_dynamic
 
     try:
         return parse_dynamic(texts)
@@ -140,7 +140,7 @@ def subject_from(checking: TargetOptions) -> Subject:
     Raises:
         GradctlError: as ``load_subject``.
     """
-    from gradctl.subject.load import load_subject
+    from gradctl.subject.loading.load import load_subject
 
     use_threads(checking)
     with users_code():

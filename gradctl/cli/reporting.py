@@ -193,7 +193,7 @@ def emit(report: Report, reporting: OutputOptions, *, preface: str = "") -> int:
     if "github" in (reporting.format, *(format_name for format_name, _ in reporting.files)):
         _append_step_summary(report)
     if reporting.format == "console":
-        from gradctl.report import console
+        from gradctl.report.text import console
 
         _print(preface + console.render(report, width=_width(), colour=_is_colourful(), verbose=reporting.verbose))
     else:
@@ -233,7 +233,7 @@ def progress_line(stream: TextIO | None = None, *, after_seconds: float = 1.0) -
 
 def _append_step_summary(report: Report) -> None:
     """Append to the page that GitHub shows for a step; the verdict does not hang on it."""
-    from gradctl.report.github import step_summary
+    from gradctl.report.text.github import step_summary
 
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     if not page:

@@ -43,7 +43,7 @@ def with_repros(
     """Return the units with the programs that were written for them; as they are without ``--repro``."""
     if repro is None:
         return list(units)
-    from gradctl.checks.repro import write_repros
+    from gradctl.repro.writing import write_repros
 
     return write_repros(
         units,

@@ -11,7 +11,7 @@ from gradctl.cli.reporting import ReportOptions, emit, progress_line
 from gradctl.cli.users_code import users_code
 
 if TYPE_CHECKING:
-    from gradctl.checks.written import Written
+    from gradctl.commands.capture_to_file import Written
 
 __all__ = ["write_and_emit"]
 
@@ -37,9 +37,9 @@ def write_and_emit(
     """
     with progress_line() as progress:
         progress("importing torch")
-        from gradctl.checks.allows import Allows
-        from gradctl.checks.assemble import report_of
-        from gradctl.report.inspection import summary
+        from gradctl.core.allows import Allows
+        from gradctl.core.assembly import report_of
+        from gradctl.report.text.inspection import summary
 
         free = free_sizes_from(dynamic)
         allows = Allows(reporting.allows)

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from gradctl.core.errors import ResourceError, TargetError, TrustError, nearest
-from gradctl.forms.export import of_exported_program
+from gradctl.forms.exported.export import of_exported_program
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.quiet import quiet
-from gradctl.forms.torchscript import of_script
-from gradctl.subject.archive import ensure_unpacks
+from gradctl.forms.silence import quiet
+from gradctl.forms.torchscript.scripted_module import of_script
 from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.inputs.archive import ensure_unpacks
 from gradctl.subject.instance import Instance
 from gradctl.subject.plainfile import ensure_plain
 from gradctl.subject.signature import module_of

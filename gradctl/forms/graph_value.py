@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradctl.forms.place import Place
+from gradctl.forms.source_location import Place
 from gradctl.numerics.sketch import Sketch
 
 __all__ = ["GraphRun", "GraphValue", "NoGraph"]

@@ -18,15 +18,15 @@ from torch.autograd.function import once_differentiable
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import input_name, output_name, parameter_name
-from gradctl.forms.export import capture_reason
+from gradctl.forms.exported.export import capture_reason
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.quiet import quiet
+from gradctl.forms.silence import quiet
 from gradctl.joint.capture import Joint, joint_program
 from gradctl.joint.draws import Draw, Draws, generator_kept
-from gradctl.joint.refusal import CannotJoin, raised_by
-from gradctl.subject.dynamic import Dynamic
+from gradctl.joint.export_error import CannotJoin, raised_by
 from gradctl.subject.frames import is_out_of_memory
-from gradctl.subject.inputs import input_names
+from gradctl.subject.inputs.dynamic_sizes import Dynamic
+from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves

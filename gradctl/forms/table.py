@@ -5,13 +5,23 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
-from gradctl.core.names import FORMS
 from gradctl.forms.form import Form
 
-__all__ = ["form_named"]
+__all__ = ["FORM_MODULES", "form_named"]
+
+FORM_MODULES = {
+    "eager": "gradctl.forms.eager",
+    "trace": "gradctl.forms.torchscript.trace",
+    "script": "gradctl.forms.torchscript.script",
+    "export": "gradctl.forms.exported.export",
+    "export-joint": "gradctl.forms.exported.export_joint",
+    "aot": "gradctl.forms.compiled.aot",
+    "compile": "gradctl.forms.compiled.compile",
+    "onnx": "gradctl.forms.onnx.forward",
+    "onnx-joint": "gradctl.forms.onnx.joint",
+}
 
 
 def form_named(name: str) -> Form:
     """Return the module of one form; importing ``compile`` imports inductor, so only what is asked for is."""
-    assert name in FORMS
-    return cast(Form, importlib.import_module(f"gradctl.forms.{name.replace('-', '_')}"))
+    return cast(Form, importlib.import_module(FORM_MODULES[name]))

@@ -43,13 +43,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gradctl.joint.decompositions import EARLY, TABLE
 from gradctl.joint.decompositions.ctc import without_data
 from gradctl.joint.draws import Distribution, Draw
-from gradctl.joint.parts import join_parts
-from gradctl.joint.places import place_of, places_by_operator
-from gradctl.joint.program import exported_program
-from gradctl.joint.refusal import CannotJoin
-from gradctl.joint.sizes import exported_axes, free_sizes, named_axes, with_sizes
+from gradctl.joint.dynamic_shapes import exported_axes, free_sizes, named_axes, with_sizes
+from gradctl.joint.export_error import CannotJoin
+from gradctl.joint.joint_program import exported_program
+from gradctl.joint.provenance import place_of, places_by_operator
+from gradctl.joint.slice_gradients import join_parts
 from gradctl.joint.step import Step
-from gradctl.subject.dynamic import Dynamic, by_leaf
+from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
 from gradctl.subject.instance import Instance
 
 __all__ = ["Joint", "joint_program"]

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradctl.joint.refusal import CannotJoin, here
-from gradctl.numerics.operators import OperatorMode, name_of, writes
+from gradctl.joint.export_error import CannotJoin, here
 from gradctl.subject.signature import module_of
+from gradctl.tracing.operators import OperatorMode, name_of, writes
 
 __all__ = ["Distribution", "Draw", "Draws", "generator_kept", "only_torch_draws"]
 

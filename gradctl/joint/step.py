@@ -20,11 +20,11 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.joint.draws import Draw, Draws, only_torch_draws
-from gradctl.joint.places import Places
+from gradctl.joint.export_error import CannotJoin
+from gradctl.joint.provenance import Places
 from gradctl.joint.recurrent import ScannedLayers
-from gradctl.joint.refusal import CannotJoin
 from gradctl.numerics.measures import same_values
-from gradctl.subject.inputs import input_names
+from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import module_of

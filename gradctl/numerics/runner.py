@@ -1,22 +1,16 @@
-"""One model as a function of float64 leaves, run in three ways: for autograd, at the point, and beside it."""
+"""What finite differences ask of the function that they judge."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from gradctl.numerics.control_flow import plain_control_flow
-from gradctl.numerics.functions import FunctionWatch, inside_transforms, watch_functions
-from gradctl.numerics.graph import modules_by_identity
-from gradctl.numerics.program import Program, Recording
-from gradctl.numerics.promotion import Promotion, default_dtype
-from gradctl.subject.instance import Instance, Leaf
+from gradctl.subject.instance import Leaf
 
-__all__ = ["ModelRunner", "Runner"]
+__all__ = ["Outputs", "Runner"]
 
 Outputs = list[tuple[str, Tensor]]
 
@@ -49,79 +43,3 @@ class Runner(Protocol):
 
     def promoted(self) -> AbstractContextManager[None]:
         """Return the context of a backward."""
-
-
-class ModelRunner:
-    """Run a private copy of the user's model, in float64 where ``promotion`` is given.
-
-    Attributes:
-        recording: the cuts and hooks of the last ``record``.
-        watch: stands for the custom Functions; what it linearises is set before ``record``.
-    """
-
-    def __init__(self, instance: Instance, promotion: Promotion | None, watch: FunctionWatch) -> None:
-        self.instance = instance
-        self.leaves: Sequence[Leaf] = instance.leaves
-        self.promotion = promotion
-        self.watch = watch
-        watch.modules = modules_by_identity(instance.model)
-        self.recording = Recording()
-        self._is_plain = False  # whether the promotion had nothing to turn at the point: it costs as much as the model
-
-    @property
-    def extra(self) -> float:
-        """What linear maps with an offset add to the objective in the last run."""
-        return self.watch.extra
-
-    @property
-    def writes(self) -> bool:
-        """Whether the program was seen to write behind autograd's back, where version counters do not count."""
-        return bool(self.recording.written) or any(cut.writes for cut in self.recording.cuts.values())
-
-    def differentiate(self) -> Outputs:
-        """Return the outputs with their graph, hooks set aside."""
-        return self.run(Program(hooks_only=True))
-
-    def record(self) -> Outputs:
-        """Return the outputs at the point; note cuts, hooks and Functions."""
-        self.watch.maps.clear()
-        program = Program()
-        if self.promotion is not None:
-            self.promotion.turned = False
-        outputs = self.run(program)
-        self.recording = program.recording
-        self._is_plain = self.promotion is not None and not self.promotion.turned
-        return outputs
-
-    def beside(self) -> Outputs:
-        """Return the outputs beside the point, with all that was recorded held fixed.
-
-        Raises:
-            BranchChanged: the program made other calls than at the point.
-        """
-        return self.run(Program(self.recording), is_plain=self._is_plain)
-
-    @contextmanager
-    def promoted(self) -> Iterator[None]:
-        """Run a backward as the forward was run: under the promotion."""
-        with ExitStack() as stack:
-            if self.promotion is not None:
-                stack.enter_context(default_dtype(torch.float64))
-                stack.enter_context(self.promotion)
-            yield
-
-    def run(self, program: Program, *, is_plain: bool = False) -> Outputs:
-        """Return the outputs of one run that ``program`` watches, the leaves as they are.
-
-        Args:
-            program: watches the run.
-            is_plain: whether float64 as default dtype is enough, and no operator is to be turned.
-        """
-        self.watch.begin(program)
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(watch_functions(self.watch))
-            stack.enter_context(inside_transforms(self.watch.inside))
-            stack.enter_context(plain_control_flow())
-            stack.enter_context(default_dtype(torch.float64) if is_plain else self.promoted())
-            return self.instance.run(program)

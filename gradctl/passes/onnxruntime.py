@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from gradctl.forms.onnx_file import nodes, said_by_onnxruntime
+from gradctl.onnxio.onnx_file import nodes, said_by_onnxruntime
 from gradctl.passes.onnx_ir import without_unused_opsets
 
 __all__ = ["offline"]

@@ -11,7 +11,7 @@ import onnxscript.rewriter
 from onnx_ir import from_proto, to_proto
 from onnx_ir.passes import PassError
 
-from gradctl.forms.quiet import quiet
+from gradctl.forms.silence import quiet
 
 __all__ = ["fold", "optimize", "rewrite"]
 

@@ -6,7 +6,7 @@ import importlib.util
 
 import onnx
 
-from gradctl.forms.quiet import quiet
+from gradctl.forms.silence import quiet
 
 __all__ = ["missing", "slim"]
 

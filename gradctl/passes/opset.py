@@ -7,8 +7,8 @@ import onnx.version_converter
 from onnx_ir import from_proto, to_proto
 from onnxscript.version_converter import convert_version
 
-from gradctl.forms.quiet import quiet
-from gradctl.passes.result import NotApplicable, Pass
+from gradctl.forms.silence import quiet
+from gradctl.passes.pass_result import NotApplicable, Pass
 
 __all__ = ["conversion"]
 

@@ -15,8 +15,8 @@ import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from gradctl.core.optimization import GraphSize
-from gradctl.passes.part import used_by
-from gradctl.passes.result import operators
+from gradctl.graphdiff.graph_view import operators
+from gradctl.onnxio.submodel import used_by
 
 __all__ = ["size_of"]
 

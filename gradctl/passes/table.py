@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradctl.core.errors import nearest
 from gradctl.passes import onnx_ir, onnxruntime, onnxscript, onnxslim, transformer_fusions
-from gradctl.passes.result import Pass
+from gradctl.passes.pass_result import Pass
 
 __all__ = ["LEVELS", "PASSES", "of_level", "pass_named"]
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import onnx
 
-from gradctl.forms.onnx_file import nodes
-from gradctl.forms.quiet import quiet
+from gradctl.forms.silence import quiet
+from gradctl.graphdiff.graph_view import operators
+from gradctl.onnxio.onnx_file import nodes
 from gradctl.passes.onnx_ir import without_unused_opsets
-from gradctl.passes.result import NotApplicable, operators
+from gradctl.passes.pass_result import NotApplicable
 
 __all__ = ["fuse", "model_type"]
 

@@ -14,12 +14,12 @@ __all__ = ["FORMATTERS", "ensure_writable", "render", "write"]
 
 # The module of each format, which has ``render(report) -> str``; imported when it is used (rich is slow to start).
 FORMATTERS: dict[str, str] = {
-    "console": "gradctl.report.console",
-    "json": "gradctl.report.json",
-    "jsonl": "gradctl.report.jsonl",
-    "markdown": "gradctl.report.markdown",
-    "junit": "gradctl.report.junit",
-    "github": "gradctl.report.github",
+    "console": "gradctl.report.text.console",
+    "json": "gradctl.report.machine.json",
+    "jsonl": "gradctl.report.machine.jsonl",
+    "markdown": "gradctl.report.text.markdown",
+    "junit": "gradctl.report.machine.junit",
+    "github": "gradctl.report.text.github",
 }
 
 

@@ -27,7 +27,7 @@ from gradctl.subject.aliasing import (
 )
 from gradctl.subject.copies import private_copy
 from gradctl.subject.frames import first_line, user_frames
-from gradctl.subject.inputs import input_names
+from gradctl.subject.inputs.example import input_names
 from gradctl.subject.reach import Path, instance_dict, path_name, walk
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import POSITIONAL, function_class, module_of, optimized_inner

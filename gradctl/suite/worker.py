@@ -1,7 +1,7 @@
 """The process of one unit: ``python -m gradctl.suite.worker FOLDER`` reads its assignment and leaves its answer there.
 
 The user's code and the compilers may do here what they like: print, exit, hang, crash. Whatever they do is told by the
-answer, or by its absence (``gradctl.suite.unit_process``).
+answer, or by its absence (``gradctl.isolation.unit_process``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gradctl.core.errors import GradctlError
 from gradctl.core.exits import exits_told
 from gradctl.core.findings import Location, Unit
 from gradctl.core.names import UnitStatus
-from gradctl.suite.assignment import (
+from gradctl.isolation.protocol import (
     ANSWER,
     ASSIGNMENT,
     Answer,
@@ -53,7 +53,7 @@ def run_unit(request: UnitRequest) -> Unit:
     """
     import torch
 
-    from gradctl.subject.load import load_subject
+    from gradctl.subject.loading.load import load_subject
 
     options = {field.name: getattr(request.checking, field.name) for field in dataclasses.fields(request.checking)}
     target, threads = options.pop("target"), options.pop("threads")
@@ -61,10 +61,10 @@ def run_unit(request: UnitRequest) -> Unit:
         torch.set_num_threads(threads)
     subject = load_subject(target, **options)
     if request.form == "eager":
-        from gradctl.checks.gradcheck import gradcheck
+        from gradctl.gradients.gradcheck import gradcheck
 
         return gradcheck(subject, allows=request.allows, fail_on=request.fail_on)
-    from gradctl.checks.compare import compare_one
+    from gradctl.commands.compare import compare_one
 
     return compare_one(
         subject,

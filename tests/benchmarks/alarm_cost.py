@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from gradctl.checks.gradcheck import gradcheck
+from gradctl.gradients.gradcheck import gradcheck
 from gradctl.subject.subject import Subject
 
 

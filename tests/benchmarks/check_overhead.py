@@ -17,14 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from gradctl.core.target_options import TargetOptions
-from gradctl.suite.assignment import UnitRequest
-from gradctl.suite.run import run_units
+from gradctl.isolation.protocol import UnitRequest
+from gradctl.isolation.units import run_units
 
 MODEL = str(Path(__file__).parents[2] / "sample_models" / "linear.py")
 BARE = """
 import sys
-from gradctl.checks.gradcheck import gradcheck
-from gradctl.subject.load import load_subject
+from gradctl.gradients.gradcheck import gradcheck
+from gradctl.subject.loading.load import load_subject
 print(gradcheck(load_subject(sys.argv[1])).verdict)
 """
 AT_A_TIME = 10

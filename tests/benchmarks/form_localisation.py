@@ -27,13 +27,13 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
-from gradctl.checks import compare as comparing_module
-from gradctl.checks.allows import Allows
-from gradctl.checks.compare import Comparing
+from gradctl.commands import compare as comparing_module
+from gradctl.commands.compare import Comparing
+from gradctl.core.allows import Allows
 from gradctl.core.findings import Unit
-from gradctl.forms.export_values import _place as export_place
-from gradctl.forms.onnx_values import node_place
-from gradctl.forms.place import Place
+from gradctl.forms.exported.export_values import _place as export_place
+from gradctl.forms.onnx.onnx_values import node_place
+from gradctl.forms.source_location import Place
 from gradctl.subject.subject import Subject
 from tests.benchmarks.localisation import NETS
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
-from gradctl.checks import gradcheck
+from gradctl.gradients import gradcheck
 from gradctl.subject.subject import Subject
 
 WIDTH = 128

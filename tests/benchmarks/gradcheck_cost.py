@@ -46,7 +46,7 @@ def one_size(parameters: int) -> None:
     """Print one row of the table."""
     import torch
 
-    from gradctl.checks.gradcheck import gradcheck
+    from gradctl.gradients.gradcheck import gradcheck
     from gradctl.subject.subject import Subject
 
     model, x = mlp(parameters)

@@ -41,13 +41,14 @@ from torch import Tensor, nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from gradctl.core.errors import TargetError
-from gradctl.forms import onnx, onnx_joint
 from gradctl.forms.form import CannotCapture
+from gradctl.forms.onnx import forward as onnx
+from gradctl.forms.onnx import joint as onnx_joint
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
-from tests.checks.test_gradcheck_op_db import OPERATORS as ALL
-from tests.checks.test_gradcheck_op_db import bound
+from tests.gradients.test_gradcheck_op_db import OPERATORS as ALL
+from tests.gradients.test_gradcheck_op_db import bound
 
 OPERATORS = {name: op for name, op in ALL.items() if torch.float32 in op.dtypes}
 # Worst first: an operator is the first of these that one of its samples is.

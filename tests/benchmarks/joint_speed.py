@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.core.names import output_name
-from gradctl.forms import onnx, onnx_joint
+from gradctl.forms.onnx import forward as onnx
+from gradctl.forms.onnx import joint as onnx_joint
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradctl.checks import gradcheck as checking
 from gradctl.core.findings import Unit
+from gradctl.gradients import gradcheck as checking
 from gradctl.subject.subject import Subject
 from tests.zoo import NATIVE_BUGS
 

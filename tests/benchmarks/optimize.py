@@ -38,17 +38,17 @@ from typing import Any
 import numpy as np
 import onnx
 
-from gradctl.checks import pipeline
-from gradctl.checks.file_inputs import drawn_to_run
-from gradctl.checks.file_latency import latencies
-from gradctl.checks.optimize import Options, optimize_file, optimize_target
-from gradctl.checks.verified_graph import VerifiedGraph, stored
+from gradctl.commands.optimize import Options, optimize_file, optimize_target
+from gradctl.comparison.file_inputs import drawn_to_run
+from gradctl.comparison.file_latency import latencies
+from gradctl.comparison.verified_graph import VerifiedGraph, stored
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import format_number
-from gradctl.forms.onnx_file import OnnxFile, nodes, read, session
-from gradctl.forms.onnx_session import run
+from gradctl.onnxio.onnx_file import OnnxFile, nodes, read, session
+from gradctl.onnxio.session import run
+from gradctl.passes import pipeline
 from gradctl.passes.table import PASSES, of_level
-from gradctl.subject.load import load_subject
+from gradctl.subject.loading.load import load_subject
 from gradctl.subject.subject import Subject
 from tests.zoo.transformers import TRANSFORMERS
 

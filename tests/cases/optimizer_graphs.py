@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 import onnxruntime
 
-from gradctl.checks.allows import Allows
-from gradctl.checks.optimize import Options, optimize_file
+from gradctl.commands.optimize import Options, optimize_file
+from gradctl.core.allows import Allows
 from gradctl.passes.table import PASSES, of_level
 
 __all__ = ["computed", "findings", "optimized", "parsed", "statuses"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradctl.checks.compare import compare
+from gradctl.commands.compare import compare
 from gradctl.subject.subject import Subject
 from tests.compared import gradients_of
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradctl.forms.export import of_exported_program
+from gradctl.forms.exported.export import of_exported_program
 from gradctl.forms.table import form_named
 from tests.compared import causes, comparing, different, gradients_of, verdicts
 

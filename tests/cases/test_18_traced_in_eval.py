@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradctl.forms.table import form_named
-from gradctl.forms.torchscript import of_script
+from gradctl.forms.torchscript.scripted_module import of_script
 from tests.compared import causes, comparing, different
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

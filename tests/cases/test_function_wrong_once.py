@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from tests.checks.test_functions_alone import checked
+from tests.gradients.test_function_contracts import checked
 
 X = torch.randn(20, 3, 4, generator=torch.Generator().manual_seed(7))
 

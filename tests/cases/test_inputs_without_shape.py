@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from gradctl.checks.optimize import Options, optimize_file
+from gradctl.commands.optimize import Options, optimize_file
 from gradctl.core.errors import TargetError
 from gradctl.passes.table import of_level
 from tests.cases.optimizer_graphs import computed

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradctl.checks.compare import compare_one
+from gradctl.commands.compare import compare_one
 from gradctl.subject.subject import Subject
 
 X = torch.tensor([1.0, 2.0])

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import IdentityEliminationPass
 
-from gradctl.passes.result import Pass
+from gradctl.passes.pass_result import Pass
 from tests.cases.optimizer_graphs import computed, findings, optimized, parsed, statuses
 from tests.passes.planted import normal
 

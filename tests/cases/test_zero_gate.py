@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from tests.checks.test_functions_alone import checked
+from tests.gradients.test_function_contracts import checked
 from tests.judged import assert_passes, finding, judge, wrong_tensors
 
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))

@@ -22,7 +22,7 @@ def outcome(monkeypatch, capsys, error):
     def raising():
         raise error
 
-    monkeypatch.setattr("gradctl.cli.doctor.doctor", raising)
+    monkeypatch.setattr("gradctl.cli.commands.doctor.doctor", raising)
     exit_code = run(["doctor"])
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -11,7 +11,7 @@ import torch
 from onnx.parser import parse_model
 from safetensors.torch import save
 
-from gradctl.report.json import render
+from gradctl.report.machine.json import render
 from tests.report.examples import passing, wrong_weight
 
 __all__ = ["MODEL", "archives", "configurations", "onnx_models", "reports", "tensor_files", "weight_bytes"]

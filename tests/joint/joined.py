@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.core.names import output_name
-from gradctl.forms.onnx_joint import exported
-from gradctl.subject.inputs import input_names
+from gradctl.forms.onnx.joint import exported
+from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves

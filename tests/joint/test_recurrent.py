@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from gradctl.forms.onnx_joint import exported
+from gradctl.forms.onnx.joint import exported
 from gradctl.joint.recurrent import ScannedLayers
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject

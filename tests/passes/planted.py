@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from gradctl.passes.result import Pass
+from gradctl.passes.pass_result import Pass
 
 __all__ = ["PLANTED", "Planted", "graph", "operators_in_order", "planted"]
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from gradctl.passes.opset import conversion
-from gradctl.passes.result import NotApplicable
+from gradctl.passes.pass_result import NotApplicable
 from tests.passes.planted import SQUARE, graph, normal, operators_in_order
 
 

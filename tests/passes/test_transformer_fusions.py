@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from gradctl.passes.result import NotApplicable
+from gradctl.passes.pass_result import NotApplicable
 from gradctl.passes.transformer_fusions import fuse, model_type
 from tests.passes.planted import graph, normal, operators_in_order
 from tests.passes.test_onnxruntime import ATTENTION, WEIGHTS, loaded

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from gradctl.core.errors import ResourceError
 from gradctl.core.names import FORMATS
 from gradctl.report.formats import FORMATTERS, ensure_writable, render, write
-from gradctl.report.json import load
+from gradctl.report.machine.json import load
 from tests.report import examples
 from tests.report.any_report import reports
 

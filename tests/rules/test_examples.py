@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from gradctl.checks.compare import compare_one
-from gradctl.checks.gradcheck import gradcheck
+from gradctl.commands.compare import compare_one
 from gradctl.core.errors import GradctlError
+from gradctl.gradients.gradcheck import gradcheck
 from gradctl.rules.catalogue import codes, page
 from gradctl.subject.subject import Subject
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import gradctl.api
 import gradctl.cli
-from gradctl.subject.arguments import call_with
 from gradctl.subject.frames import first_line, is_out_of_memory, user_frames, user_location, with_user_frames
+from gradctl.subject.loading.arguments import call_with
 
 
 class Asking(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_impls import op_implementations_dict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gradctl.forms.onnx_joint import exported
+from gradctl.forms.onnx.joint import exported
 from gradctl.joint.decompositions.ctc import TABLE, without_data
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradctl.checks.allows import Allows
-from gradctl.checks.compare import Comparing
+from gradctl.commands.compare import Comparing
+from gradctl.core.allows import Allows
 from gradctl.joint.decompositions.distances import TABLE
 from gradctl.subject.subject import Subject
 from tests.joint.decompositions.substituted import assert_as_torch

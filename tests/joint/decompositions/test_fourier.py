@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradctl.checks.allows import Allows
-from gradctl.checks.compare import Comparing
+from gradctl.commands.compare import Comparing
+from gradctl.core.allows import Allows
 from gradctl.joint.decompositions.fourier import TABLE
 from gradctl.subject.subject import Subject
 from tests.joint.decompositions.substituted import assert_as_torch

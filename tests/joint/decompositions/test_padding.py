@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradctl.checks.allows import Allows
-from gradctl.checks.compare import Comparing
+from gradctl.commands.compare import Comparing
+from gradctl.core.allows import Allows
 from gradctl.joint.decompositions.padding import TABLE
 from gradctl.subject.subject import Subject
 from tests.joint.decompositions.substituted import assert_as_torch

@@ -1,1 +1,0 @@
-"""What each subcommand decides: a subject in, findings out. Knows no terminal, file or format."""

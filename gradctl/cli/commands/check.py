@@ -1,0 +1,252 @@
+"""``gradctl check``: the gate for CI: many targets in many forms, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.core.names import FORMS
+
+if TYPE_CHECKING:
+    from gradctl.core.findings import Unit
+    from gradctl.suite.configuration import Accepted, Project
+    from gradctl.suite.plan import Planned
+
+__all__ = ["check"]
+
+_MOST_JOBS = 8
+
+
+def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Return bytes."""
+    if value is None:
+        return None
+    from gradctl.suite.configuration import bytes_of
+
+    try:
+        return bytes_of(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  gradctl check\n"
+    "  gradctl check sample_models --form eager --form export\n"
+    "  gradctl check --report junit=gradctl.xml --format github"
+)
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.option(
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The configuration.  [default: the nearest gradctl.toml, or pyproject.toml with [tool.gradctl]]",
+)
+@click.option(
+    "-k", "keywords", metavar="TEXT", multiple=True, help="Run only units with TEXT in 'TARGET FORM'; may be repeated."
+)
+@click.option("--form", "forms", type=click.Choice(FORMS), multiple=True, help="Run only this form; may be repeated.")
+@click.option("--list", "is_listed", is_flag=True, help="Say what would run, and stop.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help=f"Processes at a time.  [default: one a CPU, at most {_MOST_JOBS}]"
+)
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="For each unit.  [default: 300]"
+)
+@click.option(
+    "--memory", metavar="SIZE", callback=_memory, help="Limit of each process, on the CPU: 8GiB.  [default: none]"
+)
+@click.option(
+    "--write-allows", is_flag=True, help="Put what fails into the configuration, as accepted up to the error it has."
+)
+@report_options
+def check(
+    reporting: ReportOptions,
+    *,
+    paths: tuple[str, ...],
+    file: Path | None,
+    keywords: tuple[str, ...],
+    forms: tuple[str, ...],
+    is_listed: bool,
+    jobs: int | None,
+    write_allows: bool,
+    **limits: Any,
+) -> int:
+    """Check many targets in many forms, each in a process of its own.
+
+    Without PATH, the targets of the configuration; else the files with a make_model in a folder, a file, or a TARGET.
+    A unit is a target in a form: eager against finite differences, every other form against eager. One that crashes,
+    hangs or runs out of memory is inconclusive, and the others go on.
+    """
+    from gradctl.report.formats import ensure_writable
+    from gradctl.suite.discovery import entries_of
+    from gradctl.suite.plan import Overrides, plan
+
+    project = _project(file, paths)
+    entries = entries_of(project, paths)
+    source = click.get_current_context().get_parameter_source("fail_on")
+    fail_on = reporting.fail_on if source is click.core.ParameterSource.COMMANDLINE else None
+    planned = plan(
+        project,
+        entries,
+        forms=forms,
+        keywords=keywords,
+        overrides=Overrides(fail_on=fail_on, allows=reporting.allows, **limits),
+    )
+    if not planned:
+        raise click.UsageError("no unit has what -k and --form ask for; --list without them says what there is.")
+    if is_listed:
+        click.echo("".join(f"{line}\n" for line in _listed(planned)), nl=False)
+        return 0
+    if write_allows:
+        ensure_writable(project.file)
+    sys.path.append(str(project.root))  # modules that the configuration names; the processes have our path
+    jobs = jobs or project.configuration.jobs or min(_processors(), _MOST_JOBS)
+    return _checked(project, planned, reporting, jobs=jobs, write_allows=write_allows)
+
+
+def _checked(
+    project: Project, planned: list[Planned], reporting: ReportOptions, *, jobs: int, write_allows: bool
+) -> int:
+    from gradctl.core.assembly import assembled
+    from gradctl.isolation.units import Interrupted
+    from gradctl.suite.plan import run, unused_noted
+    from gradctl.suite.update_allows import accept_failing
+
+    settings = project.configuration
+    report = partial(
+        assembled, "check", seed=settings.seed or 0, device=settings.device or "cpu", threads=settings.threads
+    )
+    plan = planned
+    entries: list[Accepted] = []
+
+    def judged(some: Sequence[Planned]) -> list[Unit]:
+        with _progress(len(some)) as said:
+            return run(some, jobs=jobs, on_result=said)
+
+    with _terminable():
+        try:
+            units = judged(plan)
+            if write_allows:
+                plan, units, entries = accept_failing(plan, units, judged)
+        except Interrupted as interrupted:
+            complete = [unit for unit in interrupted.units if unit is not None]
+            emit(report(complete, (), interrupted=True), reporting)
+            return 143 if isinstance(interrupted.__cause__, _Terminated) else 130
+    every = _every_unit(project)
+    if write_allows:
+        plan = _write(project, plan, units, entries, every)
+    units, allowances = unused_noted(plan, units, reporting.allows, every)
+    return emit(report(units, allowances), reporting)
+
+
+def _project(file: Path | None, paths: Sequence[str]) -> Project:
+    """Return the configuration that is named, or the nearest to what is checked; an empty one where there is none."""
+    from gradctl.suite.configuration import FILE_NAME, Configuration, Project, find, read
+    from gradctl.suite.discovery import module_and_name
+
+    if file is not None:
+        return read(file)
+    here = Path.cwd()
+    places = [Path(module_and_name(path)[0]).absolute() for path in paths]
+    folders = [place if place.is_dir() else place.parent for place in places if place.exists()]
+    folder = Path(os.path.commonpath(folders)) if folders else here
+    found = find(folder)
+    if found is not None:
+        return read(found)
+    return Project((here if folder.is_relative_to(here) else folder) / FILE_NAME, Configuration())
+
+
+def _listed(planned: Sequence[Planned]) -> Iterator[str]:
+    """Give a line for each unit: its target and form, what is expected of it, what is accepted."""
+    wide = max(len(each.title) for each in planned)
+    for each in planned:
+        accepted = dict.fromkeys(entry.finding for entry in each.accepted)
+        says = [f"expect {each.expected}"] if each.expected else []
+        says += [f"allow {', '.join(accepted)}"] if accepted else []
+        yield f"{each.title:<{wide}}  {each.form:<7}  {'; '.join(says)}".rstrip()
+
+
+def _every_unit(project: Project) -> list[Planned]:
+    """Return all units of the configuration; none where there is nothing in it that could be of no use."""
+    from gradctl.core.errors import NothingToCheck
+    from gradctl.suite.discovery import entries_of
+    from gradctl.suite.plan import plan
+
+    configuration = project.configuration
+    if not configuration.allow and not any(entry.allow for entry in configuration.targets):
+        return []
+    try:
+        return plan(project, entries_of(project, ()))
+    except NothingToCheck:
+        return []
+
+
+def _write(
+    project: Project,
+    planned: Sequence[Planned],
+    units: Sequence[Unit],
+    entries: Sequence[Accepted],
+    every: Sequence[Planned],
+) -> list[Planned]:
+    """Write entries for what fails, take out those that are of no use, and return the plan without these."""
+    from gradctl.report.formats import write
+    from gradctl.suite.update_allows import rewritten, without_use
+
+    gone = without_use(project, planned, units, every)
+    if entries or gone:
+        text = project.file.read_bytes().decode() if project.file.exists() else ""
+        write(project.file, rewritten(project.file, text, add=entries, drop=gone))
+    click.echo(f"{project.file}: {len(entries)} written to 'allow', {len(gone)} removed", err=True)
+    return [each.without(gone) for each in planned]
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[Unit], None]]:
+    """Give a function that shows each unit that has ended: on a terminal over the last, in a log a line each."""
+    ended = 0
+    with progress_line() as progress:
+        progress(f"{total} units")
+
+        def said(unit: Unit) -> None:
+            nonlocal ended
+            ended += 1
+            line = f"{ended} of {total}: {unit.target}, {unit.form}: {unit.verdict}, {unit.seconds:.1f} s"
+            if sys.stderr is not None and sys.stderr.isatty():
+                progress(line)
+            else:
+                click.echo(line, err=True)
+
+        yield said
+
+
+class _Terminated(KeyboardInterrupt):
+    """The run was asked to end by TERM, which ends it as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let TERM interrupt the run."""
+
+    def end(signal_number: int, frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,196 @@
+"""``gradctl compare``: every static form of a model, or a file, against eager: outputs, gradients and state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gradctl.cli.options import TargetOptions, refuse_other_options, subject_from, target_options, use_threads
+from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.repro import repro_option, with_repros
+from gradctl.cli.users_code import users_code
+from gradctl.core.names import FORMS
+
+if TYPE_CHECKING:
+    from gradctl.core.allows import Allows
+    from gradctl.core.findings import Unit
+
+__all__ = ["compare"]
+
+# Forms that can hang or crash run in a process of their own, under a time limit.
+_APART = ("compile", "onnx", "onnx-joint")
+_MODEL_FILES = (".onnx", ".pt", ".pt2", ".pth", ".ts")
+# What two files have a use for; the other options build a program.
+_OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format_name", "files", "allows", "fail_on")
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  gradctl compare sample_models/mlp.py --form trace --form export\n"
+    "  gradctl compare sample_models/mlp.py mlp.pt2 --trust\n"
+    "  gradctl compare a.onnx b.onnx --inputs test_data_set_0"
+)
+@target_options
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--form",
+    "forms",
+    type=click.Choice([name for name in FORMS if name != "eager"]),
+    multiple=True,
+    help="Compare only this form; may be repeated.  [default: all but export-joint and onnx-joint]",
+)
+@click.option("--trust", is_flag=True, help="FILE is a program (.pt2, TorchScript) of an author you trust: load it.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For each form that runs in a process of its own (compile, onnx, onnx-joint).",
+)
+@click.option(
+    "--bisect", is_flag=True, help="Where compile is wrong: name the module, and the part of torch's compiler. Slow."
+)
+@repro_option
+@report_options
+def compare(
+    checking: TargetOptions,
+    reporting: ReportOptions,
+    *,
+    file: Path | None,
+    forms: tuple[str, ...],
+    trust: bool,
+    timeout: float,
+    bisect: bool,
+    repro: Path | None,
+) -> int:
+    """Compare the static forms of TARGET with eager.
+
+    Outputs, gradients and state. Eager's own gradients are checked first. Then each form is captured from a private
+    copy and run on the example, on other values, flipped signs and strided inputs, three calls each; what differs is
+    named, and finite differences say who is right. A form that cannot take the model is skipped with its reason, or
+    inconclusive if it was named.
+
+    With FILE (.onnx, .pt2, TorchScript): is it this model, values and all? With two .onnx files: does the second give
+    the outputs of the first, on --inputs or on drawn ones?
+    """
+    if Path(checking.target).suffix.lower() in _MODEL_FILES:
+        _ensure_two_onnx_files(checking, file)
+    if file is not None and forms:
+        raise click.UsageError("--form captures TARGET; with a FILE there is nothing to capture. Give one of them.")
+    if file is not None and repro is not None:
+        raise click.UsageError("--repro is for what gradctl captures itself; with a FILE, compare the form it is of.")
+    with progress_line() as progress:
+        progress("importing torch")
+        from gradctl.core.allows import Allows
+        from gradctl.core.assembly import report_of
+
+        allows = Allows(reporting.allows)
+        with users_code():  # what the model and the compilers print is not the report
+            if file is not None and _is_onnx(Path(checking.target)):
+                units = [_files(checking, file, allows, reporting, progress=progress)]
+            elif file is not None:
+                units = _file(checking, file, allows, reporting, trust=trust, progress=progress)
+            else:
+                units = _forms(
+                    checking, forms, allows, reporting, timeout=timeout, bisect=bisect, repro=repro, progress=progress
+                )
+    report = report_of("compare", units, allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on)
+    return emit(report, reporting)
+
+
+def _forms(
+    checking: TargetOptions,
+    forms: tuple[str, ...],
+    allows: Allows,
+    reporting: ReportOptions,
+    *,
+    timeout: float,
+    bisect: bool,
+    repro: Path | None,
+    progress: Callable[[str], None],
+) -> list[Unit]:
+    import msgspec
+
+    from gradctl.commands.compare import DEFAULT_STATIC_FORMS
+    from gradctl.commands.compare import compare as compare_forms
+    from gradctl.isolation.protocol import UnitRequest
+    from gradctl.isolation.units import run_units
+
+    chosen = forms or DEFAULT_STATIC_FORMS
+    here = [form for form in chosen if form not in _APART]
+    subject = subject_from(checking)
+    units = compare_forms(
+        subject, forms=here, named=bool(forms), allows=allows, fail_on=reporting.fail_on, progress=progress
+    )
+    requests = [
+        UnitRequest(
+            checking=checking,
+            form=form,
+            allows=reporting.allows,
+            fail_on=reporting.fail_on,
+            named=bool(forms),
+            bisect=bisect,
+            timeout_seconds=timeout,
+        )
+        for form in chosen
+        if form in _APART
+    ]
+    progress(f"comparing {', '.join(request.form for request in requests)}")
+    # What was accepted there is marked here too, or an allow that was needed would be called unused.
+    apart = [msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in run_units(requests)]
+    return with_repros([*units, *apart], checking, subject, reporting, repro, progress=progress)
+
+
+def _file(
+    checking: TargetOptions,
+    file: Path,
+    allows: Allows,
+    reporting: ReportOptions,
+    *,
+    trust: bool,
+    progress: Callable[[str], None],
+) -> list[Unit]:
+    from gradctl.commands.compare import Comparing
+
+    progress(f"comparing {file}")
+    comparing = Comparing(subject_from(checking), allows, fail_on=reporting.fail_on, outputs_only=_is_onnx(file))
+    return [comparing.file(file, trusted=trust)]
+
+
+def _files(
+    checking: TargetOptions,
+    file: Path,
+    allows: Allows,
+    reporting: ReportOptions,
+    *,
+    progress: Callable[[str], None],
+) -> Unit:
+    from gradctl.commands.compare_files import compare_files
+
+    use_threads(checking)
+    return compare_files(
+        Path(checking.target),
+        file,
+        inputs=checking.inputs_file,
+        seed=checking.seed,
+        allows=allows,
+        fail_on=reporting.fail_on,
+        progress=progress,
+    )
+
+
+def _is_onnx(path: Path) -> bool:
+    return path.suffix.lower() == ".onnx"
+
+
+def _ensure_two_onnx_files(checking: TargetOptions, file: Path | None) -> None:
+    """Raise unless both are ONNX, and no option is given that has no use then."""
+    if not _is_onnx(Path(checking.target)) or file is None or not _is_onnx(file):
+        raise click.UsageError(
+            f"{checking.target} is a file and no program: give a TARGET and a FILE, or two .onnx files."
+        )
+    refuse_other_options(_OF_FILES, "is for a program; two files are compared as they are.")

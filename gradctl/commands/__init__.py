@@ -1,0 +1,1 @@
+"""What each command decides: subjects or files in, findings out. One verb a file."""

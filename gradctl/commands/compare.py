@@ -1,0 +1,302 @@
+"""``gradctl compare``: is each static form still the model, outputs, gradients and state? Eager is judged first.
+
+Two questions, asked apart: does the form mean the same (in float64, where it can be had), and does it round no worse
+than eager does. Where gradients differ, finite differences say who is right. A form that equals eager passes, even
+where eager is wrong: eager's own unit has failed already.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from torch import Tensor
+
+from gradctl.comparison.arbiter import Arbiter
+from gradctl.comparison.form_comparison import FormComparison
+from gradctl.comparison.form_findings import findings_and_rows, stale_values
+from gradctl.comparison.reference import Reference
+from gradctl.comparison.timing import timing_of
+from gradctl.core.allows import Allows
+from gradctl.core.errors import NothingToCheck, TargetError
+from gradctl.core.findings import Unit, fingerprint
+from gradctl.core.names import DEFAULT_FORMS, FORMS
+from gradctl.core.verdicts import unit_verdict
+from gradctl.diagnosis.bisect import bisected
+from gradctl.diagnosis.explanation import Witness, explained
+from gradctl.diagnosis.localise_form import located
+from gradctl.forms.artifact import ensure_loadable, fits, loaded
+from gradctl.forms.form import CannotCapture, Captured, Form
+from gradctl.forms.onnx.forward import initial_values
+from gradctl.forms.onnx.from_file import free_sizes, of_file
+from gradctl.forms.table import form_named
+from gradctl.gradients.baseline import Native, run_native
+from gradctl.gradients.gradcheck import gradcheck
+from gradctl.gradients.guard import explaining, unexplained
+from gradctl.onnxio.onnx_file import read
+from gradctl.subject.inputs.dynamic_sizes import Dynamic
+from gradctl.subject.inputs.variations import longer
+from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.signature import module_of
+from gradctl.subject.state import State
+from gradctl.subject.subject import Subject
+
+__all__ = ["DEFAULT_STATIC_FORMS", "STATIC_FORMS", "Comparing", "compare", "compare_one"]
+
+STATIC_FORMS = tuple(name for name in FORMS if name != "eager")
+DEFAULT_STATIC_FORMS = tuple(name for name in DEFAULT_FORMS if name != "eager")
+
+
+class Comparing:
+    """Eager, run once on all inputs, and the forms that are held against it.
+
+    Args:
+        subject: the model and its inputs; not changed.
+        allows: accepted findings.
+        fail_on: the severity from which a finding fails a unit.
+        outputs_only: whether the forms give no gradients: then the model need not have any.
+        bisect: whether torch is to say which part of its compiler is wrong, where ``compile`` is.
+        wrt: which gradients the forms give, globs of names; the others are not asked of them.
+
+    Raises:
+        TargetError, NothingToCheck: as ``gradcheck``.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        allows: Allows,
+        *,
+        fail_on: str = "error",
+        outputs_only: bool = False,
+        bisect: bool = False,
+        wrt: Sequence[str] = ("*",),
+    ) -> None:
+        self.allows, self.fail_on, self.outputs_only = allows, fail_on, outputs_only
+        self.bisect, self.wrt = bisect, wrt
+        with _quietly():
+            self.native: Native | None = None
+            try:
+                self.native = run_native(subject)
+                subject = self.native.subject
+            except NothingToCheck:
+                if not outputs_only:
+                    raise
+            self.subject = subject
+            self.reference = Reference(subject, self.native.input_mode if self.native else "constant")
+        self.arbiter = Arbiter(self.reference, allows)
+
+    def form(self, name: str, *, named: bool) -> Unit:
+        """Return the verdict on one form; one that refuses the model is skipped, or inconclusive where ``named``."""
+        start = time.perf_counter()
+        form = form_named(name)
+        with _quietly():
+            try:
+                captured = form.capture(self.reference.instance())
+            except CannotCapture as refusal:
+                return Unit(
+                    target=self.subject.target,
+                    form=name,
+                    status="unsupported",
+                    verdict="inconclusive" if named else "skipped",
+                    reason=refusal.reason,
+                    details=refusal.details or None,
+                    seconds=time.perf_counter() - start,
+                )
+            return self.captured(captured, form, start=start)
+
+    def file(self, path: Path, *, trusted: bool) -> Unit:
+        """Return the verdict on a file that somebody wrote: is it this model, values and all?
+
+        Raises:
+            TargetError: the file cannot be read or run, or holds another model.
+            TrustError: it is code, and not ``trusted``; or ONNX with external data that lie elsewhere.
+        """
+        # torch's symbolic shapes take a third of a second to import, and few files are joint.
+        from gradctl.forms.exported import export_joint
+        from gradctl.forms.onnx import joint as onnx_joint
+
+        instance = self.reference.instance()
+        with _quietly():
+            if path.suffix.lower() == ".onnx":
+                file = read(path)
+                by = onnx_joint.differentiated_by(file)
+                self.wrt = by or self.wrt
+                captured = (onnx_joint.of_file if by else of_file)(file, instance)
+            else:
+                kind = ensure_loadable(path, trusted=trusted)
+                by = export_joint.differentiated_by(path) if kind == "export" else ()
+                self.wrt = by or self.wrt
+                captured = export_joint.of_file(path, instance) if by else loaded(path, kind)
+                if not by:
+                    fits(captured, instance, str(path))
+        unit = self.captured(captured, form_named(captured.form))
+        if captured.form == "onnx":
+            unit = self.at_other_sizes(unit, captured, free_sizes(captured))
+        expected = self._values(captured, agrees=unit.verdict == "pass")
+        findings = (*self.allows.apply(stale_values(captured, expected, path)), *unit.findings)
+        verdict = unit_verdict("complete", findings, unit.tensors, self.fail_on)
+        return msgspec.structs.replace(unit, findings=findings, verdict=verdict)
+
+    def _values(self, captured: Captured, *, agrees: bool) -> dict[str, Tensor]:
+        """Return what parameters and buffers of a file are to be.
+
+        An initializer of ONNX may keep the name of a weight that another was folded into (batch norm into a conv):
+        where outputs agree, all is as it should be; else what the exporter makes of the model now is asked.
+        """
+        if captured.form == "onnx" and agrees:
+            return {}
+        module = module_of(self.reference.instance().model)
+        own = {**dict(module.named_parameters()), **dict(module.named_buffers())} if module is not None else {}
+        return {**own, **initial_values(self.reference.instance())} if captured.form == "onnx" else own
+
+    def captured(self, captured: Captured, form: Form, *, start: float | None = None) -> Unit:
+        """Return the verdict on what was captured just now, or loaded from a file."""
+        start = time.perf_counter() if start is None else start
+        open_reason = self._left_open()
+        if open_reason:
+            return Unit(
+                target=self.subject.target,
+                form=captured.form,
+                verdict="inconclusive",
+                reason=open_reason,
+                seconds=time.perf_counter() - start,
+                tensors=self.native.unrepeated if self.native else (),
+            )
+        with _quietly(), unexplained() as failures:
+            comparison = FormComparison(self.reference, captured, State([captured.model]))
+            witness = Witness()
+            with explaining(f"what {captured.form} starts with"):
+                witness = Witness.of(captured, self.reference)
+            comparison.compare_natively()
+            with explaining(f"what {captured.form} does when it runs again"):
+                witness.ask(comparison)
+            # Timed after the first calls were compared, which TorchScript specialises on, and before they are widened.
+            timing = None if comparison.raised else timing_of(captured, self.reference)
+            comparison.compare_meaning(form)
+            comparison.worst = {key: each for key, each in comparison.worst.items() if self._is_asked(*key)}
+            found, tensors = findings_and_rows(comparison, self.arbiter)
+            with explaining(f"where {captured.form} departs from eager"):
+                found = located(found, comparison, form, seconds=time.perf_counter() - start)
+            with explaining(f"why {captured.form} departs from eager"):
+                found = explained(found, comparison, witness)
+            if self.bisect and captured.form == "compile":
+                with explaining("which part of torch.compile is wrong"):
+                    found = bisected(found, comparison)
+            found = [*found, *failures.notes()]
+        findings = [
+            msgspec.structs.replace(
+                each, fingerprint=fingerprint(each.code, self.subject.target, captured.form, each.quantity, each.tensor)
+            )
+            for each in self.allows.apply(found)
+        ]
+        return Unit(
+            target=self.subject.target,
+            form=captured.form,
+            verdict=unit_verdict("complete", findings, tensors, self.fail_on),
+            reason="; ".join(f"not tried: {each}" for each in self.reference.skipped) or None,
+            details=failures.details(),
+            seconds=time.perf_counter() - start,
+            variations=tuple(comparison.tried),
+            timing=timing,
+            tensors=tuple(tensors),
+            findings=tuple(findings),
+        )
+
+    def _is_asked(self, quantity: str, name: str) -> bool:
+        return quantity != "gradient" or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.wrt)
+
+    def at_other_sizes(self, unit: Unit, captured: Captured, dynamic: Dynamic) -> Unit:
+        """Return the unit with a comparison at sizes one larger; where that fails, it is the verdict.
+
+        Args:
+            unit: the verdict at the example's sizes; one that does not pass is returned as it is.
+            captured: the form, not widened.
+            dynamic: the sizes that it leaves free.
+        """
+        if not dynamic or unit.verdict != "pass":
+            return unit
+        sizes = dict.fromkeys(size for axes in dynamic.values() for size in axes.values())
+        named = ", ".join(f"{size} + 1" for size in sizes)
+        try:
+            comparing = Comparing(
+                longer(self.subject, dynamic),
+                self.allows,
+                fail_on=self.fail_on,
+                outputs_only=self.outputs_only,
+                wrt=self.wrt,
+            )
+        except TargetError as error:  # not every size is one that the model itself takes
+            reason = f"not tried: {named} ({error.message.partition('. ')[0].rstrip('.')})"
+            return msgspec.structs.replace(unit, reason="; ".join(part for part in (unit.reason, reason) if part))
+        other = comparing.captured(captured, form_named(captured.form))
+        chosen = unit if other.verdict == "pass" else other
+        return msgspec.structs.replace(
+            chosen, variations=(*unit.variations, named), seconds=unit.seconds + other.seconds, timing=unit.timing
+        )
+
+    def _left_open(self) -> str:
+        """Return why no form can be held against eager, or nothing."""
+        if self.native and self.native.unrepeated:
+            return "eager differs from itself when run twice from the same seed, so no form can be held against it."
+        return "" if self.reference.trials else f"eager gives nothing to compare with: {self.reference.skipped[0]}."
+
+
+def compare(
+    subject: Subject,
+    *,
+    forms: Sequence[str] = DEFAULT_STATIC_FORMS,
+    named: bool = False,
+    allows: Allows | Sequence[str] = (),
+    fail_on: str = "error",
+    progress: Callable[[str], None] | None = None,
+) -> list[Unit]:
+    """Return eager's own gradcheck as the first unit, then one a form, in this process.
+
+    Args:
+        subject: the model and its inputs; not changed.
+        forms: which.
+        named: whether the user asked for just these: one that refuses the model is inconclusive then.
+        allows, fail_on, progress: as in ``gradcheck``.
+    """
+    accepted = allows if isinstance(allows, Allows) else Allows(allows)
+    units = [gradcheck(subject, allows=accepted, fail_on=fail_on, progress=progress)]
+    with borrowed_generators():
+        comparing = Comparing(subject, accepted, fail_on=fail_on)
+        for name in forms:
+            (progress or (lambda text: None))(f"comparing {name}")
+            units.append(comparing.form(name, named=named))
+    return units
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the compilers' logging to themselves; what they refuse is a reason in the report."""
+    import warnings
+
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with borrowed_generators(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def compare_one(
+    subject: Subject,
+    form_name: str,
+    *,
+    named: bool = True,
+    allows: Sequence[str] = (),
+    fail_on: str = "error",
+    bisect: bool = False,
+) -> Unit:
+    """Return the verdict on one form: what a process of its own does."""
+    return Comparing(subject, Allows(allows), fail_on=fail_on, bisect=bisect).form(form_name, named=named)

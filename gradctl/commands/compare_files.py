@@ -1,0 +1,191 @@
+"""``gradctl compare A.onnx B.onnx``: do two files compute the same, as far as rounding lets one say?
+
+How the graphs differ is told beside it; only numbers fail.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import onnxruntime
+from torch import Tensor
+
+from gradctl.comparison.file_inputs import drawn_to_run, given, trials
+from gradctl.comparison.file_outputs import (
+    OutputRow,
+    noisy_outputs,
+    output_rows,
+    perturbed_sessions,
+    severity,
+    tensor_result,
+    worst_rows,
+)
+from gradctl.core.allows import Allows
+from gradctl.core.errors import TargetError
+from gradctl.core.findings import Finding, Location, Unit, fingerprint
+from gradctl.core.structure import GraphNode
+from gradctl.core.verdicts import unit_verdict
+from gradctl.diagnosis.first_divergence import FirstDivergence, SharedValues
+from gradctl.graphdiff.graph_difference import compare_structure
+from gradctl.onnxio.onnx_file import OnnxFile, read, session
+from gradctl.onnxio.session import described, port_text, run
+from gradctl.subject.frames import first_line
+
+__all__ = ["compare_files"]
+
+
+def compare_files(
+    first: Path,
+    second: Path,
+    *,
+    inputs: Path | None = None,
+    seed: int = 0,
+    allows: Allows | None = None,
+    fail_on: str = "error",
+    progress: Callable[[str], None] | None = None,
+) -> Unit:
+    """Return whether ``second`` gives the outputs of ``first``, each with onnxruntime's optimiser on and off, and how
+    the two graphs differ.
+
+    Args:
+        first: what is right.
+        second: what is judged.
+        inputs: values by input name or position; without them they are drawn from the types of the graph's inputs.
+        seed: of what is drawn.
+        allows, fail_on, progress: as in ``gradcheck``.
+
+    Raises:
+        TargetError: a file cannot be read or run; GC141 their inputs or outputs are not the same; GC104, GC122 of
+            ``inputs``.
+        TrustError: external data lie outside a file's folder.
+    """
+    start = time.perf_counter()
+    say = progress or (lambda text: None)
+    accepted = allows or Allows(())
+    a, b = read(first), read(second)
+    feeds_of_b, names_of_b = _ports(a, b)
+    example = given(inputs, a) if inputs is not None else drawn_to_run(a, seed)
+    say(f"matching {first} and {second}")
+    compared = compare_structure(a, b)
+    worst: dict[str, OutputRow] = {}
+    tried: dict[str, dict[str, Tensor]] = {}
+    for optimised in (True, False):
+        say(f"running {first} and {second}")
+        running, other = session(a, optimised=optimised), session(b, optimised=optimised)
+        perturbed = perturbed_sessions(a, seed, optimised=optimised)
+        for name, feeds in trials(example, seed):
+            trial = name if optimised else f"{name}, optimiser off"
+            try:
+                expected = run(running, feeds)
+            except RuntimeError:
+                if name == "example":
+                    raise TargetError("GC602", f"{first} does not run on these inputs: see --inputs.") from None
+                continue
+            tried[trial] = feeds
+            found = _run_or_raise(other, {mine: feeds[theirs] for mine, theirs in feeds_of_b.items()}, second)
+            renamed = {names_of_b[key]: value for key, value in found.items()}
+            worst_rows(output_rows(trial, expected, renamed, noisy_outputs(perturbed, feeds, seed)), worst)
+    rows = sorted(worst.values(), key=severity, reverse=True)
+    tensors = [tensor_result(row) for row in rows]
+    differing = [row for row in rows if row.differs and not row.unstable]
+    shared = SharedValues(a, b, compared.values, feeds_of_b, seed)
+    divergences = {
+        trial: shared.first_divergence(trial, tried[trial]) for trial in dict.fromkeys(row.trial for row in differing)
+    }
+    findings = accepted.apply([_finding(row, first, second, divergences[row.trial]) for row in differing])
+    return Unit(
+        target=str(second),
+        form="onnx",
+        reference=str(first),
+        verdict=unit_verdict("complete", findings, tensors, fail_on),
+        seconds=time.perf_counter() - start,
+        variations=tuple(tried),
+        structure=compared.structure,
+        tensors=tuple(tensors),
+        findings=tuple(findings),
+    )
+
+
+def _ports(a: OnnxFile, b: OnnxFile) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the names in ``a`` of the inputs and of the outputs of ``b``: the same, or else those in their order."""
+    differing: list[str] = []
+    found = []
+    for kind, mine, theirs in (
+        ("input", a.inputs, b.inputs),
+        ("output", list(a.model.graph.output), list(b.model.graph.output)),
+    ):
+        names, others = [each.name for each in mine], [each.name for each in theirs]
+        if len(names) != len(others):
+            differing.append(f"{len(others)} {kind}s ({', '.join(others)}), not {len(names)} ({', '.join(names)})")
+            continue
+        matched = (
+            {name: name for name in others} if set(names) == set(others) else dict(zip(others, names, strict=True))
+        )
+        types = {each.name: described(each) for each in mine}
+        for port in theirs:
+            if not _compatible(types[matched[port.name]], described(port)):
+                differing.append(
+                    f"{kind} {port.name} is {port_text(port)}, not {port_text(mine[names.index(matched[port.name])])}"
+                )
+        found.append(matched)
+    if differing:
+        raise TargetError("GC141", f"{b.path} does not stand in for {a.path}: {'; '.join(differing)}.")
+    return found[0], found[1]
+
+
+def _compatible(mine: tuple[str, list[int | str] | None], theirs: tuple[str, list[int | str] | None]) -> bool:
+    """Return whether dtypes are the same, and fixed sizes too."""
+    if mine[0] != theirs[0]:
+        return False
+    if mine[1] is None or theirs[1] is None:
+        return True
+    return len(mine[1]) == len(theirs[1]) and all(
+        left == right or isinstance(left, str) or isinstance(right, str)
+        for left, right in zip(mine[1], theirs[1], strict=True)
+    )
+
+
+def _run_or_raise(running: onnxruntime.InferenceSession, feeds: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    try:
+        return run(running, feeds)
+    except RuntimeError as error:
+        raise TargetError(
+            "GC602", f"{path} does not run on inputs that the other file takes: {first_line(error)}."
+        ) from error
+
+
+def _finding(row: OutputRow, first: Path, second: Path, divergence: FirstDivergence | None) -> Finding:
+    where = "" if row.trial == "example" else f" with {row.trial}"
+    if row.structure:
+        message = f"{row.name} is {row.structure} in {second}{where}."
+    else:
+        message = (
+            f"{row.name} of {second} differs from {first}'s{where}: by {row.error:.2e} (relative, rounding explains "
+            f"{row.budget:.2e})."
+        )
+    location = None
+    if divergence is not None:
+        value, off = divergence.value, divergence.row
+        far = f"is {off.structure}" if off.structure else f"is off by {off.error:.2e}"
+        name = value.before if value.before == value.after else f"{value.before} ({value.after} in {second})"
+        makers = _maker(value.node_before), _maker(value.node_after)
+        made = makers[0] if makers[0] == makers[1] else f"{makers[0]} there, {makers[1]} here"
+        message += f" The first value that differs, {name}, {far}: {made} makes it."
+        location = Location(file=str(second), op=makers[1])
+    return Finding(
+        code="GC301",
+        severity="error",
+        quantity="output",
+        tensor=row.name,
+        verdict="differs",
+        message=message,
+        allow=f"GC301:{row.name}",
+        location=location,
+        fingerprint=fingerprint("GC301", str(second), "onnx", "output", row.name),
+    )
+
+
+def _maker(node: GraphNode) -> str:
+    return f"{node.operator} {node.name!r}" if node.name else node.operator

@@ -1,0 +1,87 @@
+"""``gradctl export``: an ONNX graph of the forward, or of forward and backward, in a verified file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gradctl.commands.capture_to_file import Kind, Written, write
+from gradctl.forms.exported import export_joint as program
+from gradctl.forms.onnx import forward as onnx
+from gradctl.forms.onnx import joint as onnx_joint
+from gradctl.forms.onnx.from_file import of_file
+from gradctl.inspection.file_contents import inspect_captured, inspect_onnx
+from gradctl.onnxio.onnx_file import read
+from gradctl.subject.inputs.dynamic_sizes import Dynamic
+from gradctl.subject.loss_function import with_loss_inside
+from gradctl.subject.subject import Subject
+
+__all__ = ["export", "export_joint"]
+
+
+def export(
+    subject: Subject, output: Path, *, opset: int | None = None, dynamic: Dynamic | None = None, **options: Any
+) -> Written:
+    """Return the verdict on an ONNX file, as onnxruntime runs it, against eager's outputs.
+
+    Args:
+        subject: the model and its inputs; not changed.
+        output: where the file is to be; weights that do not fit into it are put beside it, as ``NAME.data``.
+        opset: of ONNX's own operators; None leaves it to torch's exporter.
+        dynamic: sizes that stay free.
+        options: as in ``write``.
+
+    Raises:
+        TargetError, ResourceError: as ``write``.
+    """
+    kind = Kind(
+        "onnx",
+        lambda instance: onnx.exported(instance, opset=opset, dynamic=dynamic),
+        lambda captured, path: onnx.save(captured.artifact, path),
+        lambda path, instance: of_file(read(path), instance),
+        lambda captured, name: inspect_onnx(captured.artifact, name),
+    )
+    return write(subject, output, kind, dynamic=dynamic, **options)
+
+
+def export_joint(
+    subject: Subject,
+    output: Path,
+    *,
+    opset: int | None = None,
+    dynamic: Dynamic | None = None,
+    frozen: bool = False,
+    wrt: Sequence[str] = ("*",),
+    **options: Any,
+) -> Written:
+    """Return the verdict on a file of forward and backward, ONNX or ``.pt2``, its gradients too against eager's.
+
+    Args:
+        subject: the model and its inputs; a loss goes into the graph. Not changed.
+        output, opset, dynamic, options: as in ``export``.
+        frozen: whether parameters are initializers, not inputs; of ONNX, as ``opset`` is.
+        wrt: what to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
+
+    Raises:
+        TargetError, NothingToCheck, ResourceError: as ``write``.
+    """
+    if output.suffix.lower() == ".pt2":
+        kind = Kind(
+            "export-joint",
+            lambda instance: program.exported(instance, dynamic=dynamic, wrt=wrt),
+            program.save,
+            program.of_file,
+            inspect_captured,
+            wrt,
+        )
+        return write(with_loss_inside(subject), output, kind, dynamic=dynamic, **options)
+    kind = Kind(
+        "onnx-joint",
+        lambda instance: onnx_joint.exported(instance, opset=opset, dynamic=dynamic, frozen=frozen, wrt=wrt),
+        lambda captured, path: onnx.save(captured.artifact, path),
+        lambda path, instance: onnx_joint.of_file(read(path), instance),
+        lambda captured, name: inspect_onnx(captured.artifact, name),
+        wrt,
+    )
+    return write(with_loss_inside(subject), output, kind, dynamic=dynamic, **options)

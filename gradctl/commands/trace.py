@@ -1,0 +1,48 @@
+"""``gradctl trace``: TorchScript or an exported program in a verified file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gradctl.commands.capture_to_file import Kind, Written, write
+from gradctl.forms.artifact import load, save
+from gradctl.forms.exported import export
+from gradctl.forms.form import Captured
+from gradctl.forms.silence import quiet
+from gradctl.forms.table import form_named
+from gradctl.inspection.file_contents import inspect_captured
+from gradctl.subject.inputs.dynamic_sizes import Dynamic
+from gradctl.subject.instance import Instance
+from gradctl.subject.subject import Subject
+
+__all__ = ["FORMS_WITH_FILES", "trace"]
+
+FORMS_WITH_FILES = ("trace", "script", "export")
+
+
+def trace(
+    subject: Subject, output: Path, *, form: str = "trace", dynamic: Dynamic | None = None, **options: Any
+) -> Written:
+    """Return the verdict on the file of a form.
+
+    Args:
+        subject: the model and its inputs; not changed.
+        output: where the file is to be.
+        form: one of ``FORMS_WITH_FILES``.
+        dynamic: sizes that stay free; for ``export``.
+        options: as in ``write``.
+
+    Raises:
+        TargetError, NothingToCheck, ResourceError: as ``write``.
+    """
+
+    def capture(instance: Instance) -> Captured:
+        with quiet():
+            if dynamic:
+                assert form == "export", "only torch.export leaves sizes free"
+                return export.capture(instance, dynamic=dynamic)
+            return form_named(form).capture(instance)
+
+    kind = Kind(form, capture, save, lambda path, _instance: load(path, trusted=True), inspect_captured)
+    return write(subject, output, kind, dynamic=dynamic, **options)

@@ -1,0 +1,1 @@
+"""One program held against another: outcomes, differences, verdicts."""

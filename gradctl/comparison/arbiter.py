@@ -1,0 +1,137 @@
+"""Who is right where a form's gradient differs from eager's: finite differences along the difference.
+
+Four forwards a step, no loss by the size of the tensor: along the unit vector of g_form - g_eager the two
+predictions lie their whole distance apart, and the slope lies on one of them, or on neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradctl.comparison.form_comparison import TensorComparison
+from gradctl.comparison.outcomes import cotangents_of
+from gradctl.comparison.reference import Reference, Trial
+from gradctl.core.allows import Allows
+from gradctl.core.findings import Element, number
+from gradctl.core.names import TensorVerdict
+from gradctl.gradients.attribution import is_allowed
+from gradctl.gradients.float64 import oracle_runner
+from gradctl.numerics.elements import along_leaf, element_slope
+from gradctl.numerics.ladder import noise_floor, slope_at_zero
+from gradctl.numerics.measures import dot, norm
+from gradctl.numerics.point import Point, Sample
+from gradctl.tracing.functions import FunctionWatch
+from gradctl.tracing.model_runner import ModelRunner
+
+__all__ = ["Arbiter"]
+
+_ROWS = 5
+# The slope must be nearer than this (of the distance of the two) to one of them to side with it.
+_SIDES = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bench:
+    """Eager in float64 on the inputs of one trial, with the cotangents that every form got there."""
+
+    runner: ModelRunner
+    point: Point
+    sample: Sample
+
+
+@dataclass(slots=True)
+class Arbiter:
+    """Finite differences of eager, made when first asked for.
+
+    Args:
+        reference: eager on all inputs.
+        allows: accepted Functions are judged around, as in gradcheck.
+    """
+
+    reference: Reference
+    allows: Allows
+    _benches: dict[str, _Bench | None] = field(default_factory=dict)
+
+    def verdict(self, leaf_name: str, difference: TensorComparison) -> TensorVerdict:
+        """Return ``wrong`` where eager is right, ``reference-wrong`` where the form is, else ``differs``."""
+        bench = self._bench(difference.trial) if difference.call == 1 else None
+        if bench is None or bench.runner.recording.hooks or bench.runner.instance.set_aside_hooks:
+            return "differs"  # a hook changes the gradient on purpose: finite differences know nothing of it
+        i = self._index(bench, leaf_name)
+        eager, form = self._widened(bench, i, difference.eager), self._widened(bench, i, difference.form)
+        distance = norm(form - eager)
+        if not distance or not bool(torch.isfinite(form - eager).all()):
+            return "differs"
+        along = (form - eager) / distance
+        phi = bench.point.along(along_leaf(bench.point, i, along), bench.sample)
+        slope = slope_at_zero(phi, noise_floor(phi), distance)
+        if not slope.error < _SIDES * distance:
+            return "differs"
+        place = (slope.derivative - dot(eager, along)) / distance  # 0: eager is right, 1: the form is
+        if abs(place) < _SIDES:
+            return "wrong"
+        return "reference-wrong" if abs(place - 1) < _SIDES else "differs"
+
+    def rows(self, leaf_name: str, difference: TensorComparison) -> tuple[tuple[Element, ...], int]:
+        """Return the worst elements with finite differences, worst first, and how many elements differ."""
+        bench = self._bench(difference.trial)
+        like = difference.eager if difference.eager is not None else difference.form
+        assert like is not None
+        eager = torch.zeros_like(like) if difference.eager is None else difference.eager
+        form = torch.zeros_like(like) if difference.form is None else difference.form
+        if bench is None or eager.shape != form.shape:
+            return (), 0
+        i = self._index(bench, leaf_name)
+        gap = (form.double() - eager.double() if not form.is_complex() else form - eager).abs().reshape(-1)
+        beyond = max(difference.budget, 1e-6) * max(float(eager.abs().max()), float(form.abs().max()))
+        count = int((gap > beyond).sum())
+        rows = []
+        for position in gap.argsort(descending=True)[: min(_ROWS, count)].tolist():
+            index = (
+                tuple(int(axis) for axis in torch.unravel_index(torch.tensor(position), like.shape))
+                if like.dim()
+                else ()
+            )
+            values = float(eager.reshape(-1)[position].real), float(form.reshape(-1)[position].real)
+            found = element_slope(bench.point, bench.sample, i, position)
+            rows.append(
+                Element(
+                    index=index,
+                    reference=number(values[0]),
+                    candidate=number(values[1]),
+                    finite_difference=number(found),
+                    absolute_error=number(abs(values[1] - found)),
+                    relative_error=number(abs(values[1] - found) / abs(found) if found else float("inf")),
+                )
+            )
+        return tuple(rows), count
+
+    def _bench(self, trial: Trial) -> _Bench | None:
+        if trial.name not in self._benches:
+            self._benches[trial.name] = self._made(trial)
+        return self._benches[trial.name]
+
+    def _made(self, trial: Trial) -> _Bench | None:
+        watch = FunctionWatch(linearised=lambda function: is_allowed(function, self.allows))
+        source = oracle_runner(trial.instance.subject, self.reference.input_mode, watch)
+        if source.dtype != torch.float64:
+            return None
+        point = Point(source.runner)
+        if not point.consistent or watch.unjudged:
+            return None
+        cotangents = cotangents_of(dict(point.outputs), trial.instance.subject.seed)
+        asked = {name: w for name, w in cotangents.items() if name in trial.native[0].differentiable}
+        finite = {name: torch.isfinite(value) for name, value in point.outputs if name in asked}
+        partly = {name: mask for name, mask in finite.items() if not bool(mask.all())}
+        masked = {name: torch.where(partly[name], w, 0) if name in partly else w for name, w in asked.items()}
+        return _Bench(source.runner, point, Sample(masked, partly, [], [], {}))
+
+    def _index(self, bench: _Bench, leaf_name: str) -> int:
+        return next(i for i, leaf in enumerate(bench.runner.leaves) if leaf.name == leaf_name)
+
+    def _widened(self, bench: _Bench, i: int, gradient: Tensor | None) -> Tensor:
+        value = bench.point.values[i]
+        return torch.zeros_like(value) if gradient is None else gradient.to(value.dtype)

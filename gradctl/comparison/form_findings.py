@@ -1,0 +1,162 @@
+"""From one form's comparison to its unit: the words of GC301, GC302, GC303, GC402 and GC403."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gradctl.comparison.arbiter import Arbiter
+from gradctl.comparison.form_comparison import FormComparison, TensorComparison
+from gradctl.core.findings import Element, Finding, TensorResult, number
+from gradctl.core.names import Quantity, TensorVerdict
+from gradctl.forms.form import Captured
+from gradctl.gradients.guard import explaining
+from gradctl.numerics.measures import relative_error
+from gradctl.subject.frames import first_line
+
+__all__ = ["findings_and_rows", "stale_values"]
+
+# The rows of one tensor cost 20 forwards and want a person's eye: only the worst few have them.
+_TENSORS_WITH_ROWS = 3
+_CODES: dict[Quantity, str] = {"output": "GC301", "buffer": "GC302", "gradient": "GC402"}
+_SIDES: dict[TensorVerdict, str] = {
+    "wrong": "finite differences agree with eager",
+    "reference-wrong": "finite differences agree with {form}, so it is eager's that is wrong",
+    "differs": "finite differences cannot say who is right",
+}
+
+
+def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[list[Finding], list[TensorResult]]:
+    """Return what a form gets wrong, worst first, and a row for each of its tensors."""
+    form = comparison.captured.form
+    findings, rows = [], []
+    if comparison.raised:
+        findings.append(_raises(form, comparison.raised))
+    order = sorted(comparison.worst.items(), key=lambda item: (not item[1].differs, -item[1].severity))
+    with_rows = [key for key, each in order if key[0] == "gradient" and each.differs][:_TENSORS_WITH_ROWS]
+    for (quantity, name), each in order:
+        verdict = _verdict(quantity, name, each, arbiter)
+        elements: tuple[Element, ...] = ()
+        count: int | None = None
+        if (quantity, name) in with_rows:
+            with explaining(f"the elements of {name}"):
+                elements, count = arbiter.rows(name, each)
+        rows.append(
+            TensorResult(
+                quantity=quantity,
+                tensor=name,
+                verdict=verdict,
+                shape=tuple(tensor.shape)
+                if (tensor := each.eager if each.eager is not None else each.form) is not None
+                else (),
+                dtype=str(tensor.dtype).removeprefix("torch.") if tensor is not None else "none",
+                error=number(each.error),
+                budget=number(each.budget),
+                elements_wrong=count,
+                worst=elements,
+            )
+        )
+        if each.differs:
+            findings.append(_difference(form, quantity, name, verdict, each))
+        elif each.exceeds:
+            findings.append(_flipped(form, name, each))
+    return findings, rows
+
+
+def stale_values(captured: Captured, expected: Mapping[str, Tensor], path: Path) -> list[Finding]:
+    """Return a finding for each parameter and buffer whose value in a file is not the model's: it was trained on.
+
+    Args:
+        captured: the file.
+        expected: the model's values by name.
+        path: what messages call the file.
+    """
+    findings = []
+    for name, kept in {**captured.parameters, **captured.buffers}.items():
+        value = expected.get(name)
+        if value is None or kept.shape != value.shape or torch.equal(kept, value):
+            continue
+        off = relative_error(value, kept)
+        kind = "param" if name in captured.parameters else "buffer"
+        findings.append(
+            Finding(
+                code="GC304",
+                severity="error",
+                tensor=f"{kind}:{name}",
+                verdict="differs",
+                message=f"{kind}:{name} in {path} is not the model's: off by {off:.2e} (relative).",
+                hint="the file is of another state of the model; write it again, or load its weights with --weights.",
+                error=number(off),
+                allow=f"GC304:{kind}:{name}",
+            )
+        )
+    return findings
+
+
+def _verdict(quantity: Quantity, name: str, each: TensorComparison, arbiter: Arbiter) -> TensorVerdict:
+    if not each.differs:
+        return "same"
+    if each.is_missing:
+        return "missing"
+    if quantity == "gradient" and not each.structure:
+        with explaining(f"whose gradient of {name} is right"):
+            return arbiter.verdict(name, each)
+    return "differs"
+
+
+def _difference(form: str, quantity: Quantity, name: str, verdict: TensorVerdict, each: TensorComparison) -> Finding:
+    what = {"output": name, "buffer": f"{name} after the call", "gradient": f"the gradient of {name}"}[quantity]
+    code = _CODES[quantity]
+    size: float | None = None
+    where = "" if each.trial.name == "example" else f" with {each.trial.name}"
+    where += f" at call {each.call}" if each.call > 1 else ""
+    if each.is_missing:
+        code = "GC403" if quantity == "gradient" else code
+        has, lacks = (form, "eager") if each.eager is None else ("eager", form)
+        message = f"{has} gives {what}{where}, and {lacks} gives none."
+    elif each.structure:
+        message = f"{what} is {each.structure} in {form}{where}."
+    elif each.asks is not None and not (each.exceeds or each.means_another):
+        asks, does_not = (form, "eager") if each.asks else ("eager", form)
+        message = f"{what} asks for a gradient in {asks}, and not in {does_not}."
+    else:
+        size = each.error if each.exceeds or each.meaning is None else each.meaning
+        dtype = " in float64" if not each.exceeds else f", rounding explains {each.budget:.2e}"
+        side = f"; {_SIDES[verdict].format(form=form)}" if quantity == "gradient" else ""
+        message = f"{what} differs from eager's in {form}{where}: by {size:.2e} (relative{dtype}){side}."
+    return Finding(
+        code=code,
+        severity="error",
+        quantity=quantity,
+        tensor=name,
+        verdict=verdict,
+        message=message,
+        error=number(size),
+        allow=f"{code}:{name}",
+    )
+
+
+def _flipped(form: str, name: str, each: TensorComparison) -> Finding:
+    return Finding(
+        code="GC415",
+        severity="note",
+        quantity="gradient",
+        tensor=name,
+        verdict="same",
+        message=f"the gradient of {name} differs in {form} with {each.trial.name} by {each.error:.2e} (relative), and "
+        "not on fresh inputs: a relu or a max fell to the other side by one rounding.",
+    )
+
+
+def _raises(form: str, raised: Mapping[str, Exception]) -> Finding:
+    where = "" if "example" in raised else f" with {', '.join(raised)}"
+    return Finding(
+        code="GC303",
+        severity="error",
+        message=f"{form} captures the model and raises{where} where eager runs: "
+        f"{first_line(next(iter(raised.values())))}.",
+        allow=f"GC303:{form}",
+    )

@@ -1,0 +1,128 @@
+"""Eager on all the inputs that a form is tried on: natively, and in float64."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gradctl.comparison.outcomes import outcomes
+from gradctl.forms import eager
+from gradctl.forms.form import Outcome
+from gradctl.subject.frames import first_line
+from gradctl.subject.inputs.variations import VARIATIONS, fresh, varied
+from gradctl.subject.instance import InputMode, Instance, native_dtype
+from gradctl.subject.state import State
+from gradctl.subject.subject import Subject
+from gradctl.tracing.promotion import Promotion, default_dtype
+
+__all__ = ["Reference", "Trial"]
+
+# A relu or a max can flip on one rounding: a gradient over its budget whose outputs agree must be so on as many inputs.
+_PERSISTS = 3
+_Context = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """One set of inputs, and what eager makes of them in three calls.
+
+    Attributes:
+        name: of the variation.
+        instance: the copy that gives the inputs.
+        native: eager's calls in its own dtype; fewer than three where a later one raises.
+        wide: the promoted copy; None where the model does not run in float64.
+        oracle: eager's calls in float64 (``native`` where there are none).
+    """
+
+    name: str
+    instance: Instance
+    native: list[Outcome]
+    wide: Instance | None
+    oracle: list[Outcome]
+
+
+class Reference:
+    """Eager on the example and its variations.
+
+    Args:
+        subject: the model and its inputs.
+        input_mode: how float inputs can be given to this model.
+
+    Attributes:
+        trials: by variation, the example first; another on which eager itself raises or is not finite is left out.
+        skipped: those left out, with the reason.
+    """
+
+    def __init__(self, subject: Subject, input_mode: InputMode) -> None:
+        self.subject, self.input_mode = subject, input_mode
+        self.trials: list[Trial] = []
+        self.skipped: list[str] = []
+        self._fresh: list[Trial] | None = None
+        for name in VARIATIONS:
+            trial = self._trial(name, varied(subject, name))
+            if isinstance(trial, Trial):
+                self.trials.append(trial)
+            else:
+                self.skipped.append(f"{name} ({trial})")
+
+    def instance(self, *, promoted: bool = False) -> Instance:
+        """Return a new private copy on the example's inputs, hooks and all."""
+        return Instance(self.subject, promoted=promoted, input_mode=self.input_mode, keep_hooks=True)
+
+    def fresh_trials(self) -> list[Trial]:
+        """Return trials on new random inputs, made once."""
+        if self._fresh is None:
+            seeds = range(2, 2 + _PERSISTS)
+            found = [self._trial(f"fresh {seed}", fresh(self.subject, seed)) for seed in seeds]
+            self._fresh = [trial for trial in found if isinstance(trial, Trial)]
+        return self._fresh
+
+    def promoting(self) -> AbstractContextManager[Any]:
+        """Return the context of a float64 run: the promotion, and float64 as the default dtype."""
+        stack = ExitStack()
+        stack.push(_compile_again)
+        stack.enter_context(default_dtype(torch.float64))
+        stack.enter_context(Promotion(native_dtype(self.subject)))
+        return stack
+
+    def plainly_wide(self, trial: Trial, calls: int) -> list[Outcome] | None:
+        """Return eager's first calls on a trial in float64 without the promotion, or None if it refuses."""
+        instance = Instance(trial.instance.subject, promoted=True, input_mode=self.input_mode, keep_hooks=True)
+        found = outcomes(eager.capture(instance), instance, State([]), calls=calls)
+        return None if found[-1].error is not None else found
+
+    def _trial(self, name: str, subject: Subject) -> Trial | str:
+        """Return a trial, or why there is none."""
+        instance = Instance(subject, input_mode=self.input_mode, keep_hooks=True)
+        native = self._calls(instance, nullcontext)
+        error = native[-1].error
+        if error is not None and (name != "example" or len(native) == 1):
+            return f"eager raises {first_line(error)}"
+        native = [call for call in native if call.error is None]
+        floats = [t for t in native[0].outputs.values() if t.is_floating_point() and t.numel()]
+        if name != "example" and floats and not any(bool(torch.isfinite(t).any()) for t in floats):
+            return "eager's outputs are not finite"
+        wide = Instance(subject, promoted=True, input_mode=self.input_mode, keep_hooks=True)
+        oracle = self._calls(wide, self.promoting)
+        if oracle[len(native) - 1 :] == [] or oracle[len(native) - 1].error is not None:
+            return Trial(name, instance, native, None, native)
+        return Trial(name, instance, native, wide, oracle[: len(native)])
+
+    def _calls(self, instance: Instance, context: _Context) -> list[Outcome]:
+        return outcomes(eager.capture(instance), instance, State([]), context=context)
+
+
+def _compile_again(raised: type[BaseException] | None, *_: object) -> None:
+    """Let Dynamo forget, after a float64 run that raised, which functions it is to run as they are.
+
+    It compiles nothing under a dispatch mode, and no later call of what it left alone there. ``torch.cond`` asks it to
+    compile even in eager: left alone, it raises on branches that close over parameters. A reset drops what ``aot`` and
+    ``compile`` have compiled, too.
+    """
+    if raised is not None and "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -1,0 +1,85 @@
+"""Dynamic against static: what does a form buy? Calls of eager and of the form in turn, the median of each."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from gradctl.comparison.outcomes import cotangents_of
+from gradctl.comparison.reference import Reference
+from gradctl.core.findings import Timing
+from gradctl.forms.eager import capture as capture_eager
+from gradctl.forms.form import Captured, gradient_of
+from gradctl.subject.instance import Instance
+
+__all__ = ["in_turn", "timing_of"]
+
+_MOST_PAIRS = 7
+_SECONDS = 0.5
+
+
+def timing_of(captured: Captured, reference: Reference) -> Timing | None:
+    """Return what a call of the form and of eager takes, forward, and forward and backward; None if it raises."""
+    instance = reference.instance()
+    eager = capture_eager(instance)
+    try:
+        forward = _interleaved(lambda: _forward(captured, instance), lambda: _forward(eager, instance))
+        training = (
+            _interleaved(lambda: _training(captured, instance), lambda: _training(eager, instance))
+            if "gradient" in captured.gives
+            else (None, None)
+        )
+    except Exception:  # the form may raise; then the comparison says so
+        return None
+    return Timing(
+        capture=captured.seconds,
+        forward=forward[0],
+        eager_forward=forward[1],
+        training=training[0],
+        eager_training=training[1],
+    )
+
+
+def _forward(form: Captured, instance: Instance) -> None:
+    with torch.no_grad():
+        args, kwargs = instance.inputs()
+        instance.call(form.call, args, kwargs)
+
+
+def _training(form: Captured, instance: Instance) -> None:
+    args, kwargs = instance.inputs()
+    outputs = {name: t for name, t in instance.call(form.call, args, kwargs) if t.requires_grad}
+    if outputs:
+        cotangents = cotangents_of(outputs, instance.subject.seed)
+        torch.autograd.backward([outputs[name] for name in cotangents], list(cotangents.values()))
+    for leaf in instance.leaves:
+        gradient_of(leaf, form)
+
+
+def _interleaved(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
+    """Return the medians of some pairs of calls."""
+    taken = in_turn([first, second], fewest=1, most=_MOST_PAIRS, seconds=_SECONDS)
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def in_turn(calls: Sequence[Callable[[], object]], *, fewest: int, most: int, seconds: float) -> list[list[float]]:
+    """Return the seconds of some rounds of calls in turn, so that a busy machine hits all alike, after one to warm up.
+
+    Args:
+        calls: what is timed.
+        fewest, most: rounds.
+        seconds: after which no round is begun, but for the fewest.
+    """
+    for call in calls:
+        call()
+    taken: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + seconds
+    while len(taken[0]) < fewest or (len(taken[0]) < most and time.perf_counter() < end):
+        for call, kept in zip(calls, taken, strict=True):
+            start = time.perf_counter()
+            call()
+            kept.append(time.perf_counter() - start)
+    return taken

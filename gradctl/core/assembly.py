@@ -1,0 +1,92 @@
+"""From units to the report of a run: summary, verdict, environment, and allows that no longer apply."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from gradctl import __version__
+from gradctl.core.allows import Allows
+from gradctl.core.findings import Allowance, Finding, Report, Tool, Unit
+from gradctl.core.verdicts import run_verdict, summarise, unit_verdict
+
+__all__ = ["assembled", "environment", "report_of"]
+
+
+def report_of(
+    command: str,
+    units: Sequence[Unit],
+    allows: Allows,
+    *,
+    seed: int,
+    device: str = "cpu",
+    fail_on: str = "error",
+) -> Report:
+    """Return the report of a run; an allow that accepted nothing is noted in its first unit, which ``note`` fails."""
+    unused = [
+        Finding(
+            code="GC150",
+            severity="note",
+            message=f"--allow {text} accepted nothing in this run.",
+            hint="remove it: what it allowed is gone, or has another name.",
+        )
+        for text in allows.unused()
+    ]
+    if unused and units:
+        first, findings = units[0], (*units[0].findings, *unused)
+        verdict = unit_verdict(first.status, findings, first.tensors, fail_on)
+        units = [msgspec.structs.replace(first, findings=findings, verdict=verdict), *units[1:]]
+    return assembled(command, units, allows.allowances(), seed=seed, device=device)
+
+
+def assembled(
+    command: str,
+    units: Sequence[Unit],
+    allowances: Sequence[Allowance],
+    *,
+    seed: int,
+    device: str = "cpu",
+    threads: int | None = None,
+    interrupted: bool = False,
+) -> Report:
+    """Return the report of units as they are; one that was interrupted is no pass, whatever was checked."""
+    verdicts = [unit.verdict for unit in units]
+    verdict = run_verdict(verdicts)
+    return Report(
+        tool=Tool(version=__version__),
+        command=command,
+        status="interrupted" if interrupted else "complete",
+        verdict="inconclusive" if interrupted and verdict != "fail" else verdict,
+        seed=seed,
+        environment=environment(device, threads),
+        units=tuple(units),
+        allows=tuple(allowances),
+        summary=summarise(verdicts),
+    )
+
+
+def environment(device: str, threads: int | None = None) -> dict[str, str | int | None]:
+    """Return versions, threads and device; None for a package that is not installed, and for threads as torch has them.
+
+    Does not import torch: where units run in processes of their own, theirs counts.
+    """
+    torch = sys.modules.get("torch")
+    return {
+        "torch": _version("torch"),
+        "onnx": _version("onnx"),
+        "onnxruntime": _version("onnxruntime"),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads() if threads is None and torch is not None else threads,
+        "device": device,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,84 @@
+"""Which module ``torch.compile`` gets wrong, and which part of it does: when that is asked for (``--bisect``).
+
+Modules are compiled alone, down to the innermost that is wrong; the part is found by torch's own compiler bisector.
+
+The bisector is private to torch (``torch._inductor.compiler_bisector``, seen in 2.10 to 2.14): it compiles the model
+again and again, with a simpler backend or with one subsystem switched off after so many steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from gradctl.comparison.form_comparison import FormComparison
+from gradctl.comparison.reference import Reference
+from gradctl.core.findings import Finding
+from gradctl.diagnosis.localise_form import with_place
+from gradctl.diagnosis.localise_modules import AloneModules
+from gradctl.forms.form import CannotCapture
+from gradctl.forms.silence import quiet
+from gradctl.forms.source_location import Place
+from gradctl.forms.table import form_named
+from gradctl.subject.state import State
+
+__all__ = ["bisected"]
+
+
+def bisected(findings: Sequence[Finding], comparison: FormComparison) -> list[Finding]:
+    """Return findings about ``compile``, each error with the module that is wrong alone and the part of torch.compile.
+
+    Args:
+        findings: of form ``compile``, worst first.
+        comparison: where they come from.
+    """
+    errors = [each for each in findings if each.severity == "error"]
+    if not errors:
+        return list(findings)
+    words, place = _words(comparison.reference), _place(errors, comparison)
+
+    def told(finding: Finding) -> Finding:
+        if finding.severity != "error":
+            return finding
+        finding = finding if place is None else with_place(finding, place)
+        return msgspec.structs.replace(finding, message=f"{finding.message} {words}")
+
+    return [told(each) for each in findings]
+
+
+def _place(errors: Sequence[Finding], comparison: FormComparison) -> Place | None:
+    """Return the innermost module that inductor gets wrong alone, by the worst tensor."""
+    for finding in errors:
+        if finding.quantity is not None and finding.tensor is not None:
+            difference = comparison.worst[finding.quantity, finding.tensor]
+            form = form_named("compile")
+            return AloneModules(comparison.reference, form, difference.trial, finding, difference).innermost()
+    return None
+
+
+def _words(reference: Reference) -> str:
+    import torch._inductor.config  # these take a second, and only --bisect has a use for them
+    from torch._inductor.compiler_bisector import CompilerBisector
+
+    from gradctl.forms.compiled.dynamo import compiled_with
+
+    def agrees() -> bool:
+        try:
+            # The bisector puts backends in inductor's place that know no options: so a patch, and no option.
+            captured = compiled_with("compile", reference.instance(), "inductor", {})
+        except CannotCapture:
+            return False
+        comparison = FormComparison(reference, captured, State([captured.model]))
+        comparison.compare_natively()
+        return not comparison.raised and not any(each.differs for each in comparison.worst.values())
+
+    with quiet(), torch._inductor.config.patch(fallback_random=True):
+        result: Any = CompilerBisector.do_bisect(agrees)
+    if result is None:
+        return "torch's compiler bisector finds no part of it alone."
+    subsystem = f", subsystem {result.subsystem}" if result.subsystem else ""
+    step = f", step {result.bisect_number}" if result.bisect_number else ""
+    info = f" ({' '.join(result.debug_info.split())[:200]})" if result.debug_info and result.bisect_number else ""
+    return f"torch's compiler bisector: backend {result.backend}{subsystem}{step}{info}."

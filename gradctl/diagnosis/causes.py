@@ -1,0 +1,202 @@
+"""Why a form differs: rule codes GC2xx, as ``cause`` of a finding, each established by an experiment.
+
+Eager is run once more, altered: a custom backward gives way to the derivative of its forward, a hook or a cut is left
+out, the model is in its other mode, Python is told what it was told on the example. Where eager, so altered, gives the
+very tensor that the form gives, and leaves right what the form has right, that is the cause. Where no alteration does
+it, there is no cause: none is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from gradctl.comparison.form_comparison import FormComparison, Key, TensorComparison, part
+from gradctl.comparison.outcomes import outcomes
+from gradctl.comparison.reference import Reference, Trial
+from gradctl.core.findings import Finding
+from gradctl.forms import eager
+from gradctl.forms.form import Outcome
+from gradctl.gradients.gradient_findings import location
+from gradctl.numerics.agreement import agreement, largest_scale
+from gradctl.subject.frames import first_line
+from gradctl.subject.instance import Instance
+from gradctl.subject.state import State
+from gradctl.tracing.recorder import Place
+
+__all__ = ["RAISES", "Altered", "Cause", "Search", "stated"]
+
+# Stands for what a form raises, among the tensors that it gets wrong.
+RAISES: Key = ("output", "")
+# An alteration must bring the form this much nearer: beside it, what rounding explains may be as large as a difference.
+_NEARER = 10.0
+_Call = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What a form has done.
+
+    Attributes:
+        code: GC2xx.
+        words: what stands after "because".
+        hint: what to do.
+        place: file and line in the user's program.
+        module: path of the module, where it is one.
+    """
+
+    code: str
+    words: str
+    hint: str
+    place: Place | None = None
+    module: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Altered:
+    """Eager, altered as a form may have altered it.
+
+    Attributes:
+        cause: what it is if the form computes the same.
+        context: entered around each call and its backward.
+        call: from a private copy to what is called instead of its model.
+        keep_hooks: whether hooks on modules and parameters are there.
+        alone: the same for one place each, where there are several.
+    """
+
+    cause: Cause
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    call: Callable[[Instance], _Call] = lambda instance: instance.model
+    keep_hooks: bool = True
+    alone: tuple[Altered, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Search:
+    """Holds altered eager against what a form gave."""
+
+    comparison: FormComparison
+
+    @property
+    def reference(self) -> Reference:
+        """Eager on all inputs."""
+        return self.comparison.reference
+
+    def open(self) -> set[Key]:
+        """Return what the form gets wrong."""
+        wrong = {key for key, each in self.comparison.worst.items() if each.differs}
+        return wrong | {RAISES} if self.comparison.raised else wrong
+
+    def causes(self, alterations: Iterable[Altered], found: dict[Key, Cause]) -> None:
+        """Note in ``found`` the first alteration that explains each tensor that has no cause yet."""
+        for altered in alterations:
+            left = self.open() - found.keys()
+            if not left:
+                return
+            explained = self.explained(altered, left)
+            if explained:
+                found.update(dict.fromkeys(explained, self._narrowed(altered, explained)))
+
+    def explained(self, altered: Altered, keys: set[Key]) -> set[Key]:
+        """Return those of ``keys`` that eager, so altered, gives as the form does."""
+        found = {RAISES} if RAISES in keys and self._raises(altered) else set()
+        for trial in self.reference.trials:
+            if any(key in keys and each.trial is trial for key, each in self.comparison.worst.items()):
+                found |= self._explained_on(trial, altered, keys)
+        return found
+
+    def _narrowed(self, altered: Altered, explained: set[Key]) -> Cause:
+        """Return the cause with the one place that explains all, if one does."""
+        for alone in altered.alone:
+            if self.explained(alone, explained) == explained:
+                return alone.cause
+        return altered.cause
+
+    def _explained_on(self, trial: Trial, altered: Altered, keys: set[Key]) -> set[Key]:
+        here = {key: each for key, each in self.comparison.worst.items() if each.trial is trial}
+        calls = max(each.call for each in here.values())
+        native = self._run(trial, altered, calls)
+        if native[-1].error is not None:
+            return set()
+        wide = self._run(trial, altered, calls, promoted=True) if trial.wide is not None else native
+        if wide[-1].error is not None:
+            wide = native
+        as_form = {
+            key for key, each in here.items() if _is_given(key, each, native[each.call - 1], wide[each.call - 1])
+        }
+        # What the form has right must stay right: else the alteration is another program that happens to coincide.
+        right = {key for key, each in here.items() if not each.differs and not each.exceeds}
+        return as_form & keys if right <= as_form else set()
+
+    def _raises(self, altered: Altered) -> bool:
+        """Tell whether altered eager raises what the form raises, wherever it does."""
+        trials = [trial for trial in self.reference.trials if trial.name in self.comparison.raised]
+        for trial in trials:
+            error = self._run(trial, altered, len(trial.native))[-1].error
+            if error is None or first_line(error) != first_line(self.comparison.raised[trial.name]):
+                return False
+        return bool(trials)
+
+    def _run(self, trial: Trial, altered: Altered, calls: int, *, promoted: bool = False) -> list[Outcome]:
+        instance = Instance(
+            trial.instance.subject,
+            promoted=promoted,
+            input_mode=self.reference.input_mode,
+            keep_hooks=altered.keep_hooks,
+        )
+        captured = replace(eager.capture(instance), call=altered.call(instance))
+
+        def context() -> AbstractContextManager[Any]:
+            stack = ExitStack()
+            if promoted:
+                stack.enter_context(self.reference.promoting())
+            stack.enter_context(altered.context())
+            return stack
+
+        differentiable = trial.native[0].differentiable
+        return outcomes(captured, instance, State([]), differentiable=differentiable, calls=calls, context=context)
+
+
+def stated(findings: Sequence[Finding], causes: dict[Key, Cause]) -> list[Finding]:
+    """Return the findings with their causes, in code, in words and with the place."""
+    return [_with_cause(each, causes.get(_key(each))) for each in findings]
+
+
+def _key(finding: Finding) -> Key:
+    return (finding.quantity, finding.tensor) if finding.quantity and finding.tensor else RAISES
+
+
+def _with_cause(finding: Finding, cause: Cause | None) -> Finding:
+    if cause is None or finding.severity != "error":
+        return finding
+    place = location(cause.place, module=cause.module)
+    where = f", {place.file}:{place.line}" if place is not None and place.file else ""
+    return msgspec.structs.replace(
+        finding,
+        cause=cause.code,
+        message=f"{finding.message} This is because {cause.words} ({cause.code}){where}.",
+        hint=finding.hint or cause.hint,
+        location=finding.location or place,
+    )
+
+
+def _is_given(key: Key, each: TensorComparison, native: Outcome, wide: Outcome) -> bool:
+    """Tell whether an outcome of altered eager has the tensor that the form gave."""
+    quantity, name = key
+    theirs = part(wide, quantity)
+    mine, truth = part(native, quantity).get(name), theirs.get(name)
+    if mine is None or each.form is None:
+        return mine is each.form
+    if mine.shape != each.form.shape or mine.dtype != each.form.dtype:
+        return False
+    if each.asks is not None and (name in native.differentiable) != each.asks:
+        return False
+    if each.differs and not each.exceeds and each.asks is None and not each.structure:
+        return False  # it differs in float64 only, and the native tensors are too near to tell
+    neighbours = largest_scale(theirs.values())
+    error, budget = agreement(mine, mine if truth is None else truth, each.form, neighbours)
+    return error <= budget and (not (each.differs and each.exceeds) or _NEARER * error <= each.error)

@@ -1,0 +1,323 @@
+"""What a form gets wrong, with its causes: observations first, then experiments; what none of them says stays open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradctl.comparison.form_comparison import FormComparison, Key, part
+from gradctl.comparison.outcomes import outcomes
+from gradctl.comparison.reference import Reference, Trial
+from gradctl.core.errors import TargetError
+from gradctl.core.findings import Finding
+from gradctl.core.names import Quantity
+from gradctl.diagnosis.causes import Altered, Cause, Search, stated
+from gradctl.diagnosis.experiments import experiments, generators_moved, place_of_draw
+from gradctl.forms import eager
+from gradctl.forms.form import Captured, Outcome
+from gradctl.forms.onnx.from_file import unoptimised
+from gradctl.inspection.model import training_modes, watched
+from gradctl.numerics.agreement import agreement, largest_scale
+from gradctl.numerics.measures import same_values
+from gradctl.subject.instance import Instance, native_dtype
+from gradctl.subject.signature import module_of
+from gradctl.subject.state import State
+
+__all__ = ["Witness", "explained"]
+
+
+@dataclass(slots=True)
+class Witness:
+    """What is to be asked of a form before it is widened.
+
+    Attributes:
+        moved: buffers that the form starts with and the model has otherwise.
+        split: parameters that are one tensor in the model, and several with other values in the form.
+        causes: what running the form again has shown.
+    """
+
+    moved: dict[str, Tensor] = field(default_factory=dict)
+    split: dict[str, Tensor] = field(default_factory=dict)
+    causes: dict[Key, Cause] = field(default_factory=dict)
+
+    @staticmethod
+    def of(captured: Captured, reference: Reference) -> Witness:
+        """Return what a form starts with that the model does not, looked at before its first run."""
+        instance = reference.trials[0].instance
+        instance.restore()
+        module = module_of(instance.model)
+        own = dict(module.named_buffers(remove_duplicate=False)) if module is not None else {}
+        held = captured.buffers_now()
+        moved = {
+            name: held[name].detach().clone()
+            for name, value in own.items()
+            if name in held and held[name].shape == value.shape and not _equal(held[name], value)
+        }
+        split: dict[str, Tensor] = {}
+        for leaf in instance.leaves:
+            names = [name.removeprefix("param:") for name in (leaf.name, *leaf.tied)]
+            values = {name: captured.parameters[name] for name in names if name in captured.parameters}
+            if not all(_equal(value, next(iter(values.values()))) for value in values.values()):
+                split |= {name: value.detach().clone() for name, value in values.items()}
+        return Witness(moved, split)
+
+    def ask(self, comparison: FormComparison) -> None:
+        """Run the form again, if it is wrong on the native runs: without its optimiser, and from other generators."""
+        search = Search(comparison)
+        wrong = {key for key in search.open() if key in comparison.worst}
+        if not wrong or comparison.raised:
+            return
+        if comparison.captured.form == "onnx":
+            self.causes.update(dict.fromkeys(_optimised_away(comparison, wrong), _OPTIMISER))
+        if generators_moved(comparison.reference.instance()):
+            self.causes = {**dict(_redrawn(comparison, wrong)), **self.causes}
+
+
+def explained(findings: Sequence[Finding], comparison: FormComparison, witness: Witness) -> list[Finding]:
+    """Return the findings on a form, each with its cause where one is established.
+
+    Where a difference stays open, a note comes first that says what explains most of them: GC220.
+
+    Args:
+        findings: of the form, without causes.
+        comparison: what they are about.
+        witness: what was asked of the form before.
+    """
+    search = Search(comparison)
+    if not search.open():
+        return list(findings)
+    causes = {**dict(_observed(comparison)), **witness.causes}
+    search.causes(_started_otherwise(comparison.captured.form, witness), causes)
+    search.causes(experiments(search), causes)
+    found = stated(findings, causes)
+    usual = "; ".join(_usual(comparison.reference))
+    if not usual or all(each.cause or each.severity != "error" for each in found):
+        return found
+    note = Finding(
+        code="GC220",
+        severity="note",
+        message=f"before the numbers: {usual}.",
+        hint="rule these out first: --eval, float32 or float64.",
+    )
+    return [note, *found]
+
+
+def _observed(comparison: FormComparison) -> Iterator[tuple[Key, Cause]]:
+    """Return what the tensors themselves say: another dtype, an input that only one side has changed."""
+    form = comparison.captured.form
+    for (quantity, name), each in comparison.worst.items():
+        if not each.differs:
+            continue
+        if each.eager is not None and each.form is not None and each.eager.dtype != each.form.dtype:
+            mine, theirs = (str(t.dtype).removeprefix("torch.") for t in (each.eager, each.form))
+            words = f"{form} computes it in {theirs}, and eager in {mine}"
+            yield (quantity, name), Cause("GC214", words, "cast where the dtype matters: x.to(torch.float32).")
+        elif quantity == "buffer" and name.startswith("input:"):
+            who = f"eager changes {name} in place, and {form} does not"
+            if each.eager is None:
+                who = f"{form} changes {name} in place, and eager does not"
+            elif each.form is not None:
+                who = f"{form} changes {name} in place in another way than eager"
+            yield (quantity, name), Cause("GC213", who, "work on a copy of the input, and return what is to be used.")
+
+
+# ------------------------------------------------------------------ the form, run again
+
+_OPTIMISER = Cause(
+    "GC216",
+    "onnxruntime's graph optimiser changes it: with the optimiser off the file computes what eager does",
+    "set SessionOptions.graph_optimization_level to ORT_DISABLE_ALL or ORT_ENABLE_BASIC, and report it.",
+)
+
+
+def _optimised_away(comparison: FormComparison, wrong: set[Key]) -> Iterator[Key]:
+    """Return what is right once onnxruntime leaves the graph alone."""
+    try:
+        plain = unoptimised(comparison.captured)
+    except TargetError:
+        return
+    for trial in comparison.reference.trials:
+        here = {key: each for key, each in comparison.worst.items() if key in wrong and each.trial is trial}
+        if not here:
+            continue
+        calls = outcomes(plain, trial.instance, comparison.state, calls=max(each.call for each in here.values()))
+        if calls[-1].error is None:
+            yield from (key for key, each in here.items() if _is_eagers(key, trial, each.call, calls))
+
+
+def _is_eagers(key: Key, trial: Trial, call: int, calls: list[Outcome]) -> bool:
+    theirs = part(trial.oracle[call - 1], key[0])
+    native, oracle, mine = part(trial.native[call - 1], key[0])[key[1]], theirs[key[1]], part(calls[call - 1], key[0])
+    candidate = mine.get(key[1])
+    if native is None or oracle is None or candidate is None or native.dtype != candidate.dtype:
+        return False
+    neighbours = largest_scale(theirs.values())
+    error, budget = agreement(native, oracle, candidate, neighbours)
+    return error <= budget
+
+
+def _redrawn(comparison: FormComparison, wrong: set[Key]) -> Iterator[tuple[Key, Cause]]:
+    """Return what hangs on generators that eager does not ask: from one seed eager repeats, and the form does not.
+
+    Seen in two calls from one seed; and in gradients, when the generators are moved between forward and backward.
+    """
+    trial, mine = comparison.reference.trials[0], eager.capture(comparison.reference.trials[0].instance)
+    place = place_of_draw(comparison.reference.instance(), ["torch"])
+    told: set[Key] = set()
+    for runs, words in (
+        (_two_calls, "draws other random numbers at each call from one seed, and eager the same"),
+        (_moved_before_backward, "draws random numbers anew in its backward, where eager keeps those of the forward"),
+    ):
+        forms, eagers = runs(comparison.captured, trial, comparison.state), runs(mine, trial, State([]))
+        if forms is None or eagers is None:
+            continue
+        for quantity, name in wrong - told:
+            if _repeats(eagers, quantity, name) and not _repeats(forms, quantity, name):
+                told.add((quantity, name))
+                yield (
+                    (quantity, name),
+                    Cause(
+                        "GC210",
+                        f"{comparison.captured.form} {words}",
+                        "draw the numbers outside and give them as an input, or compare in evaluation mode.",
+                        place,
+                    ),
+                )
+
+
+_Pair = tuple[Outcome, Outcome]
+
+
+def _two_calls(captured: Captured, trial: Trial, state: State) -> _Pair | None:
+    calls = outcomes(captured, trial.instance, state, calls=2)
+    return None if calls[-1].error is not None else (calls[0], calls[1])
+
+
+def _moved_before_backward(captured: Captured, trial: Trial, state: State) -> _Pair | None:
+    """Return two runs from one seed; in the second a number is drawn between forward and backward."""
+    entered = 0
+
+    def moving() -> AbstractContextManager[Any]:
+        nonlocal entered
+        entered += 1
+        if entered > 1:  # around the backward
+            torch.rand(1)
+        return nullcontext()
+
+    plain = outcomes(captured, trial.instance, state, calls=1)[0]
+    moved = outcomes(captured, trial.instance, state, calls=1, context=moving)[0]
+    return None if plain.error or moved.error else (plain, moved)
+
+
+def _repeats(pair: _Pair, quantity: Quantity, name: str) -> bool:
+    return _equal(*(part(outcome, quantity).get(name) for outcome in pair))
+
+
+def _equal(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return first.dtype == second.dtype and same_values(first.detach(), second.detach())
+
+
+# ------------------------------------------------------------------ what the form started with
+
+
+def _started_otherwise(form: str, witness: Witness) -> Iterator[Altered]:
+    """Return eager that starts with what the form starts with: statistics moved while capturing, weights untied."""
+    if witness.moved:
+        yield Altered(
+            Cause(
+                "GC211",
+                f"{form} starts with other values of {_first(witness.moved)} than the model has: capturing runs a "
+                "model, which moves its buffers",
+                "capture a copy (copy.deepcopy), or load the state dict again after capturing.",
+            ),
+            call=lambda instance: _with_buffers(instance, witness.moved),
+        )
+    if witness.split:
+        yield Altered(
+            Cause(
+                "GC212",
+                f"{form} has {_first(witness.split)} as tensors with values of their own, and the model ties them",
+                "train and save them tied: one parameter under both names, loaded with load_state_dict.",
+            ),
+            call=lambda instance: _with_parameters(instance, witness.split),
+        )
+
+
+def _first(named: dict[str, Tensor]) -> str:
+    return ", ".join(list(named)[:3]) + (" …" if len(named) > 3 else "")
+
+
+def _with_buffers(instance: Instance, values: dict[str, Tensor]) -> Callable[..., Any]:
+    """Return the model, whose buffers have these values before the first call."""
+    pending = [values]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        module: Any = module_of(instance.model)
+        named = dict(module.named_buffers(remove_duplicate=False))
+        with torch.no_grad():
+            for name, value in pending.pop().items() if pending else ():
+                named[name].copy_(value)
+        return instance.model(*args, **kwargs)
+
+    return call
+
+
+def _with_parameters(instance: Instance, values: dict[str, Tensor]) -> Callable[..., Any]:
+    """Return the model with other values of its parameters, whose gradients arrive at the parameters all the same."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        module: Any = module_of(instance.model)
+        own = dict(module.named_parameters(remove_duplicate=False))
+        given = {name: own[name] + (value.to(own[name].dtype) - own[name]).detach() for name, value in values.items()}
+        return torch.func.functional_call(module, given, args, kwargs, tie_weights=False)
+
+    return call
+
+
+# ------------------------------------------------------------------ what explains most differences
+
+
+def _usual(reference: Reference) -> Iterator[str]:
+    """Return what explains half of all differences and holds here."""
+    instance = reference.instance()
+    if _hangs_on_mode(instance):
+        for each in training_modes(module_of(instance.model)):
+            yield f"{each.name}: {each.message}"
+    for each in watched(instance, []):
+        if each.kind == "random numbers":
+            yield f"random numbers are drawn ({each.name}, {each.location})"
+    dtype = native_dtype(reference.subject)
+    if dtype in (torch.float16, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        yield f"the model computes in {name}, which rounds by {torch.finfo(dtype).eps:.0e}"
+    on_gpu = any(leaf.tensor.is_cuda for leaf in instance.leaves)
+    if on_gpu and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32):
+        yield "TF32 is allowed, which rounds products to 10 bits"
+
+
+def _hangs_on_mode(instance: Instance) -> bool:
+    """Tell whether the model computes something else in evaluation mode: one that is in it already does not."""
+    module = module_of(instance.model)
+    if module is None:
+        return False
+
+    def evaluated(*args: Any, **kwargs: Any) -> Any:
+        module.eval()
+        return instance.model(*args, **kwargs)
+
+    found = []
+    for call in (instance.model, evaluated):
+        instance.restore()
+        args, kwargs = instance.inputs()
+        with torch.enable_grad():
+            found.append(dict(instance.call(call, args, kwargs)))
+    instance.restore()
+    first, second = found
+    return not all(_equal(value, second.get(name)) for name, value in first.items())

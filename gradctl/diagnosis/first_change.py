@@ -1,0 +1,208 @@
+"""Where a pass went wrong: the first value that both graphs have and do not agree on, and the fewest nodes for it.
+
+Values are matched by name, in the order of the graph before the pass. Then the nodes above that value are cut out with
+the values that they took, the pass is run on that part alone, and the part is made smaller as long as the pass still
+gets it wrong (delta debugging: Zeller and Hildebrandt, IEEE TSE 28 (2002) 183). Where the node that makes the value is
+as it was but for a constant that it takes, the constant is what changed first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from torch import Tensor
+
+from gradctl.comparison.file_outputs import OutputRow, noisy_outputs, output_rows, perturbed_sessions
+from gradctl.comparison.verified_graph import stored
+from gradctl.core.errors import TargetError
+from gradctl.diagnosis.inner_values import VALUES_A_RUN, differing_values, giving_values
+from gradctl.onnxio.onnx_file import OnnxFile, initializers, session
+from gradctl.onnxio.session import run
+from gradctl.onnxio.submodel import giving, part, used_by
+
+__all__ = ["FirstChange", "first_change"]
+
+_SECONDS = 10.0
+_MOST_ELEMENTS_NAMED = 8
+_Apply = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstChange:
+    """What a pass changed first.
+
+    Attributes:
+        value: its name; ``initializer b`` for a constant.
+        node: the operator that makes it, or takes the constant, and the node's name.
+        row: how far it is off.
+        nodes: the operators of the fewest nodes that show it; none where only the whole graph does.
+        total: the nodes of the graph.
+    """
+
+    value: str
+    node: str
+    row: OutputRow
+    nodes: tuple[str, ...]
+    total: int
+
+    @property
+    def change(self) -> str:
+        """Return what is other: shape or dtype, a few whole numbers as they are, or else how far it is off."""
+        before, after = self.row.expected, self.row.given
+        if self.row.structure:
+            return self.row.structure
+        if not before.is_floating_point() and self.value != self.row.name and before.numel() <= _MOST_ELEMENTS_NAMED:
+            return f"{after.tolist()} instead of {before.tolist()}"
+        return f"off by {self.row.error:.2e}"
+
+
+def first_change(
+    before: OnnxFile, after: OnnxFile, apply: _Apply, feeds: Mapping[str, Tensor], *, trial: str, seed: int
+) -> FirstChange | None:
+    """Return the first value that differs; None where only outputs of the graph do, which no node of both makes.
+
+    Args:
+        before: the graph before the pass, in a file; others are written beside it.
+        after: and after.
+        apply: the pass.
+        feeds: the inputs with which outputs differ, named ``trial``.
+        seed: of the noise.
+    """
+    makers = {name: place for place, node in enumerate(before.model.graph.node) for name in node.output}
+    end = time.perf_counter() + _SECONDS
+    inner: FirstChange | None = None
+    for row in _differing(before, after, feeds, trial, seed):
+        if row.structure and time.perf_counter() > end:
+            inner = inner or _found(before, after, row, makers, set())
+            continue
+        shrinking = _Shrinking(before, apply, row.name, feeds, seed=seed, end=end if row.structure else None)
+        nodes = shrinking.smallest(makers[row.name], makers)
+        found = _found(before, after, row, makers, nodes)
+        # A pass may keep an inner value in another type or layout, and be right about it, but not one that a part of
+        # the graph has as its output.
+        if not row.structure or nodes or found.value != row.name:
+            return found
+        inner = inner or found
+    return inner
+
+
+def _found(
+    before: OnnxFile, after: OnnxFile, row: OutputRow, makers: Mapping[str, int], nodes: Collection[int]
+) -> FirstChange:
+    node = before.model.graph.node[makers[row.name]]
+    constant = _changed_constant(before, after, node, row)
+    return FirstChange(
+        f"initializer {constant.name}" if constant else row.name,
+        f"{node.op_type} {node.name!r}" if node.name else node.op_type,
+        constant or row,
+        tuple(before.model.graph.node[each].op_type for each in sorted(nodes)),
+        len(before.model.graph.node),
+    )
+
+
+def _changed_constant(before: OnnxFile, after: OnnxFile, node: onnx.NodeProto, row: OutputRow) -> OutputRow | None:
+    """Return the first constant of a node that is another now, where the node after takes all the same names."""
+    twin = next((each for each in after.model.graph.node if row.name in each.output), None)
+    if twin is None or (twin.op_type, list(twin.input)) != (node.op_type, list(node.input)):
+        return None
+    expected, given = (
+        {name: tensor for name, tensor in initializers(each) if name in node.input} for each in (before, after)
+    )
+    shared = {name: expected[name] for name in node.input if name in expected and name in given}
+    return next((each for each in output_rows(row.trial, shared, given, ()) if each.differs), None)
+
+
+def _differing(
+    before: OnnxFile, after: OnnxFile, feeds: Mapping[str, Tensor], trial: str, seed: int
+) -> Iterator[OutputRow]:
+    """Give the values that differ, in the order of the graph before, a few a run."""
+    # What a pass computed ahead of time is an initializer now.
+    theirs = {name for node in after.model.graph.node for name in node.output}
+    theirs |= {each.name for each in after.model.graph.initializer}
+    shared = [name for node in before.model.graph.node for name in node.output if name and name in theirs]
+    values = [(name, name) for name in shared]
+    return differing_values((before, after), values, (feeds, feeds), trial, seed)
+
+
+class _Shrinking:
+    """The search for the fewest nodes on which the pass is still wrong."""
+
+    def __init__(
+        self,
+        before: OnnxFile,
+        apply: _Apply,
+        value: str,
+        feeds: Mapping[str, Tensor],
+        *,
+        seed: int,
+        end: float | None,
+    ) -> None:
+        self.before, self.apply, self.value, self.seed = before, apply, value, seed
+        self.values: dict[str, Tensor] = dict(feeds)
+        self.end = end if end is not None else time.perf_counter() + _SECONDS
+
+    def smallest(self, place: int, makers: Mapping[str, int]) -> set[int]:
+        """Return the places of the nodes; none where no part of the graph shows it."""
+        above = self._above(place, makers)
+        self._fill([name for each in above for name in self.before.model.graph.node[each].output if name])
+        size = 1
+        while not self._is_wrong(above[:size]):
+            if size >= len(above) or time.perf_counter() > self.end:
+                return set()
+            size *= 2
+        return self._reduced(above[:size])
+
+    def _reduced(self, chosen: list[int]) -> set[int]:
+        """Return what is left when no node can go; the farthest is tried first, in halves, quarters and so on."""
+        size = max(1, len(chosen) // 2)
+        while True:
+            start = len(chosen)
+            while start > 1 and time.perf_counter() < self.end:
+                start = max(1, start - size)
+                without = chosen[:start] + chosen[start + size :]
+                if self._is_wrong(without):
+                    chosen = without
+            if size == 1 or time.perf_counter() > self.end:
+                return set(chosen)
+            size //= 2
+
+    def _above(self, place: int, makers: Mapping[str, int]) -> list[int]:
+        """Return a node and all that it hangs on, the nearest first."""
+        found = {place: None}
+        for each in (queue := [place]):
+            for name in used_by(self.before.model.graph.node[each]):
+                if name in makers and makers[name] not in found:
+                    found[makers[name]] = None
+                    queue.append(makers[name])
+        return list(found)
+
+    def _fill(self, names: Sequence[str]) -> None:
+        feeds = dict(self.values)
+        for start in range(0, len(names), VALUES_A_RUN):
+            few = names[start : start + VALUES_A_RUN]
+            try:
+                self.values |= run(session(giving_values(self.before, few), optimised=False), feeds)
+            except (RuntimeError, TargetError):  # a value that is no tensor cannot be the input of a part
+                continue
+
+    def _is_wrong(self, chosen: Collection[int]) -> bool:
+        values = {name: value.numpy() for name, value in self.values.items()}
+        smaller = part(self.before.model, set(chosen), self.value, values)
+        if smaller is None:
+            return False
+        try:
+            left = stored(smaller, self.before.path.with_name("part.onnx"))
+            # Its output without a type: onnxruntime loads none that has another than it says.
+            after = giving(self.apply(smaller), [self.value])
+            right = stored(after, self.before.path.with_name("part-after.onnx"))
+            feeds = {each.name: self.values[each.name] for each in left.inputs}
+            expected, given = (run(session(each, optimised=False), feeds) for each in (left, right))
+            noisy = noisy_outputs(perturbed_sessions(left, self.seed, optimised=False), feeds, self.seed)
+        except Exception:  # a pass may raise anything on a part
+            return False
+        if expected.keys() != given.keys():
+            return False
+        return any(row.differs and not row.unstable for row in output_rows("part", expected, given, noisy))

@@ -1,0 +1,298 @@
+"""Where a static form parts from eager: the first value, and from the output back the first adjoint, that differs.
+
+One run of each on the same inputs, every value a sketch of a few numbers, so that memory is that of one training step.
+Where a form is opaque, modules are captured alone instead (``localise_modules``).
+
+Not seen: a difference that only float64 shows, or one in dtype alone; what happens inside of a loop or a branch that a
+form keeps as one node.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import torch
+
+from gradctl.comparison.form_comparison import FormComparison, TensorComparison
+from gradctl.comparison.outcomes import cotangents_of
+from gradctl.comparison.reference import Trial
+from gradctl.core.findings import Finding, Location
+from gradctl.diagnosis.localise_modules import AloneModules
+from gradctl.diagnosis.paired_values import PairedValues, Parting
+from gradctl.forms.exported import export, export_values
+from gradctl.forms.form import CannotCapture, Captured, Form
+from gradctl.forms.graph_value import NoGraph
+from gradctl.forms.onnx import onnx_values
+from gradctl.forms.source_location import Place, line_in
+from gradctl.forms.table import form_named
+from gradctl.forms.torchscript import torchscript_values
+from gradctl.gradients.function_contracts import function_name
+from gradctl.gradients.gradient_findings import location
+from gradctl.numerics.sketch import Sketcher
+from gradctl.onnxio.onnx_file import OnnxFile
+from gradctl.subject.frames import is_out_of_memory, is_users
+from gradctl.subject.instance import Instance, native_dtype
+from gradctl.subject.state import State
+from gradctl.tracing.graph import modules_by_identity
+from gradctl.tracing.values import ProgramValues, ValueWatch
+
+__all__ = ["located", "with_place"]
+
+_GRAPHS: dict[str, ModuleType] = {
+    "trace": torchscript_values,
+    "script": torchscript_values,
+    "export": export_values,
+    "onnx": onnx_values,
+}
+# Beyond this many times what the comparison took, modules are no longer captured alone.
+_TIMES_THE_COMPARISON = 3.0
+_LEAST_SECONDS = 2.0
+_DIFFERENCES = ("GC301", "GC302", "GC402", "GC403")
+# A difference of a tensor is followed through values that differ by a thousandth of it, or by more than this.
+_PART_OF_THE_ERROR = 1e-3
+_ROUNDING_EPSILONS = 64.0
+_COARSEST = 1e-5
+_BAKED = 1e-7
+_ORT_NODE = re.compile(r"Name:'([^']+)'")
+
+
+def located(
+    findings: Sequence[Finding], comparison: FormComparison, form: Form, *, seconds: float = math.inf
+) -> list[Finding]:
+    """Return the findings about a form with the first place where it is not eager.
+
+    Args:
+        findings: worst first; those without a difference in them stay as they are.
+        comparison: where they come from.
+        form: how that form is captured: modules of it alone.
+        seconds: what the comparison took, which bounds what this may take.
+    """
+    found = [_raised(each, comparison) if each.code == "GC303" else each for each in findings]
+    about = {
+        number: comparison.worst[each.quantity, each.tensor]
+        for number, each in enumerate(found)
+        if each.code in _DIFFERENCES
+        and each.location is None
+        and each.quantity is not None
+        and each.tensor is not None
+        and (each.quantity, each.tensor) in comparison.worst
+    }
+    deadline = time.perf_counter() + max(_LEAST_SECONDS, _TIMES_THE_COMPARISON * seconds)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, each in about.items():
+        groups.setdefault((id(each.trial), each.call), []).append(number)
+    for numbers in groups.values():
+        partings = _of_graph(comparison, [(found[number], about[number]) for number in numbers])
+        for number, parting in zip(numbers, partings, strict=True):
+            if parting is not None:
+                found[number] = _with_parting(found[number], parting)
+    told: set[str] = set()
+    for number, each in about.items():
+        quantity = str(found[number].quantity)
+        if found[number].location is None and quantity not in told:
+            told.add(quantity)
+            place = _of_modules(comparison, form, found[number], each, deadline)
+            found[number] = found[number] if place is None else with_place(found[number], place)
+    return found
+
+
+def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, TensorComparison]]) -> list[Parting | None]:
+    """Return where the graph of a form parts from eager, for tensors of one trial and call."""
+    found: list[Parting | None] = [None] * len(about)
+    captured, state = comparison.captured, comparison.state
+    for wide in (True, False):  # float64 tells any difference in meaning from rounding, where it can be had
+        try:
+            if captured.form == "aot":  # opaque; what it traces is what torch.export traces
+                captured = export.capture(comparison.reference.instance())
+                state = State([captured.model])
+            if captured.form not in _GRAPHS:
+                break
+            paired = _paired(comparison, captured, state, [each for _, each in about], wide=wide)
+        except (CannotCapture, NoGraph):
+            continue
+        except Exception as error:  # the user's model, or the form, may raise anything
+            if is_out_of_memory(error):
+                raise
+            continue
+        found = [before or _parting(paired, *each) for before, each in zip(found, about, strict=True)]
+        if all(found):
+            break
+    state.restore()
+    return found
+
+
+def _parting(paired: PairedValues, finding: Finding, difference: TensorComparison) -> Parting | None:
+    if finding.quantity == "gradient":
+        return paired.first_value() or paired.first_adjoint(str(finding.tensor))
+    if difference.asks is not None and not (difference.exceeds or difference.means_another):
+        return paired.first_cut_anywhere()
+    return paired.first_value() or (paired.first_value_anywhere() if finding.quantity == "buffer" else None)
+
+
+def _paired(
+    comparison: FormComparison,
+    captured: Captured,
+    state: State,
+    differences: Sequence[TensorComparison],
+    *,
+    wide: bool,
+) -> PairedValues:
+    """Return both programs' values at the inputs and call where a tensor is worst.
+
+    Raises:
+        CannotCapture: they cannot be had in float64, and are asked for so.
+        NoGraph: as ``watched`` of the form.
+    """
+    difference, reference = differences[0], comparison.reference
+    trial, sketcher, context = difference.trial, Sketcher(), nullcontext if not wide else reference.promoting
+    state.restore()
+    if wide:
+        if trial.wide is None:
+            raise CannotCapture("the model does not run in float64.")
+        captured = form_named(captured.form).widened(captured, reference.instance(promoted=True))
+        state = State([captured.model])
+    form = trial.wide if wide and trial.wide is not None else trial.instance
+    eager = Instance(trial.instance.subject, promoted=wide, input_mode=reference.input_mode, keep_hooks=True)
+    names = {id(tensor): leaf.name for leaf in eager.leaves for tensor in (leaf.tensor, *leaf.sharing)}
+    programs: list[ProgramValues] = []
+    with ValueWatch(sketcher, names) as watch:
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            programs[:] = [ProgramValues(modules_by_identity(eager.model), watch)]
+            with programs[0].watching():
+                result = eager.model(*args, **kwargs)
+            programs[0].see_outputs(result)
+            return result
+
+        _run(called, eager, State([]), difference, context)
+    with ValueWatch(sketcher, _collecting(form, captured)) as watch:
+        call, run_of = _GRAPHS[captured.form].watched(captured, watch)
+        _run(call, form, state, difference, context)
+        run = run_of()
+    tolerance = _tolerance(torch.float64 if wide else native_dtype(reference.subject), differences)
+    return PairedValues(programs[0].values, programs[0].inside, run, tolerance)
+
+
+def _collecting(instance: Instance, captured: Captured) -> dict[int, str]:
+    """Return the names of leaves by identity of the tensors that collect their gradients in a form."""
+    names = {id(leaf.tensor): leaf.name for leaf in instance.leaves if not leaf.name.startswith("param:")}
+    for leaf in instance.leaves:
+        for name in (leaf.name, *leaf.tied):
+            tensor = captured.parameters.get(name.removeprefix("param:"))
+            names |= {id(tensor): leaf.name} if tensor is not None and name.startswith("param:") else {}
+    return names
+
+
+def _run(
+    call: Callable[..., Any],
+    instance: Instance,
+    state: State,
+    difference: TensorComparison,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> None:
+    """Make calls in a row from the state of a comparison, and the backward of the last."""
+    instance.restore()
+    state.restore()
+    outputs = {}
+    for _ in range(difference.call):
+        args, kwargs = instance.inputs()
+        with context(), torch.enable_grad():
+            outputs = dict(instance.call(call, args, kwargs))
+    differentiable = difference.trial.native[0].differentiable
+    asked = {name: t for name, t in outputs.items() if t.requires_grad and name in differentiable}
+    cotangents = cotangents_of(outputs, instance.subject.seed)
+    if asked:
+        with context():
+            torch.autograd.backward(list(asked.values()), [cotangents[name] for name in asked])
+    for leaf in instance.leaves:
+        leaf.take_gradient()
+
+
+def _tolerance(dtype: torch.dtype, differences: Iterable[TensorComparison]) -> float:
+    """Return below which relative distance two values are taken as one: rounding, and no part of what was found."""
+    smallest = min((each.error for each in differences if 0 < each.error < math.inf), default=math.inf)
+    # Constants that a form bakes in keep their dtype, and are off by 3e-8 in float64.
+    rounding = _BAKED if dtype == torch.float64 else _ROUNDING_EPSILONS * torch.finfo(dtype).eps
+    return max(rounding, min(_PART_OF_THE_ERROR * smallest, _COARSEST))
+
+
+def _of_modules(
+    comparison: FormComparison, form: Form, finding: Finding, difference: TensorComparison, deadline: float
+) -> Place | None:
+    """Return the innermost module that differs alone; for inductor, which compiles slowly, whose parameter it is."""
+    captured = comparison.captured
+    if captured.form == "compile":
+        path = str(finding.tensor).removeprefix("param:")
+        return Place(path.rpartition(".")[0]) if path != finding.tensor and "." in path else None
+    if captured.form not in ("trace", "script", "aot"):
+        return None
+    trial: Trial = difference.trial
+    alone = AloneModules(comparison.reference, form, trial, finding, difference, deadline)
+    return alone.innermost()
+
+
+def _with_parting(finding: Finding, parting: Parting) -> Finding:
+    """Return a finding with the node of a form, in the words of the user's program where eager has a counterpart."""
+    place, eager = parting.node.place, parting.eager
+    if place is None:  # the graph gives out an input, a parameter or a constant
+        return finding
+    place = _in_eagers_words(place, parting)
+    if eager is not None and eager.function is not None:
+        place = replace(place, op=function_name(eager.function))
+    said = {"eager": ", where eager passes no gradient", "form": ", where eager passes a gradient", None: ""}
+    breaks = ", which makes NaN or infinities of finite values" if parting.breaks else ""
+    return with_place(finding, place, breaks or said[parting.cut])
+
+
+def _in_eagers_words(place: Place, parting: Parting) -> Place:
+    """Return a node's place, and eager's for what the node does not say of itself."""
+    own = parting.eager.origin if parting.eager is not None else None
+    if parting.instead is not None:
+        own, place = parting.instead, Place("")
+    if own is not None:
+        file, line = (place.file, place.line) if place.file is not None else own.place or (None, None)
+        return Place(place.module or own.module or "", place.op or own.op, file, line)
+    return replace(place, module=place.module or parting.module or "")
+
+
+def with_place(finding: Finding, place: Place, said: str = "") -> Finding:
+    """Return a finding with a place, in its location and in a clause of its message, which ``said`` ends."""
+    inside = f" in {place.module}" if place.module else ""
+    at = f" at {place.op}" if place.op else ""
+    clause = f"first{at}{inside}{said}" if at or inside else f"in the model's own code{said}"
+    return msgspec.structs.replace(
+        finding, message=f"{finding.message.removesuffix('.')}; {clause}.", location=_location(place)
+    )
+
+
+def _location(place: Place) -> Location | None:
+    source = (place.file, place.line) if place.file is not None and place.line is not None else None
+    return location(source, op=place.op, module=place.module or None)
+
+
+def _raised(finding: Finding, comparison: FormComparison) -> Finding:
+    """Return a form's raising with the user's line: of the stack, of TorchScript's own, or of the node that raised."""
+    error = next(iter(comparison.raised.values()))
+    frames = [(each.filename, each.lineno or 0) for each in traceback.extract_tb(error.__traceback__)]
+    users = [frame for frame in frames if is_users(frame[0])]
+    source = users[-1] if users else line_in(str(error))
+    place = Place("", None, *source) if source is not None else _raising_node(str(error), comparison.captured)
+    return finding if place is None else msgspec.structs.replace(finding, location=_location(place))
+
+
+def _raising_node(message: str, captured: Captured) -> Place | None:
+    """Return the node that onnxruntime names in what it raises."""
+    name = _ORT_NODE.search(message)
+    if name is None or not isinstance(captured.artifact, OnnxFile):
+        return None
+    nodes = captured.artifact.model.graph.node
+    return next((onnx_values.node_place(node) for node in nodes if node.name == name[1]), None)

@@ -1,0 +1,227 @@
+"""Which module differs in a form by itself: each is captured alone, on the inputs that eager gives it.
+
+Descends from the model into the child that still differs alone; the innermost such module is the place. One level of
+the tree is recorded at a time, so memory is that of the inputs of a module's children.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradctl.comparison.form_comparison import TensorComparison
+from gradctl.comparison.outcomes import outcomes
+from gradctl.comparison.reference import Reference, Trial
+from gradctl.core.findings import Finding
+from gradctl.core.names import Quantity
+from gradctl.forms import eager
+from gradctl.forms.form import CannotCapture, Form, Outcome
+from gradctl.forms.source_location import Place
+from gradctl.numerics.agreement import agreement, largest_scale, scale_of
+from gradctl.subject.frames import is_out_of_memory, is_users, user_location
+from gradctl.subject.instance import Instance
+from gradctl.subject.signature import module_of
+from gradctl.subject.state import State
+from gradctl.subject.subject import Subject
+from gradctl.subject.tree import map_leaves
+
+__all__ = ["AloneModules"]
+
+# A module that is called in a loop is looked at this often.
+_CALLS_A_MODULE = 3
+# A module explains a difference if its own is a hundredth of it at least.
+_EXPLAINS = 0.01
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """What a module was called with, and where."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: tuple[str, int] | None
+
+
+@dataclass(slots=True, eq=False)
+class AloneModules:
+    """The modules of a model, each as a model of its own.
+
+    Attributes:
+        reference: of the whole model.
+        form: how a module is captured.
+        trial: the inputs on which the form differs; it is captured on the example's.
+        finding: what differs.
+        difference: how far.
+        deadline: on the clock of ``time.perf_counter``: later no further module is captured.
+    """
+
+    reference: Reference
+    form: Form
+    trial: Trial
+    finding: Finding
+    difference: TensorComparison
+    deadline: float = math.inf
+
+    def innermost(self) -> Place | None:
+        """Return the innermost module that differs alone; None if the model itself does not when captured again."""
+        model = module_of(self.reference.subject.model)
+        if model is None:
+            return None
+        path, place = "", _own_line(model)
+        if not self._differs("", _whole(self.reference.trials[0]), [_whole(self.trial)]):
+            return None
+        while time.perf_counter() < self.deadline:
+            found = self._differing_child(model, path)
+            if found is None:
+                break
+            path, line = found
+            place = _own_line(model.get_submodule(path)) or line
+        kind = type(model.get_submodule(path)).__name__
+        return Place(path, kind, *(place or (None, None)))
+
+    def _differing_child(self, model: nn.Module, path: str) -> tuple[str, tuple[str, int] | None] | None:
+        """Return the child that differs alone and is called last, and the line that calls it."""
+        paths = list(_called_children(model, path))
+        captured_on = self._calls(self.reference.trials[0], paths)
+        run_on = captured_on if self.trial is self.reference.trials[0] else self._calls(self.trial, paths)
+        for child in reversed([name for name in run_on if name in captured_on]):
+            if time.perf_counter() > self.deadline:
+                return None
+            if self._differs(child, captured_on[child][0], run_on[child]):
+                return child, run_on[child][0].place
+        return None
+
+    def _calls(self, trial: Trial, paths: list[str]) -> dict[str, list[_Call]]:
+        """Return what eager calls these modules with on a trial, in the order of their first calls."""
+        instance = Instance(trial.instance.subject, input_mode=self.reference.input_mode, keep_hooks=True)
+        module = module_of(instance.model)
+        assert module is not None
+        calls: dict[str, list[_Call]] = {}
+        with torch.enable_grad():
+            instance.run(_noting({path: module.get_submodule(path) for path in paths}, calls))
+        return calls
+
+    def _differs(self, path: str, captured_on: _Call, run_on: list[_Call]) -> bool:
+        """Tell whether the form of one module differs from the module on some of these calls."""
+        try:
+            captured = self.form.capture(self._instance(path, captured_on))
+            return any(self._differs_on(captured, self._instance(path, call)) for call in run_on)
+        except CannotCapture:
+            return False
+        except Exception as error:  # the module may raise anything when it is called alone
+            if is_out_of_memory(error):
+                raise
+            return False
+
+    def _differs_on(self, captured: Any, instance: Instance) -> bool:
+        own = Instance(instance.subject, input_mode="clone", keep_hooks=True)
+        count = self.difference.call
+        truth = outcomes(eager.capture(own), own, State([]), calls=count)
+        if truth[-1].error is not None:
+            return False
+        differentiable = truth[0].differentiable
+        found = outcomes(captured, instance, State([captured.model]), differentiable=differentiable, calls=count)
+        if found[-1].error is not None:
+            return True
+        return any(
+            self._differ(_part(mine, quantity), _part(theirs, quantity))
+            for mine, theirs in zip(truth, found, strict=True)
+            for quantity in self._quantities(captured.gives)
+        )
+
+    def _quantities(self, gives: frozenset[Quantity]) -> list[Quantity]:
+        asked: tuple[Quantity, ...] = ("buffer",) if self.finding.quantity == "buffer" else ("output", "gradient")
+        return [each for each in asked if each in gives]
+
+    def _differ(self, truth: dict[str, Tensor | None], found: dict[str, Tensor | None]) -> bool:
+        neighbours = largest_scale(truth.values())
+        size = self.difference.error if math.isfinite(self.difference.error) else 1.0
+        for name in truth.keys() | found.keys():
+            mine, theirs = truth.get(name), found.get(name)
+            if mine is None or theirs is None:
+                other = mine if mine is not None else theirs
+                if other is not None and scale_of(other) > _EXPLAINS * neighbours:
+                    return True
+                continue
+            if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+                return True
+            error, budget = agreement(mine, mine, theirs, neighbours)
+            if error > max(budget, _EXPLAINS * size):
+                return True
+        return False
+
+    def _instance(self, path: str, call: _Call) -> Instance:
+        """Return a private copy of one module on the inputs of a call."""
+        subject = self.reference.subject
+        whole = module_of(subject.model)
+        assert whole is not None
+        if not path:
+            own = replace(subject, args=call.args, kwargs=call.kwargs)
+            return Instance(own, input_mode=self.reference.input_mode, keep_hooks=True)
+        module = whole.get_submodule(path)
+        own = Subject(target=f"{subject.target} {path}", model=module, args=call.args, kwargs=call.kwargs)
+        return Instance(replace(own, seed=subject.seed), input_mode="clone", keep_hooks=True)
+
+
+@contextmanager
+def _noting(modules: Mapping[str, nn.Module], calls: dict[str, list[_Call]]) -> Iterator[None]:
+    """Note what each module is called with; entered for one run, before which the instance puts all hooks back."""
+
+    def noting(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            known = calls.setdefault(path, [])
+            if len(known) < _CALLS_A_MODULE:
+                given, named = map_leaves(lambda _, leaf: _copied(leaf), (args, kwargs))
+                known.append(_Call(given, named, user_location()))
+
+        return note
+
+    handles = [
+        module.register_forward_pre_hook(noting(path), with_kwargs=True)
+        for path, module in modules.items()
+        if not isinstance(module, torch.jit.ScriptModule)  # takes no hook, and is compiled already
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _whole(trial: Trial) -> _Call:
+    subject = trial.instance.subject
+    return _Call(subject.args, subject.kwargs, None)
+
+
+def _called_children(model: nn.Module, path: str) -> Iterator[str]:
+    """Yield the paths of a module's children; of those that are never called (``ModuleList``), their own children."""
+    for name, child in model.get_submodule(path).named_children():
+        inner = f"{path}.{name}" if path else name
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _called_children(model, inner)
+        else:
+            yield inner
+
+
+def _own_line(module: nn.Module) -> tuple[str, int] | None:
+    """Return where a module's forward is written; None for torch's own."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return (code.co_filename, code.co_firstlineno) if code is not None and is_users(code.co_filename) else None
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _part(outcome: Outcome, quantity: Quantity) -> dict[str, Tensor | None]:
+    if quantity == "gradient":
+        return outcome.gradients
+    return dict(outcome.outputs if quantity == "output" else outcome.state)

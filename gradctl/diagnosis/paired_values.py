@@ -1,0 +1,249 @@
+"""Eager's values and a form's, held against each other: where the two part, forward and backward.
+
+Values are shared where they are equal, whatever they are called: a form is free to decompose an operator, reorder or
+fold, and what it makes on the way has no counterpart. Where several are equal (the two sides of a gradient reversal),
+those of one order in both are paired; where their number differs, any counterpart will do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from gradctl.forms.graph_value import GraphRun, GraphValue
+from gradctl.numerics.sketch import Sketch
+from gradctl.tracing.graph import Origin
+from gradctl.tracing.values import ProgramValue
+
+__all__ = ["PairedValues", "Parting"]
+
+# So much smaller than the largest, an adjoint is zero by cancellation (a bias before BatchNorm) but for rounding.
+_CANCELLED = 1e-6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parting:
+    """The first node of a form whose result, or whose gradient, is not eager's.
+
+    Attributes:
+        node: in the form.
+        eager: what eager makes there; None where it makes nothing like it.
+        cut: which of the two passes no gradient there, ``eager`` or ``form``; None where both do, or none.
+        breaks: whether it makes NaN or infinities of finite values.
+        instead: what eager does there, where the node belongs to another module: something is left out.
+        module: of what eager does just before, for a form that does not know of modules.
+    """
+
+    node: GraphValue
+    eager: ProgramValue | None = None
+    cut: str | None = None
+    breaks: bool = False
+    instead: Origin | None = None
+    module: str | None = None
+
+
+class PairedValues:
+    """One run of eager and one of a form on the same inputs.
+
+    Args:
+        values: of eager's top-level calls, in order.
+        inside: of what happens inside of those calls.
+        run: of the form.
+        tolerance: up to which relative distance two values are one.
+    """
+
+    def __init__(
+        self, values: Sequence[ProgramValue], inside: Sequence[Sketch], run: GraphRun, tolerance: float
+    ) -> None:
+        self.run, self.tolerance = run, tolerance
+        self._modules = {each.place.module for each in run.values if each.place is not None}
+        self._by_name = {each.name: each for each in run.values}
+        self._order = {each.name: number for number, each in enumerate(run.values)}
+        self._users: dict[str, list[GraphValue]] = defaultdict(list)
+        for each in run.values:
+            for name in dict.fromkeys(each.inputs):
+                self._users[name].append(each)
+        self._inside: dict[tuple[int, ...], list[Sketch]] = defaultdict(list)
+        for sketch in inside:
+            self._inside[sketch.shape].append(sketch)
+        self._floor = _CANCELLED * max((each.adjoint.norm for each in values if each.adjoint), default=0.0)
+        self._counterparts = self._paired(values)
+
+    def first_value(self) -> Parting | None:
+        """Return the first node on the way to an output that differs, all of whose inputs are eager's values.
+
+        Where the form makes NaN or infinities of its own, the first node that makes some of finite values.
+        """
+        starts = [name for name in self.run.outputs if name in self._by_name]
+        region = self._unshared_behind(starts)
+        for node in region:
+            if _is_broken(node) and not any(map(_is_broken, self._inputs(node))):
+                return self._parting_at(node)
+        for node in region:
+            if node.sketch is not None and not any(map(self._is_unshared, self._inputs(node))):
+                return self._parting_at(node)
+        return None
+
+    def first_value_anywhere(self) -> Parting | None:
+        """Return the first node of all whose value eager does not make: of state, which no output shows."""
+        return next((self._parting_at(node) for node in self.run.values if self._is_unshared(node)), None)
+
+    def first_adjoint(self, leaf: str) -> Parting | None:
+        """Return the node nearest to the outputs behind which the gradient of ``leaf`` is not eager's."""
+        here = next((each for each in self.run.values if each.leaf == leaf and self._is_suspect(each)), None)
+        if here is None:
+            return None
+        while True:
+            passed, judged = self._after(here)
+            cut = self._first_cut(judged)
+            if cut is not None:
+                return cut
+            wrong = [node for node in judged if self._disagrees(node)]
+            if not wrong:
+                return self._parting(passed or [here])
+            here = wrong[-1]
+
+    def first_cut_anywhere(self) -> Parting | None:
+        """Return the first node of all through which one of the two passes a gradient and the other does not."""
+        return self._first_cut(each for each in self.run.values if each.place is not None)
+
+    def _first_cut(self, nodes: Iterable[GraphValue]) -> Parting | None:
+        for node in nodes:
+            eager = self._counterparts.get(node.name, ())
+            if len({each.asks for each in eager}) == 1 and eager[0].asks != node.asks:
+                return Parting(node, eager[0], "form" if eager[0].asks else "eager")
+        return None
+
+    def _parting(self, nodes: Sequence[GraphValue]) -> Parting:
+        """Return the one of ``nodes`` that is to blame: what a custom Function stands for, else the first."""
+        made = [node for node in nodes if node.place is not None and node.sketch is not None] or list(nodes)
+        for node in made:
+            for eager in self._counterparts.get(node.name, ()):
+                if eager.function is not None:
+                    return Parting(node, eager)
+        counterpart = next(iter(self._counterparts.get(made[0].name, ())), None)
+        return Parting(made[0], counterpart, module=self._module_before(made[0]))
+
+    def _parting_at(self, node: GraphValue) -> Parting:
+        """Return a node whose value is not eager's, and what eager does instead with what the node takes."""
+        idle = self._idle_before(node)
+        if idle is not None:
+            return Parting(idle, module=self._module_before(idle))
+        before = self._before(node)
+        takers = before.takers if before is not None and self._modules != {""} else []
+        is_left_out = bool(takers) and all((each.module or "") not in self._modules for each in takers)
+        return Parting(
+            node,
+            breaks=_is_broken(node) and not any(map(_is_broken, self._inputs(node))),
+            instead=takers[0] if is_left_out else None,
+            module=self._module_before(node),
+        )
+
+    def _idle_before(self, node: GraphValue) -> GraphValue | None:
+        """Return what a node takes where that node gives what it is given, and eager's module makes something of it."""
+        for given in self._inputs(node):
+            eager = self._counterparts.get(given.name, ())
+            if given.place is None or len(eager) != 1:
+                continue
+            is_idle = any(self._counterparts.get(each.name, ()) == eager for each in self._inputs(given))
+            if is_idle and given.place.module in {each.module for each in eager[0].takers}:
+                return given
+        return None
+
+    def _module_before(self, node: GraphValue) -> str | None:
+        before = self._before(node) if self._modules == {""} else None
+        return None if before is None or before.origin is None else before.origin.module
+
+    def _before(self, node: GraphValue) -> ProgramValue | None:
+        """Return what eager has for the tensor that a node takes and that was made last."""
+        given = sorted(self._inputs(node), key=lambda each: self._order[each.name], reverse=True)
+        shared = (eager for each in given for eager in self._counterparts.get(each.name, ())[-1:])
+        return next((eager for eager in shared if eager.origin is not None), None)
+
+    def _after(self, start: GraphValue) -> tuple[list[GraphValue], list[GraphValue]]:
+        """Return the nodes up to the nearest values that eager has too, in order, and those of them that it has."""
+        passed: dict[str, GraphValue] = {}
+        pending = list(self._users[start.name])
+        while pending:
+            node = pending.pop()
+            if node.name in passed:
+                continue
+            passed[node.name] = node
+            if node.name not in self._counterparts:
+                pending += self._users[node.name]
+        nodes = sorted(passed.values(), key=lambda node: self._order[node.name])
+        return nodes, [node for node in nodes if node.name in self._counterparts]
+
+    def _disagrees(self, node: GraphValue) -> bool:
+        eager = self._counterparts.get(node.name, ())
+        return bool(eager) and not any(self._same_adjoint(each.adjoint, node.adjoint) for each in eager)
+
+    def _is_suspect(self, leaf: GraphValue) -> bool:
+        """Tell whether a leaf's gradient is another, or there in one of the two only, be it zero by cancellation."""
+        eager = self._counterparts.get(leaf.name, ())
+        return self._disagrees(leaf) or any((each.adjoint is None) != (leaf.adjoint is None) for each in eager)
+
+    def _same_adjoint(self, eager: Sketch | None, form: Sketch | None) -> bool:
+        known = [each for each in (eager, form) if each is not None]
+        if all(not each.broken and each.norm <= self._floor for each in known):
+            return True
+        return eager is not None and form is not None and eager.distance(form) <= 10 * self.tolerance
+
+    def _unshared_behind(self, starts: Sequence[str]) -> list[GraphValue]:
+        found: dict[str, GraphValue] = {}
+        pending = [self._by_name[name] for name in starts]
+        while pending:
+            node = pending.pop()
+            if node.name in found or node.place is None or (node.sketch is not None and not self._is_unshared(node)):
+                continue
+            found[node.name] = node
+            pending += [self._by_name[name] for name in node.inputs if name in self._by_name]
+        return sorted(found.values(), key=lambda node: self._order[node.name])
+
+    def _inputs(self, node: GraphValue) -> Iterator[GraphValue]:
+        """Yield the tensors that a node takes, also those in a list or a tuple."""
+        for name in node.inputs:
+            given = self._by_name.get(name)
+            if given is not None and (given.sketch is not None or given.place is None):
+                yield given
+            elif given is not None:
+                yield from self._inputs(given)
+
+    def _is_unshared(self, node: GraphValue) -> bool:
+        sketch = node.sketch
+        if node.place is None or sketch is None or node.name in self._counterparts:
+            return False
+        return all(sketch.distance(each) > self.tolerance for each in self._inside.get(sketch.shape, ()))
+
+    def _paired(self, values: Sequence[ProgramValue]) -> dict[str, tuple[ProgramValue, ...]]:
+        """Return what each value of the form can be in eager."""
+        leaves = {each.leaf: each for each in values if each.leaf is not None}
+        shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number, each in enumerate(values):
+            if each.sketch is not None and each.leaf is None:
+                shapes[each.sketch.shape].append(number)
+        paired: dict[str, tuple[ProgramValue, ...]] = {}
+        alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for node in self.run.values:
+            if node.leaf is not None:
+                paired |= {node.name: (leaves[node.leaf],)} if node.leaf in leaves else {}
+            elif node.sketch is not None:
+                sketch = node.sketch
+                near = [
+                    number
+                    for number in shapes.get(sketch.shape, ())
+                    if (own := values[number].sketch) is not None and sketch.distance(own) <= self.tolerance
+                ]
+                if near:
+                    alike[tuple(near)].append(node.name)
+        for numbers, names in alike.items():
+            if len(numbers) == len(names):
+                paired |= {name: (values[number],) for name, number in zip(names, numbers, strict=True)}
+            else:
+                paired |= {name: tuple(values[number] for number in numbers) for name in names}
+        return paired
+
+
+def _is_broken(node: GraphValue) -> bool:
+    return node.sketch is not None and node.sketch.broken > 0

@@ -1,0 +1,1 @@
+"""torch.export, forward and joint."""

@@ -1,0 +1,1 @@
+"""ONNX files of torch.onnx.export, forward and joint."""

@@ -1,0 +1,1 @@
+"""torch.jit.trace and torch.jit.script."""

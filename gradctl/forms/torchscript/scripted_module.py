@@ -1,0 +1,92 @@
+"""What ``trace`` and ``script`` share: TorchScript is deprecated, and absent on new Pythons.
+
+Private to torch (seen in 2.10 to 2.14): ``torch.jit._recursive.concrete_type_store``.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from gradctl.forms.form import CannotCapture, Captured
+from gradctl.forms.reasons import reason_of
+from gradctl.forms.silence import quiet
+from gradctl.subject.instance import Instance
+
+__all__ = ["captured_by", "of_script", "widened"]
+
+
+def captured_by(form: str, compile_to_script: Callable[[], Any]) -> Captured:
+    """Return what ``torch.jit`` makes of a model.
+
+    Raises:
+        CannotCapture: TorchScript is absent, or refuses the model.
+    """
+    if not hasattr(getattr(torch, "jit", None), form):
+        raise CannotCapture(f"torch {torch.__version__} has no torch.jit.{form} on this Python.")
+    _forget_types_without_methods()
+    start = perf_counter()
+    try:
+        with quiet():
+            scripted = compile_to_script()
+    except Exception as error:  # the compiler or the user's model may raise anything
+        raise CannotCapture(
+            f"torch.jit.{form} refuses the model: {reason_of(error)}", traceback.format_exc()
+        ) from error
+    return of_script(form, scripted, perf_counter() - start)
+
+
+def of_script(form: str, scripted: Any, seconds: float = 0.0) -> Captured:
+    """Return a script, just compiled or loaded from a file, as a form."""
+    is_module = isinstance(scripted, torch.nn.Module)
+    return Captured(
+        form,
+        scripted,
+        dict(scripted.named_parameters(remove_duplicate=False)) if is_module else {},
+        dict(scripted.named_buffers(remove_duplicate=False)) if is_module else {},
+        seconds,
+        operators=_operators(scripted),
+        artifact=scripted,
+        model=scripted if is_module else None,
+    )
+
+
+def widened(captured: Captured, instance: Instance) -> Captured:
+    """Return the same script with float64 parameters and buffers, to be run under the promotion (in place)."""
+    if isinstance(captured.artifact, torch.nn.Module):
+        captured.artifact.double()
+        return Captured(
+            captured.form,
+            captured.call,
+            dict(captured.artifact.named_parameters(remove_duplicate=False)),
+            dict(captured.artifact.named_buffers(remove_duplicate=False)),
+            artifact=captured.artifact,
+            model=captured.artifact,
+        )
+    return captured
+
+
+def _forget_types_without_methods() -> None:
+    """Drop the classes that a failed script left half made, or the next cannot "redefine" their methods."""
+    store = getattr(torch.jit._recursive, "concrete_type_store", None)
+    if store is not None:
+        for types in store.type_store.values():
+            types[:] = [each for each in types if each in store.methods_compiled]
+
+
+def _operators(scripted: Any) -> dict[str, int]:
+    """Return calls by operator in the inlined graph, the most frequent first."""
+    graph = getattr(scripted, "inlined_graph", None)
+    kinds: Counter[str] = Counter()
+    pending = list(graph.nodes()) if graph is not None else []
+    while pending:
+        node = pending.pop()
+        if node.kind().startswith(("aten::", "quantized::")):
+            kinds[node.kind().partition("::")[2]] += 1
+        pending.extend(inner for block in node.blocks() for inner in block.nodes())
+    return dict(kinds.most_common())

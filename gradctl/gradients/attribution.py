@@ -1,0 +1,231 @@
+"""Custom Functions as culprits: which are not the derivative, and what is wrong in the model besides them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from gradctl.core.allows import Allows
+from gradctl.core.errors import NothingToCheck
+from gradctl.core.findings import Finding
+from gradctl.gradients.applications import Application, Judged, judge_applications, sampled, survey
+from gradctl.gradients.function_contracts import (
+    FunctionFault,
+    broken_contracts,
+    first_order_fault,
+    function_name,
+    kink_fault,
+)
+from gradctl.gradients.gradient_findings import function_finding, latent_finding, listed
+from gradctl.gradients.guard import explaining
+from gradctl.numerics.judge import Judge, TensorJudgement
+from gradctl.numerics.point import NoGradient
+from gradctl.tracing.functions import FunctionClass
+from gradctl.tracing.model_runner import ModelRunner
+
+__all__ = ["Blame", "FunctionCheck", "is_allowed", "tensors_behind"]
+
+# So many groups of calls of one Function (shapes, dtypes, inputs that ask for a gradient) are also judged alone.
+_GROUPS = 3
+
+
+@dataclass(slots=True)
+class Blame:
+    """What is wrong even with the faulty Functions taken as their backward states, and the forwards that took."""
+
+    own: dict[int, TensorJudgement] = field(default_factory=dict)
+    forwards: int = 0
+
+
+@dataclass(slots=True)
+class FunctionCheck:
+    """The custom Functions of one model, judged where it applies them and alone.
+
+    Attributes:
+        runner: the model, its leaves at the point.
+        allows: accepted findings.
+        epsilon: machine epsilon of the dtype in which the model is run.
+        faults: Functions that are not the derivative along a direction in which this model moves their inputs.
+        modules: path of the module that applies each of those.
+    """
+
+    runner: ModelRunner
+    allows: Allows
+    epsilon: float
+    faults: dict[FunctionClass, FunctionFault] = field(default_factory=dict)
+    modules: dict[FunctionClass, str | None] = field(default_factory=dict)
+    _applications: list[Application] = field(default_factory=list)
+    _judged: list[Judged] = field(default_factory=list)
+    _numbers: dict[FunctionClass, int] = field(default_factory=dict)
+
+    def judge(self, *, is_alarmed: bool) -> None:
+        """Judge a sample of the applications of each Function; all of them if ``is_alarmed`` and the sample is right.
+
+        Leaves the runner recorded at another point.
+        """
+        self._applications = survey(self.runner)
+        sample = sampled(self._applications, self._seed)
+        self._judge(sample)
+        if is_alarmed and not self.faults:
+            numbers = {application.number for application in sample}
+            self._judge([each for each in self._applications if each.number not in numbers])
+
+    def _judge(self, applications: Sequence[Application]) -> None:
+        judged = judge_applications(self.runner, applications, self._seed, self.epsilon)
+        self._judged += judged
+        for each in judged:
+            function = each.application.function
+            if function in self.faults or not each.application.is_used or self._is_allowed(function):
+                continue
+            fault = None
+            if each.verdict in ("wrong", "unresolved"):
+                with explaining(f"what {function_name(function)} does alone"):
+                    fault = first_order_fault(each.call, self.runner, self._seed)
+            if fault is None and each.verdict == "wrong":
+                fault = FunctionFault(
+                    function,
+                    "first",
+                    f"{function_name(function)}.backward is not the derivative along the directions in which the model "
+                    f"moves its inputs: off by {each.error:.2e} (relative)",
+                    each.error,
+                )
+            if fault is not None:
+                self.faults[function], self.modules[function] = fault, each.application.module
+                self._numbers[function] = each.application.number
+
+    def findings(self, hidden_from: Collection[str], *, is_explained: bool) -> list[Finding]:
+        """Return one finding for each faulty Function, and what the others do wrong for another model.
+
+        Args:
+            hidden_from: names of the leaves whose gradient is right at this point, if none is wrong.
+            is_explained: whether every wrong tensor lies behind a faulty Function.
+        """
+        found = []
+        hidden = self._behind(self._numbers.values()) if hidden_from and self._numbers else {}
+        for function, fault in self.faults.items():
+            names = sorted(set().union(*hidden.get(self._numbers[function], {}).values()) & set(hidden_from))
+            if names:
+                said = f"{fault.message}; no gradient shows it at this point, but those of {listed(names)} pass it"
+                fault = replace(fault, message=said)  # noqa: PLW2901  # the same, with more said
+            found.append(function_finding(fault, self.modules[function]))
+        return [*found, *self._latent(is_explained=is_explained)]
+
+    def _latent(self, *, is_explained: bool) -> Iterator[Finding]:
+        """Yield what is wrong with Functions whose gradient in this model is right, or is accepted as it is."""
+        said = set()
+        for judged in self._each_group():
+            function, module = judged.application.function, judged.application.module
+            faults: list[FunctionFault] = []
+            with explaining(f"what {function_name(function)} does alone"):
+                faults = self._faults_alone(judged)
+            for fault in faults:
+                finding = (
+                    function_finding(fault, module)
+                    if self._is_allowed(function) or self._is_exercised(fault, is_explained=is_explained)
+                    else latent_finding(fault, module)
+                )
+                if (function, fault.rule, fault.caller) not in said:
+                    said.add((function, fault.rule, fault.caller))
+                    yield finding
+
+    def _faults_alone(self, judged: Judged) -> list[FunctionFault]:
+        fault = first_order_fault(judged.call, self.runner, self._seed)
+        if fault is not None:
+            return [replace(fault, caller=fault.caller or "elsewhere")]
+        if judged.kinked and (fault := kink_fault(judged.call, self.runner)) is not None:
+            return [replace(fault, caller="kink")]
+        faults = broken_contracts(judged.call, self.runner, self._seed)
+        frozen = [fault for fault in faults if fault.caller == "frozen"]
+        if len(frozen) > 1:  # one is enough: one that matters here, if there is any
+            kept = next((fault for fault in frozen if self._is_exercised(fault)), frozen[0])
+            faults = [fault for fault in faults if fault.caller != "frozen" or fault is kept]
+        return faults
+
+    def _each_group(self) -> list[Judged]:
+        """Return one application, at a kink if one is, of the first groups of each Function that has no fault."""
+        chosen: dict[FunctionClass, dict[Any, Judged]] = {}
+        for judged in sorted(self._judged, key=lambda each: (not each.kinked, each.application.number)):
+            if judged.application.function not in self.faults:
+                groups = chosen.setdefault(judged.application.function, {})
+                if len(groups) < _GROUPS:
+                    groups.setdefault(judged.application.group, judged)
+        return [judged for groups in chosen.values() for judged in groups.values()]
+
+    def _is_exercised(self, fault: FunctionFault, *, is_explained: bool = True) -> bool:
+        """Tell whether this model's training asks of a Function what it does wrong."""
+        if fault.caller is None or fault.function is self.runner.instance.subject.function:
+            return True
+        if not is_explained and fault.rule == "layout":
+            return True
+        mine = [each for each in self._applications if each.function is fault.function]
+        if fault.caller == "frozen":  # in training a model's inputs ask for no gradient, nor does what is made of them
+            behind = self._behind({each.number for each in mine}).values()
+            names = [leaves[fault.position] for leaves in behind if fault.position in leaves]
+            return any(each and all(name.startswith("input:") for name in each) for each in names)
+        return any(fault.caller in each.asked for each in mine)
+
+    def _behind(self, numbers: Collection[int]) -> dict[int, dict[int, set[str]]]:
+        """Return the names of the leaves behind each argument of these applications."""
+        return {each.number: each.leaves for each in survey(self.runner, numbers) if each.number in numbers}
+
+    def _is_allowed(self, function: FunctionClass) -> bool:
+        return is_allowed(function, self.allows)
+
+    @property
+    def _seed(self) -> int:
+        return self.runner.instance.subject.seed
+
+    # ------------------------------------------------------------------ what is wrong besides
+
+    def blame(self, wrong: Sequence[int], settings: dict[str, Any]) -> Blame:
+        """Return which of the ``wrong`` tensors are so even if the faulty Functions are the linear maps they state."""
+        watch, blame = self.runner.watch, Blame()
+        allowed, unjudged = watch.linearised, set(watch.unjudged)
+        watch.linearised = lambda function: function in self.faults or allowed(function)
+        try:
+            around = Judge(self.runner, **settings)
+            suspects, _ = around.screen(wrong)
+            judged = around.settled(around.each(suspects)[0])
+            blame.own = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
+            blame.forwards = around.forwards
+        except NoGradient:  # every output is behind a Function that states no linear map: nothing is left to judge
+            blame.own = {}
+        finally:
+            watch.linearised, watch.unjudged = allowed, unjudged
+        return blame
+
+
+def is_allowed(function: FunctionClass, allows: Allows) -> bool:
+    """Tell whether the user accepts that this Function's backward is not its derivative."""
+    return bool(allows.matching(f"GC408:{function_name(function)}"))
+
+
+def nothing_in_front(target: str, functions: Iterable[FunctionClass]) -> NothingToCheck:
+    """Return GC110 for a model all of whose outputs come through allowed Functions that state no linear map."""
+    names = ", ".join(sorted(function_name(function) for function in functions))
+    return NothingToCheck(
+        "GC110",
+        f"every output of {target} is behind {names}, which is allowed and cannot be judged around: its backward is "
+        "once_differentiable or not linear in its cotangent. Make it a torch program, or check what comes before it.",
+    )
+
+
+def tensors_behind(judge: Judge, runner: ModelRunner) -> set[int]:
+    """Return the tensors whose gradient passes a Function that was cut because its backward states no linear map."""
+    watch = runner.watch
+    if not watch.unjudged:
+        return set()
+    cut, functions = judge.samples[0], watch.unjudged
+    watch.unjudged = set()
+    try:
+        whole = judge.point.gradients(cut.cotangents, judge.generator)
+    finally:
+        watch.unjudged = functions
+    return {
+        i
+        for i, (with_it, without) in enumerate(zip(whole, cut.gradients, strict=True))
+        if with_it is not None and (without is None or not torch.equal(with_it, without))
+    }

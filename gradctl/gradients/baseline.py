@@ -1,0 +1,223 @@
+"""The user's own model in its own dtype, first of all: does it run, does it repeat itself, is it finite?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradctl.core.errors import NothingToCheck, TargetError
+from gradctl.core.findings import Finding, TensorResult, format_number, number
+from gradctl.core.names import Quantity
+from gradctl.gradients.unjudged import Kept, ObservedInstance, closed_notes, shared_note, stranger_note
+from gradctl.numerics.measures import gaussian_like, relative_error
+from gradctl.numerics.point import NoGradient
+from gradctl.subject.built import has_lazy_parameters, with_layers_built, with_shapes_inferred
+from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
+from gradctl.subject.inputs.misfit import first_layer_remedy, given_inputs
+from gradctl.subject.instance import InputMode, Instance
+from gradctl.subject.reach import walk
+from gradctl.subject.subject import Subject
+
+__all__ = ["Native", "run_native"]
+
+Named = dict[str, Tensor | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Native:
+    """What two seeded runs of the user's model showed, forward and backward. Gradients themselves are not kept.
+
+    Attributes:
+        input_mode: how float inputs can be given to this model.
+        outputs: float outputs of the first run.
+        overflowing: native dtype by name of the leaves whose gradient is NaN or infinite.
+        unrepeated: a row for each output and gradient that differs between the two runs.
+        compared: how many were compared.
+        subject: the subject, with the layers built that its first call builds.
+        notes: on tensors that cannot be judged.
+        kept: what was borrowed of the user's own, and how to put it back.
+    """
+
+    input_mode: InputMode
+    outputs: dict[str, Tensor]
+    overflowing: dict[str, torch.dtype]
+    unrepeated: tuple[TensorResult, ...]
+    compared: int
+    subject: Subject
+    notes: tuple[Finding, ...]
+    kept: Kept
+
+    def findings(self) -> list[Finding]:
+        """Return what is wrong with the model whatever its gradients are: NaN, and results that do not repeat."""
+        found = [_not_finite(name, value) for name, value in self.outputs.items() if _is_nan(value)]
+        if self.unrepeated:
+            worst = max(self.unrepeated, key=lambda row: math.inf if isinstance(row.error, str) else row.error or 0.0)
+            found.append(
+                Finding(
+                    code="GC412",
+                    severity="warning",
+                    verdict="nondeterministic",
+                    quantity=worst.quantity,
+                    tensor=worst.tensor,
+                    message=f"two runs from the same seed differ: {len(self.unrepeated)} of {self.compared} tensors, "
+                    f"{worst.tensor} by {format_number(worst.error)} (relative); nothing can be judged.",
+                    hint="draw from torch's, numpy's or python's global generator, or keep the generator in the model.",
+                )
+            )
+        return found
+
+
+def run_native(subject: Subject) -> Native:
+    """Return two runs of the model as it is.
+
+    Inputs are given as leaves that ask for a gradient where the model takes that, else as clones of leaves (it changes
+    them in place), else as constants (it turns them to numpy, say).
+
+    Raises:
+        TargetError: GC111 the model raises, GC113 the loss is no scalar, GC114 no tensor comes out.
+        NothingToCheck: GC110 no differentiable leaf or output.
+    """
+    if has_lazy_parameters(subject):
+        subject = with_shapes_inferred(subject)
+    subject, watched, outputs, gradients = _with_all_leaves(subject)
+    instance, first = watched.instance, watched.strangers
+    again_outputs, again_gradients = _run(watched, subject)
+    rows = [
+        *(_unrepeated("output", name, value, again_outputs.get(name)) for name, value in outputs.items()),
+        *(_unrepeated("gradient", name, value, again_gradients.get(name)) for name, value in gradients.items()),
+    ]
+    overflowing = {
+        name: gradient.dtype
+        for name, gradient in gradients.items()
+        if gradient is not None and not bool(torch.isfinite(gradient).all())
+    }
+    unrepeated = tuple(row for row in rows if row is not None)
+    # A leaf that each run makes anew is the program's own affair (it detaches, to differentiate inside).
+    again = {id(tensor) for tensor in watched.strangers}
+    strangers = [tensor for tensor in first if id(tensor) in again]
+    notes = [*map(stranger_note, strangers), *closed_notes(instance)]
+    notes += [shared_note(instance.shared)] if instance.shared else []
+    return Native(instance.input_mode, outputs, overflowing, unrepeated, len(rows), subject, tuple(notes), watched.kept)
+
+
+def _with_all_leaves(subject: Subject) -> tuple[Subject, ObservedInstance, dict[str, Tensor], Named]:
+    """Return the first run, made again where that one built layers; with the subject that has them."""
+    watched, outputs, gradients = _first_run(subject)
+    if watched.strangers:
+        held = {id(found) for _, found in walk([((), watched.instance.model)])}
+        if any(id(tensor) in held for tensor in watched.strangers):
+            built = with_layers_built(subject, watched.instance.input_mode)
+            if built is not subject:
+                return built, *_first_run(built)
+    return subject, watched, outputs, gradients
+
+
+def _unrepeated(quantity: Quantity, name: str, first: Tensor | None, second: Tensor | None) -> TensorResult | None:
+    """Return a row for a tensor that differs between two runs by more than the order of a sum explains."""
+    if first is None or second is None:
+        if first is second:
+            return None
+        error, shown = math.inf, first if first is not None else second
+    else:
+        error, shown = relative_error(first, second), first
+        if error <= 1e3 * torch.finfo(first.dtype).eps:
+            return None
+    assert shown is not None
+    return TensorResult(
+        quantity=quantity,
+        tensor=name,
+        verdict="nondeterministic",
+        shape=tuple(shown.shape),
+        dtype=str(shown.dtype).removeprefix("torch."),
+        error=number(error),
+    )
+
+
+def _first_run(subject: Subject) -> tuple[ObservedInstance, dict[str, Tensor], Named]:
+    failures: list[BaseException] = []
+    modes: tuple[InputMode, ...] = ("leaf", "clone", "constant")
+    for mode in modes:
+        if mode == "clone" and "leaf Variable that requires grad" not in str(failures[0]):
+            continue
+        instance = Instance(subject, input_mode=mode)
+        if not instance.leaves:
+            if failures:
+                break
+            raise NothingToCheck(
+                "GC110",
+                f"{subject.target} has no differentiable leaf: no trainable parameter and no float input. "
+                "Give it a float input, or unfreeze a parameter.",
+            )
+        try:
+            watched = ObservedInstance(instance)
+            return watched, *_run(watched, subject)
+        except NoGradient as error:
+            raise NothingToCheck(
+                "GC110",
+                f"no output of {subject.target} has a gradient: each is an integer, a constant, or cut from every leaf "
+                "(detach, no_grad). There is nothing to check.",
+            ) from error
+        except TargetError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's model may raise anything
+            if is_out_of_memory(error):
+                raise
+            failures.append(error)
+    last = failures[-1]
+    given = given_inputs(subject.model, subject.args, subject.kwargs)
+    remedy = first_layer_remedy(subject.model, subject.args, subject.kwargs) if isinstance(last, Exception) else ""
+    raise TargetError(
+        "GC111", f"{subject.target} raises on {given}: {first_line(last)}.{remedy}", details=user_frames(last)
+    ) from last
+
+
+def _run(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
+    """Return outputs and gradients of one run with unit Gaussian cotangents."""
+    with watched.instance.leaves_kept():
+        return _run_once(watched, subject)
+
+
+def _run_once(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
+    instance = watched.instance
+    with torch.enable_grad():
+        outputs = {
+            name: t
+            for name, t in instance.run()
+            if (t.is_floating_point() or t.is_complex()) and t.layout == torch.strided
+        }
+    if subject.loss is not None and any(t.numel() != 1 for t in outputs.values()):
+        shape = list(next(iter(outputs.values())).shape)
+        raise TargetError(
+            "GC113", f"the loss returns a tensor of shape {shape}, not a scalar; end it in a sum or mean."
+        )
+    differentiable = [t for t in outputs.values() if t.requires_grad]
+    if not differentiable:
+        raise NoGradient
+    watched.see(differentiable)
+    generator = torch.Generator().manual_seed(subject.seed)
+    cotangents = [gaussian_like(t, generator) for t in differentiable]
+    torch.autograd.backward(differentiable, cotangents)
+    return {name: t.detach().clone() for name, t in outputs.items()}, {
+        leaf.name: leaf.take_gradient() for leaf in instance.leaves
+    }
+
+
+def _is_nan(value: Tensor) -> bool:
+    return bool(torch.isnan(value).any()) or (not bool(torch.isfinite(value).any()) and value.numel() > 0)
+
+
+def _not_finite(name: str, value: Tensor) -> Finding:
+    bad = int((~torch.isfinite(value)).sum())
+    return Finding(
+        code="GC407",
+        severity="error",
+        quantity="output",
+        tensor=name,
+        verdict="reference-wrong",
+        message=f"{name} is NaN or infinite in {bad} of {value.numel()} elements; its gradient means nothing there.",
+        hint="look for 0/0, log or sqrt of a negative number, or an overflow on these inputs.",
+        allow=f"GC407:{name}",
+    )

@@ -1,0 +1,93 @@
+"""A runner whose gradient is a form's and whose finite differences are eager's: ``gradctl gradcheck --form``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gradctl.core.errors import TargetError
+from gradctl.core.names import WITHOUT_GRADIENTS
+from gradctl.forms.form import CannotCapture, Captured, collecting
+from gradctl.forms.table import form_named
+from gradctl.subject.frames import first_line
+from gradctl.subject.instance import Instance
+from gradctl.tracing.model_runner import ModelRunner
+
+__all__ = ["FormRunner", "form_runner"]
+
+
+class FormRunner(ModelRunner):
+    """Eager in float64, except that ``differentiate`` runs the form, on the same values of the leaves."""
+
+    def __init__(self, eager: ModelRunner, captured: Captured) -> None:
+        super().__init__(eager.instance, eager.promotion, eager.watch)
+        self.captured = captured
+        self.leaves = [replace(leaf, sharing=collecting(leaf, captured)) for leaf in eager.leaves]
+        # Dynamo runs eagerly under a dispatch mode: compiled code is called, and differentiated, without it.
+        self._plain = captured.form in ("aot", "compile")
+
+    def differentiate(self) -> list[tuple[str, Tensor]]:
+        """Return the form's outputs with their graph."""
+        with torch.no_grad():
+            for leaf in self.leaves:
+                for tensor in leaf.sharing:
+                    if tensor is not leaf.tensor:
+                        tensor.copy_(leaf.tensor)
+        self.instance.restore()
+        args, kwargs = self.instance.inputs()
+        with torch.enable_grad(), self.promoted():
+            return self.instance.call(self.captured.call, args, kwargs)
+
+    @contextmanager
+    def promoted(self) -> Iterator[None]:
+        """Run the form's backward as its forward was run."""
+        with nullcontext() if self._plain and not self._running_eager else super().promoted():
+            yield
+
+    _running_eager = False
+
+    def record(self) -> list[tuple[str, Tensor]]:
+        """Return eager's outputs at the point."""
+        with self._eager():
+            return super().record()
+
+    def beside(self) -> list[tuple[str, Tensor]]:
+        """Return eager's outputs beside the point."""
+        with self._eager():
+            return super().beside()
+
+    def _eager(self) -> ExitStack:
+        stack = ExitStack()
+        self._running_eager = True
+        stack.callback(setattr, self, "_running_eager", False)
+        return stack
+
+
+def form_runner(eager: ModelRunner, form_name: str) -> FormRunner:
+    """Return the runner of one form, in float64.
+
+    Raises:
+        TargetError: GC116 the form cannot take this model, or not in float64; GC117 it gives no gradients.
+    """
+    instance: Instance = eager.instance
+    native = Instance(instance.subject, input_mode=instance.input_mode)
+    if form_name in WITHOUT_GRADIENTS:
+        raise TargetError("GC117", f"form {form_name!r} gives no gradients: there is nothing to check. Try export.")
+    try:
+        form = form_named(form_name)
+        captured = form.capture(native)
+        runner = FormRunner(eager, form.widened(captured, instance))
+        runner.differentiate()
+        return runner
+    except CannotCapture as refusal:
+        raise TargetError("GC116", f"{instance.subject.target}: {refusal.reason}", exit_code=4) from refusal
+    except RuntimeError as error:
+        raise TargetError(
+            "GC116",
+            f"{instance.subject.target}: {form_name} does not run in float64: {first_line(error)}.",
+            exit_code=4,
+        ) from error

@@ -1,0 +1,392 @@
+"""``gradctl gradcheck``: is autograd's gradient the derivative of the user's own model?
+
+The order: the native model (does it run, repeat itself, stay finite), the float64 oracle, a joint screen over all
+tensors, and on alarm custom Functions alone and then tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import torch
+
+from gradctl.core.allows import Allows
+from gradctl.core.errors import TargetError, nearest
+from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, fingerprint, number
+from gradctl.core.verdicts import unit_verdict
+from gradctl.gradients.attribution import (
+    Blame,
+    FunctionCheck,
+    is_allowed,
+    nothing_in_front,
+    tensors_behind,
+)
+from gradctl.gradients.baseline import Native, run_native
+from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
+from gradctl.gradients.form_runner import form_runner
+from gradctl.gradients.function_contracts import FunctionFault
+from gradctl.gradients.gradient_findings import (
+    constant_inputs_note,
+    cut_notes,
+    frozen_results,
+    gradient_finding,
+    hook_notes,
+    kink_note,
+    native_gradient_findings,
+    not_replayed,
+    of_form,
+    tensor_result,
+    too_large_notes,
+    undifferentiated_note,
+    with_hooks,
+)
+from gradctl.gradients.guard import explaining, unexplained
+from gradctl.gradients.hooked_gradients import leaves_behind_hooks
+from gradctl.gradients.regimes import Regimes, about, other_regimes, with_verdicts
+from gradctl.gradients.wrong_calls import (
+    Explanation,
+    broken_backwards,
+    broken_natively,
+    broken_outputs,
+    explained,
+    wrong_backwards,
+)
+from gradctl.numerics.elements import ElementDifference, worst_elements
+from gradctl.numerics.judge import Judge, TensorJudgement, Verdict
+from gradctl.numerics.point import NoGradient
+from gradctl.numerics.undifferentiated import undifferentiated
+from gradctl.subject.inputs.example import trained_inputs
+from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.subject import Subject
+from gradctl.tracing.functions import FunctionClass, FunctionWatch, is_users
+from gradctl.tracing.recorder import Recording
+
+__all__ = ["gradcheck"]
+
+# A search for the call that is wrong may take so many times what the check took until its first alarm.
+_TIMES_THE_CHECK = 3.0
+_LEAST_SECONDS = 10.0
+# The rows of one tensor cost up to 250 forwards: only the worst few have them.
+_TENSORS_WITH_ROWS = 3
+# The error whose chance to be missed is stated. What the user tolerates may be larger: then nothing is stated.
+_OF_ERROR = 0.01
+
+
+def gradcheck(
+    subject: Subject,
+    *,
+    form: str = "eager",
+    thorough: bool = False,
+    probes: int = 2,
+    tensor: str = "*",
+    allows: Sequence[str] | Allows = (),
+    rtol: float | None = None,
+    atol: float | None = None,
+    fail_on: str = "error",
+    progress: Callable[[str], None] | None = None,
+) -> Unit:
+    """Return the verdict on every gradient of the subject, against finite differences in float64.
+
+    Args:
+        subject: the model and its inputs; not changed.
+        form: whose gradient is judged; finite differences are eager's always.
+        thorough: probe each tensor by itself also where the joint probes are silent.
+        probes: number of joint probes, and of probes a tensor.
+        tensor: glob of the names to judge, for example ``param:fc1.*``.
+        allows: accepted findings, ``CODE`` or ``CODE:NAME``; an accepted custom Function is judged around.
+        rtol, atol: accept a gradient error up to atol + rtol ||g|| (Euclidean norm of one tensor).
+        fail_on: the severity from which a finding fails the unit.
+        progress: told what is being done.
+
+    Raises:
+        TargetError: the model cannot be run (GC111) or copied (GC112), or no tensor matches (GC115).
+        TargetError: GC116 the form cannot take the model in float64, GC117 it has no gradients.
+        NothingToCheck: GC110, also where all outputs are behind an allowed Function that cannot be judged around.
+    """
+    start = time.perf_counter()
+    accepted = allows if isinstance(allows, Allows) else Allows(allows)
+    with borrowed_generators(), warnings.catch_warnings(), unexplained() as failures, ExitStack() as finally_:
+        warnings.simplefilter("ignore")  # the model's own, over and over, and torch's about leaves that we made
+        native = run_native(subject)
+        subject = native.subject
+        finally_.callback(native.kept.put_back)
+        alone = native.findings()
+        with explaining("the call that makes an output NaN"):
+            alone = broken_outputs(alone, subject, native)
+        if native.unrepeated:
+            check = None
+            findings, tensors = [*subject.notes, *alone], list(native.unrepeated)
+        else:
+            regimes = Regimes()
+            if form == "eager":
+                with explaining("what training in another regime gives"):
+                    regimes = other_regimes(subject, native)
+                native = replace(native, input_mode="constant") if regimes.computes_another else native
+            check = _Check(subject, native, accepted, progress or (lambda text: None), form)
+            check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
+            found, tensors = of_form(form, check.findings(), check.results())
+            tensors = with_verdicts(tensors, regimes.findings) + frozen_results(subject, tensor)
+            findings = [*subject.notes, *alone, *found, *about(regimes.findings, tensors), *check.notes()]
+            findings += native.notes
+        findings += failures.notes()
+    findings = [
+        msgspec.structs.replace(
+            finding, fingerprint=fingerprint(finding.code, subject.target, form, finding.quantity, finding.tensor)
+        )
+        for finding in accepted.apply(findings)
+    ]
+    return Unit(
+        target=subject.target,
+        form=form,
+        verdict=unit_verdict("complete", findings, tensors, fail_on),
+        details=failures.details(),
+        seconds=time.perf_counter() - start,
+        oracle=check.oracle(probes) if check is not None else None,
+        tensors=tuple(tensors),
+        findings=tuple(findings),
+    )
+
+
+def _error(found: Finding | FunctionFault) -> float:
+    """Return the size of what is wrong with a Function, relative; -1 if it has none."""
+    return found.error if isinstance(found.error, float) else -1.0
+
+
+@dataclass(slots=True)
+class _Check:
+    """One run of gradcheck over the float64 runner: what is known, by index of the leaf."""
+
+    subject: Subject
+    native: Native
+    accepted: Allows
+    progress: Callable[[str], None]
+    form: str = "eager"
+    source: OracleRunner = field(init=False)
+    probing: Judge = field(init=False)
+    judged: dict[int, TensorJudgement] = field(default_factory=dict)
+    behind: dict[int, FunctionClass] = field(default_factory=dict)
+    missed: float = 0.0
+    is_tolerant: bool = False
+    blame: Blame = field(default_factory=Blame)
+    wrong_calls: list[Explanation] = field(default_factory=list)
+    broken_calls: list[Explanation] = field(default_factory=list)
+    functions: list[Finding] = field(default_factory=list)
+    recording: Recording = field(default_factory=Recording)
+    hooked: set[str] = field(default_factory=set)
+    silent_seconds: float = 0.0
+    is_searched: bool = False
+
+    def judge(self, thorough: bool, pattern: str, settings: dict[str, Any]) -> None:
+        """Fill in a verdict for each leaf whose name matches."""
+        start = time.perf_counter()
+        watch = FunctionWatch(linearised=lambda f: is_allowed(f, self.accepted))
+        self.source = oracle_runner(self.subject, self.native.input_mode, watch)
+        runner = self.source.runner if self.form == "eager" else form_runner(self.source.runner, self.form)
+        indices = self._matching(pattern)
+        settings = {**settings, "seed": self.subject.seed, "epsilon": torch.finfo(self.source.dtype).eps}
+        self.is_tolerant = bool(settings["atol"]) or (settings["rtol"] or 0.0) >= _OF_ERROR
+        self.progress(f"screening {len(indices)} tensors")
+        try:
+            self.probing = Judge(runner, **settings)
+        except NoGradient as error:
+            raise nothing_in_front(self.subject.target, watch.unjudged) from error
+        suspects, self.missed = self.probing.screen(indices)
+        self.recording = runner.recording  # those made later see fewer directions, and fewer of its cuts move
+        self.silent_seconds = time.perf_counter() - start
+        self.judged = {i: self.probing.screened(i) for i in indices}
+        each = indices if thorough else suspects
+        for count, i in enumerate(each, 1):
+            self.progress(f"tensor {count} of {len(each)}: {runner.leaves[i].name}")
+            judged, missed = self.probing.each([i])
+            self.judged |= judged
+            self.missed = max(self.missed, missed)
+        self.judged = self.probing.settled(self.judged)
+        for i in tensors_behind(self.probing, runner):
+            if i in self.judged and self.judged[i].verdict in ("same", "no-gradient", "too-small"):
+                self.judged[i] = replace(self.judged[i], verdict="unresolved")
+                self.behind[i] = next(iter(watch.unjudged))
+        if self.form != "eager":  # its Functions are captured or gone; eager's own check is about those
+            return
+        if self.recording.hooks or runner.instance.set_aside_hooks:
+            with explaining("which gradients the hooks change"):
+                self.hooked = leaves_behind_hooks(self.subject, self.source)
+        wrong = [i for i in indices if self.judged[i].verdict in ("wrong", "missing", "approximate")]
+        # Who asks for some tensors only wants no word on Functions that do not concern them.
+        unexplained = self._check_functions(wrong, settings) if wrong or pattern == "*" else []
+        self._localise(unexplained, settings)
+        self._accept_kinks(unexplained)
+
+    def _check_functions(self, wrong: list[int], settings: dict[str, Any]) -> list[int]:
+        """Judge the custom Functions by themselves; return what is wrong besides them."""
+        runner = self.source.runner
+        if not any(map(is_users, runner.watch.classes)):
+            return wrong
+        self.progress("checking custom Functions alone")
+        functions = FunctionCheck(runner, self.accepted, settings["epsilon"])
+        with explaining("the custom Functions"):
+            self.probing.origin.record()
+            functions.judge(is_alarmed=bool(wrong))
+            tolerated = settings["rtol"] or 0.0
+            functions.faults = {
+                f: fault for f, fault in functions.faults.items() if not 0 <= _error(fault) <= tolerated
+            }
+            if functions.faults and wrong:
+                self.blame = functions.blame(wrong, settings)
+                self.judged |= self.blame.own
+                first = next(iter(functions.faults))
+                self.behind |= {i: first for i in wrong if i not in self.blame.own}
+        unexplained = [i for i in wrong if i not in self.behind]
+        right = {runner.leaves[i].name for i, each in self.judged.items() if each.verdict == "same" and not wrong}
+        with explaining("what the custom Functions do wrong"):
+            self.probing.origin.record()
+            told = functions.findings(right, is_explained=not unexplained)
+            self.functions = [each for each in told if each.code != "GC408" or not 0 <= _error(each) <= tolerated]
+        self.probing.point.record()
+        return unexplained
+
+    def _localise(self, wrong: list[int], settings: dict[str, Any]) -> None:
+        """Find the calls whose backward is wrong where no Function explains it, and those that make NaN."""
+        runner = self.source.runner
+        if any(self.judged[i].verdict in ("wrong", "missing") for i in wrong):
+            self.progress("looking for the call whose backward is wrong")
+            with explaining("the call whose backward is wrong"):
+                self.probing.site(next(i for i in wrong if self.judged[i].verdict in ("wrong", "missing")))
+                start, seconds = time.perf_counter(), self._seconds()
+                self.wrong_calls = wrong_backwards(runner, settings, seconds)
+                self.is_searched = time.perf_counter() - start < seconds
+        if self._broken() and not self._is_output_broken():
+            self.progress("looking for the call that makes NaN")
+            with explaining("the call whose backward makes NaN"):
+                self.probing.point.record()
+                self.broken_calls = broken_backwards(runner, self.probing.samples[0].cotangents)
+
+    def _seconds(self) -> float:
+        """Return how long an explanation may take: a few times what the check took without an alarm."""
+        return max(_LEAST_SECONDS, _TIMES_THE_CHECK * self.silent_seconds)
+
+    def _accept_kinks(self, unexplained: list[int]) -> None:
+        """Accept what is wrong at the user's point alone if no part of the program is: right parts compose to a kink.
+
+        ``relu(x) - relu(-x)`` at 0 is x, smooth; autograd's gradient there is 0, and of each part a slope it has. If
+        the parts were not all judged, there is no verdict.
+        """
+        told = frozenset[str]().union(*(each.tensors for each in self.wrong_calls))
+        for i in unexplained:
+            judged = self.judged[i]
+            if judged.only_here and self.source.runner.leaves[i].name not in told:
+                verdict: Verdict = "same" if self.is_searched else "unresolved"
+                self.judged[i] = replace(judged, verdict=verdict, where="beside")
+
+    def results(self) -> list[TensorResult]:
+        """Return a row a judged leaf, with elements for the worst few."""
+        leaves, broken = self.source.runner.leaves, self._broken()
+        wrong = [i for i in self.judged if i in broken or self.judged[i].verdict in ("wrong", "missing")]
+        worst = sorted(wrong, key=lambda i: -(self.judged[i].error or 0.0))[:_TENSORS_WITH_ROWS]
+        results = []
+        for i, judged in self.judged.items():
+            rows, count = self._rows(i) if i in worst else ([], None)
+            results.append(tensor_result(leaves[i], judged, broken=i in broken, rows=rows, wrong=count))
+        return with_hooks(results, self.hooked)
+
+    def _rows(self, i: int) -> tuple[Sequence[ElementDifference], int | None]:
+        """Return the worst elements of one tensor, and how many are wrong."""
+        with explaining(f"the elements of {self.source.runner.leaves[i].name}"):
+            return worst_elements(self.probing, i)
+        return [], None
+
+    def findings(self) -> list[Finding]:
+        """Return what is wrong: custom Functions first, then tensors, worst first."""
+        leaves, broken = self.source.runner.leaves, self._broken()
+        order = sorted(self.judged, key=lambda i: -(self.judged[i].error or 0.0))
+        is_output_broken = self._is_output_broken()
+        about = [
+            gradient_finding(
+                leaves[i], self.judged[i], self.behind.get(i), broken.get(i), is_output_broken=is_output_broken
+            )
+            for i in order
+        ]
+        calls = {"GC401": self.wrong_calls, "GC403": self.wrong_calls, "GC407": self.broken_calls}
+        told = [explained(finding, calls.get(finding.code, ())) for finding in about if finding is not None]
+        overflow = native_gradient_findings(self.native, {leaves[i].name for i in broken}, self._untrained())
+        native_calls: list[Explanation] = []
+        if overflow and not is_output_broken:
+            with explaining("the call whose backward overflows"):
+                native_calls = broken_natively(self.subject, self.native)
+        heads = [each for each in self.functions if each.severity == "error"]
+        tails = [each for each in self.functions if each.severity != "error"]
+        return [*heads, *told, *(explained(finding, native_calls) for finding in overflow), *tails]
+
+    def _untrained(self) -> set[str]:
+        """Return the inputs whose gradient training does not compute: without requires_grad, beside parameters."""
+        names = {leaf.name for leaf in self.source.runner.leaves}
+        inputs = {name for name in names if name.startswith("input:")}
+        trained = trained_inputs(self.subject.model, self.subject.args, self.subject.kwargs)
+        return inputs - trained if inputs != names else set()
+
+    def notes(self) -> list[Finding]:
+        """Return what was held fixed, set aside or taken as exact."""
+        runner = self.source.runner
+        norms = self.probing.samples[0].norms
+        without = {leaf.name for i, leaf in enumerate(runner.leaves) if norms[i] == 0}
+        notes: list[Finding] = []
+        with explaining("what the program cuts from the gradient"):
+            notes += cut_notes(self.recording, runner.leaves, without)
+        with explaining("what hooks the program has"):
+            notes += hook_notes(self.recording, runner.instance.set_aside_hooks, changes=bool(self.hooked))
+        with explaining("which outputs have no gradient"):
+            notes += [
+                undifferentiated_note(name)
+                for name in undifferentiated(self.probing.point, self.probing.samples[0].cotangents)
+            ]
+        with explaining("what the casts of the program change"):
+            cast = cast_note(self.native.outputs, self.probing.origin.outputs)
+            notes += [cast] if cast is not None else []
+        if self.probing.origin.absorbed:
+            self.probing.origin.record()
+            notes += too_large_notes(self.probing.origin.too_large())
+        beside = [runner.leaves[i].name for i, judged in self.judged.items() if judged.where == "beside"]
+        notes += [kink_note(beside)] if beside else []
+        notes += [constant_inputs_note()] if self.native.input_mode == "constant" else []
+        return notes if self.probing.origin.consistent else [not_replayed(), *notes]
+
+    def oracle(self, probes: int) -> Oracle:
+        """Return how the finite differences were made, and what they could have missed."""
+        return Oracle(
+            dtype=str(self.source.dtype).removeprefix("torch."),
+            islands=self.source.islands,
+            noise=number(self.probing.relative_noise),
+            forwards=self.probing.forwards + self.blame.forwards,
+            probes=probes,
+            missed_with_probability=None if self.is_tolerant else number(self.missed),
+            of_error=_OF_ERROR,
+            held_fixed=sum(cut.moves for cut in self.recording.cuts.values()),
+        )
+
+    def _is_output_broken(self) -> bool:
+        return any(not self.accepted.matching(finding.allow) for finding in self.native.findings())
+
+    def _broken(self) -> dict[int, torch.Tensor]:
+        return self.probing.samples[0].broken
+
+    def _matching(self, pattern: str) -> list[int]:
+        leaves = self.source.runner.leaves
+        indices = [
+            i
+            for i, leaf in enumerate(leaves)
+            if leaf.tensor.numel() and any(fnmatch.fnmatchcase(name, pattern) for name in (leaf.name, *leaf.tied))
+        ]
+        if not indices:
+            names = [leaf.name for leaf in leaves]
+            listed = ", ".join(names[:4]) + (" …" if len(names) > 4 else ".")
+            raise TargetError(
+                "GC115",
+                f"no tensor matches --tensor {pattern!r}{nearest(pattern, names)}; there are {len(names)}: {listed}",
+            )
+        return indices

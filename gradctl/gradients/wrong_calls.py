@@ -1,0 +1,154 @@
+"""Where in the user's program a gradient becomes wrong, or a value NaN: the call, its module, file and line."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from gradctl.core.findings import Finding, Location
+from gradctl.gradients.backward_localisation import Vote, wrong_parts
+from gradctl.gradients.baseline import Native
+from gradctl.gradients.function_contracts import function_name, source_place
+from gradctl.gradients.gradient_findings import location
+from gradctl.numerics.measures import gaussian_like
+from gradctl.subject.instance import Instance, Leaf
+from gradctl.subject.subject import Subject
+from gradctl.tracing.graph import Node, Origin, leaves_behind, modules_by_identity
+from gradctl.tracing.model_runner import ModelRunner
+from gradctl.tracing.nonfinite import BackwardTrace, ForwardTrace, Made
+
+__all__ = ["Explanation", "broken_backwards", "broken_natively", "broken_outputs", "explained", "wrong_backwards"]
+
+_WRONG: dict[Vote, str] = {
+    "vjp": "the backward (VJP) of {} is wrong, forward mode (JVP) agrees with finite differences",
+    "both": "{} is wrong in reverse mode (VJP) and in forward mode (JVP)",
+    None: "the backward of {} is wrong",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where something becomes wrong: what is said of it, the place, and the tensors that it spoils."""
+
+    text: str
+    location: Location | None
+    tensors: frozenset[str]
+
+
+def explained(finding: Finding, explanations: Iterable[Explanation]) -> Finding:
+    """Return a finding about a tensor with where it becomes wrong; as it is where that is not known."""
+    if finding.cause is not None:
+        return finding
+    about = [each for each in explanations if finding.tensor in each.tensors]
+    if not about:
+        return finding
+    first, *others = about
+    also = "".join(f"; {each.text} ({each.location})" for each in others)
+    return msgspec.structs.replace(
+        finding, message=f"{finding.message.removesuffix('.')}: {first.text}{also}.", location=first.location
+    )
+
+
+def wrong_backwards(runner: ModelRunner, settings: dict[str, Any], seconds: float = math.inf) -> list[Explanation]:
+    """Return the torch calls and leaf modules whose backward is wrong alone, at the present values of the leaves.
+
+    Args:
+        runner: the model.
+        settings: of each ``Judge``.
+        seconds: after which no further part is judged.
+
+    Raises:
+        TimeoutError: nothing was found in that time.
+    """
+    deadline = time.perf_counter() + seconds
+    return [
+        Explanation(
+            _WRONG[culprit.vote].format(culprit.origin.op),
+            _location(culprit.origin),
+            frozenset(leaves_behind(culprit.sources, runner.leaves)),
+        )
+        for culprit in wrong_parts(runner, settings, lambda: time.perf_counter() > deadline)
+    ]
+
+
+def broken_backwards(runner: ModelRunner, cotangents: dict[str, Tensor]) -> list[Explanation]:
+    """Return the calls whose backward makes NaN or infinity of finite gradients, the first one first."""
+    trace = BackwardTrace(modules_by_identity(runner.instance.model))
+    with runner.instance.leaves_kept():
+        outputs = {name: t for name, t in runner.run(trace) if name in cotangents and t.requires_grad}
+        with trace.watching(list(outputs.values())), runner.promoted():
+            torch.autograd.backward(list(outputs.values()), [cotangents[name].clone() for name in outputs])
+    return _makers(trace, runner.leaves)
+
+
+def broken_natively(subject: Subject, native: Native) -> list[Explanation]:
+    """Return the same for the model in its own dtype."""
+    instance = Instance(subject, input_mode=native.input_mode)
+    trace = BackwardTrace(modules_by_identity(instance.model))
+    with instance.leaves_kept():
+        with torch.enable_grad():
+            outputs = [t for name, t in instance.run(trace) if name in native.outputs and t.requires_grad]
+        generator = torch.Generator().manual_seed(subject.seed)
+        with trace.watching(outputs):
+            torch.autograd.backward(outputs, [gaussian_like(t, generator) for t in outputs])
+    return _makers(trace, instance.leaves)
+
+
+def broken_outputs(findings: Sequence[Finding], subject: Subject, native: Native) -> list[Finding]:
+    """Return findings about the native run, an output that is NaN with the call that made the first one."""
+    names = {finding.tensor for finding in findings if finding.code == "GC407"}
+    if not names:
+        return list(findings)
+    instance = Instance(subject, input_mode=native.input_mode)
+    trace = ForwardTrace(modules_by_identity(instance.model))
+    with instance.leaves_kept(), torch.enable_grad():
+        made = {name: trace.of(t) for name, t in instance.run(trace) if name in names}
+    places = [
+        Explanation(_made_in_words(origin), _location(origin.first), frozenset({name}))
+        for name, origin in made.items()
+        if origin is not None
+    ]
+    return [explained(finding, places) for finding in findings]
+
+
+def _made_in_words(made: Made) -> str:
+    if made.first == made.nan:
+        return f"{made.first.op} makes the first"
+    return f"{made.first.op} makes the first infinity, {made.nan.op} NaN of it ({_location(made.nan)})"
+
+
+def _makers(trace: BackwardTrace, leaves: Sequence[Leaf]) -> list[Explanation]:
+    """Return one explanation a node that made NaN: for the leaves whose gradient was still finite before."""
+    for leaf in leaves:
+        leaf.take_gradient()
+    told: frozenset[str] = frozenset()
+    explanations = []
+    for maker in trace.makers:
+        reached = leaves_behind([maker.node], leaves) - told
+        told |= reached
+        place = _function_location(maker.node) or _location(maker.origin)
+        name = _name(maker.node, maker.origin)
+        explanations.append(Explanation(f"the backward of {name} makes the first", place, frozenset(reached)))
+    return explanations
+
+
+def _name(node: Node, origin: Origin) -> str:
+    function = getattr(node, "_forward_cls", None)
+    return function_name(function) if function is not None else origin.op
+
+
+def _function_location(node: Node) -> Location | None:
+    """Return where a custom Function's backward is written, for its node."""
+    function = getattr(node, "_forward_cls", None)
+    return location(source_place(function), op=function_name(function)) if function is not None else None
+
+
+def _location(origin: Origin) -> Location | None:
+    return location(origin.place, op=origin.op, module=origin.module or None)

@@ -1,0 +1,297 @@
+"""A graph as what it computes: nodes, and where each of their inputs comes from, whatever the names.
+
+Identity and Constant nodes are looked through: a value is a graph's input, a constant (initializer or node), an output
+of another node, or comes from around the graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+
+from gradctl.onnxio.onnx_file import nodes
+from gradctl.onnxio.submodel import used_by
+
+__all__ = [
+    "Constant",
+    "Consumer",
+    "GraphView",
+    "Source",
+    "attributes_of",
+    "content",
+    "default_of",
+    "operator_of",
+    "operators",
+    "shortened",
+    "subgraphs",
+]
+
+Graph = onnx.GraphProto | onnx.FunctionProto
+_OWN_DOMAINS = ("", "ai.onnx")
+_LONGEST_TEXT = 200
+
+
+class Source(NamedTuple):
+    """Where a value comes from: ``kind`` is input, constant, node, outer or none; ``of`` which one of them."""
+
+    kind: str
+    of: int | str = 0
+    slot: int = 0
+
+
+class Consumer(NamedTuple):
+    """Who takes an output of a node: a node by place, or -1 for the graph's outputs; at which of its inputs.
+
+    ``slot`` is -1 where a subgraph of the node takes it.
+    """
+
+    node: int
+    slot: int
+    output: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """An initializer, or what a Constant node holds.
+
+    Attributes:
+        name: of the value.
+        tensor: None for one that is sparse.
+        is_initializer: and no node.
+        digest: of dtype, shape and content.
+    """
+
+    name: str
+    tensor: onnx.TensorProto | None
+    is_initializer: bool
+    digest: bytes
+
+    @property
+    def size(self) -> int:
+        """Return the number of elements, 0 for what is sparse."""
+        return 0 if self.tensor is None else math.prod(self.tensor.dims)
+
+
+@dataclass(slots=True, eq=False)
+class GraphView:
+    """A graph, subgraph or body of a function, as what it computes.
+
+    Attributes:
+        graph: what it is of.
+        folder: where external data lie.
+        nodes: all but Identity and Constant, in their order.
+        inputs: the sources of each node's inputs.
+        captured: the sources of what each node's subgraphs take from around them.
+        outputs: the sources of the graph's outputs.
+        constants: all of them.
+        consumers: of each node's outputs.
+        input_names: of the inputs that no initializer gives a value.
+    """
+
+    graph: Graph
+    folder: Path
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    inputs: list[tuple[Source, ...]] = field(default_factory=list)
+    captured: list[tuple[Source, ...]] = field(default_factory=list)
+    outputs: tuple[Source, ...] = ()
+    constants: list[Constant] = field(default_factory=list)
+    consumers: list[list[Consumer]] = field(default_factory=list)
+    input_names: list[str] = field(default_factory=list)
+    _sources: dict[str, Source] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        is_function = isinstance(self.graph, onnx.FunctionProto)
+        if not is_function:
+            for tensor in self.graph.initializer:
+                self._add_constant(Constant(tensor.name, tensor, True, _digest(tensor, self.folder)))
+            for sparse in self.graph.sparse_initializer:
+                self._add_constant(Constant(sparse.values.name, None, True, _serialized(sparse)))
+        ports = [each if is_function else each.name for each in self.graph.input]
+        self.input_names = [name for name in ports if name not in self._sources]
+        self._sources |= {name: Source("input", place) for place, name in enumerate(self.input_names)}
+        for node in self.graph.node:
+            self._add(node)
+        self.outputs = tuple(self.source(each if is_function else each.name) for each in self.graph.output)
+        for place, (given, around) in enumerate(zip(self.inputs, self.captured, strict=True)):
+            for slot, source in enumerate(given):
+                self._consume(source, place, slot)
+            for source in around:
+                self._consume(source, place, -1)
+        for slot, source in enumerate(self.outputs):
+            self._consume(source, -1, slot)
+
+    def source(self, name: str) -> Source:
+        """Return where a value comes from."""
+        return self._sources.get(name, Source("outer", name)) if name else Source("none")
+
+    def name_of(self, source: Source) -> str:
+        """Return the name of the value that a source gives."""
+        if source.kind == "node":
+            return str(self.nodes[int(source.of)].output[source.slot])
+        if source.kind == "constant":
+            return self.constants[int(source.of)].name
+        if source.kind == "input":
+            return self.input_names[int(source.of)]
+        return str(source.of) if source.kind == "outer" else ""
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        if node.domain in _OWN_DOMAINS and node.op_type == "Identity" and len(node.input) == 1:
+            self._sources[node.output[0]] = self.source(node.input[0])
+            return
+        if node.domain in _OWN_DOMAINS and node.op_type == "Constant" and (constant := _constant(node, self.folder)):
+            self._add_constant(constant)
+            return
+        given = [self.source(name) for name in node.input]
+        while given and given[-1].kind == "none":
+            given.pop()
+        names = dict.fromkeys(name for name in list(used_by(node))[len(node.input) :] if name)
+        place = len(self.nodes)
+        self.nodes.append(node)
+        self.inputs.append(tuple(given))
+        self.captured.append(tuple(dict.fromkeys(self.source(name) for name in names)))
+        self.consumers.append([])
+        for slot, name in enumerate(node.output):
+            if name:
+                self._sources[name] = Source("node", place, slot)
+
+    def _add_constant(self, constant: Constant) -> None:
+        self._sources[constant.name] = Source("constant", len(self.constants))
+        self.constants.append(constant)
+
+    def _consume(self, source: Source, node: int, slot: int) -> None:
+        if source.kind == "node":
+            self.consumers[int(source.of)].append(Consumer(node, slot, source.slot))
+
+
+def operator_of(node: onnx.NodeProto) -> str:
+    """Return ``Operator``, or ``domain::Operator`` for one that is not ONNX's own."""
+    return node.op_type if node.domain in _OWN_DOMAINS else f"{node.domain}::{node.op_type}"
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
+    """Give the subgraphs of a node, each with the name of its attribute."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.name, attribute.g
+        for number, graph in enumerate(attribute.graphs):
+            yield f"{attribute.name}.{number}", graph
+
+
+def attributes_of(node: onnx.NodeProto, opset: int, folder: Path) -> dict[str, tuple[str, Any]]:
+    """Return the text and an identity of each attribute that is no graph and has not its default value."""
+    defaults = _defaults(node.op_type, node.domain, opset)
+    found: dict[str, tuple[str, Any]] = {}
+    for attribute in node.attribute:
+        if attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS):
+            continue
+        described = _attribute(attribute, folder)
+        if attribute.name not in defaults or defaults[attribute.name][1] != described[1]:
+            found[attribute.name] = shortened(described[0]), described[1]
+    return dict(sorted(found.items()))
+
+
+def default_of(node: onnx.NodeProto, opset: int, attribute: str) -> str | None:
+    """Return the text of an attribute's default value, None where it has none."""
+    return _defaults(node.op_type, node.domain, opset).get(attribute, (None, None))[0]
+
+
+def shortened(text: str) -> str:
+    """Return a text as a report holds it: its first characters where it is long."""
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}... ({len(text)} characters)"
+
+
+@lru_cache(maxsize=2048)
+def _defaults(operator: str, domain: str, opset: int) -> dict[str, tuple[str, Any]]:
+    try:
+        schema = onnx.defs.get_schema(operator, opset, "" if domain in _OWN_DOMAINS else domain)
+    except onnx.defs.SchemaError:
+        return {}
+    return {
+        name: _attribute(attribute.default_value, Path())
+        for name, attribute in schema.attributes.items()
+        if attribute.default_value.type != onnx.AttributeProto.UNDEFINED
+    }
+
+
+def _attribute(attribute: onnx.AttributeProto, folder: Path) -> tuple[str, Any]:
+    if attribute.ref_attr_name:
+        return f"@{attribute.ref_attr_name}", ("reference", attribute.ref_attr_name)
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        kind = onnx.TensorProto.DataType.Name(attribute.t.data_type).lower()
+        dims = list(attribute.t.dims)
+        text = f"{kind}{dims}"
+        if math.prod(dims) == 1 and attribute.t.data_type != onnx.TensorProto.STRING:
+            text += f" {content(attribute.t, folder).reshape(-1)[0]}"
+        return text, _digest(attribute.t, folder)
+    try:
+        value = onnx.helper.get_attribute_value(attribute)
+    except ValueError:
+        value = attribute.SerializeToString(deterministic=True)
+    if isinstance(value, float | int):
+        return f"{value:.6g}" if isinstance(value, float) else str(value), (attribute.type, value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace"), (attribute.type, value)
+    if isinstance(value, Sequence) and all(isinstance(each, int | float | bytes | str) for each in value):
+        return str([each.decode(errors="replace") if isinstance(each, bytes) else each for each in value]), (
+            attribute.type,
+            tuple(value),
+        )
+    plain = onnx.AttributeProto()
+    plain.CopyFrom(attribute)
+    plain.ClearField("doc_string")
+    return "another value", plain.SerializeToString(deterministic=True)
+
+
+def content(tensor: onnx.TensorProto, folder: Path) -> np.ndarray[Any, Any]:
+    """Return a tensor's elements; external data are read."""
+    array: np.ndarray[Any, Any] = onnx.numpy_helper.to_array(tensor, base_dir=str(folder))
+    return array
+
+
+def _digest(tensor: onnx.TensorProto, folder: Path) -> bytes:
+    digest = hashlib.blake2b(f"{tensor.data_type}{list(tensor.dims)}".encode(), digest_size=16)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        digest.update(repr(list(tensor.string_data)).encode())
+    else:
+        # A view, not tobytes(): that would copy each weight once more.
+        digest.update(np.ascontiguousarray(content(tensor, folder)).reshape(-1).view(np.uint8).data)
+    return digest.digest()
+
+
+def _serialized(message: onnx.SparseTensorProto) -> bytes:
+    plain = onnx.SparseTensorProto()
+    plain.CopyFrom(message)
+    plain.values.ClearField("name")
+    plain.indices.ClearField("name")
+    return hashlib.blake2b(plain.SerializeToString(deterministic=True), digest_size=16).digest()
+
+
+def _constant(node: onnx.NodeProto, folder: Path) -> Constant | None:
+    """Return what a Constant node holds; None where it is an attribute of the function around it."""
+    if len(node.attribute) != 1 or node.attribute[0].ref_attr_name:
+        return None
+    attribute = node.attribute[0]
+    name = node.output[0]
+    if attribute.type == onnx.AttributeProto.SPARSE_TENSOR:
+        return Constant(name, None, False, _serialized(attribute.sparse_tensor))
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        tensor = attribute.t
+    else:
+        kinds = {"value_f": np.float32, "value_i": np.int64, "value_s": np.object_}
+        kind = kinds[attribute.name[:7]]
+        tensor = onnx.numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), kind), name)
+    return Constant(name, tensor, False, _digest(tensor, folder))
+
+
+def operators(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the nodes by operator, most frequent first; those of other domains are ``domain::Operator``."""
+    return dict(Counter(operator_of(node) for node in nodes(model)).most_common())

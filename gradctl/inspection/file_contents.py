@@ -1,0 +1,195 @@
+"""What a model file holds: operators by count, inputs, outputs, parameters, opset. Nothing is compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port, Semantic
+from gradctl.core.names import buffer_name, parameter_name
+from gradctl.forms.artifact import SUFFIXES, load
+from gradctl.forms.form import Captured
+from gradctl.onnxio.onnx_file import OnnxFile, nodes, onnx_dtype_name, parse
+from gradctl.onnxio.session import axis_size
+from gradctl.onnxio.validation import tensor_bytes
+
+__all__ = ["FILE_SUFFIXES", "inspect_captured", "inspect_file", "inspect_onnx"]
+
+FILE_SUFFIXES = (*SUFFIXES, ".onnx")
+
+
+def inspect_file(path: Path, *, trusted: bool) -> Inspection:
+    """Return what a TorchScript, ``.pt2`` or ONNX file holds.
+
+    Raises:
+        TargetError: GC142 if it cannot be read or holds no model.
+        TrustError: GC901 for TorchScript and ``.pt2`` without ``trusted``.
+    """
+    if path.suffix.lower() == ".onnx":
+        return inspect_onnx(parse(path), str(path))
+    return inspect_captured(load(path, trusted=trusted), str(path))
+
+
+def inspect_captured(captured: Captured, name: str) -> Inspection:
+    """Return what a captured form holds, in memory or loaded from a file.
+
+    Args:
+        captured: TorchScript or an exported program.
+        name: what the inspection calls it.
+    """
+    program = captured.artifact
+    is_export = isinstance(program, torch.export.ExportedProgram)
+    inputs, outputs = _export_ports(program) if is_export else _script_ports(program)
+    return Inspection(
+        subject=name,
+        source="export" if is_export else "torchscript",
+        inputs=inputs,
+        outputs=outputs,
+        parameters=parameter_rows(captured.parameters),
+        buffers=tuple(
+            BufferRow(name=buffer_name(each), shape=tuple(tensor.shape), dtype=dtype_name(tensor))
+            for each, tensor in captured.buffers.items()
+        ),
+        elements=sum(tensor.numel() for tensor in storages(captured.parameters.values())),
+        bytes=byte_count([*captured.parameters.values(), *captured.buffers.values()]),
+        operators=captured.operators,
+        guards=tuple(_guards(program)) if is_export else (),
+    )
+
+
+def parameter_rows(parameters: dict[str, Tensor], unused: frozenset[str] | None = None) -> tuple[ParameterRow, ...]:
+    """Return a row for each storage, tied names together.
+
+    Args:
+        parameters: by qualified name.
+        unused: names that one call and its backward left without gradient; None if that was not tried.
+    """
+    names: dict[int, list[str]] = {}
+    for name, tensor in parameters.items():
+        names.setdefault(_storage(tensor), []).append(name)
+    rows = []
+    for first, *others in names.values():
+        tensor = parameters[first]
+        rows.append(
+            ParameterRow(
+                name=parameter_name(first),
+                shape=tuple(tensor.shape),
+                dtype=dtype_name(tensor),
+                tied=tuple(map(parameter_name, others)),
+                frozen=not tensor.requires_grad,
+                unused=None if unused is None or not tensor.requires_grad else parameter_name(first) in unused,
+            )
+        )
+    return tuple(rows)
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Return ``float32``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def byte_count(tensors: Sequence[Tensor]) -> int:
+    """Return the bytes of some tensors, each storage once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in storages(tensors))
+
+
+def storages(tensors: Any) -> list[Tensor]:
+    """Return one tensor for each storage."""
+    return list({_storage(tensor): tensor for tensor in tensors}.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    is_plain = tensor.layout == torch.strided and tensor.numel() and tensor.data_ptr()
+    return tensor.data_ptr() if is_plain else id(tensor)
+
+
+def _script_ports(scripted: Any) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    forward = getattr(scripted, "forward", scripted)  # a ScriptFunction is its own forward
+    schema = forward.schema
+    inputs = [Port(name=each.name, type=str(each.type)) for each in schema.arguments if each.name != "self"]
+    return tuple(inputs), tuple(Port(name=each.name, type=str(each.type)) for each in schema.returns)
+
+
+def _export_ports(program: torch.export.ExportedProgram) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    signature = program.graph_signature
+
+    def ports(names: Sequence[Any]) -> tuple[Port, ...]:
+        return tuple(Port(name=str(name), type=_described(values.get(str(name), name))) for name in names)
+
+    return ports(signature.user_inputs), ports(signature.user_outputs)
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{dtype_name(value)}[{', '.join(map(str, value.shape))}]"
+    return type(value).__name__
+
+
+def _guards(program: torch.export.ExportedProgram) -> Iterator[str]:
+    """Return the ranges of sizes, by the symbol that the inputs show."""
+    for symbol, values in program.range_constraints.items():
+        upper = str(values.upper)
+        yield f"{symbol} >= {values.lower}" + ("" if "oo" in upper else f" and <= {upper}")
+
+
+def inspect_onnx(file: OnnxFile, name: str) -> Inspection:
+    """Return what an ONNX file holds; external data, which an inspection does not need, are not read.
+
+    Args:
+        file: what was read.
+        name: what the inspection calls it.
+    """
+    own = file.model.graph.initializer
+    parameters = [
+        ParameterRow(name=parameter_name(each.name), shape=tuple(each.dims), dtype=onnx_dtype_name(each.data_type))
+        for each in own
+    ]
+    kinds = Counter(
+        f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+        for node in nodes(file.model)
+    )
+    return Inspection(
+        subject=name,
+        source="onnx",
+        inputs=tuple(_onnx_port(each) for each in file.inputs),
+        outputs=tuple(_onnx_port(each) for each in file.model.graph.output),
+        parameters=tuple(parameters),
+        elements=sum(math.prod(each.dims) for each in own),
+        bytes=sum(tensor_bytes(each) or 0 for each in own),
+        semantics=tuple(_draws(file)),
+        operators=dict(kinds.most_common()),
+        opsets=file.opsets,
+    )
+
+
+def _draws(file: OnnxFile) -> Iterator[Semantic]:
+    """Return the inputs that are to be drawn, by the distributions that ``export --graph joint`` writes beside them."""
+    inputs = {each.name for each in file.inputs}
+    for entry in file.model.metadata_props:
+        if entry.key not in inputs:
+            continue
+        try:
+            (first, name), *parameters = json.loads(entry.value).items()
+        except (ValueError, AttributeError):  # somebody else's
+            continue
+        if first == "distribution":
+            said = ", ".join([str(name), *(f"{key} = {value}" for key, value in parameters)])
+            yield Semantic(kind="random numbers", name=entry.key, message=said)
+
+
+def _onnx_port(value: Any) -> Port:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        return Port(name=value.name, type=str(kind or "unknown").removesuffix("_type"))
+    tensor = value.type.tensor_type
+    sizes = [str(axis_size(each)) for each in tensor.shape.dim]
+    shape = f"[{', '.join(sizes)}]" if tensor.HasField("shape") else ""
+    return Port(name=value.name, type=f"{onnx_dtype_name(tensor.elem_type)}{shape}")

@@ -1,0 +1,81 @@
+"""What units leave behind, processes and files, is ended and removed, also where nobody is left to do it.
+
+Each process of a unit has the unit's folder in its environment, which all that it starts inherits: a daemon leaves its
+parent, its group and its session, and keeps that. Only Linux shows the environment of other processes (/proc).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["cleared", "end_all_of", "environment_of", "main"]
+
+_MARK = "GRADCTL_UNIT"
+_START = "import sys; sys.path[:] = {path!r}; from gradctl.isolation.cleanup import main; main()"
+_MOST_SCANS, _SCAN_SECONDS = 10, 0.005
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    """Return the environment of a unit's process: ours, and the unit's folder."""
+    return {**os.environ, _MARK: str(folder)}
+
+
+def end_all_of(folder: Path) -> None:
+    """Kill every process of the unit with this folder, or of all units with a folder in it.
+
+    Until none is found twice, for one may start another meanwhile, and has no environment while it does.
+    """
+    clean = 0
+    for _ in range(_MOST_SCANS):
+        found = [int(each.parent.name) for each in Path("/proc").glob("[0-9]*/environ") if _has_mark(each, folder)]
+        for process in found:
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+        clean = 0 if found else clean + 1
+        if clean == 2:
+            return
+        time.sleep(_SCAN_SECONDS)
+
+
+@contextmanager
+def cleared(folder: Path) -> Iterator[None]:
+    """Remove the folder of a run at the end, with all processes of its units; by a process that outlives a kill -9.
+
+    It waits for the end of a pipe that this process holds, in a session of its own.
+    """
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", _START.format(path=path), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ):
+        yield
+
+
+def main() -> None:
+    """Wait for the end of standard input, and clear the folder that ``sys.argv`` names."""
+    folder = Path(sys.argv[1])
+    sys.stdin.buffer.read()
+    end_all_of(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _has_mark(environment: Path, folder: Path) -> bool:
+    """Tell whether a process has the folder, or one in it; not if it is gone, or another user's."""
+    try:
+        entries = environment.read_bytes().split(b"\0")
+    except OSError:
+        return False
+    wanted = os.fsencode(f"{_MARK}={folder}")
+    return any(entry == wanted or entry.startswith(wanted + os.fsencode(os.sep)) for entry in entries)

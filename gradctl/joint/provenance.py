@@ -1,0 +1,108 @@
+"""Which of the user's lines an operator of the trace comes from, and what no graph can do, refused with that line.
+
+An operator of the backward comes from the line of the forward whose gradient it is: autograd numbers both alike.
+
+Private to torch (seen in 2.10 to 2.14): ``torch._C._current_autograd_node``, ``torch.autograd._get_sequence_nr``,
+``torch._subclasses.fake_tensor``, ``torch.fx.experimental.symbolic_shapes``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.fx.traceback import annotate
+
+from gradctl.joint.export_error import CannotJoin, here
+from gradctl.tracing.operators import OperatorMode, name_of, writes
+
+__all__ = ["Places", "place_of", "places_by_operator"]
+
+_KEY = "gradctl"
+_aten = torch.ops.aten
+
+
+class Places(OperatorMode):
+    """Note at each node that is traced where it comes from.
+
+    Attributes:
+        writes: the user's line that last wrote to a storage, by its address.
+        sized: what first gave a tensor whose size depends on values, in a sentence; empty where nothing has.
+
+    Raises:
+        CannotJoin: in what is under it, for an operator of which python sees values, or whose sizes torch cannot
+            leave open.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._forward: dict[int, str] = {}
+        self.writes: dict[int, str] = {}
+        self.sized = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator."""
+        place, node = here(), torch._C._current_autograd_node()
+        if node is None:
+            self._forward[torch.autograd._get_sequence_nr() - 1] = place
+        elif not place:  # else the user's own backward, or a checkpoint
+            place = self._forward.get(node._sequence_nr(), "").replace(" (", " (the backward of ", 1)
+        if writes(func):
+            self.writes.update({each.untyped_storage()._cdata: place for each in args[:1] if isinstance(each, Tensor)})
+        with annotate({_KEY: place}):
+            return self._run(func, args, kwargs or {}, place)
+
+    def _run(self, func: Any, args: Any, kwargs: Any, place: str) -> Any:
+        if func is _aten._pack_padded_sequence.default:
+            raise CannotJoin(
+                f"a packed sequence has sizes that depend on values{place}: pad it, and mask what it gives."
+            )
+        tags = set(getattr(func, "tags", ())) & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+        if not tags:
+            return func(*args, **kwargs)
+        said, instead = _SAID.get(func, (name_of(func), "keep all of it, and multiply by a mask or use torch.where"))
+        sized = f"the size of what {said} gives depends on values{place}: {instead}."
+        try:
+            value = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise CannotJoin(sized if torch.Tag.dynamic_output_shape in tags else _values(place)) from error
+        if free_unbacked_symbols(value):
+            if torch.Tag.dynamic_output_shape not in tags:
+                raise CannotJoin(_values(place))
+            self.sized = self.sized or sized
+        return value
+
+
+def _values(place: str) -> str:
+    return (
+        f"a branch, a loop, a size or a number depends on the values of a tensor{place}: keep it a tensor, and choose "
+        "with torch.where."
+    )
+
+
+# What the user calls an operator, and what there is instead.
+_SAID = {
+    _aten.bincount.default: ("bincount", "sum one_hot over the rows"),
+    _aten.index.Tensor: ("an index by a mask", "multiply by the mask, or use torch.where"),
+    _aten.repeat_interleave.Tensor: ("repeat_interleave", "give its output_size"),
+}
+
+
+def place_of(node: fx.Node) -> str:
+    """Return the user's line that a node of the trace comes from, as ``here``."""
+    place: str = node.meta.get("custom", {}).get(_KEY, "")
+    return place
+
+
+def places_by_operator(graph: fx.GraphModule) -> dict[str, str]:
+    """Return for each operator of a trace where its first node comes from."""
+    found: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            found.setdefault(str(node.target), place_of(node))
+    return found

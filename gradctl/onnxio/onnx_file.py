@@ -1,0 +1,256 @@
+"""ONNX files, read with no more trust than any data: content, external data and checker before onnxruntime sees them.
+
+``onnx.load`` takes an empty file for a model, and external data may name any path: an absolute one, one above the
+folder, a link out of it (GHSA-538c-55jv-c5g9 and its kin). All of that is refused here, each with its own words.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from gradctl.core.errors import TargetError, TrustError
+from gradctl.onnxio.validation import (
+    ensure_ending,
+    ensure_filled,
+    ensure_readable,
+    nodes,
+    sizes_text,
+    tensor_bytes,
+    tensors,
+)
+from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.plainfile import ensure_plain
+
+__all__ = ["OnnxFile", "initializers", "nodes", "onnx_dtype_name", "parse", "read", "said_by_onnxruntime", "session"]
+
+_ONNX_DOMAINS = ("", "ai.onnx")
+_SHORT = {"float": "float32", "double": "float64"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OnnxFile:
+    """A model file that was read, and whose external data lie where they may.
+
+    Attributes:
+        path: the file.
+        model: what it holds; external data stay on the disk.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+
+    @property
+    def opsets(self) -> dict[str, int]:
+        """Return the version of each operator set, ONNX's own as ``ai.onnx``."""
+        return {each.domain or "ai.onnx": each.version for each in self.model.opset_import}
+
+    @property
+    def inputs(self) -> list[onnx.ValueInfoProto]:
+        """Return the graph's inputs without those that an initializer gives a value."""
+        own = {each.name for each in self.model.graph.initializer}
+        return [each for each in self.model.graph.input if each.name not in own]
+
+
+def parse(path: Path) -> OnnxFile:
+    """Return what a file holds, valid or not, without its external data.
+
+    Raises:
+        TargetError: GC142 if it cannot be read or is no ONNX model; GC601 if a tensor has sizes that none can have.
+    """
+    model = _parsed(path)
+    ensure_readable(path, model)
+    return OnnxFile(path, model)
+
+
+def read(path: Path) -> OnnxFile:
+    """Return a file's model, fit to be run: checked, its external data looked at and not loaded.
+
+    Raises:
+        TargetError: GC142 if it cannot be read or is no ONNX model; GC601 if ONNX's checker refuses it.
+        TrustError: GC902 if external data lie outside the file's folder, or behind a link.
+    """
+    file = parse(path)
+    for tensor in tensors(file.model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _ensure_at_home(path, tensor)
+    ensure_ending(path, file.model)
+    try:
+        # By path: only so does the checker look at external data, and take what is larger than 2 GiB.
+        onnx.checker.check_model(path)
+    except onnx.checker.ValidationError as error:
+        said = " ".join(str(error).partition("\n\n")[0].split()).rstrip(".")
+        raise TargetError(
+            "GC601", f"{path} is not valid ONNX: {said}{_shapeless(file.model) if 'shape' in said else ''}."
+        ) from error
+    except Exception as error:  # a domain without a version raises a bare RuntimeError, and so on
+        if is_out_of_memory(error):
+            raise
+        raise TargetError("GC601", f"{path} cannot be checked: {first_line(error)}.") from error
+    for tensor in tensors(file.model):
+        ensure_filled(path, tensor)
+    return file
+
+
+def session(
+    file: OnnxFile, *, optimised: bool = True, values: Mapping[str, np.ndarray[Any, Any]] | None = None
+) -> onnxruntime.InferenceSession:
+    """Return an onnxruntime session of a file that ``read`` let through, on the CPU, with torch's number of threads.
+
+    Args:
+        file: the file.
+        optimised: whether onnxruntime optimises the graph, as it does unless told otherwise.
+        values: of initializers, instead of those in the file.
+
+    Raises:
+        TargetError: GC602 if onnxruntime cannot run it.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    held = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in (values or {}).items()}
+    for name, value in held.items():
+        options.add_initializer(name, value)
+    try:
+        running = onnxruntime.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
+        running.held = held  # the session reads them where they are
+        return running
+    except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
+        if is_out_of_memory(error):
+            raise
+        foreign = sorted(
+            {node.domain for node in nodes(file.model) if node.domain not in _ONNX_DOMAINS}
+            - {function.domain for function in file.model.functions}
+        )
+        hint = f" It has operators of {', '.join(foreign)}, which are not ONNX's own." if foreign else ""
+        version = onnxruntime.__version__
+        raise TargetError(
+            "GC602", f"{file.path} cannot be run by onnxruntime {version}: {said_by_onnxruntime(error)}.{hint}"
+        ) from error
+
+
+def said_by_onnxruntime(error: Exception) -> str:
+    """Return an error of onnxruntime without its codes: ``[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not …``."""
+    said = first_line(error).rpartition("[ONNXRuntimeError] : ")[2].split(" : ", 2)[-1].rstrip(".")
+    said = re.sub(r"^Load model from .*? failed: ?", "", said)
+    return re.sub(r"/\S+\.(?:cc|h):\d+ .*?\) ", "", said)  # line and signature of its C++ function
+
+
+def onnx_dtype_name(number: int) -> str:
+    """Return what torch calls an element type of ONNX: ``float32``."""
+    if number not in onnx.TensorProto.DataType.values():
+        return f"type {number}"
+    name = str(onnx.TensorProto.DataType.Name(number)).lower()
+    return _SHORT.get(name, name)
+
+
+def initializers(file: OnnxFile) -> Iterator[tuple[str, torch.Tensor]]:
+    """Return the graph's initializers by name, one at a time; those of a kind that torch does not have are left out."""
+    for proto in file.model.graph.initializer:
+        try:
+            array = onnx.numpy_helper.to_array(proto, base_dir=str(file.path.parent))
+            yield proto.name, torch.from_numpy(array.copy())
+        except TypeError:  # strings, and types of fewer bits
+            continue
+
+
+def _shapeless(model: onnx.ModelProto) -> str:
+    """Return which inputs and outputs have no shape, if any: the checker refuses them without a name."""
+    ports = [
+        repr(port.name)
+        for port in (*model.graph.input, *model.graph.output)
+        if port.type.HasField("tensor_type") and not port.type.tensor_type.HasField("shape")
+    ]
+    return f" ({', '.join(ports)}). Give each its sizes, by name where they are free" if ports else ""
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    try:
+        size = ensure_plain(path, "GC142", "*.onnx")
+        if size > onnx.checker.MAXIMUM_PROTOBUF:
+            raise TargetError(
+                "GC142",
+                f"{path} has {size / 2**30:.1f} GiB, and an ONNX file at most 2. Write its weights as external data.",
+            )
+        model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise TargetError("GC142", f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
+    except DecodeError as error:
+        raise TargetError("GC142", f"{path} is damaged, or no ONNX file. Write or copy it again.") from error
+    if not model.opset_import or not model.HasField("graph"):
+        raise TargetError("GC142", f"{path} holds no ONNX graph with an opset. Write it again.")
+    return model
+
+
+def _ensure_at_home(path: Path, tensor: onnx.TensorProto) -> None:
+    """Raise unless a tensor's external data are a part of a plain file in the model's folder, of the right size."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    says = f"{path}: the external data of {tensor.name!r}"
+    if not location or "\0" in location:
+        raise TargetError("GC601", f"{says} have no file name as their location. Write the file again.")
+    if PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute():
+        raise TrustError("GC902", f"{says} are at the absolute path {location!r}. Put them beside the file.")
+    if ".." in PurePosixPath(location).parts or ".." in PureWindowsPath(location).parts:
+        raise TrustError("GC902", f"{says} are at {location!r}, outside its folder. Put them beside the file.")
+    data = path.parent / location
+    home = Path(os.path.realpath(path.parent))
+    if not Path(os.path.realpath(data)).is_relative_to(home):
+        raise TrustError("GC902", f"{says} are at {location!r}, a link out of its folder. Copy them beside the file.")
+    try:
+        if data.is_symlink():  # the checker takes none either
+            raise TrustError("GC902", f"{says} are at {location!r}, a symbolic link. Copy them beside the file.")
+        if not data.is_file():
+            kind = "is no plain file" if data.exists() else "is not there"
+            raise TargetError("GC142", f"{says} are in {str(data)!r}, which {kind}. Copy it beside the model.")
+        status = data.stat()
+    except OSError as error:
+        raise TargetError("GC142", f"{says} cannot be read: {error.strerror or first_line(error)}.") from error
+    if status.st_nlink > 1:
+        raise TrustError(
+            "GC902",
+            f"{says} are in {location!r}, which has {status.st_nlink} hard links: it may be a file of another folder. "
+            "Copy it.",
+        )
+    _ensure_inside(says, tensor, entries, status.st_size)
+
+
+def _ensure_inside(says: str, tensor: onnx.TensorProto, entries: dict[str, str], size: int) -> None:
+    needed = tensor_bytes(tensor)
+    if needed is None:
+        raise TargetError(
+            "GC601", f"{says} are of {onnx_dtype_name(tensor.data_type)}, which no file holds. Write the file again."
+        )
+    offset = _number(says, entries, "offset", 0)
+    length = _number(says, entries, "length", max(needed, size - offset))  # without one they go to the file's end
+    if offset < 0 or length < 0 or offset + length > size:
+        raise TargetError(
+            "GC142",
+            f"{says} are bytes {offset} to {offset + length} of {entries['location']!r}, which has {size}. "
+            "Write or copy it again.",
+        )
+    if length != needed:
+        raise TargetError(
+            "GC601", f"{says} have {length} bytes, and {sizes_text(tensor)} takes {needed}. Write the file again."
+        )
+
+
+def _number(says: str, entries: dict[str, str], key: str, default: int) -> int:
+    try:
+        return int(entries.get(key, default))
+    except ValueError as error:
+        raise TargetError(
+            "GC601", f"{says} have the {key} {entries[key][:40]!r}, which is no number. Write the file again."
+        ) from error

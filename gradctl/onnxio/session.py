@@ -1,0 +1,65 @@
+"""Run a session of onnxruntime on torch tensors; describe its inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor
+
+from gradctl.onnxio.onnx_file import onnx_dtype_name, said_by_onnxruntime
+
+__all__ = ["as_numpy", "axis_size", "described", "port_text", "run"]
+
+
+def run(running: onnxruntime.InferenceSession, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a session's outputs by name.
+
+    Raises:
+        RuntimeError: onnxruntime refuses the inputs, or an output is no tensor.
+    """
+    names = [each.name for each in running.get_outputs()]
+    try:
+        values = running.run(names, {name: as_numpy(tensor) for name, tensor in feeds.items()})
+    except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
+        raise RuntimeError(f"onnxruntime: {said_by_onnxruntime(error)}") from error
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, np.ndarray | np.generic):
+            raise RuntimeError(f"output {name!r} is a {type(value).__name__}, not a tensor")
+    return {name: torch.from_numpy(np.array(value)) for name, value in zip(names, values, strict=True)}
+
+
+def axis_size(dimension: onnx.TensorShapeProto.Dimension) -> int | str:
+    """Return a size as a number, or the name of a free one, or ``?``."""
+    if dimension.HasField("dim_value") and dimension.dim_value >= 0:
+        return int(dimension.dim_value)
+    return dimension.dim_param or "?"
+
+
+def described(port: onnx.ValueInfoProto) -> tuple[str, list[int | str] | None]:
+    """Return the dtype of an input or output, and its sizes: a number, a name, or ``?``; None where even how many.
+
+    What is no tensor has the name of its kind (``sequence_type``) for a dtype. A negative size is a free one, as
+    onnxruntime has it.
+    """
+    if port.type.WhichOneof("value") != "tensor_type":
+        return str(port.type.WhichOneof("value")), None
+    kind = port.type.tensor_type
+    sizes = [axis_size(each) for each in kind.shape.dim]
+    return onnx_dtype_name(kind.elem_type), sizes if kind.HasField("shape") else None
+
+
+def port_text(port: onnx.ValueInfoProto) -> str:
+    """Return the type of an input or output: ``float32[batch, 16]``."""
+    dtype, sizes = described(port)
+    return dtype if sizes is None else f"{dtype}[{', '.join(map(str, sizes))}]"
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return the tensor as onnxruntime takes it."""
+    array: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().numpy()
+    return array

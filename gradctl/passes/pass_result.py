@@ -1,0 +1,121 @@
+"""What a pass is, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx
+
+from gradctl.graphdiff.graph_view import operators
+
+__all__ = ["NotApplicable", "Pass", "PassResult", "difference", "result"]
+
+_MOST_OPERATORS = 6
+
+
+class NotApplicable(Exception):
+    """A pass has nothing to do with a graph, or a package of it is not there; says so in a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """What a pass made of a graph.
+
+    Attributes:
+        model: the graph now.
+        modified: whether it is another than before, whatever the backend says.
+        changed: what is other, in operators and initializers.
+    """
+
+    model: onnx.ModelProto
+    modified: bool
+    changed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One row of the table.
+
+    Attributes:
+        name: what ``--pass`` takes.
+        level: the lowest level that has it; None for what only ``--pass`` or an option of its own asks for.
+        backend: the package that does it.
+        does: one line.
+        apply: gives another model for a model, which it leaves as it was.
+        missing: returns why it cannot be had here, or nothing.
+        tied_to_machine: whether its result fits the processor it was made on.
+        may_grow: whether more nodes are no reason to set its result aside.
+    """
+
+    name: str
+    level: str | None
+    backend: str
+    does: str
+    apply: Callable[[onnx.ModelProto], onnx.ModelProto]
+    missing: Callable[[], str] = lambda: ""
+    tied_to_machine: bool = False
+    may_grow: bool = False
+
+
+def result(before: onnx.ModelProto, after: onnx.ModelProto) -> PassResult:
+    """Return what a pass gave, compared with what it was given."""
+    same = _content(before) == _content(after) and all(
+        _values(left) == _values(right)
+        for left, right in zip(before.graph.initializer, after.graph.initializer, strict=True)
+    )
+    return PassResult(after, not same, "" if same else difference(before, after))
+
+
+def difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
+    """Return ``MatMul 4 to 0, Gemm 0 to 4; initializers 9 to 8``."""
+    old, new = operators(before), operators(after)
+    counts = [
+        (abs(new.get(kind, 0) - old.get(kind, 0)), f"{kind} {old.get(kind, 0)} to {new.get(kind, 0)}")
+        for kind in sorted({*old, *new})
+        if old.get(kind, 0) != new.get(kind, 0)
+    ]
+    counts.sort(key=lambda each: -each[0])
+    more = f" and {len(counts) - _MOST_OPERATORS} more" if len(counts) > _MOST_OPERATORS else ""
+    parts = [", ".join(text for _, text in counts[:_MOST_OPERATORS]) + more] if counts else []
+    sizes = len(before.graph.initializer), len(after.graph.initializer)
+    parts += [f"initializers {sizes[0]} to {sizes[1]}"] if sizes[0] != sizes[1] else []
+    opsets = [{each.domain: each.version for each in model.opset_import}.get("") for model in (before, after)]
+    parts += [f"opset {opsets[0]} to {opsets[1]}"] if opsets[0] != opsets[1] else []
+    return "; ".join(parts) or "names, attributes or values"
+
+
+def _content(model: onnx.ModelProto) -> tuple[object, ...]:
+    """Return all that says what a graph computes but for the values of its initializers."""
+    return (
+        [(each.domain, each.version) for each in model.opset_import],
+        [each.SerializeToString(deterministic=True) for each in (*model.graph.input, *model.graph.output)],
+        [_plain(node) for node in model.graph.node],
+        [[_plain(node) for node in function.node] for function in model.functions],
+        [(each.name, each.data_type, tuple(each.dims)) for each in model.graph.initializer],
+    )
+
+
+def _plain(node: onnx.NodeProto) -> tuple[object, ...]:
+    attributes = [
+        (each.name, _subgraph(each.g) if each.HasField("g") else each.SerializeToString(deterministic=True))
+        for each in sorted(node.attribute, key=lambda each: each.name)
+    ]
+    return node.domain, node.op_type, tuple(node.input), tuple(node.output), attributes
+
+
+def _subgraph(graph: onnx.GraphProto) -> tuple[object, ...]:
+    """Return what a branch or a loop's body computes: its types of inner values are notes, which come and go."""
+    return (
+        [each.name for each in (*graph.input, *graph.output)],
+        [_plain(node) for node in graph.node],
+        [(each.name, each.data_type, tuple(each.dims), _values(each)) for each in graph.initializer],
+    )
+
+
+def _values(tensor: onnx.TensorProto) -> object:
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return list(tensor.string_data)
+    return onnx.numpy_helper.to_array(tensor).tobytes()

@@ -1,0 +1,265 @@
+"""Passes one after another, each verified; what does not hold is undone and becomes a finding."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import onnx
+from torch import Tensor
+
+from gradctl.comparison.file_latency import latencies
+from gradctl.comparison.file_outputs import OutputRow, severity
+from gradctl.comparison.verified_graph import InvalidGraph, VerifiedGraph, shelved
+from gradctl.core.errors import TargetError
+from gradctl.core.findings import Finding, number
+from gradctl.core.names import Severity
+from gradctl.core.optimization import GraphSize, Latency, Optimization, PassOutcome, PassStatus
+from gradctl.diagnosis.first_change import FirstChange, first_change
+from gradctl.onnxio.onnx_file import OnnxFile, nodes
+from gradctl.passes.pass_result import NotApplicable, Pass, result
+from gradctl.passes.size import size_of
+from gradctl.subject.frames import first_line, is_out_of_memory
+
+__all__ = ["Pipeline"]
+
+# The sessions that measure latency are all there at once: so many bytes of weights may they hold in all.
+_MOST_BYTES_MEASURED = 2**28
+_MOST_NODES_NAMED = 6
+# So many bytes of weights are worth the half second that collecting garbage takes.
+_MANY_BYTES = 2**26
+
+
+class Pipeline:
+    """A graph, the passes it went through, and what is to be said of them.
+
+    Args:
+        path: of the graph before all passes, which ``read`` let through.
+        example: its inputs.
+        folder: where the graphs in between are written; ``clear`` removes them.
+        seed: of inputs and noise.
+        progress: gets a line before each pass.
+
+    Raises:
+        TargetError: GC602 if onnxruntime cannot run the graph; GC104 if not on the example.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        example: Mapping[str, Tensor],
+        folder: Path,
+        *,
+        seed: int,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.folder, self.seed, self.progress = folder, seed, progress
+        progress("running the graph as it is")
+        self.current = shelved(onnx.load(path), folder / "graph-0.onnx")
+        try:
+            self.verified = VerifiedGraph(self.current, example, seed)
+        except TargetError as error:
+            said = error.message.replace(str(self.current.path), str(path))
+            raise TargetError(error.code, said) from error
+        self.shapes = {name: tuple(value.shape) for name, value in example.items()}
+        self.before = self._size(self.current.model)
+        self.whole = onnx.load(self.current.path)
+        self.stages = [self.current.path]
+        self.outcomes: list[PassOutcome] = []
+        self.findings: list[Finding] = []
+
+    def run(self, passes: Sequence[Pass], *, on_trial: bool = True) -> None:
+        """Run passes over the current graph, and keep what they make if that holds and has no more nodes.
+
+        One that makes more nodes is kept on trial while there are others to come, which may take out more than it put
+        in. If they do not, what was done since is undone, and they run without it.
+        """
+        for index, each in enumerate(passes):
+            rest = passes[index + 1 :]
+            before = self.current, list(self.stages), list(self.outcomes), list(self.findings), self.verified.outputs
+            grown = self._run(each, may_grow=on_trial and bool(rest))
+            if not grown:
+                continue
+            self.run(rest, on_trial=False)
+            if not _grown(before[0].model, self.current.model):
+                return
+            tried = self.outcomes[len(before[2])]
+            for path in self.stages[len(before[1]) :]:
+                self._remove(path)
+            self.current, self.stages, self.outcomes, self.findings, self.verified.outputs = before
+            self.whole = onnx.load(self.current.path)
+            self._note(each, "set aside", changed=tried.changed, reason=grown, seconds=tried.seconds)
+
+    def _run(self, each: Pass, *, may_grow: bool) -> str:
+        """Run one pass, and return by how much the graph has grown if it has, and the pass was kept all the same."""
+        self.progress(f"pass {each.name}")
+        start = time.perf_counter()
+        if reason := each.missing():
+            self._note(each, "not installed", reason=reason)
+            return ""
+        try:
+            made = result(self.whole, each.apply(self.whole))
+        except NotApplicable as refusal:
+            self._note(each, "not applicable", reason=str(refusal), seconds=time.perf_counter() - start)
+            return ""
+        except Exception as error:  # a pass may raise anything
+            if is_out_of_memory(error):
+                raise
+            # It has made no graph that lies: no reason to refuse what the others make, unless it was asked for.
+            severity: Severity = "warning" if each.level is not None else "error"
+            seconds = time.perf_counter() - start
+            self._failed(each, f"it raises {first_line(error)}", seconds, 0.0, severity=severity)
+            return ""
+        seconds = time.perf_counter() - start
+        grown = "" if each.may_grow or not made.modified else _grown(self.current.model, made.model)
+        if not made.modified:
+            self._note(each, "unchanged", seconds=seconds)
+        elif grown and not may_grow:
+            self._note(each, "set aside", changed=made.changed, reason=grown, seconds=seconds)
+        else:
+            start, changed = time.perf_counter(), made.changed
+            candidate = shelved(made.model, self.folder / f"graph-{len(self.outcomes) + 1}.onnx")
+            del made
+            self._verify(each, candidate, changed, seconds, start)
+        if self.before.bytes > _MANY_BYTES:
+            gc.collect()  # onnx-ir's graphs are cycles, and hold the weights of the models that they were made of
+        return grown if self.outcomes[-1].status == "kept" else ""
+
+    def _verify(self, each: Pass, candidate: OnnxFile, changed: str, seconds: float, start: float) -> None:
+        try:
+            rows = self.verified.rows(candidate)
+        except InvalidGraph as refusal:
+            self._remove(candidate.path)
+            self._failed(each, str(refusal), seconds, time.perf_counter() - start)
+            return
+        spent = time.perf_counter() - start
+        worst = max(rows, key=severity, default=None)
+        numbers = {"error": number(worst.error), "budget": number(worst.budget)} if worst else {}
+        if worst is None or not worst.differs:
+            self.verified.keep()
+            self.current, self.whole = candidate, onnx.load(candidate.path)
+            self.stages.append(candidate.path)
+            self._note(
+                each,
+                "kept",
+                changed=changed,
+                seconds=seconds,
+                verification_seconds=spent,
+                size=self._size(candidate.model),
+                tied_to_machine=each.tied_to_machine,
+                **numbers,
+            )
+            return
+        feeds = self.verified.feeds[worst.trial]
+        before = replace(self.current, model=self.whole)
+        where = first_change(before, candidate, each.apply, feeds, trial=worst.trial, seed=self.seed)
+        self._remove(candidate.path)
+        self.findings.append(_changed(each, worst, where))
+        self._note(
+            each,
+            "undone",
+            changed=changed,
+            reason=f"it changes {worst.name}",
+            seconds=seconds,
+            verification_seconds=time.perf_counter() - start,
+            **numbers,
+        )
+
+    def saved(self, path: Path) -> OnnxFile:
+        """Return the current graph as a file with all its weights, which are in memory no longer."""
+        onnx.save(self.whole, path)
+        del self.whole
+        return replace(self.current, path=path)
+
+    def optimization(self, level: str | None, final: OnnxFile) -> Optimization:
+        """Return the table: sizes, and latencies where all graphs fit into memory together, or else of the two ends."""
+        feeds = self.verified.feeds["example"]
+        files = [OnnxFile(path, final.model) for path in self.stages[:-1]] + [final]
+        after = self._size(final.model)
+        sizes = [self.before, *(each.size for each in self.outcomes if each.size), after]
+        total = sum(size.bytes for size in sizes)
+        measured = files if total <= _MOST_BYTES_MEASURED else [files[0], files[-1]]
+        found: list[Latency | None] = [None] * len(measured)
+        # Of a graph that onnxruntime's own optimiser breaks, the last comparison says so.
+        with suppress(TargetError, RuntimeError):
+            found = [*latencies(measured, feeds)]
+        kept = found[1:] if len(measured) == len(files) else [None] * (len(files) - 1)
+        pending = iter(kept)
+        outcomes = tuple(
+            msgspec.structs.replace(each, latency=next(pending)) if each.status == "kept" else each
+            for each in self.outcomes
+        )
+        return Optimization(
+            level=level,
+            before=self.before,
+            after=after,
+            passes=outcomes,
+            latency_before=found[0],
+            latency_after=found[-1],
+            tied_to_machine=any(each.tied_to_machine for each in outcomes),
+            opsets=final.opsets,
+        )
+
+    def clear(self) -> None:
+        """Remove the graphs in between."""
+        for path in self.folder.iterdir():
+            if path.name.startswith(("graph-", "values-of-", "part")):
+                path.unlink()
+
+    def _remove(self, graph: Path) -> None:
+        for path in self.folder.glob(f"{graph.name}*"):
+            path.unlink()
+
+    def _size(self, model: onnx.ModelProto) -> GraphSize:
+        return size_of(model, self.shapes)
+
+    def _failed(
+        self, each: Pass, reason: str, seconds: float, verification_seconds: float, *, severity: Severity = "error"
+    ) -> None:
+        self.findings.append(
+            Finding(
+                code="GC502",
+                severity=severity,
+                message=f"pass {each.name} ({each.backend}) was undone: {reason}.",
+                hint="the other passes ran without it; accept that, or name the passes to run with --pass.",
+                allow=f"GC502:{each.name}",
+            )
+        )
+        self._note(each, "failed", reason=reason, seconds=seconds, verification_seconds=verification_seconds)
+
+    def _note(self, each: Pass, status: PassStatus, **fields: object) -> None:
+        outcome = PassOutcome(name=each.name, backend=each.backend, status=status)
+        self.outcomes.append(msgspec.structs.replace(outcome, **fields))
+
+
+def _grown(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
+    counts = [sum(1 for _ in nodes(model)) for model in (before, after)]
+    return f"it makes {counts[1]} nodes of {counts[0]}" if counts[1] > counts[0] else ""
+
+
+def _changed(each: Pass, row: OutputRow, where: FirstChange | None) -> Finding:
+    """Return the finding of a pass that changes what the graph computes."""
+    off = row.structure or f"off by {row.error:.2e} (relative, rounding explains {row.budget:.2e})"
+    text = f"pass {each.name} ({each.backend}) changes {row.name}: {off}, with {row.trial}"
+    if where is not None:
+        text += f"; the first value it changes is {where.value} of {where.node}: {where.change}"
+        if where.nodes:
+            named = ", ".join(where.nodes[-_MOST_NODES_NAMED:])
+            more = len(where.nodes) - _MOST_NODES_NAMED
+            named = f"{more} more, {named}" if more > 0 else named
+            text += f"; {len(where.nodes)} of {where.total} nodes show it: {named}"
+    return Finding(
+        code="GC501",
+        severity="error",
+        quantity="output",
+        tensor=row.name,
+        verdict="differs",
+        message=f"{text}. It was undone.",
+        hint="the other passes ran without it; accept that, or name the passes to run with --pass.",
+        allow=f"GC501:{each.name}",
+    )

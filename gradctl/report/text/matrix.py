@@ -1,0 +1,115 @@
+"""The table of units on a screen: forms of one target, or what many targets did, in a bounded number of rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby, zip_longest
+
+from rich.table import Table
+from rich.text import Text
+
+from gradctl.core.findings import Unit
+from gradctl.core.names import Quantity, TensorVerdict
+from gradctl.report.text.wording import VERDICT_WORDS, one_line, printable, verdict_word, worst_units_first
+
+__all__ = ["QUANTITIES", "cell", "data", "matrix_of_forms", "matrix_of_targets", "plain_table"]
+
+QUANTITIES: tuple[Quantity, ...] = ("output", "gradient", "buffer")
+_MOST_ROWS = 40
+_WIDEST_FORM = 24
+_NARROWEST_TARGET = 16
+
+
+def matrix_of_forms(units: Sequence[Unit]) -> Table:
+    """Return the table of the forms of one target by quantity, each cell the worst verdict in it; times if there are.
+
+    Args:
+        units: of one target.
+    """
+    table = plain_table()
+    table.add_column("form", overflow="fold")
+    for heading in ("outputs", "gradients", "buffers"):
+        table.add_column(heading, no_wrap=True)
+    timed = any(unit.timing is not None for unit in units)
+    for heading in ("capture", "forward", "and backward") if timed else ():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for unit in units:
+        cells = [cell(unit, quantity) for quantity in QUANTITIES]
+        if unit.status != "complete":
+            cells[0] = unit.status
+        table.add_row(data(unit.form), *cells, *(_times(unit) if timed else []))
+    return table
+
+
+def matrix_of_targets(units: Sequence[Unit], *, width: int) -> tuple[Table, list[Unit]]:
+    """Return the table of units of several targets, and the units that have no row in it.
+
+    Above 40 units those have a row that are worst; a target is named once for all its rows, and folded after a ``/``.
+
+    Args:
+        units: in the order of the run.
+        width: columns of the screen.
+    """
+    kept = {id(unit) for unit in worst_units_first(units)[:_MOST_ROWS]}
+    shown = [unit for unit in units if id(unit) in kept]
+    quantities = [each for each in QUANTITIES if each != "buffer" or any(cell(unit, each) != "-" for unit in shown)]
+    headings = ["form", "verdict", *(f"{quantity}s" for quantity in quantities)]
+    rows = [[one_line(unit.form), verdict_word(unit), *_judged(unit, quantities)] for unit in shown]
+    widths = [max(map(len, column)) + 2 for column in zip(headings, *rows, strict=True)]
+    room = max(_NARROWEST_TARGET, width - min(widths[0], _WIDEST_FORM + 2) - sum(widths[1:]))
+    table = plain_table()
+    table.add_column("target", overflow="fold")
+    table.add_column("form", overflow="fold", max_width=_WIDEST_FORM)
+    for heading in headings[1:]:
+        table.add_column(heading, no_wrap=True)
+    cells = iter(rows)
+    for target, group in groupby(shown, key=lambda unit: unit.target):
+        for line, row in zip_longest(_folded(one_line(target), room), [next(cells) for _ in group]):
+            table.add_row(*map(Text, [line or "", *(row or [])]))
+    return table, [unit for unit in units if id(unit) not in kept]
+
+
+def cell(unit: Unit, quantity: Quantity) -> str:
+    """Return the word of the worst verdict on the unit's tensors of this quantity."""
+    verdicts: set[TensorVerdict] = {tensor.verdict for tensor in unit.tensors if tensor.quantity == quantity}
+    return next((word for verdict, word in VERDICT_WORDS.items() if verdict in verdicts), "-")
+
+
+def plain_table() -> Table:
+    """Return a table without lines, its columns two blanks apart."""
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+
+
+def _judged(unit: Unit, quantities: Sequence[Quantity]) -> list[str]:
+    words = [cell(unit, quantity) for quantity in quantities]
+    if unit.status not in ("complete", "unsupported"):  # the verdict says "skipped" of what is unsupported
+        words[0] = unit.status
+    return words
+
+
+def _folded(name: str, room: int) -> Iterator[str]:
+    """Yield ``name`` in lines of ``room`` columns, broken after a ``/``, ``.`` or ``:`` where there is one."""
+    while len(name) > room:
+        breaks = [found.end() for found in re.finditer("[/:.]", name[:room])]
+        end = breaks[-1] if breaks and breaks[-1] > room // 2 else room
+        yield name[:end]
+        name = name[end:]
+    yield name
+
+
+def _times(unit: Unit) -> list[str]:
+    """Return the seconds of the capture, and the time of a call as a part of eager's."""
+    timing = unit.timing
+    if timing is None:
+        return ["-", "-", "-"]
+    pairs = ((timing.forward, timing.eager_forward), (timing.training, timing.eager_training))
+    return [
+        f"{timing.capture:.2f} s",
+        *(f"{mine / theirs:.2f} x" if mine and theirs else "-" for mine, theirs in pairs),
+    ]
+
+
+def data(text: str) -> Text:
+    """Return a name for a table: nothing in it is markup, and what is long is folded."""
+    return Text(printable(text), overflow="fold")

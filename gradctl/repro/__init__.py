@@ -1,0 +1,1 @@
+"""Write a script of one file that shows a wrong gradient."""

@@ -1,0 +1,270 @@
+"""The text of a ``repro.py`` and the folder that it runs from: its tensors beside it, and the user's own files."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gradctl.repro import parts as repro_parts
+
+__all__ = ["SCRIPT", "SOURCE", "Candidate", "Recipe", "Unwritable", "write"]
+
+SCRIPT, TENSORS, SOURCE = "repro.py", "tensors.safetensors", "source"
+
+_SHARED: tuple[Callable[..., Any], ...] = (
+    repro_parts.seed_everything,
+    repro_parts.strided,
+    repro_parts.tensors_in,
+    repro_parts.fresh,
+    repro_parts.with_loss,
+    repro_parts.leaves_of,
+    repro_parts.run,
+    repro_parts.print_rows,
+)
+_OF_FINITE_DIFFERENCES = (
+    repro_parts.wide,
+    repro_parts.inner_product,
+    repro_parts.derivative,
+    repro_parts.compare_with_finite_differences,
+)
+# The modules that the functions of ``repro_parts`` name; a script imports those that it uses.
+_ALWAYS = ("importlib", "sys", "traceback")
+_IMPORTS = ("copy", "dataclasses", "importlib", "random", "sys", "tempfile", "traceback")
+
+
+class Unwritable(Exception):
+    """An input is of a kind that a script cannot be given; the text says which."""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What all candidates for one finding share.
+
+    Attributes:
+        form: which form is captured; ``eager`` for a finding about eager itself.
+        quantity: what is compared: ``output``, ``gradient``, ``buffer``, ``raises``; or ``nan output``, ``nan
+            gradient`` for values that are not finite.
+        tolerance: relative; above it the bug is there.
+        module: what the target is imported as.
+        build: the expression that makes the model, of ``source``, the imported module.
+        training: the mode to set; None leaves it.
+        loss: the expression of the loss, of ``source``; empty for none.
+        loss_takes_inputs: whether it wants the inputs too.
+        seed, threads, device: as in the run that found it.
+        report: the docstring.
+        start: paths of submodules to try first.
+        only_plain: whether a candidate must be free of cuts, hooks and accepted Functions, which finite differences
+            in a plain script do not hold fixed.
+        allows: what was accepted.
+    """
+
+    form: str
+    quantity: str
+    tolerance: float
+    module: str
+    build: str
+    training: bool | None = None
+    loss: str = ""
+    loss_takes_inputs: bool = False
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    report: str = ""
+    start: tuple[str, ...] = ()
+    only_plain: bool = False
+    allows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One way to show the bug.
+
+    Attributes:
+        example: positional and keyword inputs on which a form is captured.
+        inputs: the inputs to run on.
+        submodule: path of the part that is run; empty for the whole model.
+        calls: how many in a row.
+        state: its parameters and buffers, by name.
+    """
+
+    example: tuple[tuple[Any, ...], dict[str, Any]]
+    inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    submodule: str = ""
+    calls: int = 1
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def write(recipe: Recipe, candidate: Candidate, folder: Path, sources: Path) -> None:
+    """Write script, tensors and sources into a new folder.
+
+    Args:
+        recipe: what to check, and how.
+        candidate: on what.
+        folder: does not exist yet.
+        sources: the folder of the user's files, to be copied.
+
+    Raises:
+        Unwritable: an input is no tensor, number, text or plain container of these.
+    """
+    tensors: dict[str, Tensor] = {f"model.{name}": tensor for name, tensor in candidate.state.items()}
+    inputs = _written(candidate.inputs, "inputs", tensors)
+    is_one = candidate.example is candidate.inputs
+    example = "INPUTS" if is_one else _written(candidate.example, "example", tensors)
+    folder.mkdir()
+    shutil.copytree(sources, folder / SOURCE)
+    # safetensors refuses tensors that share memory, or have gaps.
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, folder / TENSORS)
+    (folder / SCRIPT).write_text(_text(recipe, candidate, example, inputs), encoding="utf-8")
+
+
+def _written(value: Any, path: str, tensors: dict[str, Tensor]) -> str:
+    """Return ``value`` as an expression of ``TENSORS``, to which its tensors are added."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_quantized:
+            raise Unwritable(f"{path} is a tensor of layout {value.layout}")
+        tensors[path] = value
+        text = f"TENSORS[{path!r}]"
+        return text if value.is_contiguous() else f"strided({text}, {tuple(value.stride())})"
+    if type(value) is dict:
+        items = [f"{key!r}: {_written(child, f'{path}.{key}', tensors)}" for key, child in value.items()]
+        return f"{{{', '.join(items)}}}"
+    if type(value) in (tuple, list, torch.Size):
+        children = [_written(child, f"{path}.{index}", tensors) for index, child in enumerate(value)]
+        listed = ", ".join(children)
+        return f"[{listed}]" if type(value) is list else f"({listed},)" if children else "()"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float({str(value)!r})"
+    if value is None or type(value) in (bool, int, float, complex, str, torch.dtype):
+        return repr(value)
+    raise Unwritable(f"{path} is of type {type(value).__name__!r}")
+
+
+def _parts(recipe: Recipe) -> tuple[tuple[Callable[..., Any], ...], str]:
+    """Return the functions that a script needs besides the shared ones, and the call that checks."""
+    finish_and_seed = "seed=SEED"
+    if recipe.quantity.startswith("nan "):
+        call = f"look_for_nan(make_model, finish, inputs=INPUTS, {finish_and_seed}, quantity={recipe.quantity[4:]!r})"
+        return (repro_parts.finite_only, repro_parts.look_for_nan), call
+    if recipe.form == "eager":
+        call = (
+            f"compare_with_finite_differences(make_model, finish, inputs=INPUTS, {finish_and_seed}, "
+            "tolerance=TOLERANCE)"
+        )
+        return _OF_FINITE_DIFFERENCES, call
+    capture = getattr(repro_parts, f"capture_{recipe.form}")
+    call = (
+        f"compare_with_form(\n        make_model, {capture.__name__}, finish, example=EXAMPLE, inputs=INPUTS, "
+        f"calls=CALLS, {finish_and_seed},\n        quantity={recipe.quantity!r}, tolerance=TOLERANCE,\n    )"
+    )
+    return (repro_parts.relative_error, capture, repro_parts.compare_with_form), call
+
+
+def _text(recipe: Recipe, candidate: Candidate, example: str, inputs: str) -> str:
+    own, check = _parts(recipe)
+    device = "" if recipe.device == "cpu" else f".to({recipe.device!r})"
+    part = f"\n    model = model.get_submodule({candidate.submodule!r})" if candidate.submodule else ""
+    mode = "" if recipe.training is None else f"\n    model.train({recipe.training})"
+    moved = f"\n    model.to({recipe.device!r})" if device and candidate.state else ""
+    loading = (
+        "\n    with torch.no_grad():"
+        "\n        for name, tensor in (*model.named_parameters(), *model.named_buffers()):"
+        '\n            tensor.copy_(TENSORS[f"model.{name}"])'
+        if candidate.state
+        else ""
+    )
+    finish = (
+        f"with_loss(call, importlib.import_module({recipe.module!r}).{recipe.loss}, {recipe.loss_takes_inputs})"
+        if recipe.loss and not candidate.submodule
+        else "call"
+    )
+    needed = ["numpy", "safetensors", *(["onnxruntime"] if recipe.form == "onnx" else [])]
+    functions = "\n\n\n".join(_sources(own, f"{finish} {check} {example} {inputs} seed_everything"))
+    captured_on = "" if recipe.form == "eager" else f"CALLS = {candidate.calls}\nEXAMPLE = {example}\n"
+    tolerance = "" if recipe.quantity.startswith("nan ") else f"TOLERANCE = {recipe.tolerance:.3e}\n"
+    imports = "\n".join(f"import {name}" for name in _IMPORTS if name in _ALWAYS or f"{name}." in functions)
+    return f'''"""{_in_docstring(recipe.report)}
+"""
+
+from __future__ import annotations
+
+{imports}
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+try:
+    import torch
+    import numpy as np
+    from safetensors.torch import load_file
+except ImportError as error:
+    print(f"this needs torch, {", ".join(needed)}: {{error}}", file=sys.stderr)
+    sys.exit(2)
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / {SOURCE!r}))
+torch.set_num_threads({recipe.threads})
+
+SEED = {recipe.seed}
+{tolerance}TENSORS = {{name: tensor{device} for name, tensor in load_file(HERE / {TENSORS!r}).items()}}
+INPUTS = {inputs}
+{captured_on}
+
+def make_model() -> Any:
+    """Return the model as it was when the bug was found."""
+    seed_everything(SEED)
+    source = importlib.import_module({recipe.module!r})
+    seed_everything(SEED)
+    model = {recipe.build}{mode}{part}{moved}{loading}
+    return model
+
+
+def finish(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the call with what follows it: the loss, where there is one."""
+    return {finish}
+
+
+{functions}
+
+
+def main() -> int:
+    """Return 1 while the bug is there, and 0 once it is gone."""
+    code = {check}
+    print("the bug is there" if code else "the bug is gone")
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        exit_code = main()
+    except Exception:
+        traceback.print_exc()
+        print("this could not be run, so it says nothing of the bug", file=sys.stderr)
+        exit_code = 2
+    sys.exit(exit_code)
+'''
+
+
+def _sources(own: Sequence[Callable[..., Any]], text: str) -> list[str]:
+    """Return the source of the functions that ``text`` names, and of those that these name."""
+    sources = {each.__name__: inspect.getsource(each).rstrip() for each in (*_SHARED, *own)}
+    named: set[str] = set()
+    while found := {name for name in sources.keys() - named if re.search(rf"\b{name}\b", text)}:
+        named |= found
+        text = "\n".join(sources[name] for name in found)
+    return [source for name, source in sources.items() if name in named]
+
+
+def _in_docstring(text: str) -> str:
+    """Return text that may stand between triple quotes."""
+    return json.dumps(text, ensure_ascii=False)[1:-1].replace("\\n", "\n").replace('\\"', '"').replace('"""', "'''")

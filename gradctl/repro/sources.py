@@ -1,0 +1,70 @@
+"""The user's own files that a ``repro.py`` needs: the target's, and what these import from the same folder."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from gradctl.subject.loading.target import Target
+
+__all__ = ["copy_sources"]
+
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+def copy_sources(target: Target, folder: Path) -> str:
+    """Copy the files that the target is made of into a new folder, and return what to import its module as.
+
+    A module of an installed package is imported by its name, and nothing is copied.
+    """
+    folder.mkdir()
+    start = target.file or _file_of(target.root, target.module_name)
+    if start is None or any(part in _INSTALLED for part in start.parts):
+        return target.module_name
+    name = target.module_name
+    if name in sys.stdlib_module_names or not all(part.isidentifier() for part in name.split(".")):
+        name = f"source_{''.join(each if each.isalnum() else '_' for each in name)}"  # random.py would hide python's
+    names = {target.module_name: start}
+    pending = [target.module_name]
+    while pending:
+        module = pending.pop()
+        for imported in _imported(module, names[module]):
+            file = _file_of(target.root, imported)
+            if file is not None and imported not in names:
+                names[imported] = file
+                pending.append(imported)
+    for module, file in names.items():
+        relative = file.relative_to(target.root)
+        place = folder / (f"{name}.py" if module == target.module_name and name != module else relative)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+    return name
+
+
+def _file_of(root: Path, module: str) -> Path | None:
+    """Return the file below ``root`` that is imported under this name."""
+    base = root.joinpath(*module.split("."))
+    return next((file for file in (base / "__init__.py", base.with_suffix(".py")) if file.is_file()), None)
+
+
+def _imported(module: str, file: Path) -> Iterator[str]:
+    """Give the names that a file may import, inside functions too, and the packages that these lie in."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    yield from _with_packages(package)
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _with_packages(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from _with_packages(base)
+            yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+
+
+def _with_packages(name: str) -> Iterator[str]:
+    parts = name.split(".") if name else []
+    yield from (".".join(parts[: count + 1]) for count in range(len(parts)))

@@ -1,0 +1,1 @@
+"""Example inputs: read, described, proposed, varied."""

@@ -1,0 +1,260 @@
+"""A model's inputs: from ``--input``, from a file, or from a function beside the target; fitted to what it takes."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Inputs",
+    "input_names",
+    "inputs_beside",
+    "inputs_from_beside",
+    "inputs_from_call",
+    "inputs_from_file",
+    "inputs_from_specs",
+    "trained_inputs",
+]
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradctl.core.errors import TargetError, nearest
+from gradctl.core.names import input_name
+from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
+from gradctl.subject.inputs.proposal import proposed_input
+from gradctl.subject.inputs.specification import InputSpec, TensorSpec, draw
+from gradctl.subject.inputs.tensor_file import INPUT_SUFFIXES, read_tensors
+from gradctl.subject.signature import (
+    POSITIONAL,
+    VARIADIC,
+    call_signature,
+    callee_name,
+    function_class,
+    required_parameters,
+)
+from gradctl.subject.tree import leaves
+
+_FEW = 8  # names that a message lists
+_POSITION = re.compile(r"(?:arg_|arr_)?(\d+)")  # numpy.savez names positional arrays arr_0, arr_1, …
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a model is called with."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+def input_names(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return every leaf of the inputs by name: the parameter of forward, then the path within the value.
+
+    ``("x", …)``, ``("batch.mask", …)``, ``("xs.0", …)``; what goes into ``*args`` is ``args.0``, ``args.1``, and so is
+    everything given by position to a callable without a signature.
+    """
+    signature = call_signature(function)
+    parameters = list(signature.parameters.values()) if signature else []
+    positional = [parameter.name for parameter in parameters if parameter.kind in POSITIONAL]
+    rest = next((parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL), "args")
+    names = positional + [f"{rest}.{index}" for index in range(max(0, len(args) - len(positional)))]
+    given = [*zip(names, args, strict=False), *kwargs.items()]
+    return [leaf for name, value in given for leaf in leaves(value, name)]
+
+
+def trained_inputs(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
+    """Return the names (``input:x``) of the inputs that are given with ``requires_grad``."""
+    named = input_names(function, args, kwargs)
+    return {input_name(name) for name, value in named if isinstance(value, Tensor) and value.requires_grad}
+
+
+def inputs_from_specs(specs: Sequence[InputSpec], model: Callable[..., Any], seed: int) -> Inputs:
+    """Return the inputs that ``--input`` asks for, drawn in order from one generator seeded by ``seed``.
+
+    Raises:
+        TargetError: GC104 if a name is given twice, or names or number do not fit what the model takes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    unnamed: list[Any] = []
+    named: dict[str, Any] = {}
+    for spec in specs:
+        value = draw(spec.value, generator) if isinstance(spec.value, TensorSpec) else spec.value
+        if spec.name is None:
+            unnamed.append(value)
+        elif spec.name in named:
+            raise TargetError("GC104", f"input {spec.name!r} is given twice. Give it once.")
+        else:
+            named[spec.name] = value
+    return _fitted(model, tuple(unnamed), named, by_position=True)
+
+
+def inputs_from_file(path: Path, model: Callable[..., Any]) -> Inputs:
+    """Return the inputs that a file holds: by the names of forward's parameters, or by position (``0``, ``arg_0``).
+
+    Raises:
+        TargetError: GC122 if the file cannot be read; GC104 if what it holds does not fit what the model takes.
+        TrustError: GC901 if it holds pickled objects.
+    """
+    content = read_tensors(
+        path, INPUT_SUFFIXES, "Save tensors only: in a dict by name, with torch.save or numpy.savez."
+    )
+    if isinstance(content, Tensor):
+        return _fitted(model, (content,), {}, by_position=True)
+    if isinstance(content, (tuple, list)):
+        return _fitted(model, tuple(content), {}, by_position=True)
+    if not isinstance(content, Mapping):
+        raise TargetError(
+            "GC104", f"{path} holds {type(content).__name__!r}. Save a dict of tensors by name, a tuple, or one tensor."
+        )
+    signature = call_signature(model)
+    parameters = signature.parameters if signature else {}
+    named: dict[str, Any] = {}
+    positions: dict[int, Any] = {}
+    for key, value in content.items():
+        position = _POSITION.fullmatch(str(key))
+        if position and str(key) not in parameters:
+            positions[int(position[1])] = value
+        else:
+            named[str(key)] = value
+    if sorted(positions) != list(range(len(positions))):
+        missing = next(index for index in range(len(positions)) if index not in positions)
+        raise TargetError("GC104", f"{path} has inputs by position, and number {missing} is missing. Count from 0.")
+    return _fitted(model, tuple(positions[index] for index in sorted(positions)), named, by_position=True)
+
+
+def inputs_beside(module: ModuleType, name: str) -> tuple[str, Any] | None:
+    """Return name and object of what gives the target's inputs: ``NAME_inputs``, else ``example_inputs``, else None."""
+    for candidate in (f"{name.replace('.', '_')}_inputs", "example_inputs"):
+        if hasattr(module, candidate):
+            return candidate, getattr(module, candidate)
+    return None
+
+
+def inputs_from_beside(name: str, found: Any, model: Callable[..., Any]) -> Inputs:
+    """Return what ``NAME_inputs()`` gives: a tuple by position, a dict by keyword, anything else as the one input.
+
+    Raises:
+        TargetError: GC104 if the user's function raises, with their frames, gives None or a list, or what it gives
+            does not fit what the model takes.
+    """
+    try:
+        value = found() if callable(found) else found
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        said = f"{name}() raised {first_line(error)}."
+        raise TargetError("GC104", said, details=user_frames(error)) from error
+    if value is None or isinstance(value, (list, str)):
+        kind = "None" if value is None else f"a {type(value).__name__}"
+        raise TargetError(
+            "GC104",
+            f"{name}() gives {kind}. Return a tuple of the inputs in order, a dict of keyword inputs, or one tensor.",
+        )
+    if isinstance(value, Mapping):
+        return _fitted(model, (), {str(key): child for key, child in value.items()}, by_position=False)
+    return _fitted(model, value if isinstance(value, tuple) else (value,), {}, by_position=False)
+
+
+def inputs_from_call(inputs: Any, kwargs: Mapping[str, Any], model: Callable[..., Any]) -> Inputs:
+    """Return what a program gives: a tuple or list by position, a mapping by keyword, a tensor as the one input.
+
+    Args:
+        inputs: as said.
+        kwargs: more inputs by keyword.
+        model: what will be called.
+
+    Raises:
+        TargetError: GC104 if ``inputs`` is none of these, or does not fit what the model takes.
+    """
+    if isinstance(inputs, Mapping):
+        named = {str(name): value for name, value in inputs.items()}
+        for name in kwargs:
+            if name in named:
+                raise TargetError("GC104", f"input {name!r} is given twice: in inputs, and in kwargs. Give it once.")
+        args, named = (), {**named, **kwargs}
+    elif isinstance(inputs, (Tensor, tuple, list)):
+        args, named = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), dict(kwargs)
+    else:
+        raise TargetError(
+            "GC104",
+            f"inputs is of type {type(inputs).__name__!r}. Give a tensor, a tuple or list of the inputs in order, or a "
+            "mapping of keyword inputs; put any other single input into a tuple.",
+        )
+    return _fitted(model, args, named, by_position=False, remedy="Add it to the inputs.")
+
+
+def _fitted(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    by_position: bool,
+    remedy: str | None = None,
+) -> Inputs:
+    """Return the inputs after checking them against what ``model`` takes.
+
+    Args:
+        model: what will be called.
+        args: inputs without a name, in order.
+        kwargs: inputs by name.
+        by_position: give named ones by position where the signature lets it: what hooks, tracing and exporters see.
+        remedy: how to give an input that is missing; None proposes the ``--input`` to type.
+    """
+    signature = call_signature(model)
+    if signature is None:
+        return Inputs(args, kwargs)
+    _check(signature, model, args, kwargs, remedy)
+    positional_only = any(
+        parameter.kind is parameter.POSITIONAL_ONLY and name in kwargs
+        for name, parameter in signature.parameters.items()
+    )
+    must = positional_only or function_class(model) is not None  # apply takes nothing by keyword
+    if not kwargs or not (by_position or must):
+        return Inputs(args, kwargs)
+    bound = signature.bind_partial(*args)
+    others = {name: value for name, value in kwargs.items() if name not in signature.parameters}
+    bound.arguments.update({name: value for name, value in kwargs.items() if name not in others})
+    if must:
+        bound.apply_defaults()  # a gap before a named one
+    return Inputs(bound.args, {**bound.kwargs, **others})
+
+
+def _check(
+    signature: inspect.Signature,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    remedy: str | None,
+) -> None:
+    """Refuse inputs that a call would refuse, by name: unknown, given twice, too many, missing."""
+    callee = callee_name(model)
+    parameters = signature.parameters
+    named = [name for name, parameter in parameters.items() if parameter.kind not in VARIADIC]
+    positional = [name for name in named if parameters[name].kind in POSITIONAL]
+    kinds = {parameter.kind for parameter in parameters.values()}
+    for name in kwargs:
+        if name in positional[: len(args)]:
+            number = positional.index(name) + 1
+            raise TargetError("GC104", f"input {name!r} is given twice: by name, and without one as number {number}.")
+        if name not in named and inspect.Parameter.VAR_KEYWORD not in kinds:
+            near = nearest(name, named)
+            raise TargetError("GC104", f"input {name!r} does not exist: {callee} takes {_listed(named)}{near}.")
+    if len(args) > len(positional) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        raise TargetError(
+            "GC104", f"{len(args)} inputs are given by position, and {callee} takes {_listed(positional)}."
+        )
+    for parameter in required_parameters(signature):
+        if parameter.name not in (*positional[: len(args)], *kwargs):
+            add = remedy or f"Add, for example, --input '{proposed_input(model, parameter)}'."
+            raise TargetError("GC104", f"input {parameter.name!r} is missing: {callee} takes {_listed(named)}. {add}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the names, or the first few of many."""
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more if names else "none"

@@ -1,0 +1,51 @@
+"""What to say where a model refuses its inputs: what it was given, and what its first layer would take."""
+
+from __future__ import annotations
+
+__all__ = ["first_layer_remedy", "given_inputs"]
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradctl.core.names import DTYPES
+from gradctl.subject.inputs.example import input_names
+from gradctl.subject.inputs.proposal import first_layer
+from gradctl.subject.inputs.specification import TensorSpec
+
+_FEW = 4  # inputs that a message lists
+
+
+def given_inputs(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the tensors among the inputs, ``x=f32[3,7], mask=bool[3,7]``, or ``its inputs`` where there are none."""
+    tensors = [(name, value) for name, value in input_names(function, args, kwargs) if isinstance(value, Tensor)]
+    listed = ", ".join(f"{name}={_spec(value)}" for name, value in tensors[:_FEW])
+    return (listed + (f" and {len(tensors) - _FEW} more" if len(tensors) > _FEW else "")) or "its inputs"
+
+
+def first_layer_remedy(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return a sentence with the ``--input`` that the model's first layer takes, if the first tensor is none such."""
+    name, layer, wanted = first_layer(function)
+    tensors = [each for each in input_names(function, args, kwargs) if isinstance(each[1], Tensor)]
+    if layer is None or not tensors or not _is_misfit(tensors[0][1], layer, wanted):
+        return ""
+    who = f"Layer {name!r}" if name else "It"
+    return f" {who} takes, for example, --input '{tensors[0][0]}={wanted}'."
+
+
+def _is_misfit(given: Tensor, layer: nn.Module, wanted: TensorSpec) -> bool:
+    """Tell an input of another dtype than the layer takes, of another width, or with numbers beyond an embedding."""
+    if wanted.between is not None:
+        is_integer = given.dtype in (torch.int32, torch.int64)
+        low, high = wanted.between
+        return not is_integer or bool(((given < low) | (given >= high)).any())
+    width = 1 - len(wanted.shape) if isinstance(layer, nn.modules.conv._ConvNd) else -1
+    is_narrow = given.ndim < -width
+    return _spec(given).dtype != wanted.dtype or is_narrow or given.shape[width] != wanted.shape[width]
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    full = str(tensor.dtype).removeprefix("torch.")
+    return TensorSpec(next((short for short, name in DTYPES.items() if name == full), full), tuple(tensor.shape))

@@ -1,0 +1,92 @@
+"""More inputs than the example: what a form that baked something in gets wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
+from gradctl.subject.subject import Subject
+from gradctl.subject.tree import leaves, map_leaves
+
+__all__ = ["VARIATIONS", "fresh", "longer", "redrawn", "varied"]
+
+
+def varied(subject: Subject, name: str) -> Subject:
+    """Return the subject with its inputs varied: ``example``, ``seed``, ``flipped signs`` or ``non-contiguous``."""
+    return _mapped(subject, VARIATIONS[name])
+
+
+def fresh(subject: Subject, seed: int) -> Subject:
+    """Return the subject with new random inputs of the same shapes, sizes and sets of integers."""
+    generator = torch.Generator().manual_seed(seed)
+    return _mapped(subject, lambda tensor: redrawn(tensor, generator))
+
+
+def longer(subject: Subject, dynamic: Dynamic) -> Subject:
+    """Return the subject with each free axis one longer, its last slice repeated.
+
+    Raises:
+        TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
+    """
+    marked = by_leaf(subject.model, subject.args, subject.kwargs, dynamic, _Axes)
+    free = iter([leaf.axes if isinstance(leaf, _Axes) else {} for _, leaf in leaves(marked)])
+
+    def lengthened(_: str, leaf: object) -> object:
+        axes: Mapping[int, str] = next(free)
+        if not isinstance(leaf, Tensor):
+            return leaf
+        for axis in axes:
+            leaf = torch.cat([leaf, leaf.narrow(axis, -1, 1)], axis)
+        return leaf
+
+    args, kwargs = map_leaves(lengthened, (subject.args, subject.kwargs))
+    return dataclasses.replace(subject, args=args, kwargs=kwargs)
+
+
+class _Axes:
+    """Free axes as a leaf, where a mapping would nest."""
+
+    def __init__(self, axes: Mapping[int, str]) -> None:
+        self.axes = axes
+
+
+def _mapped(subject: Subject, function: Callable[[Tensor], Tensor]) -> Subject:
+    args, kwargs = map_leaves(
+        lambda _, leaf: function(leaf.detach()) if isinstance(leaf, Tensor) else leaf, (subject.args, subject.kwargs)
+    )
+    return dataclasses.replace(subject, args=args, kwargs=kwargs)
+
+
+def redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return floats drawn with the same root mean square, and integers in another order (each index stays legal)."""
+    if tensor.layout != torch.strided or not tensor.numel():
+        return tensor
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+        return tensor.reshape(-1)[order].reshape(tensor.shape)
+    finite = torch.isfinite(tensor)
+    size = tensor[finite].abs().double().square().mean().sqrt() if bool(finite.any()) else torch.tensor(1.0)
+    drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device) * size
+    return torch.where(finite, drawn.to(tensor.dtype), tensor)
+
+
+def _flipped(tensor: Tensor) -> Tensor:
+    return -tensor if tensor.is_floating_point() or tensor.is_complex() else tensor
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided:
+        return tensor
+    return torch.stack([tensor, torch.zeros_like(tensor)], dim=-1).select(-1, 0)
+
+
+VARIATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "example": lambda tensor: tensor,
+    "seed": lambda tensor: redrawn(tensor, torch.Generator().manual_seed(1)),
+    "flipped signs": _flipped,
+    "non-contiguous": _strided,
+}

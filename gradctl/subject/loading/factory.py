@@ -1,0 +1,133 @@
+"""From the object that a target names to a model: a module, a class, a factory, a function of tensors, a Function.
+
+Is a function a factory, which is called once for the model, or a function of tensors, which is the model? First rule
+that holds:
+
+1. It is named ``make_model``, or says that it returns an ``nn.Module`` (``-> Net``): a factory.
+2. It says that it returns a tensor, or inputs name its own parameters (``--input 'x=…'`` for ``def f(x)``): of tensors.
+3. ``--arg`` gives it arguments: a factory.
+4. It takes parameters without a default, or ``*args``: of tensors; except where each of them is annotated with a plain
+   type (``width: int``) and there is no ``--input``, ``--inputs`` or ``NAME_inputs()``: a factory that lacks arguments.
+5. It needs nothing: a factory.
+
+A factory gives a module, a function of tensors, or a Function. What has no signature (``torch.relu``) is of tensors.
+"""
+
+from __future__ import annotations
+
+__all__ = ["InputsAtHand", "build_model", "is_factory"]
+
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from gradctl.core.errors import TargetError
+from gradctl.subject.loading.arguments import call_with
+from gradctl.subject.signature import required_parameters
+
+_PLAIN_TYPES = (int, float, str, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class InputsAtHand:
+    """What is known of the inputs before there is a model.
+
+    Attributes:
+        names: names given by ``--input``.
+        are_given: whether there are any that are meant for this very target, named or not.
+    """
+
+    names: frozenset[str] = frozenset()
+    are_given: bool = False
+
+
+def build_model(found: Any, name: str, arguments: dict[str, Any], inputs: InputsAtHand) -> Callable[..., Any]:
+    """Return the model: an ``nn.Module``, a function of tensors, or a Function's ``apply``.
+
+    Args:
+        found: what the target names.
+        name: its name.
+        arguments: of ``--arg``.
+        inputs: what inputs there are, to tell a function of tensors from a factory.
+
+    Raises:
+        TargetError: GC108 if the arguments do not fit or the user's code raises; GC109 if ``found``, or what a
+            factory returns, is no model.
+    """
+    if inspect.isclass(found) and issubclass(found, nn.Module):
+        return _module_or_function(call_with(found, name, arguments), f"{name}(…)")
+    if inspect.isclass(found) and not issubclass(found, Function):
+        raise TargetError(
+            "GC109",
+            f"{name!r} is a class, but neither an nn.Module nor an autograd.Function. Name one of these, or a function "
+            "that makes one.",
+        )
+    if callable(found) and not isinstance(found, nn.Module) and not inspect.isclass(found):
+        if is_factory(found, name, arguments, inputs):
+            otherwise = f" If {name} is a function of tensors, give --input instead."
+            return _module_or_function(call_with(found, name, arguments, otherwise=otherwise), f"{name}()")
+        _refuse_arguments(arguments, f"{name!r} is taken as a function of tensors", as_input=True)
+        return typing.cast(Callable[..., Any], found)
+    what = "an autograd.Function" if inspect.isclass(found) else "neither a class nor a factory"
+    _refuse_arguments(arguments, f"{name!r} is {what}")
+    return _module_or_function(found, repr(name))
+
+
+def is_factory(function: Callable[..., Any], name: str, arguments: dict[str, Any], inputs: InputsAtHand) -> bool:
+    """Return whether a function makes a model, by the rules at the head of this file."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):
+        return False
+    returns = _annotated(function).get("return")
+    if name.rpartition(".")[2] == "make_model" or (inspect.isclass(returns) and issubclass(returns, nn.Module)):
+        return True
+    if returns is Tensor or not inputs.names.isdisjoint(signature.parameters):
+        return False
+    if arguments:
+        return True
+    required = required_parameters(signature)
+    takes_any = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in signature.parameters.values())
+    if not required:
+        return not takes_any
+    annotated = _annotated(function)
+    return not inputs.are_given and all(annotated.get(parameter.name) in _PLAIN_TYPES for parameter in required)
+
+
+def _annotated(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations as types, or nothing where one names what cannot be found."""
+    try:
+        return typing.get_type_hints(function)
+    except Exception:  # evaluates the user's annotations
+        return {}
+
+
+def _module_or_function(made: Any, source: str) -> Callable[..., Any]:
+    """Return ``made`` as a callable model, or say what it is instead."""
+    if isinstance(made, nn.Module):
+        return made
+    if inspect.isclass(made) and issubclass(made, Function):
+        return made.apply
+    if callable(made) and not inspect.isclass(made):
+        return typing.cast(Callable[..., Any], made)
+    if made is None:
+        what = f"{source} is None. Return the model from it"
+    elif isinstance(made, tuple):
+        what = f"{source} is a tuple of {len(made)}. Return the model alone, and the inputs from example_inputs()"
+    else:
+        kind = type(made).__name__
+        what = f"{source} is of type {kind!r}. Name an nn.Module, a function of tensors, or what makes one"
+    raise TargetError("GC109", f"{what}.")
+
+
+def _refuse_arguments(arguments: dict[str, Any], what: str, *, as_input: bool = False) -> None:
+    """Raise for ``--arg`` where nothing is called with it."""
+    if arguments:
+        key, value = next(iter(arguments.items()))
+        option = f"Give --input {f'{key}={value!r}'!r} instead" if as_input else f"Leave out --arg {key}"
+        raise TargetError("GC108", f"{what}: it takes no constructor arguments. {option}.")

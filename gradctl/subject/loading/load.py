@@ -1,0 +1,233 @@
+"""From what the user typed to a ``Subject``: target, arguments, weights, mode, device, inputs, loss, in this order."""
+
+from __future__ import annotations
+
+__all__ = ["load_subject", "refuse_meta", "training_note"]
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradctl.core.errors import TargetError
+from gradctl.core.findings import Finding
+from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.inputs.example import (
+    Inputs,
+    inputs_beside,
+    inputs_from_beside,
+    inputs_from_file,
+    inputs_from_specs,
+)
+from gradctl.subject.inputs.proposal import no_inputs
+from gradctl.subject.inputs.specification import InputSpec, parse_input
+from gradctl.subject.loading.arguments import parse_arguments
+from gradctl.subject.loading.closure import with_modules_owned
+from gradctl.subject.loading.factory import InputsAtHand, build_model
+from gradctl.subject.loading.target import find_in, find_target, import_target, on_import_path, parse_target
+from gradctl.subject.loading.weights import load_weights
+from gradctl.subject.seeding import borrowed_generators, seed_generators
+from gradctl.subject.signature import call_signature, function_class, module_of
+from gradctl.subject.subject import Subject
+from gradctl.subject.tree import map_leaves
+
+
+def load_subject(
+    target: str,
+    *,
+    arguments: Sequence[str] = (),
+    input_specs: Sequence[str] = (),
+    inputs_file: Path | None = None,
+    weights: Path | None = None,
+    training: bool | None = None,
+    loss: str | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    command: str = "gradcheck",
+) -> Subject:
+    """Return the model that ``target`` names, with its inputs. Importing the target runs the user's code.
+
+    Args:
+        target: ``path/to/file.py:NAME`` or ``package.module:NAME``; without NAME, see ``find_target``.
+        arguments: ``key=value`` for a class or factory.
+        input_specs: ``x=f32[8,784]``, see ``gradctl.subject.inputs.specification``; they go before all other inputs.
+        inputs_file: ``.npz``, ``.safetensors`` or ``.pt``; goes before the functions beside the target.
+        weights: a state dict to load.
+        training: True for ``train()``, False for ``eval()``, None leaves the mode as the target does, and notes it
+            where it matters.
+        loss: name of a function beside the target.
+        seed: of python's, numpy's and torch's generators, set before the import and before the factory, put back
+            afterwards; also of the inputs that are drawn.
+        device: where model and inputs go.
+        command: the subcommand, for the line that is proposed where there are no inputs.
+
+    Raises:
+        TargetError: GC101 to GC104 and GC106 to GC109, GC113, GC121, GC122, each with its page.
+        TrustError: GC901 for a file that holds pickled code.
+    """
+    parsed = parse_target(target)
+    values = parse_arguments(arguments)
+    specs = [parse_input(text) for text in input_specs]
+    where = _usable_device(device)
+    with on_import_path(parsed.root), borrowed_generators():
+        seed_generators(seed)
+        module = import_target(parsed)
+        name, found = find_target(parsed, module)
+        criterion = _loss(module, loss, parsed.place)
+        beside = inputs_beside(module, name)
+        seed_generators(seed)
+        model = build_model(found, name, values, _at_hand(specs, inputs_file, beside))
+        if weights is not None:
+            load_weights(model, weights, target)
+        notes = _set_mode(model, training)
+        options = [f"--arg={text}" for text in arguments] + ([f"--weights={weights}"] if weights else [])
+        inputs = _inputs(target, model, specs, inputs_file, beside, seed=seed, command=command, options=options)
+    model = with_modules_owned(model)
+    _place(model, target, where)
+    args, kwargs = map_leaves(lambda _, leaf: _moved(leaf, where), (inputs.args, inputs.kwargs))
+    return Subject(target, model, args, kwargs, function_class(model), criterion, seed, notes)
+
+
+def _at_hand(specs: Sequence[InputSpec], inputs_file: Path | None, beside: tuple[str, Any] | None) -> InputsAtHand:
+    """Return what tells a function of tensors from a factory; ``example_inputs`` may be for another target."""
+    names = frozenset(spec.name for spec in specs if spec.name is not None)
+    is_own = beside is not None and beside[0] != "example_inputs"
+    return InputsAtHand(names, are_given=bool(specs) or inputs_file is not None or is_own)
+
+
+def _inputs(
+    target: str,
+    model: Callable[..., Any],
+    specs: Sequence[InputSpec],
+    inputs_file: Path | None,
+    beside: tuple[str, Any] | None,
+    *,
+    seed: int,
+    command: str,
+    options: Sequence[str],
+) -> Inputs:
+    """Return the inputs of the first source there is; none at all for a model that takes none."""
+    if specs:
+        return inputs_from_specs(specs, model, seed)
+    if inputs_file is not None:
+        return inputs_from_file(inputs_file, model)
+    if beside is not None:
+        seed_generators(seed)
+        return inputs_from_beside(*beside, model)
+    signature = call_signature(model)
+    if signature is not None and not signature.parameters:
+        return Inputs()
+    raise no_inputs(target, model, command=command, options=options)
+
+
+def _set_mode(model: Callable[..., Any], training: bool | None) -> tuple[Finding, ...]:
+    """Set the mode that was asked for; if none was, return GC105 where training mode changes what forward computes."""
+    owner = module_of(model)
+    if owner is not None and training is not None:
+        owner.train(training)
+        return ()
+    note = training_note(model, "give --train to say so, or --eval")
+    return () if note is None else (note,)
+
+
+def training_note(model: Callable[..., Any], remedy: str) -> Finding | None:
+    """Return GC105 if modules are in training mode that compute otherwise there; ``remedy`` ends its message."""
+    owner = module_of(model)
+    active = Counter(kind for kind in map(_active_in_training, owner.modules() if owner is not None else ()) if kind)
+    if not active:
+        return None
+    counted = " and ".join(f"{count} {kind}" for kind, count in sorted(active.items()))
+    are = "module is" if active.total() == 1 else "modules are"
+    return Finding(
+        code="GC105",
+        severity="note",
+        message=f"the model is in training mode: {counted} {are} active; {remedy}",
+    )
+
+
+def _active_in_training(module: nn.Module) -> str | None:
+    """Return the kind of a module that computes differently in training, and is in it; None of any other."""
+    if not module.training:
+        return None
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        kind = "InstanceNorm" if isinstance(module, nn.modules.instancenorm._InstanceNorm) else "BatchNorm"
+        return kind if module.track_running_stats or kind == "BatchNorm" else None
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return "Dropout" if module.p > 0 else None
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return "Dropout" if module.dropout > 0 else None
+    # DropPath, StochasticDepth and the like of other libraries keep their probability under one of these names.
+    rates = [getattr(module, name, None) for name in ("p", "drop_prob", "dropout_prob")]
+    is_dropping = "drop" in type(module).__name__.lower() or "stochasticdepth" in type(module).__name__.lower()
+    return "Dropout" if is_dropping and any(isinstance(rate, float) and rate > 0 for rate in rates) else None
+
+
+def _loss(module: ModuleType, name: str | None, place: str) -> Callable[..., Any] | None:
+    """Return the function that ``--loss`` names, beside the target."""
+    if name is None:
+        return None
+    try:
+        found = find_in(module, name, place, "GC113")
+    except TargetError as error:
+        raise TargetError("GC113", f"--loss {name!r}: {error.message}", details=error.details) from error
+    if not callable(found) or inspect.isclass(found):
+        kind = "a class" if inspect.isclass(found) else f"of type {type(found).__name__!r}"
+        raise TargetError("GC113", f"--loss {name!r}: {place}:{name} is {kind}, not a function of the outputs.")
+    return found  # type: ignore[no-any-return]
+
+
+def _usable_device(device: str) -> torch.device:
+    """Return the device, after placing a tensor on it."""
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise TargetError(
+            "GC106", f"{device!r} is no device. Write cpu, cuda, mps or xpu; of several, with a number: cuda:1."
+        ) from error
+    if where.type == "meta":
+        raise TargetError("GC106", "the device 'meta' holds no values to check. Give --device cpu.")
+    try:
+        torch.empty(1, device=where)
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+        if is_out_of_memory(error):
+            raise
+        said = first_line(error)
+        raise TargetError(
+            "GC106", f"device {device!r} cannot be used here ({said}). Give --device cpu, or see 'gradctl doctor'."
+        ) from error
+    return where
+
+
+def _place(model: Callable[..., Any], target: str, device: torch.device) -> None:
+    """Move the model to the device, in place, unless it is there."""
+    refuse_meta(model, target)
+    owner = module_of(model)
+    # Quantised models of some libraries refuse .to(), even to where they are.
+    if owner is not None and any(tensor.device != device for tensor in _tensors(owner)):
+        owner.to(device)
+
+
+def refuse_meta(model: Callable[..., Any], target: str) -> None:
+    """Raise for a model without values.
+
+    Raises:
+        TargetError: GC109 if a parameter or buffer is on the device 'meta'.
+    """
+    owner = module_of(model)
+    if owner is not None and any(tensor.is_meta for tensor in _tensors(owner)):
+        raise TargetError(
+            "GC109", f"{target} has parameters on the device 'meta', which hold no values. Make it on the CPU."
+        )
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _moved(leaf: Any, device: torch.device) -> Any:
+    return leaf.to(device) if isinstance(leaf, Tensor) else leaf

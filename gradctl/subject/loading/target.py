@@ -1,0 +1,308 @@
+"""TARGET: ``path/to/file.py:NAME`` or ``package.module:NAME``, from the text to the object that it names.
+
+What the object is, and how a model is made of it, is said in ``gradctl.subject.loading.factory``.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Target", "find_in", "find_target", "import_target", "on_import_path", "parse_target"]
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from gradctl.core.errors import TargetError, nearest
+from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
+
+_FEW = 8  # names that a message lists; of more, only the nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a target's text says.
+
+    Attributes:
+        text: as given.
+        place: the file or module.
+        name: what is named in it, dotted; None takes the default.
+        file: the file, where ``place`` is one.
+        module_name: what it is imported as: within its package, if it is in one.
+        root: the folder to import from.
+    """
+
+    text: str
+    place: str
+    name: str | None
+    file: Path | None
+    module_name: str
+    root: Path
+
+
+def parse_target(text: str) -> Target:
+    """Return the parts of a target, its file found.
+
+    Raises:
+        TargetError: GC101 if the file is missing, a folder or no Python file, or the module's name is none;
+            GC102 if what is after the colon is no name.
+    """
+    place, colon, name = text.rpartition(":")
+    if not colon or (len(place) == 1 and name[:1] in ("\\", "/")):  # C:\net.py
+        place, name = text, ""
+    elif not all(part.isidentifier() or part.isdecimal() for part in name.split(".")):
+        raise TargetError("GC102", f"{name!r} after the colon of {text!r} is not a name. Write FILE.py:NAME.")
+    try:
+        if _is_file_name(place):
+            file = _existing(Path(place))
+            return Target(text, place, name or None, file, *_package_of(file))
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise TargetError("GC101", f"{place!r} cannot be looked up: {error.strerror}.") from error
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise TargetError("GC101", f"{place!r} is neither a file nor a module. Write FILE.py:NAME or MODULE:NAME.")
+    return Target(text, place, name or None, None, place, Path.cwd())
+
+
+@contextlib.contextmanager
+def on_import_path(root: Path) -> Iterator[None]:
+    """Let ``root`` come first on ``sys.path``, as for a script; afterwards last, unless it was there before.
+
+    It stays because a forward may import its neighbours only when it is called; last, it shadows nothing.
+    """
+    entry = str(root)
+    was_there = entry in sys.path
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the user's code may have taken it off
+            sys.path.remove(entry)
+        if not was_there:
+            sys.path.append(entry)
+
+
+def import_target(target: Target) -> ModuleType:
+    """Return the target's module, imported: this runs the user's code.
+
+    A file of a package is imported as part of it. A plain file is run anew each time, under its own name.
+
+    Raises:
+        TargetError: GC101 if there is no such module; GC103 if the user's code raises, with their frames, or if
+            python has another file under this name.
+    """
+    try:
+        if target.file is not None and target.root == target.file.parent:
+            return _run_file(target.file, target.module_name)
+        _refuse_taken_package(target)
+        return importlib.import_module(target.module_name)
+    except TargetError:
+        raise
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if target.file is None and (target.module_name == missing or target.module_name.startswith(f"{missing}.")):
+            raise TargetError("GC101", _no_module(target.module_name, missing)) from error
+        raise _import_error(target, error) from error
+    except (Exception, SystemExit) as error:
+        if is_out_of_memory(error):
+            raise
+        raise _import_error(target, error) from error
+
+
+def find_target(target: Target, module: ModuleType) -> tuple[str, Any]:
+    """Return name and object of the target: what it names, else ``make_model``, ``model``, the only module class.
+
+    Raises:
+        TargetError: GC102 if there is no such name, with the nearest, or nothing to take, with the candidates.
+    """
+    if target.name is not None:
+        return target.name, find_in(module, target.name, target.place, "GC102")
+    for name in ("make_model", "model"):
+        if hasattr(module, name):
+            return name, getattr(module, name)
+    classes = [name for name in _defined(module) if _is_module_class(getattr(module, name))]
+    if len(classes) == 1:
+        return classes[0], getattr(module, classes[0])
+    if classes:
+        raise TargetError(
+            "GC102",
+            f"{target.place} has no make_model and no model, and {len(classes)} modules: {', '.join(classes)}. "
+            f"Say which one: {target.place}:{classes[-1]}.",
+        )
+    others = _defined(module)
+    define = f"Name what it defines ({', '.join(others[:_FEW])})" if others else "Add one"
+    raise TargetError(
+        "GC102",
+        f"{target.place} has no make_model, no model and no nn.Module class of its own. {define}: {target.place}:NAME.",
+    )
+
+
+def find_in(module: ModuleType, name: str, place: str, code: str) -> Any:
+    """Return the object with a (dotted) name in ``module``.
+
+    Raises:
+        TargetError: with ``code``, if there is none; the names that there are, or the nearest.
+    """
+    found: Any = module
+    within = place
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise TargetError(code, _no_name(found, within, part)) from error
+        except Exception as error:  # a module that imports its names when they are asked for
+            said = first_line(error)
+            raise TargetError("GC103", f"{within}:{part} raised {said}.", details=user_frames(error)) from error
+        within = f"{within}:{part}" if within == place else f"{within}.{part}"
+    return found
+
+
+def _is_file_name(place: str) -> bool:
+    """Tell a file or folder from the name of a module; a package in this folder is a module."""
+    path = Path(place)
+    is_package = path.is_dir() and (path / "__init__.py").is_file()
+    is_written_so = place.endswith(".py") or "/" in place or "\\" in place
+    return is_written_so or (bool(place) and path.exists() and not is_package)
+
+
+def _existing(path: Path) -> Path:
+    """Return the absolute path of a Python file, or say what is there instead."""
+    if path.is_dir():
+        files = sorted(file.name for file in path.glob("*.py"))
+        names = f" In it: {', '.join(files[:_FEW])}." if files else " It holds no .py file."
+        raise TargetError("GC101", f"{str(path)!r} is a folder; name a file in it.{names}")
+    if not path.is_file():
+        folder = path.parent
+        if not folder.is_dir():
+            raise TargetError("GC101", f"there is no file {str(path)!r}: there is no folder {str(folder)!r}.")
+        near = nearest(path.name, (file.name for file in folder.glob("*.py")))
+        raise TargetError("GC101", f"there is no file {str(path)!r}{near}. Paths start at {str(Path.cwd())!r}.")
+    if path.suffix != ".py":
+        raise TargetError("GC101", f"{str(path)!r} is not a Python file. Name the .py file that makes the model.")
+    return path.resolve()
+
+
+def _package_of(file: Path) -> tuple[str, Path]:
+    """Return the dotted name of ``file`` within its packages, and the folder that holds the outermost."""
+    parts = [] if file.name == "__init__.py" else [file.stem]
+    folder = file.parent
+    while (folder / "__init__.py").is_file() and folder.name.isidentifier():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(parts) if parts else file.stem, folder
+
+
+def _refuse_taken_package(target: Target) -> None:
+    """Raise where python already has another package under the name of the file's: it would be taken for the user's."""
+    package = target.module_name.partition(".")[0]
+    taken = sys.modules.get(package)
+    if target.file is None or taken is None:
+        return
+    folders = [Path(folder).resolve() for folder in getattr(taken, "__path__", ())]
+    if target.root / package not in folders:
+        where = folders[0] if folders else getattr(taken, "__file__", None) or "one of its own"
+        raise TargetError(
+            "GC103",
+            f"{target.place} would be imported as {target.module_name!r}, but python has {where} under the name "
+            f"{package!r}. Rename the folder of the package, or remove its __init__.py.",
+        )
+
+
+def _run_file(file: Path, name: str) -> ModuleType:
+    """Return a module freshly made by running a plain file; in ``sys.modules``, where dataclasses look for it."""
+    name = _free_name(file, name)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+        raise
+    return module
+
+
+def _free_name(file: Path, name: str) -> str:
+    """Return the file's own name, or one with a suffix where that would shadow another module (``random.py``)."""
+    taken = sys.modules.get(name)
+    is_taken = taken is not None and not _is_file_of(taken, file)
+    if is_taken or name in sys.stdlib_module_names or not name.isidentifier():
+        return f"{name.replace('.', '_')}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    return name
+
+
+def _is_file_of(module: ModuleType, file: Path) -> bool:
+    """Tell whether ``module`` was made from ``file``."""
+    own = getattr(module, "__file__", None)
+    return own is not None and Path(own).resolve() == file
+
+
+def _import_error(target: Target, error: BaseException) -> TargetError:
+    """Return GC103 with what the user can do about it."""
+    remedy = ""
+    if isinstance(error, SystemExit):
+        said = f"it called sys.exit({error.code!r})"
+        remedy = " Put what it does as a script under: if __name__ == '__main__'."
+    else:
+        said = first_line(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        remedy = f" Install it beside gradctl, or start where python finds {error.name!r}."
+    elif isinstance(error, ImportError) and "no known parent package" in str(error):
+        remedy = " Relative imports need an __init__.py in the folder of the file."
+    return TargetError("GC103", f"{target.place} cannot be imported: {said}.{remedy}", details=user_frames(error))
+
+
+def _no_module(name: str, missing: str) -> str:
+    """Return the sentence for a module that is not there, with the nearest in the package or folder looked in."""
+    parent, _, last = missing.rpartition(".")
+    folders = list(getattr(sys.modules.get(parent), "__path__", ())) if parent else [str(Path.cwd())]
+    near = nearest(last, (found.name for found in pkgutil.iter_modules(folders)))
+    within = f" in {parent!r}" if parent else ""
+    return (
+        f"there is no module {name!r}: python finds no {last!r}{within}{near}. Write FILE.py:NAME, or start in the "
+        "folder that holds the package."
+    )
+
+
+def _no_name(owner: Any, within: str, name: str) -> str:
+    """Return the sentence for a name that is not there: the few that there are, or the nearest of many."""
+    if isinstance(owner, ModuleType):
+        names = _defined(owner)
+        near = nearest(name, names) or nearest(name, _public(owner))
+        listed = f". It defines {', '.join(names)}" if 0 < len(names) <= _FEW else ""
+        return f"{within} has no {name!r}{listed}{near}."
+    names = [child for child, _ in owner.named_children()] if isinstance(owner, nn.Module) else []
+    near = nearest(name, names) or nearest(name, _public(owner))
+    listed = f". It has {', '.join(names)}" if 0 < len(names) <= _FEW else ""
+    return f"{within} has no {name!r}{listed}{near}."
+
+
+def _defined(module: ModuleType) -> list[str]:
+    """Return what the file itself defines: its classes and functions, once each, and modules made in it."""
+    names: dict[int, str] = {}
+    for name, value in vars(module).items():
+        is_own = (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__
+        if not name.startswith("__") and (is_own or isinstance(value, nn.Module)):
+            names.setdefault(id(value), name)
+    return list(names.values())
+
+
+def _is_module_class(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, nn.Module)
+
+
+def _public(owner: Any) -> list[str]:
+    return [name for name in dir(owner) if not name.startswith("_")]

@@ -1,0 +1,139 @@
+"""``--weights``: a state dict from a file into the model, by name, or the names that do not fit."""
+
+from __future__ import annotations
+
+__all__ = ["load_weights"]
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradctl.core.errors import TargetError, nearest
+from gradctl.subject.frames import first_line
+from gradctl.subject.inputs.tensor_file import WEIGHT_SUFFIXES, read_tensors
+from gradctl.subject.signature import module_of
+
+_FEW = 3  # names of each kind that a message lists
+_NESTED = ("state_dict", "model_state_dict", "model")  # where training loops keep it in a checkpoint
+_OPTIONAL = "num_batches_tracked"  # absent before torch 0.4.1, and no module asks for it
+_COMPILED = "_orig_mod."  # torch.compile's wrapper
+_PARALLEL = "module."  # DataParallel's and DistributedDataParallel's
+
+
+def load_weights(model: Callable[..., Any], path: Path, target: str) -> None:
+    """Load the state dict of ``path`` into the model, in place.
+
+    Names are compared without ``_orig_mod.``, and without ``module.`` where all names of one side have it. Of tied
+    parameters one name is enough.
+
+    Raises:
+        TargetError: GC121 if names or shapes do not fit, or the model has none; GC122 if the file cannot be read or
+            holds no state dict.
+        TrustError: GC901 if it holds pickled code.
+    """
+    owner = module_of(model)
+    if owner is None:
+        raise TargetError("GC121", f"{target} is a function, which has no weights. Leave out --weights.")
+    remedy = f"Save a state dict: torch.save(model.state_dict(), {path.name!r})."
+    found = _state_dict(path, read_tensors(path, WEIGHT_SUFFIXES, remedy))
+    own = owner.state_dict(keep_vars=True)
+    own_names = dict(zip(_plain_names(own), own, strict=True))
+    expected = {name: own[full] for name, full in own_names.items()}
+    given = dict(zip(_plain_names(found), found.values(), strict=True))
+    tied = _tied(expected)
+    for names in tied:
+        present = [name for name in names if name in given]
+        given.update({name: given[present[0]] for name in names if present and name not in given})
+    prepared = OrderedDict((own_names.get(name, name), value) for name, value in given.items())
+    if list(prepared) == list(found):
+        prepared._metadata = getattr(found, "_metadata", None)  # type: ignore[attr-defined]  # versions of modules
+    said = ""
+    try:
+        outcome = owner.load_state_dict(prepared, strict=False)
+        missing = [name for name, full in own_names.items() if full in outcome.missing_keys]
+        unknown = outcome.unexpected_keys
+    except Exception as error:  # a wrong shape, or a hook of the user's
+        missing = [name for name in own_names if name not in given and not name.endswith(_OPTIONAL)]
+        unknown = [name for name in given if name not in expected]
+        said = f"the model refuses them: {first_line(error)}"
+    problems = _problems(expected, given, missing, unknown, tied)
+    if problems:
+        count = f"{len(problems)} of {len(expected.keys() | given.keys())}"
+        said = f"{count} names do not fit the model: {_listed(problems)}"
+    if said:
+        raise TargetError("GC121", f"{path}: {said}. Rename them in the file, or load it in your factory.")
+
+
+def _problems(
+    expected: Mapping[str, Any],
+    given: Mapping[str, Any],
+    missing: Sequence[str],
+    unknown: Iterable[str],
+    tied: Iterable[Sequence[str]],
+) -> list[tuple[str, str]]:
+    """Return kind and name of each thing that does not fit: missing, unknown, of a wrong shape, tied but different."""
+    problems = [("missing", name) for name in missing]
+    problems += [("unknown", f"{name}{nearest(name, missing)}") for name in unknown]
+    for name, value in given.items():
+        wanted = expected.get(name)
+        if isinstance(wanted, Tensor) and isinstance(value, Tensor) and wanted.shape != value.shape:
+            shapes = f"{list(value.shape)}, not {list(wanted.shape)}"
+            problems.append(("of another shape", f"{name} ({shapes})"))
+    for names in tied:
+        first, *others = (name for name in names if isinstance(given.get(name), Tensor))
+        for other in others:
+            kept, lost = given[first], given[other].to(given[first].dtype)
+            if kept.shape == lost.shape and not torch.equal(kept, lost):
+                problems.append(("one tensor in the model and two in the file", f"{first} and {other}"))
+    return problems
+
+
+def _listed(problems: Sequence[tuple[str, str]]) -> str:
+    """Return the first few of each kind: ``missing fc2.bias, fc3.bias and 4 more; unknown fc2.b``."""
+    kinds: dict[str, list[str]] = {}
+    for kind, name in problems:
+        kinds.setdefault(kind, []).append(name)
+    return "; ".join(
+        f"{kind} {', '.join(names[:_FEW])}" + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+        for kind, names in kinds.items()
+    )
+
+
+def _tied(tensors: Mapping[str, Any]) -> list[list[str]]:
+    """Return the groups of names that are one tensor: one object, or the same memory seen the same way."""
+    groups: dict[Any, list[str]] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor):
+            is_plain = tensor.layout is torch.strided and tensor.numel() and tensor.device.type != "meta"
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride()) if is_plain else id(tensor)
+            groups.setdefault(key, []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _state_dict(path: Path, content: Any) -> Mapping[str, Any]:
+    """Return the state dict in a file's content, which may be a checkpoint that has more in it."""
+    if isinstance(content, Mapping):
+        nested = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
+        if nested and any(isinstance(value, Tensor) for value in nested.values()) and all(map(_is_name, nested)):
+            return nested
+        keys = f" with {', '.join(map(str, list(content)[:_FEW]))}" if content else " with nothing in it"
+        what = f"a dict{keys}"
+    else:
+        what = f"an object of type {type(content).__name__!r}"
+    raise TargetError("GC122", f"{path} holds {what}, and no state dict. Save model.state_dict().")
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str)
+
+
+def _plain_names(names: Iterable[str]) -> list[str]:
+    """Return the names without the wrappers of ``torch.compile`` and of data-parallel training."""
+    plain = [name.replace(_COMPILED, "") for name in names]
+    while plain and all(name.startswith(_PARALLEL) for name in plain):
+        plain = [name.removeprefix(_PARALLEL) for name in plain]
+    return plain

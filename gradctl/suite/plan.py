@@ -1,0 +1,278 @@
+"""Many targets in many forms, and what the configuration accepts and expects of them: ``gradctl check``."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import msgspec
+
+from gradctl.core.allows import Allows
+from gradctl.core.findings import Allowance, Finding, Unit, fingerprint, format_number
+from gradctl.core.names import DEFAULT_FORMS, FORMS, UnitVerdict
+from gradctl.core.numbers import Number
+from gradctl.core.target_options import TargetOptions
+from gradctl.core.verdicts import unit_verdict
+from gradctl.isolation.protocol import UnitRequest
+from gradctl.isolation.units import Interrupted, run_units
+from gradctl.suite.configuration import Accepted, Project, TargetEntry, bytes_of
+from gradctl.suite.discovery import shown
+
+__all__ = ["Overrides", "Planned", "is_of_no_use", "judged", "plan", "run", "unused_noted"]
+
+# Errors of wrong gradients repeat to rounding; what is accepted is written with three digits.
+_NOT_WORSE = 1.01
+_TIMEOUT_SECONDS = 300.0
+_WORDS: dict[UnitVerdict, str] = {
+    "pass": "passed",
+    "fail": "failed",
+    "inconclusive": "no verdict",
+    "skipped": "been skipped",
+}
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What the command line says over the configuration; None leaves it."""
+
+    timeout: float | None = None
+    memory: int | str | None = None
+    fail_on: str | None = None
+    allows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One target in one form.
+
+    Attributes:
+        title: what reports call the target.
+        entry: what the configuration says of it.
+        form: which.
+        request: what its process is asked.
+        accepted: the findings that it may have.
+        expected: the verdict that it is to have.
+    """
+
+    title: str
+    entry: TargetEntry
+    form: str
+    request: UnitRequest
+    accepted: tuple[Accepted, ...] = ()
+    expected: UnitVerdict | None = None
+
+    def accepting(self, more: Sequence[Accepted]) -> Planned:
+        """Return the same with more that is accepted."""
+        applying = (each for each in more if _applies(each, self.entry, self.form))
+        return self._with((*self.accepted, *applying))
+
+    def without(self, entries: Sequence[Accepted]) -> Planned:
+        """Return the same with less that is accepted."""
+        return self._with([each for each in self.accepted if each not in entries])
+
+    def _with(self, accepted: Sequence[Accepted]) -> Planned:
+        texts = tuple(dict.fromkeys(each.finding for each in accepted))
+        return replace(self, accepted=tuple(accepted), request=msgspec.structs.replace(self.request, allows=texts))
+
+
+def plan(
+    project: Project,
+    entries: Sequence[TargetEntry],
+    *,
+    forms: Sequence[str] = (),
+    keywords: Sequence[str] = (),
+    overrides: Overrides | None = None,
+) -> list[Planned]:
+    """Return the units of a run, target by target.
+
+    Args:
+        project: the configuration, and the folder that targets are relative to.
+        entries: the targets.
+        forms: only these; empty for all that a target has.
+        keywords: only units with one of these in ``TARGET FORM``, whatever the case; empty for all.
+        overrides: what goes over the configuration.
+    """
+    overrides = overrides or Overrides()
+    units = [
+        _planned(project, entry, form, overrides)
+        for entry in entries
+        for form in entry.forms or project.configuration.forms or (FORMS if forms else DEFAULT_FORMS)
+        if not forms or form in forms
+    ]
+    words = [word.lower() for word in keywords]
+    return [unit for unit in units if not words or any(word in f"{unit.title} {unit.form}".lower() for word in words)]
+
+
+def run(planned: Sequence[Planned], *, jobs: int, on_result: Callable[[Unit], None] | None = None) -> list[Unit]:
+    """Return the units as judged, in their order.
+
+    Raises:
+        Interrupted: with those that were complete, as judged.
+    """
+    try:
+        units = run_units([each.request for each in planned], jobs=jobs, on_result=on_result)
+    except Interrupted as interrupted:
+        pairs = zip(planned, interrupted.units, strict=True)
+        judged_units = [judged(each, unit) if unit is not None else None for each, unit in pairs]
+        raise Interrupted(judged_units) from interrupted.__cause__
+    return [judged(each, unit) for each, unit in zip(planned, units, strict=True)]
+
+
+def judged(planned: Planned, unit: Unit) -> Unit:
+    """Return a unit as the configuration sees it: under its title, what got worse not accepted, ``expect`` held."""
+    findings = [_named(_not_worse(finding, unit, planned.accepted), planned) for finding in unit.findings]
+    unit = _with(msgspec.structs.replace(unit, target=planned.title), findings, planned)
+    return unit if planned.expected is None else _as_expected(unit, planned.expected)
+
+
+def unused_noted(
+    planned: Sequence[Planned], units: Sequence[Unit], everywhere: Sequence[str], every: Sequence[Planned] = ()
+) -> tuple[list[Unit], tuple[Allowance, ...]]:
+    """Return the units with a note for each entry that accepted nothing, and all entries with whether they did.
+
+    An entry is said to be of no use only where all that it is for ran to its end.
+
+    Args:
+        planned: the units as planned.
+        units: as judged, in the same order.
+        everywhere: what the command line accepts, in all units.
+        every: all that the configuration has, where this run is a part of it.
+    """
+    noted, allowances = list(units), []
+    for accepted in _unique(each for unit in planned for each in unit.accepted):
+        its = [unit for each, unit in zip(planned, units, strict=True) if accepted in each.accepted]
+        allowances.append(Allowance(allow=accepted.finding, applied=_is_used(accepted, its)))
+        if not is_of_no_use(accepted, planned, units, every):
+            continue
+        text = f"--allow {accepted.finding}" if accepted.finding in everywhere else f"allow {accepted.finding}"
+        note = Finding(
+            code="GC150",
+            severity="note",
+            message=f"{text} accepted nothing in this run.",
+            hint="remove it (--write-allows does): what it allowed is gone, or has another name.",
+        )
+        first = next(k for k, each in enumerate(planned) if accepted in each.accepted)
+        noted[first] = _with(noted[first], [*noted[first].findings, note], planned[first])
+    return noted, tuple(allowances)
+
+
+def is_of_no_use(
+    accepted: Accepted, planned: Sequence[Planned], units: Sequence[Unit], every: Sequence[Planned] = ()
+) -> bool:
+    """Tell whether all that an entry is for, of ``every`` too, ran to its end, and it accepted nothing there."""
+    its = [unit for each, unit in zip(planned, units, strict=True) if accepted in each.accepted]
+    ran = {(each.title, each.form) for each in planned}
+    is_part = any(accepted in each.accepted and (each.title, each.form) not in ran for each in every)
+    is_all = bool(its) and not is_part and all(unit.status == "complete" for unit in its)
+    return is_all and not _is_used(accepted, its)
+
+
+def _is_used(accepted: Accepted, units: Iterable[Unit]) -> bool:
+    return any(_accepts(accepted, finding) for unit in units for finding in unit.findings)
+
+
+def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrides) -> Planned:
+    settings = project.configuration
+    own = tuple(Accepted(finding=text, target=entry.title) for text in entry.allow)
+    general = tuple(each for each in settings.allow if _applies(each, entry, form))
+    given = tuple(Accepted(finding=text) for text in overrides.allows)
+    memory = _first(_bytes(overrides.memory), _bytes(entry.memory), _bytes(settings.memory))
+    request = UnitRequest(
+        checking=_options(project, entry),
+        form=form,
+        fail_on=_first(overrides.fail_on, entry.fail_on, settings.fail_on) or "error",
+        named=entry.forms is not None,
+        timeout_seconds=_first(overrides.timeout, entry.timeout, settings.timeout) or _TIMEOUT_SECONDS,
+        memory_limit_bytes=memory,
+    )
+    title = shown(project.root, entry.target) + (f"[{entry.name}]" if entry.name else "")
+    unit = Planned(title, entry, form, request, expected=entry.expect.get(form))  # type: ignore[call-overload]
+    return unit.accepting(_unique((*own, *general, *given)))
+
+
+def _options(project: Project, entry: TargetEntry) -> TargetOptions:
+    settings, root = project.configuration, project.root
+    return TargetOptions(
+        target=shown(root, entry.target),
+        arguments=tuple(f"{key}={value!r}" for key, value in entry.args.items()),
+        input_specs=entry.input,
+        inputs_file=root / entry.inputs if entry.inputs is not None else None,
+        weights=root / entry.weights if entry.weights is not None else None,
+        training=entry.train,
+        loss=entry.loss,
+        seed=_first(entry.seed, settings.seed) or 0,
+        device=_first(entry.device, settings.device) or "cpu",
+        threads=_first(entry.threads, settings.threads),
+    )
+
+
+def _with(unit: Unit, findings: Sequence[Finding], planned: Planned) -> Unit:
+    """Return a unit with these findings, which may fail it; what else its verdict hangs on they do not tell."""
+    fails = unit_verdict(unit.status, findings, unit.tensors, planned.request.fail_on) == "fail"
+    return msgspec.structs.replace(unit, findings=tuple(findings), verdict="fail" if fails else unit.verdict)
+
+
+def _named(finding: Finding, planned: Planned) -> Finding:
+    identity = fingerprint(finding.code, planned.title, planned.form, finding.quantity, finding.tensor)
+    return msgspec.structs.replace(finding, fingerprint=identity)
+
+
+def _not_worse(finding: Finding, unit: Unit, accepted: Sequence[Accepted]) -> Finding:
+    """Return a finding, no longer allowed where it is further off than each entry that accepts it lets it be."""
+    entries = [each for each in accepted if _accepts(each, finding)] if finding.allowed else []
+    budgets = [row.budget for row in unit.tensors if (row.quantity, row.tensor) == (finding.quantity, finding.tensor)]
+    rounding = max((each for each in budgets if isinstance(each, float)), default=0.0)
+    if not entries or any(_within(finding.error, each.error, rounding) for each in entries):
+        return finding
+    largest = max(each.error for each in entries if each.error is not None)
+    size = f"of {format_number(finding.error)}" if finding.error is not None else "without a size"
+    text = f"{finding.message.rstrip('.')}: an error {size}, and accepted is {format_number(largest)}."
+    return msgspec.structs.replace(finding, allowed=False, message=text)
+
+
+def _within(error: Number, accepted: float | None, rounding: float) -> bool:
+    return accepted is None or (isinstance(error, float) and error <= accepted * _NOT_WORSE + rounding)
+
+
+def _accepts(accepted: Accepted, finding: Finding) -> bool:
+    return finding.severity != "note" and bool(Allows([accepted.finding]).matching(finding.allow))
+
+
+def _applies(accepted: Accepted, entry: TargetEntry, form: str) -> bool:
+    """Tell whether an entry is for a target in a form; brackets of a title are no pattern."""
+    names = (entry.title, entry.target)
+    is_named = accepted.target in names or any(fnmatch.fnmatchcase(name, accepted.target) for name in names)
+    return is_named and accepted.form in (None, form)
+
+
+def _as_expected(unit: Unit, expected: UnitVerdict) -> Unit:
+    """Return a unit that passes by having the verdict it is to have, or fails by having another."""
+    if unit.verdict == expected:
+        findings = tuple(
+            each if each.severity == "note" else msgspec.structs.replace(each, allowed=True) for each in unit.findings
+        )
+        return msgspec.structs.replace(unit, verdict="pass", expected=expected, findings=findings)
+    finding = Finding(
+        code="GC152",
+        severity="error",
+        message=f"{unit.form} is expected to have {_WORDS[expected]}, and has {_WORDS[unit.verdict]}.",
+        hint=f"take {unit.form} out of 'expect' of this target, or find out what changed.",
+        fingerprint=fingerprint("GC152", unit.target, unit.form, None, None),
+    )
+    return msgspec.structs.replace(unit, verdict="fail", expected=expected, findings=(finding, *unit.findings))
+
+
+def _unique(accepted: Iterable[Accepted]) -> tuple[Accepted, ...]:
+    return tuple(dict.fromkeys(accepted))
+
+
+def _bytes(size: int | str | None) -> int | None:
+    return bytes_of(size) if size is not None else None
+
+
+def _first(*values: _Value | None) -> _Value | None:
+    return next((value for value in values if value is not None), None)

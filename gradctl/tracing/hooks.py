@@ -1,0 +1,106 @@
+"""Hooks on nodes of the autograd graph, set aside: what a program gets for ``grad_fn`` registers none.
+
+The methods ``register_hook`` and ``register_prehook`` of a node are C code that nothing can stand for. So the program
+is given an object that is the node in all but these two.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.modules.module
+import torch.utils.hooks
+
+from gradctl.subject.frames import is_users
+from gradctl.tracing.graph import Node
+
+__all__ = ["NoHandle", "is_asked_by_program", "node_without_hooks", "real_nodes"]
+
+# Module hooks become hooks on nodes here. Elsewhere torch gives nodes to C code, which takes nothing in their place.
+_ASK_TO_HOOK = (torch.nn.modules.module.__file__, torch.utils.hooks.__file__)
+
+
+class NoHandle:
+    """Stands for the handle of a hook that was set aside."""
+
+    id = 0
+
+    def remove(self) -> None:
+        """Nothing is registered, so nothing is removed."""
+
+    def __enter__(self) -> NoHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+class _NodeWithoutHooks:
+    """A node that calls ``set_aside`` instead of registering a hook, and whose next nodes do so too."""
+
+    def __init__(self, node: Node, set_aside: Callable[[], None]) -> None:
+        object.__setattr__(self, "_node", node)
+        object.__setattr__(self, "_set_aside", set_aside)
+
+    @property  # type: ignore[misc]  # of object it can be assigned
+    def __class__(self) -> Any:  # what isinstance asks
+        return type(self._node)
+
+    @property
+    def next_functions(self) -> tuple[tuple[Any, int], ...]:
+        """Return the next nodes, which register no hooks either."""
+        following = self._node.next_functions
+        return tuple(
+            (None if node is None else node_without_hooks(node, self._set_aside), index) for node, index in following
+        )
+
+    def register_hook(self, hook: Any) -> NoHandle:
+        """Set a hook aside."""
+        self._set_aside()
+        return NoHandle()
+
+    register_prehook = register_hook
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_node"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._node, name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._node(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._node == real_nodes(other))
+
+    def __hash__(self) -> int:
+        return hash(self._node)
+
+    def __repr__(self) -> str:
+        return repr(self._node)
+
+
+def node_without_hooks(node: Node, set_aside: Callable[[], None]) -> Any:
+    """Return what the program has for ``node``: the same but for hooks, each of which calls ``set_aside`` instead."""
+    return type(type(node).__name__, (_NodeWithoutHooks,), {})(node, set_aside)
+
+
+def real_nodes(value: Any) -> Any:
+    """Return the node that ``value`` stands for, in tuples and lists too; any other value as it is."""
+    if issubclass(type(value), _NodeWithoutHooks):
+        return object.__getattribute__(value, "_node")
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a GradientEdge
+        return type(value)(*map(real_nodes, value))
+    return type(value)(map(real_nodes, value)) if type(value) in (tuple, list) else value
+
+
+def is_asked_by_program() -> bool:
+    """Tell whether the call that is being made now is one of the program, or one that makes hooks of its modules'."""
+    frame = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").startswith("gradctl."):
+        frame = frame.f_back  # type: ignore[assignment]  # the program is further out
+    file = frame.f_code.co_filename
+    return is_users(file) or file in _ASK_TO_HOOK

@@ -1,0 +1,159 @@
+"""Where the first NaN or infinity comes from: the torch call that makes it of finite values, or the node of autograd
+that makes it of finite gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gradctl.subject.tree import leaves
+from gradctl.tracing.graph import Node, Origin, node_of, nodes_behind, origin_here
+from gradctl.tracing.recorder import Program
+
+__all__ = ["BackwardTrace", "ForwardTrace", "Made"]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """How a value came not to be finite.
+
+    Attributes:
+        first: the call that made a NaN or infinity of finite arguments.
+        nan: the call that made NaN of an infinity; ``first`` where that one did.
+    """
+
+    first: Origin
+    nan: Origin
+
+
+class ForwardTrace(TorchFunctionMode):
+    """Follow NaN and infinities from the calls that make them; the body of a custom Function is followed too.
+
+    An infinity that is given as a number (``masked_fill(mask, -inf)``) is meant, and what it fills has no origin.
+    """
+
+    def __init__(self, modules: Mapping[int, str]) -> None:
+        super().__init__()
+        self.modules = modules
+        self._made: Any = WeakTensorKeyDictionary()
+
+    def of(self, tensor: Tensor) -> Made | None:
+        """Return how ``tensor`` came not to be finite; None if no call was seen to make it so."""
+        made: Made | None = self._made.get(tensor)
+        return made
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make one call and look at what it returns."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return result
+        arguments = [value for _, value in leaves((args, kwargs))]
+        returned = [value for _, value in leaves(result) if isinstance(value, Tensor)]
+        # A call that sets elements returns nothing; what it writes to is its first argument.
+        written = returned if returned or not args or getattr(func, "__name__", "") != "__setitem__" else [args[0]]
+        for tensor in written:
+            if _is_broken(tensor) and tensor not in self._made:
+                self._made[tensor] = self._origin(func, tensor, [each for each in arguments if each is not tensor])
+        return result
+
+    def _origin(self, func: Any, tensor: Tensor, arguments: Sequence[Any]) -> Made | None:
+        broken = [each for each in arguments if _is_broken(each)]
+        numbers = [each for each in arguments if isinstance(each, float) and not _is_finite(each)]
+        nans = [each for each in broken if bool(torch.isnan(each).any())]
+        if not bool(torch.isnan(tensor).any()):
+            return None if numbers else self._inherited(broken) if broken else _once(origin_here(func, self.modules))
+        if nans:
+            return self._inherited(nans)
+        here = origin_here(func, self.modules)
+        before = self._inherited(broken)
+        return Made(before.first, here) if before is not None else _once(here)
+
+    def _inherited(self, tensors: Sequence[Tensor]) -> Made | None:
+        return next((made for each in tensors if (made := self.of(each)) is not None), None)
+
+
+@dataclass(eq=False)
+class _Maker:
+    """A node that made a gradient NaN or infinite of finite ones."""
+
+    node: Node
+    origin: Origin
+
+
+class BackwardTrace(Program):
+    """Note which call made each node of the graph; then see in a backward which nodes make NaN or infinities.
+
+    Attributes:
+        makers: nodes that gave a gradient that is not finite for finite ones, in the order of the backward.
+    """
+
+    def __init__(self, modules: Mapping[int, str]) -> None:
+        super().__init__(hooks_only=True)
+        self.opens_checkpoints = True
+        self.modules = modules
+        self.makers: list[_Maker] = []
+        self._origins: dict[Node, Origin] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make one call and note the nodes that it adds to the graph."""
+        before = _nodes((args, kwargs))
+        result = super().__torch_function__(func, types, args, kwargs)
+        made = [node for node in _nodes(result) or _nodes(args) if node not in before]
+        if made:
+            origin = origin_here(func, self.modules)
+            known = {*before}
+            for node in nodes_behind(made, stops=lambda node: node in known or node in self._origins):
+                self._origins[node] = origin
+        return result
+
+    @contextmanager
+    def watching(self, outputs: Sequence[Tensor]) -> Iterator[None]:
+        """Watch the nodes of the graph of ``outputs`` during one backward."""
+        handles = [
+            node.register_hook(self._hook(node))
+            for node in list(nodes_behind(output.grad_fn for output in outputs))
+            if not hasattr(node, "variable")
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, node: Node) -> Callable[[Any, Any], None]:
+        def after(outgoing: Any, incoming: Any) -> None:
+            if any(map(_is_broken, outgoing)) and not any(map(_is_broken, incoming)):
+                unseen = Origin(node.name(), None, None)
+                self.makers.append(_Maker(node, self._origins.get(node, unseen)))
+
+        return after
+
+
+def _nodes(value: Any) -> list[Node]:
+    tensors = [leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor)]
+    return [node for tensor in tensors if (node := node_of(tensor)) is not None]
+
+
+def _once(origin: Origin) -> Made:
+    return Made(origin, origin)
+
+
+def _is_finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _is_broken(value: Any) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and (value.is_floating_point() or value.is_complex())
+        and not bool(torch.isfinite(value).all())
+    )

@@ -1,0 +1,219 @@
+"""The float64 oracle, through casts: a dispatch mode that turns every narrower float dtype a program asks for into
+float64.
+
+``model.double()`` alone is not enough: real models cast inside (Llama's RMSNorm goes through float32), and finite
+differences over a float32 island resolve 1e-5 instead of 1e-11. Random operators draw in the dtype they would have
+drawn in, or the stream would differ from the native run's, and are cast afterwards.
+
+Private to torch (seen in 2.10 to 2.14): the tag ``nondeterministic_seeded`` is public, ``aten.lift_fresh`` is not.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradctl.tracing.operators import OperatorMode, writes
+
+__all__ = ["Promotion", "default_dtype"]
+
+_WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.float8_e4m3fn: torch.float64,
+    torch.float8_e5m2: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+_aten = torch.ops.aten
+
+
+class Promotion(OperatorMode):
+    """Run what is under it in float64, forwards and backward.
+
+    Args:
+        native: the dtype in which random operators draw when the program does not say one.
+
+    Attributes:
+        islands: names of operators that refused float64 and ran in ``native`` instead.
+        turned: whether any operator ran in another way than without the mode; set to False by the caller.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, native: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.native = native
+        self.islands: dict[str, None] = {}
+        self.turned = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator with its dtypes turned, unseen by function modes: TorchScript calls it from outside them."""
+        with torch._C.DisableTorchFunction():
+            return self._dispatch(func, args, kwargs or {})
+
+    def _dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0911  # a case a line
+        if not isinstance(func, torch._ops.OpOverload):  # a higher-order operator: its body escapes the mode
+            self.islands[str(func)], self.turned = None, True
+            return func(*args, **kwargs)
+        if func is _aten.lift_fresh.default:  # torch.tensor(…, dtype=…) and torch.from_numpy arrive here, as leaves
+            return self._widen(func(*args, **kwargs))
+        if func is _aten._assert_tensor_metadata.default:  # torch.export's note of a dtype that is another now
+            self.turned = True
+            return None
+        if func is _aten.equal.default and isinstance(args[0], Tensor):  # so the state of the model is put back, too
+            return func(*_mapped(_widen, args))
+        if func in _OF_NUMBERS and not isinstance(args[0], Tensor):
+            self.turned = True
+            return _OF_NUMBERS[func](*args)
+        if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
+            self.turned = True
+            return self._draw(func, args, kwargs)
+        if func in _DECOMPOSED:
+            self.turned = True
+            return _DECOMPOSED[func](*_mapped(_widen, args))
+        turn = self._turn_dtype if writes(func) else self._turn
+        args = tuple(_mapped(turn, value) for value in args)
+        kwargs = {name: _mapped(turn, value) for name, value in kwargs.items()}
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, NotImplementedError) as error:
+            if not _refuses_double(error):
+                raise
+            return self._island(func, args, kwargs)
+
+    def _turn(self, value: Any) -> Any:
+        return self._turn_dtype(self._widen(value))
+
+    def _turn_dtype(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype) and value in _WIDE:
+            self.turned = True
+            return _WIDE[value]
+        return value
+
+    def _widen(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dtype in _WIDE:
+            self.turned = True
+            return _widen(value)
+        return value
+
+    def _draw(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a random operator in the dtype it would have had, and cast what it drew."""
+        if func is _aten.native_dropout.default:
+            value, probability = args[0], args[1]
+            _, mask = func(torch.ones_like(value, dtype=self.native), *args[1:], **kwargs)
+            return value * mask * (0.0 if probability == 1 else 1 / (1 - probability)), mask
+        if writes(func):
+            target = args[0]
+            if target.dtype != torch.float64:
+                return func(*args, **kwargs)
+            drawn = torch.empty_like(target, dtype=self.native)
+            func(drawn, *args[1:], **kwargs)
+            return target.copy_(drawn)
+        if not _has_float_tensor((args, kwargs)) and kwargs.get("dtype") is None and _takes_dtype(func):
+            drawn = func(*args, **{**kwargs, "dtype": self.native}) if _draws_floats(func) else func(*args, **kwargs)
+            return _mapped(_widen, drawn)
+        args, kwargs = _mapped(self._narrow, (args, kwargs))
+        return _mapped(_widen, func(*args, **kwargs))
+
+    def _island(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator that has no float64 kernel in the native dtype, and note it."""
+        self.islands[str(func)], self.turned = None, True
+        args, kwargs = _mapped(self._narrow, (args, kwargs))
+        return _mapped(_widen, func(*args, **kwargs))
+
+    def _narrow(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dtype == torch.float64:
+            return value.to(self.native)
+        return self.native if value is torch.float64 else value
+
+
+def _grouped_mm(left: Tensor, right: Tensor, ends: Tensor | None = None, *_: Any) -> Tensor:
+    """Return ``_grouped_mm(Tensor self, Tensor mat2, Tensor? offs=None, …)`` from products that know float64."""
+    if ends is None:
+        return torch.bmm(left, right)
+    bounds = [0, *ends.tolist()]
+    spans = [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
+    if left.dim() == 2 and right.dim() == 2:  # groups along the contracted dimension
+        return torch.stack([left[:, span] @ right[span] for span in spans])
+    if left.dim() == 3:  # groups along the columns of the right
+        return torch.cat([left[i] @ right[:, span] for i, span in enumerate(spans)], dim=1)
+    return torch.cat([left[span] @ right[i] for i, span in enumerate(spans)])
+
+
+# TorchScript's optimiser asks these of its constants, which reach a dispatch mode as Python numbers.
+_OF_NUMBERS: dict[Any, Callable[..., Any]] = {
+    _aten.equal.default: operator.eq,
+    _aten._local_scalar_dense.default: lambda value: value,
+}
+
+# Operators without a float64 kernel on any device, written in ones that have it.
+_DECOMPOSED = {_aten._grouped_mm.default: _grouped_mm} if hasattr(_aten, "_grouped_mm") else {}
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Set torch's default dtype for a while."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return ``value`` with ``function`` applied in tuples, lists and dictionaries: what operators are given."""
+    if isinstance(value, (tuple, list)):
+        return type(value)([_mapped(function, item) for item in value])
+    if isinstance(value, dict):
+        return {key: _mapped(function, item) for key, item in value.items()}
+    return function(value)
+
+
+def _widen(value: Any) -> Any:
+    return value.to(_WIDE[value.dtype]) if isinstance(value, Tensor) and value.dtype in _WIDE else value
+
+
+def _has_float_tensor(values: Any) -> bool:
+    args, kwargs = values
+    flat = [*args, *kwargs.values()]
+    return any(isinstance(value, Tensor) and value.is_floating_point() for value in flat)
+
+
+def _takes_dtype(func: Any) -> bool:
+    return any(argument.name == "dtype" for argument in func._schema.arguments)
+
+
+def _draws_floats(func: Any) -> bool:
+    """Tell rand, randn and normal, which draw in the default dtype, from randint and randperm."""
+    return not func.__name__.startswith(("randint", "randperm"))
+
+
+def _draws_nothing(func: Any, args: Any, kwargs: Any) -> bool:
+    """Tell attention without dropout, and recurrent kernels, from operators that really draw."""
+    name = func._schema.name
+    if "scaled_dot_product" in name or "_efficient_attention" in name or "_flash_attention" in name:
+        return True
+    return any(kind in name for kind in ("rnn", "lstm", "gru"))
+
+
+def _refuses_double(error: Exception) -> bool:
+    text = str(error)
+    return any(
+        words in text
+        for words in (
+            "not implemented for 'Double'",
+            "not implemented for 'ComplexDouble'",
+            "expected scalar type",
+            "float64",
+            "Double",
+        )
+    )

@@ -1,0 +1,199 @@
+"""The values that one run of a program makes, and their adjoints, as sketches: none of them is kept.
+
+Values are those of top-level torch calls, in order, and of the operators inside them; adjoints those of the former.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gradctl.numerics.sketch import Sketch, Sketcher
+from gradctl.subject.tree import leaves
+from gradctl.tracing.functions import watch_functions
+from gradctl.tracing.graph import Origin, node_of, origin_here
+
+__all__ = ["ProgramValue", "ProgramValues", "ValueWatch", "Watched"]
+
+
+class Watched(Protocol):
+    """What a watch fills in about one value."""
+
+    sketch: Sketch | None
+    asks: bool
+    adjoint: Sketch | None
+    leaf: str | None
+
+
+class ValueWatch:
+    """Sketches tensors as they are made, and their gradients as they come; its hooks are gone on leaving.
+
+    Args:
+        sketcher: shared with whatever the values are held against.
+        leaves: names of leaves, by identity of their tensors.
+    """
+
+    def __init__(self, sketcher: Sketcher, leaves: Mapping[int, str]) -> None:
+        self.sketcher, self.leaves = sketcher, leaves
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def see(self, value: Watched, tensor: Any) -> None:
+        """Fill in what ``tensor`` is, and later which gradient it got; anything else has no sketch."""
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
+            return
+        value.sketch, value.asks, value.adjoint = self.sketcher(tensor), _asks_now(tensor), None
+        value.leaf = self.leaves.get(id(tensor))
+        if value.asks:
+            self.await_gradient(value, tensor)
+
+    def await_gradient(self, value: Watched, tensor: Tensor) -> None:
+        """Sketch the gradient that ``tensor`` will get."""
+
+        def note(gradient: Tensor | None) -> None:  # None where no gradient reaches one of several outputs
+            if gradient is not None and gradient.layout == torch.strided:
+                value.adjoint = self.sketcher(gradient)
+
+        self._handles.append(tensor.register_hook(note))  # type: ignore[no-untyped-call]
+
+
+@dataclass(slots=True, eq=False)
+class ProgramValue:
+    """One value.
+
+    Attributes:
+        sketch: of the value.
+        origin: the call that made it; None for a leaf, and inside a call.
+        asks: whether it asks for a gradient.
+        adjoint: of the gradient that it got; None for none.
+        leaf: its name, if it is one.
+        takers: the calls that take it.
+        function: the custom ``autograd.Function`` that made it, if one did.
+    """
+
+    sketch: Sketch | None = None
+    origin: Origin | None = None
+    asks: bool = False
+    adjoint: Sketch | None = None
+    leaf: str | None = None
+    takers: list[Origin] = field(default_factory=list)
+    function: Any = None
+
+
+class ProgramValues(TorchFunctionMode):
+    """Watch one run of a program and the backward after it.
+
+    Args:
+        modules: paths by identity of the module.
+        watch: of its values.
+
+    Attributes:
+        values: of top-level calls, and what they are given, in the order in which they were seen.
+        inside: sketches of what operators give inside of those calls.
+    """
+
+    def __init__(self, modules: Mapping[int, str], watch: ValueWatch) -> None:
+        super().__init__()
+        self.modules, self.watch = modules, watch
+        self.values: list[ProgramValue] = []
+        self.inside: list[Sketch] = []
+        self._known: Any = WeakTensorKeyDictionary()
+        self._operators = _Operators(self)
+        self._applying = 0  # > 0 inside Function.forward, whose values have no adjoints of their own
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch what runs in this context, custom Functions included."""
+        with watch_functions(self._apply), self:
+            yield
+
+    def _apply(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        given = _tensors(args)
+        if not self._applying:
+            self.see(given, None)
+        self._applying += 1
+        try:
+            result = apply(*args)
+        finally:
+            self._applying -= 1
+        if not self._applying:
+            self._note_call(given, _tensors(result), function)
+        return result
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make one call and look at what it takes and gives."""
+        kwargs = kwargs or {}
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return func(*args, **kwargs)
+        given = _tensors((args, kwargs))
+        if not self._applying:
+            self.see(given, None)
+        with self._operators:
+            result = func(*args, **kwargs)
+        if not self._applying:
+            self._note_call(given, _tensors(result), func)
+        return result
+
+    def _note_call(self, given: Sequence[Tensor], made: Sequence[Tensor], func: Any) -> None:
+        if made:
+            origin = origin_here(func, self.modules)
+            for tensor in given:
+                self._known[tensor][0].takers.append(origin)
+            self.see(made, origin)
+
+    def see_outputs(self, outputs: Any) -> None:
+        """Note what the program gives, which may come from a custom Function."""
+        self.see(_tensors(outputs), None)
+
+    def see(self, tensors: Iterable[Tensor], origin: Origin | None) -> None:
+        """Note tensors that are new, and watch the adjoints of those that ask for a gradient now."""
+        with torch._C.DisableTorchFunction():
+            for tensor in tensors:
+                node = node_of(tensor)
+                value, version, before = self._known.get(tensor, (None, 0, None))
+                if value is None or version != tensor._version:  # written to in place: another value
+                    value = ProgramValue(origin=origin)
+                    self.values.append(value)
+                    self.watch.see(value, tensor)
+                elif _asks_now(tensor) and (not value.asks or node is not before):  # a Function gave it out
+                    value.asks = True
+                    self.watch.await_gradient(value, tensor)
+                self._known[tensor] = value, tensor._version, node
+                value.function = getattr(node, "_forward_cls", None)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Note what each operator gives."""
+
+    def __init__(self, values: ProgramValues) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values = values
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.values.inside += [self.values.watch.sketcher(tensor) for tensor in _tensors(result)]
+        return result
+
+
+def _asks_now(tensor: Tensor) -> bool:
+    """Tell whether a gradient can come: a view inside a Function's forward asks for one, and takes no hook yet."""
+    return tensor.requires_grad and (tensor.grad_fn is not None or torch.is_grad_enabled())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found = [leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor)]
+    return [tensor for tensor in found if tensor.layout == torch.strided and not tensor.is_quantized]
