@@ -17,7 +17,7 @@ from gradctl.core.errors import TargetError
 from gradctl.core.findings import Unit
 from gradctl.core.inspection import Inspection
 from gradctl.core.names import WITHOUT_GRADIENTS
-from gradctl.forms.artifact import place, written_beside
+from gradctl.forms.artifact import place, staged_file
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.table import form_named
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
@@ -25,11 +25,11 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import borrowed_generators
 from gradctl.subject.subject import Subject
 
-__all__ = ["Kind", "Written", "write"]
+__all__ = ["ArtifactFormat", "Written", "write"]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ArtifactFormat:
     """How one kind of file comes to be.
 
     Attributes:
@@ -67,7 +67,7 @@ class Written:
 def write(
     subject: Subject,
     output: Path,
-    kind: Kind,
+    kind: ArtifactFormat,
     *,
     dynamic: Dynamic | None = None,
     keep_unverified: bool = False,
@@ -94,7 +94,7 @@ def write(
     say = progress or (lambda text: None)
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     start = time.perf_counter()
-    with written_beside(output) as beside:
+    with staged_file(output) as beside:
         with around(), borrowed_generators():
             comparing = Comparing(
                 subject, accepted, fail_on=fail_on, outputs_only=kind.form in WITHOUT_GRADIENTS, wrt=kind.wrt
@@ -117,7 +117,7 @@ def write(
     return Written(unit, graph, written)
 
 
-def _read_back(kind: Kind, captured: Captured, path: Path, comparing: Comparing) -> Captured:
+def _read_back(kind: ArtifactFormat, captured: Captured, path: Path, comparing: Comparing) -> Captured:
     """Return what comes back from a file, which a refusal to be read makes a form that cannot take the model."""
     try:
         loaded = kind.load(path, comparing.reference.instance())

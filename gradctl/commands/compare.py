@@ -28,14 +28,14 @@ from gradctl.core.findings import Unit, fingerprint
 from gradctl.core.names import DEFAULT_FORMS, FORMS
 from gradctl.core.verdicts import unit_verdict
 from gradctl.diagnosis.bisect import bisected
-from gradctl.diagnosis.explanation import Witness, explained
+from gradctl.diagnosis.explanation import PreRunObservations, explained
 from gradctl.diagnosis.localise_form import located
 from gradctl.forms.artifact import ensure_loadable, fits, loaded
 from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.onnx.forward import initial_values
 from gradctl.forms.onnx.from_file import free_sizes, of_file
 from gradctl.forms.table import form_named
-from gradctl.gradients.baseline import Native, run_native
+from gradctl.gradients.baseline import Baseline, run_native
 from gradctl.gradients.gradcheck import gradcheck
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.onnxio.onnx_file import read
@@ -79,8 +79,8 @@ class Comparing:
     ) -> None:
         self.allows, self.fail_on, self.outputs_only = allows, fail_on, outputs_only
         self.bisect, self.wrt = bisect, wrt
-        with _quietly():
-            self.native: Native | None = None
+        with _silenced():
+            self.native: Baseline | None = None
             try:
                 self.native = run_native(subject)
                 subject = self.native.subject
@@ -95,7 +95,7 @@ class Comparing:
         """Return the verdict on one form; one that refuses the model is skipped, or inconclusive where ``named``."""
         start = time.perf_counter()
         form = form_named(name)
-        with _quietly():
+        with _silenced():
             try:
                 captured = form.capture(self.reference.instance())
             except CannotCapture as refusal:
@@ -122,7 +122,7 @@ class Comparing:
         from gradctl.forms.onnx import joint as onnx_joint
 
         instance = self.reference.instance()
-        with _quietly():
+        with _silenced():
             if path.suffix.lower() == ".onnx":
                 file = read(path)
                 by = onnx_joint.differentiated_by(file)
@@ -168,11 +168,11 @@ class Comparing:
                 seconds=time.perf_counter() - start,
                 tensors=self.native.unrepeated if self.native else (),
             )
-        with _quietly(), unexplained() as failures:
+        with _silenced(), unexplained() as failures:
             comparison = FormComparison(self.reference, captured, State([captured.model]))
-            witness = Witness()
+            witness = PreRunObservations()
             with explaining(f"what {captured.form} starts with"):
-                witness = Witness.of(captured, self.reference)
+                witness = PreRunObservations.of(captured, self.reference)
             comparison.compare_natively()
             with explaining(f"what {captured.form} does when it runs again"):
                 witness.ask(comparison)
@@ -275,7 +275,7 @@ def compare(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _silenced() -> Iterator[None]:
     """Keep the compilers' logging to themselves; what they refuse is a reason in the report."""
     import warnings
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradctl.commands.capture_to_file import Kind, Written, write
+from gradctl.commands.capture_to_file import ArtifactFormat, Written, write
 from gradctl.forms.exported import export_joint as program
 from gradctl.forms.onnx import forward as onnx
 from gradctl.forms.onnx import joint as onnx_joint
@@ -35,7 +35,7 @@ def export(
     Raises:
         TargetError, ResourceError: as ``write``.
     """
-    kind = Kind(
+    kind = ArtifactFormat(
         "onnx",
         lambda instance: onnx.exported(instance, opset=opset, dynamic=dynamic),
         lambda captured, path: onnx.save(captured.artifact, path),
@@ -67,7 +67,7 @@ def export_joint(
         TargetError, NothingToCheck, ResourceError: as ``write``.
     """
     if output.suffix.lower() == ".pt2":
-        kind = Kind(
+        kind = ArtifactFormat(
             "export-joint",
             lambda instance: program.exported(instance, dynamic=dynamic, wrt=wrt),
             program.save,
@@ -76,7 +76,7 @@ def export_joint(
             wrt,
         )
         return write(with_loss_inside(subject), output, kind, dynamic=dynamic, **options)
-    kind = Kind(
+    kind = ArtifactFormat(
         "onnx-joint",
         lambda instance: onnx_joint.exported(instance, opset=opset, dynamic=dynamic, frozen=frozen, wrt=wrt),
         lambda captured, path: onnx.save(captured.artifact, path),

@@ -24,7 +24,7 @@ from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding, TensorResult, Unit, fingerprint, number
 from gradctl.core.optimization import Optimization
 from gradctl.core.verdicts import unit_verdict
-from gradctl.forms.artifact import place, unwritable, written_beside
+from gradctl.forms.artifact import place, staged_file, unwritable
 from gradctl.forms.form import CannotCapture
 from gradctl.forms.onnx import forward as onnx_form
 from gradctl.forms.onnx.from_file import of_file
@@ -101,7 +101,7 @@ def optimize_file(path: Path, output: Path, options: Options, *, inputs: Path | 
     example = given(inputs, file) if inputs is not None else drawn_to_run(file, options.seed, optimised=False)
     _ensure_small(file)
     del file  # it may hold all weights
-    with written_beside(output) as beside:
+    with staged_file(output) as beside:
         unit, final = _optimized_or_refused(path, example, beside, options, str(path), output=output)
         unit = msgspec.structs.replace(unit, reference=str(path), seconds=time.perf_counter() - start)
         written = unit.verdict == "pass" and final is not None
@@ -131,7 +131,7 @@ def optimize_target(
         ResourceError: GC131 if the output cannot be written.
     """
     start = time.perf_counter()
-    with written_beside(output) as beside:
+    with staged_file(output) as beside:
         with around(), borrowed_generators():
             comparing = Comparing(subject, options.allows, fail_on=options.fail_on, outputs_only=True)
             options.progress("exporting")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gradctl.commands.capture_to_file import Kind, Written, write
+from gradctl.commands.capture_to_file import ArtifactFormat, Written, write
 from gradctl.forms.artifact import load, save
 from gradctl.forms.exported import export
 from gradctl.forms.form import Captured
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 from gradctl.forms.table import form_named
 from gradctl.inspection.file_contents import inspect_captured
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
@@ -38,11 +38,11 @@ def trace(
     """
 
     def capture(instance: Instance) -> Captured:
-        with quiet():
+        with silenced():
             if dynamic:
                 assert form == "export", "only torch.export leaves sizes free"
                 return export.capture(instance, dynamic=dynamic)
             return form_named(form).capture(instance)
 
-    kind = Kind(form, capture, save, lambda path, _instance: load(path, trusted=True), inspect_captured)
+    kind = ArtifactFormat(form, capture, save, lambda path, _instance: load(path, trusted=True), inspect_captured)
     return write(subject, output, kind, dynamic=dynamic, **options)

@@ -19,8 +19,8 @@ from gradctl.core.findings import Finding
 from gradctl.diagnosis.localise_form import with_place
 from gradctl.diagnosis.localise_modules import AloneModules
 from gradctl.forms.form import CannotCapture
-from gradctl.forms.silence import quiet
-from gradctl.forms.source_location import Place
+from gradctl.forms.silence import silenced
+from gradctl.forms.source_location import SourceLocation
 from gradctl.forms.table import form_named
 from gradctl.subject.state import State
 
@@ -48,7 +48,7 @@ def bisected(findings: Sequence[Finding], comparison: FormComparison) -> list[Fi
     return [told(each) for each in findings]
 
 
-def _place(errors: Sequence[Finding], comparison: FormComparison) -> Place | None:
+def _place(errors: Sequence[Finding], comparison: FormComparison) -> SourceLocation | None:
     """Return the innermost module that inductor gets wrong alone, by the worst tensor."""
     for finding in errors:
         if finding.quantity is not None and finding.tensor is not None:
@@ -74,7 +74,7 @@ def _words(reference: Reference) -> str:
         comparison.compare_natively()
         return not comparison.raised and not any(each.differs for each in comparison.worst.values())
 
-    with quiet(), torch._inductor.config.patch(fallback_random=True):
+    with silenced(), torch._inductor.config.patch(fallback_random=True):
         result: Any = CompilerBisector.do_bisect(agrees)
     if result is None:
         return "torch's compiler bisector finds no part of it alone."

@@ -26,9 +26,9 @@ from gradctl.numerics.agreement import agreement, largest_scale
 from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Instance
 from gradctl.subject.state import State
-from gradctl.tracing.recorder import Place
+from gradctl.tracing.recorder import SourceLine
 
-__all__ = ["RAISES", "Altered", "Cause", "Search", "stated"]
+__all__ = ["RAISES", "Cause", "Intervention", "Search", "stated"]
 
 # Stands for what a form raises, among the tensors that it gets wrong.
 RAISES: Key = ("output", "")
@@ -52,12 +52,12 @@ class Cause:
     code: str
     words: str
     hint: str
-    place: Place | None = None
+    place: SourceLine | None = None
     module: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Altered:
+class Intervention:
     """Eager, altered as a form may have altered it.
 
     Attributes:
@@ -72,7 +72,7 @@ class Altered:
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     call: Callable[[Instance], _Call] = lambda instance: instance.model
     keep_hooks: bool = True
-    alone: tuple[Altered, ...] = ()
+    alone: tuple[Intervention, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +91,7 @@ class Search:
         wrong = {key for key, each in self.comparison.worst.items() if each.differs}
         return wrong | {RAISES} if self.comparison.raised else wrong
 
-    def causes(self, alterations: Iterable[Altered], found: dict[Key, Cause]) -> None:
+    def causes(self, alterations: Iterable[Intervention], found: dict[Key, Cause]) -> None:
         """Note in ``found`` the first alteration that explains each tensor that has no cause yet."""
         for altered in alterations:
             left = self.open() - found.keys()
@@ -101,7 +101,7 @@ class Search:
             if explained:
                 found.update(dict.fromkeys(explained, self._narrowed(altered, explained)))
 
-    def explained(self, altered: Altered, keys: set[Key]) -> set[Key]:
+    def explained(self, altered: Intervention, keys: set[Key]) -> set[Key]:
         """Return those of ``keys`` that eager, so altered, gives as the form does."""
         found = {RAISES} if RAISES in keys and self._raises(altered) else set()
         for trial in self.reference.trials:
@@ -109,14 +109,14 @@ class Search:
                 found |= self._explained_on(trial, altered, keys)
         return found
 
-    def _narrowed(self, altered: Altered, explained: set[Key]) -> Cause:
+    def _narrowed(self, altered: Intervention, explained: set[Key]) -> Cause:
         """Return the cause with the one place that explains all, if one does."""
         for alone in altered.alone:
             if self.explained(alone, explained) == explained:
                 return alone.cause
         return altered.cause
 
-    def _explained_on(self, trial: Trial, altered: Altered, keys: set[Key]) -> set[Key]:
+    def _explained_on(self, trial: Trial, altered: Intervention, keys: set[Key]) -> set[Key]:
         here = {key: each for key, each in self.comparison.worst.items() if each.trial is trial}
         calls = max(each.call for each in here.values())
         native = self._run(trial, altered, calls)
@@ -132,7 +132,7 @@ class Search:
         right = {key for key, each in here.items() if not each.differs and not each.exceeds}
         return as_form & keys if right <= as_form else set()
 
-    def _raises(self, altered: Altered) -> bool:
+    def _raises(self, altered: Intervention) -> bool:
         """Tell whether altered eager raises what the form raises, wherever it does."""
         trials = [trial for trial in self.reference.trials if trial.name in self.comparison.raised]
         for trial in trials:
@@ -141,7 +141,7 @@ class Search:
                 return False
         return bool(trials)
 
-    def _run(self, trial: Trial, altered: Altered, calls: int, *, promoted: bool = False) -> list[Outcome]:
+    def _run(self, trial: Trial, altered: Intervention, calls: int, *, promoted: bool = False) -> list[Outcome]:
         instance = Instance(
             trial.instance.subject,
             promoted=promoted,

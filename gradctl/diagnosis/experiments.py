@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 from gradctl.comparison.reference import Trial
-from gradctl.diagnosis.causes import Altered, Cause, Search
+from gradctl.diagnosis.causes import Cause, Intervention, Search
 from gradctl.inspection.model import hooks_on_modules, watched
 from gradctl.subject.frames import user_location
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import module_of
-from gradctl.tracing.recorder import Place
-from gradctl.tracing.semantics import QueryResult, Seen, StateQuery, Undone, watching
+from gradctl.tracing.recorder import SourceLine
+from gradctl.tracing.semantics import ProgramEvents, QueryResult, StateQuery, Suppressed, watching
 
 __all__ = ["experiments", "generators_moved", "place_of_draw"]
 
@@ -31,7 +31,7 @@ _MOST_PLACES = 8
 _Kind = Literal["functions", "hooks", "no_grads", "detaches"]
 
 
-def experiments(search: Search) -> Iterator[Altered]:
+def experiments(search: Search) -> Iterator[Intervention]:
     """Return what is to be tried, each made when it is asked for."""
     form = search.comparison.captured.form
     yield from _modes(form, search.reference.instance())
@@ -46,9 +46,9 @@ def experiments(search: Search) -> Iterator[Altered]:
     yield from _attributes(form, search.reference.instance())
 
 
-def _seen(instance: Instance) -> Seen | None:
+def _seen(instance: Instance) -> ProgramEvents | None:
     """Return what one run did, or None where the program refuses to be watched."""
-    seen = Seen()
+    seen = ProgramEvents()
     try:
         with torch.enable_grad():
             instance.run(watching(seen))
@@ -60,7 +60,7 @@ def _seen(instance: Instance) -> Seen | None:
 # ------------------------------------------------------------------ the mode of the model
 
 
-def _modes(form: str, instance: Instance) -> Iterator[Altered]:
+def _modes(form: str, instance: Instance) -> Iterator[Intervention]:
     """Return the model in its other mode: all of it, its BatchNorm only, its dropout only."""
     module = module_of(instance.model)
     if module is None:
@@ -76,7 +76,7 @@ def _modes(form: str, instance: Instance) -> Iterator[Altered]:
         if kind and not names:
             continue
         shown = f": {', '.join(names[:4])}{' …' if len(names) > 4 else ''}" if names else ""
-        yield Altered(
+        yield Intervention(
             Cause(
                 "GC209",
                 f"{form} has {kind or 'the model'} in {other} mode, and eager is in {mine} mode{shown}",
@@ -141,12 +141,12 @@ def _generator_states() -> dict[str, Any]:
     }
 
 
-def _seeds(form: str, instance: Instance) -> Iterator[Altered]:
+def _seeds(form: str, instance: Instance) -> Iterator[Intervention]:
     """Return eager under the seed that forms are captured under: a number drawn then has been baked in."""
     moved = generators_moved(instance)
     for names in [[name for name in moved if name != "torch"], moved]:
         if names:
-            yield Altered(
+            yield Intervention(
                 Cause(
                     "GC210",
                     f"{form} has baked in the random numbers of {' and '.join(names)} that were drawn while capturing",
@@ -172,12 +172,12 @@ def _seeded_as_captured(*, with_torch: bool) -> Callable[[Instance], Callable[..
     return called
 
 
-def place_of_draw(instance: Instance, names: list[str]) -> Place | None:
+def place_of_draw(instance: Instance, names: list[str]) -> SourceLine | None:
     """Return the line that draws the first number of Python or numpy, or torch's first random operator."""
     if names == ["torch"]:
         draws = [each.location for each in watched(instance, []) if each.kind == "random numbers"]
         return next(((at.file, at.line) for at in draws if at is not None and at.file and at.line), None)
-    places: list[Place | None] = []
+    places: list[SourceLine | None] = []
 
     def profile(frame: Any, event: str, called: Any) -> None:
         if event == "c_call" and isinstance(getattr(called, "__self__", None), random.Random | np.random.RandomState):
@@ -209,7 +209,7 @@ class _Lost:
     alone: tuple[_Lost, ...] = ()
 
 
-def _semantics(form: str, seen: Seen, instance: Instance) -> list[_Lost]:
+def _semantics(form: str, seen: ProgramEvents, instance: Instance) -> list[_Lost]:
     """Return what the program does that a form may drop, each with its cause."""
     on_modules = [
         (hook.location.file, hook.location.line)
@@ -217,7 +217,7 @@ def _semantics(form: str, seen: Seen, instance: Instance) -> list[_Lost]:
         if hook.location is not None and hook.location.file and hook.location.line
     ]
     has_module_hooks = bool(list(hooks_on_modules(module_of(instance.subject.model))))
-    hooks: list[Place | None] = [*seen.hooks, *(on_modules if has_module_hooks else [])]
+    hooks: list[SourceLine | None] = [*seen.hooks, *(on_modules if has_module_hooks else [])]
     found = [
         _lost("functions", list(seen.functions), lambda items: _function_dropped(form, seen, items)),
         _lost("no_grads", seen.no_grads, lambda items: _cut_dropped("GC201", form, "no_grad", items)),
@@ -244,7 +244,7 @@ def _lost(
     return _Lost(kind, frozenset(items), cause(items), not has_module_hooks, alone)
 
 
-def _function_dropped(form: str, seen: Seen, functions: list[Any]) -> Cause:
+def _function_dropped(form: str, seen: ProgramEvents, functions: list[Any]) -> Cause:
     names = ", ".join(function.__name__ for function in functions[:3])
     return Cause(
         "GC204",
@@ -255,7 +255,7 @@ def _function_dropped(form: str, seen: Seen, functions: list[Any]) -> Cause:
     )
 
 
-def _cut_dropped(code: str, form: str, name: str, places: list[Place | None]) -> Cause:
+def _cut_dropped(code: str, form: str, name: str, places: list[SourceLine | None]) -> Cause:
     remedy = "use detach() on the value: it is an operator, and is kept by trace" if name == "no_grad" else ""
     return Cause(
         code,
@@ -265,7 +265,7 @@ def _cut_dropped(code: str, form: str, name: str, places: list[Place | None]) ->
     )
 
 
-def _hook_dropped(form: str, places: list[Place | None]) -> Cause:
+def _hook_dropped(form: str, places: list[SourceLine | None]) -> Cause:
     return Cause(
         "GC203",
         f"{form} drops the hook on a gradient",
@@ -274,17 +274,17 @@ def _hook_dropped(form: str, places: list[Place | None]) -> Cause:
     )
 
 
-def _undoing(several: list[_Lost]) -> Altered:
+def _undoing(several: list[_Lost]) -> Intervention:
     """Return eager without any of these."""
     items: dict[str, Any] = {each.kind: each.items for each in several}
-    undone = Undone(**items)
+    undone = Suppressed(**items)
     causes = [each.cause for each in several]
     cause = causes[0]
     if len(causes) > 1:
         cause = replace(cause, words=", and ".join(each.words for each in causes))
-    return Altered(
+    return Intervention(
         cause,
-        context=lambda: watching(Seen(), undone),
+        context=lambda: watching(ProgramEvents(), undone),
         keep_hooks=all(each.keep_hooks for each in several),
         alone=tuple(_undoing([each]) for each in several[0].alone) if len(several) == 1 else (),
     )
@@ -293,7 +293,7 @@ def _undoing(several: list[_Lost]) -> Altered:
 # ------------------------------------------------------------------ what Python was told
 
 
-def _answers(form: str, seen: Seen, search: Search) -> Iterator[Altered]:
+def _answers(form: str, seen: ProgramEvents, search: Search) -> Iterator[Intervention]:
     """Return eager that tells Python what it was told on the example, for each variation that gave other answers."""
     for trial in search.reference.trials[1:]:
         elsewhere = _seen_on(trial, search)
@@ -310,12 +310,12 @@ def _answers(form: str, seen: Seen, search: Search) -> Iterator[Altered]:
         yield replace(_told(form, seen, elsewhere, answers), alone=tuple(alone) if len(differing) > 1 else ())
 
 
-def _seen_on(trial: Trial, search: Search) -> Seen | None:
+def _seen_on(trial: Trial, search: Search) -> ProgramEvents | None:
     subject = trial.instance.subject
     return _seen(Instance(subject, input_mode=search.reference.input_mode, keep_hooks=True))
 
 
-def _differing(seen: Seen, elsewhere: Seen) -> list[StateQuery]:
+def _differing(seen: ProgramEvents, elsewhere: ProgramEvents) -> list[StateQuery]:
     """Return the questions that have other answers elsewhere, in the order they were asked."""
     here, there = _by_question(seen.answers), _by_question(elsewhere.answers)
     return [question for question, values in here.items() if there.get(question) != values]
@@ -328,12 +328,12 @@ def _by_question(answers: list[QueryResult]) -> dict[StateQuery, tuple[Any, ...]
     return found
 
 
-def _told(form: str, seen: Seen, elsewhere: Seen, answers: list[QueryResult]) -> Altered:
-    undone = Undone(answers=_by_question(answers))
-    return Altered(_baked(form, seen, elsewhere, answers[0]), context=lambda: watching(Seen(), undone))
+def _told(form: str, seen: ProgramEvents, elsewhere: ProgramEvents, answers: list[QueryResult]) -> Intervention:
+    undone = Suppressed(answers=_by_question(answers))
+    return Intervention(_baked(form, seen, elsewhere, answers[0]), context=lambda: watching(ProgramEvents(), undone))
 
 
-def _baked(form: str, seen: Seen, elsewhere: Seen, first: QueryResult) -> Cause:
+def _baked(form: str, seen: ProgramEvents, elsewhere: ProgramEvents, first: QueryResult) -> Cause:
     """Return what was baked in: sizes and strides by the question, a loop or a branch by the calls that were made."""
     name, place = first.question
     if name in _OF_SHAPES:
@@ -378,7 +378,7 @@ _TRUTHS = {"__bool__", "is_nonzero", "equal", "allclose", "__contains__"}
 # ------------------------------------------------------------------ what the model keeps in Python
 
 
-def _attributes(form: str, instance: Instance) -> Iterator[Altered]:
+def _attributes(form: str, instance: Instance) -> Iterator[Intervention]:
     """Return eager whose Python attributes stand still: a counter that a call moves was baked in."""
     module = module_of(instance.model)
     if module is None:
@@ -408,7 +408,7 @@ def _attributes(form: str, instance: Instance) -> Iterator[Altered]:
 
         return call
 
-    yield Altered(
+    yield Intervention(
         Cause(
             "GC207",
             f"{form} has baked in the attribute {f'{owner}.' if owner else ''}{name}, a Python value that each call "

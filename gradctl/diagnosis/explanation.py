@@ -16,7 +16,7 @@ from gradctl.comparison.reference import Reference, Trial
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding
 from gradctl.core.names import Quantity
-from gradctl.diagnosis.causes import Altered, Cause, Search, stated
+from gradctl.diagnosis.causes import Cause, Intervention, Search, stated
 from gradctl.diagnosis.experiments import experiments, generators_moved, place_of_draw
 from gradctl.forms import eager
 from gradctl.forms.form import Captured, Outcome
@@ -28,11 +28,11 @@ from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.signature import module_of
 from gradctl.subject.state import State
 
-__all__ = ["Witness", "explained"]
+__all__ = ["PreRunObservations", "explained"]
 
 
 @dataclass(slots=True)
-class Witness:
+class PreRunObservations:
     """What is to be asked of a form before it is widened.
 
     Attributes:
@@ -46,7 +46,7 @@ class Witness:
     causes: dict[Key, Cause] = field(default_factory=dict)
 
     @staticmethod
-    def of(captured: Captured, reference: Reference) -> Witness:
+    def of(captured: Captured, reference: Reference) -> PreRunObservations:
         """Return what a form starts with that the model does not, looked at before its first run."""
         instance = reference.trials[0].instance
         instance.restore()
@@ -64,7 +64,7 @@ class Witness:
             values = {name: captured.parameters[name] for name in names if name in captured.parameters}
             if not all(_equal(value, next(iter(values.values()))) for value in values.values()):
                 split |= {name: value.detach().clone() for name, value in values.items()}
-        return Witness(moved, split)
+        return PreRunObservations(moved, split)
 
     def ask(self, comparison: FormComparison) -> None:
         """Run the form again, if it is wrong on the native runs: without its optimiser, and from other generators."""
@@ -78,7 +78,7 @@ class Witness:
             self.causes = {**dict(_redrawn(comparison, wrong)), **self.causes}
 
 
-def explained(findings: Sequence[Finding], comparison: FormComparison, witness: Witness) -> list[Finding]:
+def explained(findings: Sequence[Finding], comparison: FormComparison, witness: PreRunObservations) -> list[Finding]:
     """Return the findings on a form, each with its cause where one is established.
 
     Where a difference stays open, a note comes first that says what explains most of them: GC220.
@@ -164,7 +164,7 @@ def _is_eagers(key: Key, trial: Trial, call: int, calls: list[Outcome]) -> bool:
 def _redrawn(comparison: FormComparison, wrong: set[Key]) -> Iterator[tuple[Key, Cause]]:
     """Return what hangs on generators that eager does not ask: from one seed eager repeats, and the form does not.
 
-    Seen in two calls from one seed; and in gradients, when the generators are moved between forward and backward.
+    It shows in two calls from one seed; and in gradients, when the generators are moved between forward and backward.
     """
     trial, mine = comparison.reference.trials[0], eager.capture(comparison.reference.trials[0].instance)
     place = place_of_draw(comparison.reference.instance(), ["torch"])
@@ -227,10 +227,10 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
 # ------------------------------------------------------------------ what the form started with
 
 
-def _started_otherwise(form: str, witness: Witness) -> Iterator[Altered]:
+def _started_otherwise(form: str, witness: PreRunObservations) -> Iterator[Intervention]:
     """Return eager that starts with what the form starts with: statistics moved while capturing, weights untied."""
     if witness.moved:
-        yield Altered(
+        yield Intervention(
             Cause(
                 "GC211",
                 f"{form} starts with other values of {_first(witness.moved)} than the model has: capturing runs a "
@@ -240,7 +240,7 @@ def _started_otherwise(form: str, witness: Witness) -> Iterator[Altered]:
             call=lambda instance: _with_buffers(instance, witness.moved),
         )
     if witness.split:
-        yield Altered(
+        yield Intervention(
             Cause(
                 "GC212",
                 f"{form} has {_first(witness.split)} as tensors with values of their own, and the model ties them",

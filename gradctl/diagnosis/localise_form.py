@@ -27,12 +27,12 @@ from gradctl.comparison.outcomes import cotangents_of
 from gradctl.comparison.reference import Trial
 from gradctl.core.findings import Finding, Location
 from gradctl.diagnosis.localise_modules import AloneModules
-from gradctl.diagnosis.paired_values import PairedValues, Parting
+from gradctl.diagnosis.paired_values import Divergence, PairedValues
 from gradctl.forms.exported import export, export_values
 from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.graph_value import NoGraph
 from gradctl.forms.onnx import onnx_values
-from gradctl.forms.source_location import Place, line_in
+from gradctl.forms.source_location import SourceLocation, line_in
 from gradctl.forms.table import form_named
 from gradctl.forms.torchscript import torchscript_values
 from gradctl.gradients.function_contracts import function_name
@@ -105,9 +105,9 @@ def located(
     return found
 
 
-def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, TensorComparison]]) -> list[Parting | None]:
+def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, TensorComparison]]) -> list[Divergence | None]:
     """Return where the graph of a form parts from eager, for tensors of one trial and call."""
-    found: list[Parting | None] = [None] * len(about)
+    found: list[Divergence | None] = [None] * len(about)
     captured, state = comparison.captured, comparison.state
     for wide in (True, False):  # float64 tells any difference in meaning from rounding, where it can be had
         try:
@@ -130,7 +130,7 @@ def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, TensorC
     return found
 
 
-def _parting(paired: PairedValues, finding: Finding, difference: TensorComparison) -> Parting | None:
+def _parting(paired: PairedValues, finding: Finding, difference: TensorComparison) -> Divergence | None:
     if finding.quantity == "gradient":
         return paired.first_value() or paired.first_adjoint(str(finding.tensor))
     if difference.asks is not None and not (difference.exceeds or difference.means_another):
@@ -227,12 +227,12 @@ def _tolerance(dtype: torch.dtype, differences: Iterable[TensorComparison]) -> f
 
 def _of_modules(
     comparison: FormComparison, form: Form, finding: Finding, difference: TensorComparison, deadline: float
-) -> Place | None:
+) -> SourceLocation | None:
     """Return the innermost module that differs alone; for inductor, which compiles slowly, whose parameter it is."""
     captured = comparison.captured
     if captured.form == "compile":
         path = str(finding.tensor).removeprefix("param:")
-        return Place(path.rpartition(".")[0]) if path != finding.tensor and "." in path else None
+        return SourceLocation(path.rpartition(".")[0]) if path != finding.tensor and "." in path else None
     if captured.form not in ("trace", "script", "aot"):
         return None
     trial: Trial = difference.trial
@@ -240,7 +240,7 @@ def _of_modules(
     return alone.innermost()
 
 
-def _with_parting(finding: Finding, parting: Parting) -> Finding:
+def _with_parting(finding: Finding, parting: Divergence) -> Finding:
     """Return a finding with the node of a form, in the words of the user's program where eager has a counterpart."""
     place, eager = parting.node.place, parting.eager
     if place is None:  # the graph gives out an input, a parameter or a constant
@@ -253,18 +253,18 @@ def _with_parting(finding: Finding, parting: Parting) -> Finding:
     return with_place(finding, place, breaks or said[parting.cut])
 
 
-def _in_eagers_words(place: Place, parting: Parting) -> Place:
+def _in_eagers_words(place: SourceLocation, parting: Divergence) -> SourceLocation:
     """Return a node's place, and eager's for what the node does not say of itself."""
     own = parting.eager.origin if parting.eager is not None else None
     if parting.instead is not None:
-        own, place = parting.instead, Place("")
+        own, place = parting.instead, SourceLocation("")
     if own is not None:
         file, line = (place.file, place.line) if place.file is not None else own.place or (None, None)
-        return Place(place.module or own.module or "", place.op or own.op, file, line)
+        return SourceLocation(place.module or own.module or "", place.op or own.op, file, line)
     return replace(place, module=place.module or parting.module or "")
 
 
-def with_place(finding: Finding, place: Place, said: str = "") -> Finding:
+def with_place(finding: Finding, place: SourceLocation, said: str = "") -> Finding:
     """Return a finding with a place, in its location and in a clause of its message, which ``said`` ends."""
     inside = f" in {place.module}" if place.module else ""
     at = f" at {place.op}" if place.op else ""
@@ -274,7 +274,7 @@ def with_place(finding: Finding, place: Place, said: str = "") -> Finding:
     )
 
 
-def _location(place: Place) -> Location | None:
+def _location(place: SourceLocation) -> Location | None:
     source = (place.file, place.line) if place.file is not None and place.line is not None else None
     return location(source, op=place.op, module=place.module or None)
 
@@ -285,11 +285,11 @@ def _raised(finding: Finding, comparison: FormComparison) -> Finding:
     frames = [(each.filename, each.lineno or 0) for each in traceback.extract_tb(error.__traceback__)]
     users = [frame for frame in frames if is_users(frame[0])]
     source = users[-1] if users else line_in(str(error))
-    place = Place("", None, *source) if source is not None else _raising_node(str(error), comparison.captured)
+    place = SourceLocation("", None, *source) if source is not None else _raising_node(str(error), comparison.captured)
     return finding if place is None else msgspec.structs.replace(finding, location=_location(place))
 
 
-def _raising_node(message: str, captured: Captured) -> Place | None:
+def _raising_node(message: str, captured: Captured) -> SourceLocation | None:
     """Return the node that onnxruntime names in what it raises."""
     name = _ORT_NODE.search(message)
     if name is None or not isinstance(captured.artifact, OnnxFile):

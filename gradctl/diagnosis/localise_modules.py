@@ -24,7 +24,7 @@ from gradctl.core.findings import Finding
 from gradctl.core.names import Quantity
 from gradctl.forms import eager
 from gradctl.forms.form import CannotCapture, Form, Outcome
-from gradctl.forms.source_location import Place
+from gradctl.forms.source_location import SourceLocation
 from gradctl.numerics.agreement import agreement, largest_scale, scale_of
 from gradctl.subject.frames import is_out_of_memory, is_users, user_location
 from gradctl.subject.instance import Instance
@@ -70,7 +70,7 @@ class AloneModules:
     difference: TensorComparison
     deadline: float = math.inf
 
-    def innermost(self) -> Place | None:
+    def innermost(self) -> SourceLocation | None:
         """Return the innermost module that differs alone; None if the model itself does not when captured again."""
         model = module_of(self.reference.subject.model)
         if model is None:
@@ -85,7 +85,7 @@ class AloneModules:
             path, line = found
             place = _own_line(model.get_submodule(path)) or line
         kind = type(model.get_submodule(path)).__name__
-        return Place(path, kind, *(place or (None, None)))
+        return SourceLocation(path, kind, *(place or (None, None)))
 
     def _differing_child(self, model: nn.Module, path: str) -> tuple[str, tuple[str, int] | None] | None:
         """Return the child that differs alone and is called last, and the line that calls it."""

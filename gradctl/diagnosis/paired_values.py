@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 from gradctl.forms.graph_value import GraphRun, GraphValue
 from gradctl.numerics.sketch import Sketch
-from gradctl.tracing.graph import Origin
+from gradctl.tracing.graph import CallSite
 from gradctl.tracing.values import ProgramValue
 
-__all__ = ["PairedValues", "Parting"]
+__all__ = ["Divergence", "PairedValues"]
 
 # So much smaller than the largest, an adjoint is zero by cancellation (a bias before BatchNorm) but for rounding.
 _CANCELLED = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Parting:
+class Divergence:
     """The first node of a form whose result, or whose gradient, is not eager's.
 
     Attributes:
@@ -39,7 +39,7 @@ class Parting:
     eager: ProgramValue | None = None
     cut: str | None = None
     breaks: bool = False
-    instead: Origin | None = None
+    instead: CallSite | None = None
     module: str | None = None
 
 
@@ -70,7 +70,7 @@ class PairedValues:
         self._floor = _CANCELLED * max((each.adjoint.norm for each in values if each.adjoint), default=0.0)
         self._counterparts = self._paired(values)
 
-    def first_value(self) -> Parting | None:
+    def first_value(self) -> Divergence | None:
         """Return the first node on the way to an output that differs, all of whose inputs are eager's values.
 
         Where the form makes NaN or infinities of its own, the first node that makes some of finite values.
@@ -85,11 +85,11 @@ class PairedValues:
                 return self._parting_at(node)
         return None
 
-    def first_value_anywhere(self) -> Parting | None:
+    def first_value_anywhere(self) -> Divergence | None:
         """Return the first node of all whose value eager does not make: of state, which no output shows."""
         return next((self._parting_at(node) for node in self.run.values if self._is_unshared(node)), None)
 
-    def first_adjoint(self, leaf: str) -> Parting | None:
+    def first_adjoint(self, leaf: str) -> Divergence | None:
         """Return the node nearest to the outputs behind which the gradient of ``leaf`` is not eager's."""
         here = next((each for each in self.run.values if each.leaf == leaf and self._is_suspect(each)), None)
         if here is None:
@@ -104,36 +104,36 @@ class PairedValues:
                 return self._parting(passed or [here])
             here = wrong[-1]
 
-    def first_cut_anywhere(self) -> Parting | None:
+    def first_cut_anywhere(self) -> Divergence | None:
         """Return the first node of all through which one of the two passes a gradient and the other does not."""
         return self._first_cut(each for each in self.run.values if each.place is not None)
 
-    def _first_cut(self, nodes: Iterable[GraphValue]) -> Parting | None:
+    def _first_cut(self, nodes: Iterable[GraphValue]) -> Divergence | None:
         for node in nodes:
             eager = self._counterparts.get(node.name, ())
             if len({each.asks for each in eager}) == 1 and eager[0].asks != node.asks:
-                return Parting(node, eager[0], "form" if eager[0].asks else "eager")
+                return Divergence(node, eager[0], "form" if eager[0].asks else "eager")
         return None
 
-    def _parting(self, nodes: Sequence[GraphValue]) -> Parting:
+    def _parting(self, nodes: Sequence[GraphValue]) -> Divergence:
         """Return the one of ``nodes`` that is to blame: what a custom Function stands for, else the first."""
         made = [node for node in nodes if node.place is not None and node.sketch is not None] or list(nodes)
         for node in made:
             for eager in self._counterparts.get(node.name, ()):
                 if eager.function is not None:
-                    return Parting(node, eager)
+                    return Divergence(node, eager)
         counterpart = next(iter(self._counterparts.get(made[0].name, ())), None)
-        return Parting(made[0], counterpart, module=self._module_before(made[0]))
+        return Divergence(made[0], counterpart, module=self._module_before(made[0]))
 
-    def _parting_at(self, node: GraphValue) -> Parting:
+    def _parting_at(self, node: GraphValue) -> Divergence:
         """Return a node whose value is not eager's, and what eager does instead with what the node takes."""
         idle = self._idle_before(node)
         if idle is not None:
-            return Parting(idle, module=self._module_before(idle))
+            return Divergence(idle, module=self._module_before(idle))
         before = self._before(node)
         takers = before.takers if before is not None and self._modules != {""} else []
         is_left_out = bool(takers) and all((each.module or "") not in self._modules for each in takers)
-        return Parting(
+        return Divergence(
             node,
             breaks=_is_broken(node) and not any(map(_is_broken, self._inputs(node))),
             instead=takers[0] if is_left_out else None,

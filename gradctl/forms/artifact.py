@@ -24,7 +24,7 @@ from torch import Tensor
 from gradctl.core.errors import ResourceError, TargetError, TrustError, nearest
 from gradctl.forms.exported.export import of_exported_program
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 from gradctl.forms.torchscript.scripted_module import of_script
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.inputs.archive import ensure_unpacks
@@ -43,9 +43,9 @@ __all__ = [
     "loaded",
     "place",
     "save",
+    "staged_file",
     "unreadable",
     "unwritable",
-    "written_beside",
 ]
 
 Kind = Literal["torchscript", "export"]
@@ -57,7 +57,7 @@ _FEW = 3  # names of each kind that a message lists
 
 
 @contextmanager
-def written_beside(target: Path) -> Iterator[Path]:
+def staged_file(target: Path) -> Iterator[Path]:
     """Give a path of the name of ``target``, in a folder of its own beside it.
 
     Whatever is left of the folder goes when the context ends: what is to stay is moved away with ``place``.
@@ -80,7 +80,7 @@ def written_beside(target: Path) -> Iterator[Path]:
 
 
 def place(beside: Path, target: Path) -> None:
-    """Move a file that ``written_beside`` gave to its target, in one step; what was written next to it goes first.
+    """Move a file that ``staged_file`` gave to its target, in one step; what was written next to it goes first.
 
     Raises:
         ResourceError: GC131 if it cannot be moved; the target is as it was.
@@ -103,7 +103,7 @@ def save(captured: Captured, path: Path) -> None:
     """
     content = io.BytesIO()  # given a path on a disk that fills up, torch's C++ writer ends the process
     try:
-        with quiet():
+        with silenced():
             if isinstance(captured.artifact, torch.export.ExportedProgram):
                 torch.export.save(captured.artifact, content)
             else:
@@ -141,7 +141,7 @@ def loaded(path: Path, kind: Kind) -> Captured:
         TargetError: GC142 if torch cannot read it.
     """
     try:
-        with quiet():
+        with silenced():
             if kind == "export":
                 return of_exported_program(torch.export.load(path))
             form = "trace" if any(name.endswith("/traced_inputs.pkl") for name in _members(path)) else "script"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradctl.forms.source_location import Place
+from gradctl.forms.source_location import SourceLocation
 from gradctl.numerics.sketch import Sketch
 
 __all__ = ["GraphRun", "GraphValue", "NoGraph"]
@@ -25,7 +25,7 @@ class GraphValue:
     """
 
     name: str
-    place: Place | None
+    place: SourceLocation | None
     inputs: tuple[str, ...] = ()
     sketch: Sketch | None = None
     asks: bool = False

@@ -20,10 +20,10 @@ from gradctl.core.errors import TargetError
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.forms.exported.export import capture_reason
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 from gradctl.joint.capture import Joint, joint_program
 from gradctl.joint.draws import Draw, Draws, generator_kept
-from gradctl.joint.export_error import CannotJoin, raised_by
+from gradctl.joint.export_error import JointExportError, raised_by
 from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.inputs.example import input_names
@@ -31,14 +31,14 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["Engine", "differentiated", "joint_of", "of_engine"]
+__all__ = ["JointRuntime", "differentiated", "joint_of", "of_engine"]
 
 _GRADIENT = "grad."
 _FEW = 3  # differences that a message lists
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Engine:
+class JointRuntime:
     """What runs a joint graph.
 
     Attributes:
@@ -59,9 +59,9 @@ def joint_of(instance: Instance, dynamic: Dynamic | None = None, wrt: Sequence[s
         TargetError: as ``joint_program``.
     """
     try:
-        with quiet():
+        with silenced():
             return joint_program(instance, dynamic=dynamic, wrt=wrt)
-    except CannotJoin as refusal:
+    except JointExportError as refusal:
         raise CannotCapture(str(refusal)) from refusal
     except TargetError:
         raise
@@ -87,7 +87,7 @@ def differentiated(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[str, 
     return tuple(names) if any(name.startswith("grad_") for name in inputs) else ()
 
 
-def of_engine(form: str, engine: Engine, instance: Instance, where: str, **about: Any) -> Captured:
+def of_engine(form: str, engine: JointRuntime, instance: Instance, where: str, **about: Any) -> Captured:
     """Return a joint graph as a form of a model.
 
     Args:
@@ -104,7 +104,7 @@ def of_engine(form: str, engine: Engine, instance: Instance, where: str, **about
     args, kwargs = instance.inputs()
     try:
         structure, draws = _run_eagerly(instance, args, kwargs)
-    except CannotJoin as refusal:
+    except JointExportError as refusal:
         raise TargetError("GC141", f"{where} is no joint graph of {instance.subject.target}: {refusal}") from refusal
     module = module_of(instance.model)
     parameters = dict(module.named_parameters()) if module is not None else {}
@@ -150,7 +150,7 @@ class _Call:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: JointRuntime,
         instance: Instance,
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],

@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-__all__ = ["quiet"]
+__all__ = ["silenced"]
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Keep warnings, logging and what is printed to themselves; all are put back afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

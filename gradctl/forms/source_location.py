@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from gradctl.subject.frames import is_entrance, is_users
 
-__all__ = ["Place", "line_in"]
+__all__ = ["SourceLocation", "line_in"]
 
 _PYTHON = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _TRACED = re.compile(r"^(?P<file>.+\.py)\((?P<line>\d+)\): ", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SourceLocation:
     """One part of a form, in the user's words.
 
     Attributes:

@@ -36,7 +36,7 @@ from gradctl.tracing.functions import (
 )
 from gradctl.tracing.graph import innermost_module, leaves_behind
 from gradctl.tracing.model_runner import ModelRunner
-from gradctl.tracing.recorder import Place
+from gradctl.tracing.recorder import SourceLine
 
 __all__ = ["Application", "Judged", "judge_applications", "sampled", "survey"]
 
@@ -73,7 +73,7 @@ class Application:
     function: FunctionClass
     group: tuple[Any, ...]
     bytes: int
-    place: Place | None
+    place: SourceLine | None
     module: str | None
     inside: bool = False
     outputs: set[int] = field(default_factory=set)

@@ -26,14 +26,14 @@ from gradctl.numerics.point import NoGradient
 from gradctl.tracing.functions import FunctionClass
 from gradctl.tracing.model_runner import ModelRunner
 
-__all__ = ["Blame", "FunctionCheck", "is_allowed", "tensors_behind"]
+__all__ = ["Attribution", "FunctionCheck", "is_allowed", "tensors_behind"]
 
 # So many groups of calls of one Function (shapes, dtypes, inputs that ask for a gradient) are also judged alone.
 _GROUPS = 3
 
 
 @dataclass(slots=True)
-class Blame:
+class Attribution:
     """What is wrong even with the faulty Functions taken as their backward states, and the forwards that took."""
 
     own: dict[int, TensorJudgement] = field(default_factory=dict)
@@ -180,9 +180,9 @@ class FunctionCheck:
 
     # ------------------------------------------------------------------ what is wrong besides
 
-    def blame(self, wrong: Sequence[int], settings: dict[str, Any]) -> Blame:
+    def blame(self, wrong: Sequence[int], settings: dict[str, Any]) -> Attribution:
         """Return which of the ``wrong`` tensors are so even if the faulty Functions are the linear maps they state."""
-        watch, blame = self.runner.watch, Blame()
+        watch, blame = self.runner.watch, Attribution()
         allowed, unjudged = watch.linearised, set(watch.unjudged)
         watch.linearised = lambda function: function in self.faults or allowed(function)
         try:

@@ -32,11 +32,11 @@ from gradctl.subject.frames import is_out_of_memory, user_location
 from gradctl.subject.instance import Leaf
 from gradctl.subject.seeding import borrowed_generators, seed_generators
 from gradctl.subject.tree import leaves, map_leaves
-from gradctl.tracing.graph import Origin, modules_by_identity, node_before, origin_here
+from gradctl.tracing.graph import CallSite, call_site, modules_by_identity, node_before
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.recorder import Program, Recording
 
-__all__ = ["Culprit", "Vote", "forward_mode_vote", "wrong_parts"]
+__all__ = ["Vote", "WrongBackward", "forward_mode_vote", "wrong_parts"]
 
 # A step of 1e-3 has an error of about 1e-12 after one extrapolation where the function is tame, and 1e-13 of rounding.
 _STEP = 1e-3
@@ -49,7 +49,7 @@ Vote = Literal["vjp", "both"] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Culprit:
+class WrongBackward:
     """A part of the program whose backward is not its derivative.
 
     Attributes:
@@ -58,14 +58,14 @@ class Culprit:
         sources: nodes from which autograd goes on with the wrong gradients, to those arguments.
     """
 
-    origin: Origin
+    origin: CallSite
     vote: Vote
     sources: tuple[Any, ...]
 
 
 def wrong_parts(
     runner: ModelRunner, settings: dict[str, Any], is_over: Callable[[], bool] = lambda: False
-) -> list[Culprit]:
+) -> list[WrongBackward]:
     """Return the torch calls that are wrong alone at the present values of the leaves; if none is, the leaf modules.
 
     A call that applies custom Functions is passed over: those are judged by themselves.
@@ -195,7 +195,7 @@ class _CallWatch(Program):
         self.runner, self.settings, self.is_over = runner, settings, is_over
         self._right: Counter[Any] = Counter()
         self.modules = modules_by_identity(runner.instance.model)
-        self.found: list[Culprit] = []
+        self.found: list[WrongBackward] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Judge one call, then make it."""
@@ -203,7 +203,7 @@ class _CallWatch(Program):
             kind = (func, user_location(), tuple(v.shape for _, v in leaves((args, kwargs)) if isinstance(v, Tensor)))
             if self._right[kind] < _ALIKE and not self.is_over():
                 part = _Part(func, args, kwargs or {}, self.runner.instance.subject.seed)
-                culprit = _judged(part, self.runner, self.settings, lambda: origin_here(func, self.modules))
+                culprit = _judged(part, self.runner, self.settings, lambda: call_site(func, self.modules))
                 self.found += [culprit] if culprit is not None else []
                 self._right[kind] += culprit is None
         return super().__torch_function__(func, types, args, kwargs)
@@ -220,7 +220,7 @@ class _ModuleWatch:
         self.paths = modules_by_identity(runner.instance.model)
         self.program = Program(hooks_only=True)
         self.program.opens_checkpoints = True
-        self.found: list[Culprit] = []
+        self.found: list[WrongBackward] = []
         self._judging = False
 
     def before(self, module: nn.Module, args: Any) -> None:
@@ -238,7 +238,7 @@ class _ModuleWatch:
             *inputs, state = given
             return torch.func.functional_call(module, state, tuple(inputs)) if state else module(*inputs)
 
-        origin = Origin(type(module).__name__, user_location(), self.paths[id(module)])
+        origin = CallSite(type(module).__name__, user_location(), self.paths[id(module)])
         part = _Part(call, (*args, tensors), {}, self.runner.instance.subject.seed)
         self._judging = True
         try:
@@ -261,7 +261,9 @@ def _is_judged(func: Any, arguments: Any) -> bool:
 _NOT_JUDGED = frozenset({"__set__", "backward", "grad"})
 
 
-def _judged(part: _Part, runner: ModelRunner, settings: dict[str, Any], origin: Callable[[], Origin]) -> Culprit | None:
+def _judged(
+    part: _Part, runner: ModelRunner, settings: dict[str, Any], origin: Callable[[], CallSite]
+) -> WrongBackward | None:
     """Return the culprit if this part alone is wrong; None also where it cannot be judged alone."""
     applied = runner.watch.applied
     with borrowed_generators(), torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _as_it_is):
@@ -282,7 +284,7 @@ def _judged(part: _Part, runner: ModelRunner, settings: dict[str, Any], origin: 
             if is_out_of_memory(error):
                 raise
             return None
-    return Culprit(origin(), vote, tuple(node_before(part.originals[i]) for i in wrong))
+    return WrongBackward(origin(), vote, tuple(node_before(part.originals[i]) for i in wrong))
 
 
 def _agrees(part: _Part) -> bool:
@@ -360,11 +362,11 @@ def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _once_each(found: Sequence[Culprit]) -> list[Culprit]:
+def _once_each(found: Sequence[WrongBackward]) -> list[WrongBackward]:
     """Return one culprit an origin: a call in a loop is one."""
-    merged: dict[Origin, Culprit] = {}
+    merged: dict[CallSite, WrongBackward] = {}
     for culprit in found:
         known = merged.get(culprit.origin)
         sources = culprit.sources if known is None else (*known.sources, *culprit.sources)
-        merged[culprit.origin] = Culprit(culprit.origin, culprit.vote if known is None else known.vote, sources)
+        merged[culprit.origin] = WrongBackward(culprit.origin, culprit.vote if known is None else known.vote, sources)
     return list(merged.values())

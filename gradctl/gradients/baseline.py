@@ -21,13 +21,13 @@ from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.reach import walk
 from gradctl.subject.subject import Subject
 
-__all__ = ["Native", "run_native"]
+__all__ = ["Baseline", "run_native"]
 
 Named = dict[str, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Native:
+class Baseline:
     """What two seeded runs of the user's model showed, forward and backward. Gradients themselves are not kept.
 
     Attributes:
@@ -70,7 +70,7 @@ class Native:
         return found
 
 
-def run_native(subject: Subject) -> Native:
+def run_native(subject: Subject) -> Baseline:
     """Return two runs of the model as it is.
 
     Inputs are given as leaves that ask for a gradient where the model takes that, else as clones of leaves (it changes
@@ -100,7 +100,9 @@ def run_native(subject: Subject) -> Native:
     strangers = [tensor for tensor in first if id(tensor) in again]
     notes = [*map(stranger_note, strangers), *closed_notes(instance)]
     notes += [shared_note(instance.shared)] if instance.shared else []
-    return Native(instance.input_mode, outputs, overflowing, unrepeated, len(rows), subject, tuple(notes), watched.kept)
+    return Baseline(
+        instance.input_mode, outputs, overflowing, unrepeated, len(rows), subject, tuple(notes), watched.kept
+    )
 
 
 def _with_all_leaves(subject: Subject) -> tuple[Subject, ObservedInstance, dict[str, Tensor], Named]:

@@ -22,13 +22,13 @@ from gradctl.core.errors import TargetError, nearest
 from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, fingerprint, number
 from gradctl.core.verdicts import unit_verdict
 from gradctl.gradients.attribution import (
-    Blame,
+    Attribution,
     FunctionCheck,
     is_allowed,
     nothing_in_front,
     tensors_behind,
 )
-from gradctl.gradients.baseline import Native, run_native
+from gradctl.gradients.baseline import Baseline, run_native
 from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
 from gradctl.gradients.form_runner import form_runner
 from gradctl.gradients.function_contracts import FunctionFault
@@ -164,7 +164,7 @@ class _Check:
     """One run of gradcheck over the float64 runner: what is known, by index of the leaf."""
 
     subject: Subject
-    native: Native
+    native: Baseline
     accepted: Allows
     progress: Callable[[str], None]
     form: str = "eager"
@@ -174,7 +174,7 @@ class _Check:
     behind: dict[int, FunctionClass] = field(default_factory=dict)
     missed: float = 0.0
     is_tolerant: bool = False
-    blame: Blame = field(default_factory=Blame)
+    blame: Attribution = field(default_factory=Attribution)
     wrong_calls: list[Explanation] = field(default_factory=list)
     broken_calls: list[Explanation] = field(default_factory=list)
     functions: list[Finding] = field(default_factory=list)

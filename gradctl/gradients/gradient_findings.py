@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from gradctl.core.findings import Element, Finding, Location, TensorResult, number
 from gradctl.core.names import Severity, TensorVerdict, parameter_name
-from gradctl.gradients.baseline import Native
+from gradctl.gradients.baseline import Baseline
 from gradctl.gradients.function_contracts import FunctionFault, function_name, source_place
 from gradctl.gradients.guard import explaining
 from gradctl.numerics.elements import ElementDifference
@@ -24,7 +24,7 @@ from gradctl.subject.instance import Leaf
 from gradctl.subject.signature import module_of, optimized_inner
 from gradctl.subject.subject import Subject
 from gradctl.tracing.graph import leaves_behind
-from gradctl.tracing.recorder import Place, Recording
+from gradctl.tracing.recorder import Recording, SourceLine
 
 __all__ = [
     "constant_inputs_note",
@@ -248,7 +248,7 @@ def cut_notes(recording: Recording, leaves: Sequence[Leaf], without: set[str]) -
         leaves: all leaves.
         without: names of the leaves that have no gradient.
     """
-    lost: dict[Place | None, set[str]] = {}
+    lost: dict[SourceLine | None, set[str]] = {}
     for cut in recording.cuts.values():
         if cut.moves:
             reached = leaves_behind(cut.sources, leaves) & without if without else set()
@@ -369,7 +369,7 @@ def not_replayed() -> Finding:
     )
 
 
-def native_gradient_findings(native: Native, already: set[str], untrained: set[str]) -> list[Finding]:
+def native_gradient_findings(native: Baseline, already: set[str], untrained: set[str]) -> list[Finding]:
     """Return findings for gradients that overflow in the model's own dtype though they are finite in float64.
 
     Args:
@@ -397,7 +397,7 @@ def native_gradient_findings(native: Native, already: set[str], untrained: set[s
     return found
 
 
-def location(place: Place | None, op: str | None = None, module: str | None = None) -> Location | None:
+def location(place: SourceLine | None, op: str | None = None, module: str | None = None) -> Location | None:
     """Return a place in the user's program for the report."""
     if place is None:
         return Location(op=op, module=module) if op or module else None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradctl.core.findings import Finding, TensorResult, format_number, number
 from gradctl.core.names import TensorVerdict
-from gradctl.gradients.baseline import Native
+from gradctl.gradients.baseline import Baseline
 from gradctl.numerics.measures import gaussian_like, is_float, norm, relative_error
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.inputs.example import trained_inputs
@@ -50,7 +50,7 @@ class Regimes:
     computes_another: bool = False
 
 
-def other_regimes(subject: Subject, native: Native) -> Regimes:
+def other_regimes(subject: Subject, native: Baseline) -> Regimes:
     """Return what differs between one backward with inputs that ask for gradients and what training does.
 
     Args:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from gradctl.core.findings import Finding, Location
 from gradctl.gradients.backward_localisation import Vote, wrong_parts
-from gradctl.gradients.baseline import Native
+from gradctl.gradients.baseline import Baseline
 from gradctl.gradients.function_contracts import function_name, source_place
 from gradctl.gradients.gradient_findings import location
 from gradctl.numerics.measures import gaussian_like
 from gradctl.subject.instance import Instance, Leaf
 from gradctl.subject.subject import Subject
-from gradctl.tracing.graph import Node, Origin, leaves_behind, modules_by_identity
+from gradctl.tracing.graph import CallSite, Node, leaves_behind, modules_by_identity
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.nonfinite import BackwardTrace, ForwardTrace, Made
 
@@ -88,7 +88,7 @@ def broken_backwards(runner: ModelRunner, cotangents: dict[str, Tensor]) -> list
     return _makers(trace, runner.leaves)
 
 
-def broken_natively(subject: Subject, native: Native) -> list[Explanation]:
+def broken_natively(subject: Subject, native: Baseline) -> list[Explanation]:
     """Return the same for the model in its own dtype."""
     instance = Instance(subject, input_mode=native.input_mode)
     trace = BackwardTrace(modules_by_identity(instance.model))
@@ -101,7 +101,7 @@ def broken_natively(subject: Subject, native: Native) -> list[Explanation]:
     return _makers(trace, instance.leaves)
 
 
-def broken_outputs(findings: Sequence[Finding], subject: Subject, native: Native) -> list[Finding]:
+def broken_outputs(findings: Sequence[Finding], subject: Subject, native: Baseline) -> list[Finding]:
     """Return findings about the native run, an output that is NaN with the call that made the first one."""
     names = {finding.tensor for finding in findings if finding.code == "GC407"}
     if not names:
@@ -139,7 +139,7 @@ def _makers(trace: BackwardTrace, leaves: Sequence[Leaf]) -> list[Explanation]:
     return explanations
 
 
-def _name(node: Node, origin: Origin) -> str:
+def _name(node: Node, origin: CallSite) -> str:
     function = getattr(node, "_forward_cls", None)
     return function_name(function) if function is not None else origin.op
 
@@ -150,5 +150,5 @@ def _function_location(node: Node) -> Location | None:
     return location(source_place(function), op=function_name(function)) if function is not None else None
 
 
-def _location(origin: Origin) -> Location | None:
+def _location(origin: CallSite) -> Location | None:
     return location(origin.place, op=origin.op, module=origin.module or None)

@@ -36,7 +36,7 @@ from gradctl.subject.subject import Subject
 from gradctl.tracing.functions import Apply, FunctionClass, FunctionWatch, is_torch_own, watch_functions
 from gradctl.tracing.graph import leaves_behind
 from gradctl.tracing.model_runner import ModelRunner
-from gradctl.tracing.recorder import BranchChanged, Cut, Place
+from gradctl.tracing.recorder import BranchChanged, Cut, SourceLine
 
 __all__ = ["hooks_on_modules", "inspect", "training_modes", "watched"]
 
@@ -125,7 +125,7 @@ def _without_gradient(instance: Instance, outputs: list[Tensor]) -> frozenset[st
 class _Seen:
     """What one call did, counted by what and where."""
 
-    counts: Counter[tuple[SemanticKind, str, str, Place | None]] = field(default_factory=Counter)
+    counts: Counter[tuple[SemanticKind, str, str, SourceLine | None]] = field(default_factory=Counter)
 
     def note(self, kind: SemanticKind, name: str, message: str) -> None:
         """Count one occurrence at the user's line that is running."""
@@ -272,7 +272,7 @@ def _see_what_moves(runner: ModelRunner) -> bool:
 
 
 def _cuts(cuts: list[Cut], runner: ModelRunner, without: frozenset[str]) -> Iterator[Semantic]:
-    by_place: dict[tuple[str, Place | None], list[Cut]] = {}
+    by_place: dict[tuple[str, SourceLine | None], list[Cut]] = {}
     for cut in cuts:
         by_place.setdefault((_call_name(cut.func), cut.place), []).append(cut)
     for (name, place), same in by_place.items():

@@ -22,10 +22,10 @@ __all__ = [
     "Answer",
     "Assignment",
     "UnitRequest",
+    "inconclusive_unit",
     "is_refusal_of_memory",
     "read_answer",
     "read_whole",
-    "undecided",
     "write_whole",
 ]
 
@@ -110,7 +110,7 @@ def read_answer(path: Path, nonce: str) -> Unit | None:
     return answer.unit if answer.nonce == nonce else None
 
 
-def undecided(
+def inconclusive_unit(
     request: UnitRequest,
     status: UnitStatus,
     code: str,

@@ -28,9 +28,9 @@ from gradctl.isolation.protocol import (
     ASSIGNMENT,
     Assignment,
     UnitRequest,
+    inconclusive_unit,
     is_refusal_of_memory,
     read_answer,
-    undecided,
     write_whole,
 )
 
@@ -71,7 +71,7 @@ class UnitProcess:
             process = self._start()
         except OSError as error:
             reason = f"the process of the unit could not be started: {error.strerror or error}"
-            return undecided(self._request, "error", "GC801", reason, seconds=time.perf_counter() - start)
+            return inconclusive_unit(self._request, "error", "GC801", reason, seconds=time.perf_counter() - start)
         if process is None:
             return None
         tail = _Tail(process.stdout)
@@ -187,7 +187,7 @@ def _without_answer(request: UnitRequest, exit_status: int, *, is_late: bool, sa
         code, reason = "GC801", _ending(exit_status)
         if exit_status == -getattr(signal, "SIGKILL", 9):
             hint = "on Linux this is most often the kernel, out of memory: see gradctl explain GC803."
-    return undecided(request, status, code, reason, hint=hint, details=said, location=location, seconds=seconds)
+    return inconclusive_unit(request, status, code, reason, hint=hint, details=said, location=location, seconds=seconds)
 
 
 def _ending(exit_status: int) -> str:

@@ -44,11 +44,11 @@ from gradctl.joint.decompositions import EARLY, TABLE
 from gradctl.joint.decompositions.ctc import without_data
 from gradctl.joint.draws import Distribution, Draw
 from gradctl.joint.dynamic_shapes import exported_axes, free_sizes, named_axes, with_sizes
-from gradctl.joint.export_error import CannotJoin
+from gradctl.joint.export_error import JointExportError
 from gradctl.joint.joint_program import exported_program
 from gradctl.joint.provenance import place_of, places_by_operator
 from gradctl.joint.slice_gradients import join_parts
-from gradctl.joint.step import Step
+from gradctl.joint.step import TrainingStep
 from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
 from gradctl.subject.instance import Instance
 
@@ -92,13 +92,13 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         wrt: what to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
 
     Raises:
-        CannotJoin: there is no gradient to take, or a step of the model is not the same in every call.
+        JointExportError: there is no gradient to take, or a step of the model is not the same in every call.
         TargetError: GC104 if ``dynamic`` or ``wrt`` names what is not there.
         Exception: whatever tracing and the user's model raise.
     """
-    step = Step(instance, wrt)
+    step = TrainingStep(instance, wrt)
     if not step.asking:
-        raise CannotJoin("no output asks for a gradient.")
+        raise JointExportError("no output asks for a gradient.")
     _ensure_apart(step.names)
     free = _free_axes(step, dynamic or {})
     fakes, draws = _fakes(step, free)
@@ -122,7 +122,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     instance.restore()
     _ensure_apart([*step.names, *found.outputs, *found.gradients, *found.updated])
     if not found.gradients:
-        raise CannotJoin(f"no output hangs on {' '.join(wrt)}.")
+        raise JointExportError(f"no output hangs on {' '.join(wrt)}.")
     _clean(graph, step.names)
     _ensure_repeats(graph)
     named = dict(zip(step.names, fakes, strict=True))
@@ -171,17 +171,17 @@ def _own_autograd(operator: torch._ops.OpOverload) -> Iterator[None]:
 def _ensure_apart(names: Sequence[str]) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise CannotJoin(f"two values of the graph would be called {twice!r}: rename the parameter or the input.")
+        raise JointExportError(f"two values of the graph would be called {twice!r}: rename the parameter or the input.")
 
 
-def _free_axes(step: Step, dynamic: Dynamic) -> dict[str, Mapping[int, str]]:
+def _free_axes(step: TrainingStep, dynamic: Dynamic) -> dict[str, Mapping[int, str]]:
     """Return the free axes by name of the input here."""
     model = step.instance.subject.model
     by_leaf(model, step.args, step.kwargs, dynamic, lambda axes: axes)  # which refuses what is not there
     return {f"input.{name}": axes for name, axes in dynamic.items()}
 
 
-def _fakes(step: Step, free: Mapping[str, Mapping[int, str]]) -> tuple[list[Tensor], dict[str, Draw]]:
+def _fakes(step: TrainingStep, free: Mapping[str, Mapping[int, str]]) -> tuple[list[Tensor], dict[str, Draw]]:
     """Return tensors without data for what the step takes, symbols in place of sizes that are free; and the draws.
 
     Those have sizes, and cotangents those of the outputs, that only a run without data can tell.
@@ -211,7 +211,7 @@ def _ensure_alike(eager: Mapping[str, Draw], traced: Mapping[str, Draw]) -> None
     ]
     names = [name for name in {**eager, **traced} if kinds[0].get(name) != kinds[1].get(name)]
     if names:
-        raise CannotJoin(f"{names[0]!r} is not drawn alike when the model is traced: draw it outside.")
+        raise JointExportError(f"{names[0]!r} is not drawn alike when the model is traced: draw it outside.")
 
 
 def _clean(graph: fx.GraphModule, names: Sequence[str]) -> None:
@@ -238,4 +238,4 @@ def _ensure_repeats(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags:
-            raise CannotJoin(f"{node.target} draws random numbers{place_of(node)}: draw them outside.")
+            raise JointExportError(f"{node.target} draws random numbers{place_of(node)}: draw them outside.")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradctl.joint.export_error import CannotJoin, here
+from gradctl.joint.export_error import JointExportError, here
 from gradctl.subject.signature import module_of
 from gradctl.tracing.operators import OperatorMode, name_of, writes
 
@@ -81,7 +81,7 @@ class Draws(OperatorMode):
         found: the draws in their order, those that are repeated once.
 
     Raises:
-        CannotJoin: in what is under it, for a draw that nobody outside can make.
+        JointExportError: in what is under it, for a draw that nobody outside can make.
     """
 
     supports_higher_order_operators = True
@@ -112,7 +112,8 @@ class Draws(OperatorMode):
             return func(*args, **kwargs)
         bound = _bound(func, args, kwargs)
         if bound.get("generator") is not None:
-            raise CannotJoin(f"the forward draws from a generator of its own{here()}: use torch's, or draw outside.")
+            message = f"the forward draws from a generator of its own{here()}: use torch's, or draw outside."
+            raise JointExportError(message)
         if func is _aten.native_dropout.default:  # as torch's CPU kernel computes it
             value, p, train = bound["input"], bound["p"], bound["train"]
             if train is False or p == 1:
@@ -133,24 +134,24 @@ class Draws(OperatorMode):
             value = func(*args, **kwargs)
             if _state() == before:  # attention without dropout, and the like
                 return value
-            raise CannotJoin(
+            raise JointExportError(
                 f"{name_of(func)} draws random numbers by values that are computed{here()}: draw them outside, and "
                 "give them as an input."
             )
         known = self._seen.get(before)
         if known is None and before != self._expected:
-            raise CannotJoin(f"the model sets the state of torch's random generator{here()}: draw outside.")
+            raise JointExportError(f"the model sets the state of torch's random generator{here()}: draw outside.")
         number = self.found.index(known) if known is not None else len(self.found)
         if self._given is None:
             value = func(*args, **kwargs)
         elif number == len(self._given):
-            raise CannotJoin(
+            raise JointExportError(
                 f"the backward draws random numbers of its own ({name_of(func)}): draw them in the forward."
             )
         else:
             value = args[0].copy_(self._given[number]) if writes(func) else self._given[number].clone()
         if value.device.type != "cpu":
-            raise CannotJoin(f"random numbers are drawn on {value.device.type!r}{here()}: try --device cpu.")
+            raise JointExportError(f"random numbers are drawn on {value.device.type!r}{here()}: try --device cpu.")
         if known is None:
             if _state() == before:  # a tensor without data draws nothing
                 torch.default_generator.manual_seed(_FIRST + number)
@@ -159,7 +160,7 @@ class Draws(OperatorMode):
             self._seen[before] = known
             self.found.append(known)
         elif (known.distribution, *known.shape) != (distribution, *value.shape):
-            raise CannotJoin(f"other random numbers are drawn from the same state{here()}: draw them outside.")
+            raise JointExportError(f"other random numbers are drawn from the same state{here()}: draw them outside.")
         _set_state(known.after)
         self._expected = known.after
         return value
@@ -193,13 +194,13 @@ def only_torch_draws() -> Iterator[None]:
     """Raise on leaving if python's or numpy's generator was used: what they give would be a constant of the graph.
 
     Raises:
-        CannotJoin: it was.
+        JointExportError: it was.
     """
     before = _other_states()
     yield
     for library, mine, other in zip(("python", "numpy"), before, _other_states(), strict=True):
         if mine != other:
-            raise CannotJoin(
+            raise JointExportError(
                 f"the forward draws random numbers from {library}'s generator: draw them with torch, or outside."
             )
 

@@ -18,7 +18,7 @@ import torch._decomp.decompositions
 from torch import Tensor
 
 from gradctl.joint.draws import Distribution
-from gradctl.joint.export_error import CannotJoin
+from gradctl.joint.export_error import JointExportError
 from gradctl.subject.frames import is_users
 
 __all__ = ["Sizes", "exported_axes", "free_sizes", "named_axes", "with_sizes"]
@@ -39,7 +39,7 @@ def free_sizes(fakes: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]
         free: names of sizes, by name and axis.
 
     Raises:
-        CannotJoin: one is not free, two are one, or the model does one thing at some sizes and another at others.
+        JointExportError: one is not free, two are one, or the model does one thing at some sizes and another at others.
     """
     found: dict[Any, str] = {}
     for name, axes in free.items():
@@ -48,10 +48,10 @@ def free_sizes(fakes: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]
             expression = _expression(fakes[name].shape[axis])
             if not getattr(expression, "free_symbols", ()):
                 instead = " Give an example with two or more: torch fixes a size of one." if expression == 1 else ""
-                raise CannotJoin(f"it is fixed to {size}={expression}, and --dynamic asks for any.{instead}")
+                raise JointExportError(f"it is fixed to {size}={expression}, and --dynamic asks for any.{instead}")
             other = found.setdefault(expression, size)
             if other != size:
-                raise CannotJoin(f"{other} and {size} of --dynamic are always equal: give them one name.")
+                raise JointExportError(f"{other} and {size} of --dynamic are always equal: give them one name.")
     return found
 
 
@@ -92,14 +92,14 @@ def _ensure_undecided(name: str, size: int | torch.SymInt) -> None:
             continue
         wanted = guard.expr.xreplace(dict.fromkeys(symbols, sympy.Symbol(name, integer=True)))
         if place.name == _SLICE and guard.expr.xreplace(dict.fromkeys(guard.expr.free_symbols, _LARGE)) is sympy.false:
-            raise CannotJoin(f"a slice wants {wanted}: assert that before it, or leave {name} fixed.")
+            raise JointExportError(f"a slice wants {wanted}: assert that before it, or leave {name} fixed.")
         if is_users(place.filename) and not _only_refuses(place):
             where = f" ({Path(place.filename).name}, line {place.lineno})"
-            raise CannotJoin(
+            raise JointExportError(
                 f"a branch, a loop or a number depends on {name}{where}: leave {name} fixed, or compute with tensors."
             )
         if place.filename in _DECOMPOSITIONS and place.name not in _ALIKE:
-            raise CannotJoin(f"what {place.name} does depends on {name}: leave {name} fixed.")
+            raise JointExportError(f"what {place.name} does depends on {name}: leave {name} fixed.")
 
 
 def _only_refuses(place: FrameSummary) -> bool:

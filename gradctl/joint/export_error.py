@@ -9,12 +9,12 @@ from types import FrameType
 
 from gradctl.subject.frames import is_users
 
-__all__ = ["CannotJoin", "here", "raised_by"]
+__all__ = ["JointExportError", "here", "raised_by"]
 
 _STEP = str(Path(__file__).with_name("step.py"))
 
 
-class CannotJoin(Exception):
+class JointExportError(Exception):
     """There is no joint graph of this model; says why, in a sentence."""
 
 

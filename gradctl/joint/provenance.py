@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.traceback import annotate
 
-from gradctl.joint.export_error import CannotJoin, here
+from gradctl.joint.export_error import JointExportError, here
 from gradctl.tracing.operators import OperatorMode, name_of, writes
 
 __all__ = ["Places", "place_of", "places_by_operator"]
@@ -33,7 +33,7 @@ class Places(OperatorMode):
         sized: what first gave a tensor whose size depends on values, in a sentence; empty where nothing has.
 
     Raises:
-        CannotJoin: in what is under it, for an operator of which python sees values, or whose sizes torch cannot
+        JointExportError: in what is under it, for an operator of which python sees values, or whose sizes torch cannot
             leave open.
     """
 
@@ -59,7 +59,7 @@ class Places(OperatorMode):
 
     def _run(self, func: Any, args: Any, kwargs: Any, place: str) -> Any:
         if func is _aten._pack_padded_sequence.default:
-            raise CannotJoin(
+            raise JointExportError(
                 f"a packed sequence has sizes that depend on values{place}: pad it, and mask what it gives."
             )
         tags = set(getattr(func, "tags", ())) & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -70,10 +70,10 @@ class Places(OperatorMode):
         try:
             value = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise CannotJoin(sized if torch.Tag.dynamic_output_shape in tags else _values(place)) from error
+            raise JointExportError(sized if torch.Tag.dynamic_output_shape in tags else _values(place)) from error
         if free_unbacked_symbols(value):
             if torch.Tag.dynamic_output_shape not in tags:
-                raise CannotJoin(_values(place))
+                raise JointExportError(_values(place))
             self.sized = self.sized or sized
         return value
 

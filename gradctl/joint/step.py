@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.joint.draws import Draw, Draws, only_torch_draws
-from gradctl.joint.export_error import CannotJoin
+from gradctl.joint.export_error import JointExportError
 from gradctl.joint.provenance import Places
 from gradctl.joint.recurrent import ScannedLayers
 from gradctl.numerics.measures import same_values
@@ -30,7 +30,7 @@ from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["Step"]
+__all__ = ["TrainingStep"]
 
 _Result = TypeVar("_Result")
 
@@ -57,7 +57,7 @@ class _Traced:
     updated: list[str] = field(default_factory=list)
 
 
-class Step:
+class TrainingStep:
     """Forward and backward of a model as a function of flat tensors.
 
     Args:
@@ -150,12 +150,13 @@ class Step:
         )
         outputs = dict(_named(model(*args, **kwargs)))
         if free_unbacked_symbols(list(outputs.values())):
-            raise CannotJoin(self.places.sized)
+            raise JointExportError(self.places.sized)
         for name, each in inputs.items():
             if each._version != versions[name]:
                 own = name.removeprefix("input.")
                 place = self.places.writes.get(each.untyped_storage()._cdata, "")
-                raise CannotJoin(f"the model writes to its input {own!r}{place}, which no graph can: clone it first.")
+                message = f"the model writes to its input {own!r}{place}, which no graph can: clone it first."
+                raise JointExportError(message)
         return outputs
 
     def _gradients(

@@ -12,7 +12,7 @@ from gradctl.subject.frames import is_out_of_memory
 
 __all__ = ["undifferentiated"]
 
-# Seen in float64 in whatever depends smoothly on a leaf; a threshold is seldom so near.
+# ProgramEvents in float64 in whatever depends smoothly on a leaf; a threshold is seldom so near.
 _STEP = 1e-6
 
 

@@ -11,7 +11,7 @@ import onnxscript.rewriter
 from onnx_ir import from_proto, to_proto
 from onnx_ir.passes import PassError
 
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 
 __all__ = ["fold", "optimize", "rewrite"]
 
@@ -43,7 +43,7 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
 def _told() -> Iterator[None]:
     """Keep onnxscript from printing, and raise what one of its passes raised, not that step 0 raised something."""
     try:
-        with quiet():
+        with silenced():
             yield
     except PassError as error:
         cause: BaseException = error

@@ -6,7 +6,7 @@ import importlib.util
 
 import onnx
 
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 
 __all__ = ["missing", "slim"]
 
@@ -22,7 +22,7 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    with quiet():
+    with silenced():
         slimmed: onnx.ModelProto = onnxslim.slim(copy)
     return _with_inputs_of(model, slimmed)
 

@@ -7,7 +7,7 @@ import onnx.version_converter
 from onnx_ir import from_proto, to_proto
 from onnxscript.version_converter import convert_version
 
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 from gradctl.passes.pass_result import NotApplicable, Pass
 
 __all__ = ["conversion"]
@@ -30,7 +30,7 @@ def _converted(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     if given == version:
         raise NotApplicable(f"the graph has opset {version} already.")
     graph = from_proto(model)
-    with quiet():
+    with silenced():
         if version > (given or 0):
             convert_version(graph, version, fallback=True)
         converted = to_proto(graph)

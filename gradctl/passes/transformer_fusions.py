@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 from gradctl.graphdiff.graph_view import operators
 from gradctl.onnxio.onnx_file import nodes
 from gradctl.passes.onnx_ir import without_unused_opsets
@@ -56,7 +56,7 @@ def _fused(model: onnx.ModelProto, kind: str, *, norms: bool) -> onnx.ModelProto
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with quiet(), tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
+        with silenced(), tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
             path = Path(folder) / "fused.onnx"
             # Only when it is saved does it import the operator set of what it fused.
             fused = optimize_model(copy, model_type=kind, optimization_options=options, opt_level=0)

@@ -31,9 +31,9 @@ from gradctl.isolation.protocol import (
     Answer,
     Assignment,
     UnitRequest,
+    inconclusive_unit,
     is_refusal_of_memory,
     read_whole,
-    undecided,
     write_whole,
 )
 
@@ -99,7 +99,7 @@ def main() -> NoReturn:
         reason = f"the program that is checked ended the process: os._exit({status})"
         hint, seconds = "raise an exception there instead.", time.perf_counter() - start
         location = Location(file=file, line=line)
-        answer(undecided(request, "crashed", "GC801", reason, hint=hint, location=location, seconds=seconds))
+        answer(inconclusive_unit(request, "crashed", "GC801", reason, hint=hint, location=location, seconds=seconds))
         return status
 
     _limit_memory(request)
@@ -124,7 +124,7 @@ def _attempted(request: UnitRequest) -> Unit:
 def _explained(request: UnitRequest, error: BaseException, seconds: float) -> Unit:
     """Return the unit of a check that ended with an exception."""
     if isinstance(error, GradctlError):
-        unit = undecided(request, "error", error.code, error.message, details=error.details, seconds=seconds)
+        unit = inconclusive_unit(request, "error", error.code, error.message, details=error.details, seconds=seconds)
         if error.exit_code == _NOTHING_TO_CHECK:
             return msgspec.structs.replace(unit, status="unsupported", verdict="skipped")
         return unit
@@ -144,7 +144,7 @@ def _explained(request: UnitRequest, error: BaseException, seconds: float) -> Un
         reason = f"{request.checking.target} raises in a call after the first: {type(error).__name__}: {said}"
     else:
         reason, hint = f"gradctl itself broke: {type(error).__name__}: {said}", _REPORT_IT
-    return undecided(request, status, code, reason, hint=hint, details=details, location=place, seconds=seconds)
+    return inconclusive_unit(request, status, code, reason, hint=hint, details=details, location=place, seconds=seconds)
 
 
 def _users_line(error: Exception) -> Location | None:

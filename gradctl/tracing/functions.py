@@ -28,7 +28,7 @@ from torch.distributions.dirichlet import _Dirichlet
 from gradctl.numerics.measures import dot
 from gradctl.subject.frames import user_location
 from gradctl.subject.seeding import borrowed_generators
-from gradctl.tracing.recorder import BranchChanged, Place, Program
+from gradctl.tracing.recorder import BranchChanged, Program, SourceLine
 
 __all__ = ["FunctionCall", "FunctionWatch", "inside_transforms", "is_torch_own", "is_users", "watch_functions"]
 
@@ -50,7 +50,7 @@ class FunctionCall:
 
     function: FunctionClass
     args: tuple[Any, ...]
-    place: Place | None
+    place: SourceLine | None
     module: str | None = None
 
 

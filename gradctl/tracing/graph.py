@@ -16,22 +16,22 @@ from gradctl.subject.frames import user_location
 from gradctl.subject.instance import Leaf
 
 __all__ = [
+    "CallSite",
     "Node",
-    "Origin",
+    "call_site",
     "innermost_module",
     "leaves_behind",
     "modules_by_identity",
     "node_before",
     "node_of",
     "nodes_behind",
-    "origin_here",
 ]
 
 Node = Any
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class CallSite:
     """One call in the user's program.
 
     Attributes:
@@ -45,10 +45,10 @@ class Origin:
     module: str | None
 
 
-def origin_here(func: Any, modules: Mapping[int, str]) -> Origin:
+def call_site(func: Any, modules: Mapping[int, str]) -> CallSite:
     """Return where on the present stack ``func`` is called; ``modules`` are paths by identity of the module."""
     op = resolve_name(func) or getattr(func, "__qualname__", str(func))
-    return Origin(op, user_location(), innermost_module(modules))
+    return CallSite(op, user_location(), innermost_module(modules))
 
 
 def modules_by_identity(model: Any) -> dict[int, str]:

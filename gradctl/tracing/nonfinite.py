@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradctl.subject.tree import leaves
-from gradctl.tracing.graph import Node, Origin, node_of, nodes_behind, origin_here
+from gradctl.tracing.graph import CallSite, Node, call_site, node_of, nodes_behind
 from gradctl.tracing.recorder import Program
 
 __all__ = ["BackwardTrace", "ForwardTrace", "Made"]
@@ -29,8 +29,8 @@ class Made:
         nan: the call that made NaN of an infinity; ``first`` where that one did.
     """
 
-    first: Origin
-    nan: Origin
+    first: CallSite
+    nan: CallSite
 
 
 class ForwardTrace(TorchFunctionMode):
@@ -69,10 +69,10 @@ class ForwardTrace(TorchFunctionMode):
         numbers = [each for each in arguments if isinstance(each, float) and not _is_finite(each)]
         nans = [each for each in broken if bool(torch.isnan(each).any())]
         if not bool(torch.isnan(tensor).any()):
-            return None if numbers else self._inherited(broken) if broken else _once(origin_here(func, self.modules))
+            return None if numbers else self._inherited(broken) if broken else _once(call_site(func, self.modules))
         if nans:
             return self._inherited(nans)
-        here = origin_here(func, self.modules)
+        here = call_site(func, self.modules)
         before = self._inherited(broken)
         return Made(before.first, here) if before is not None else _once(here)
 
@@ -85,7 +85,7 @@ class _Maker:
     """A node that made a gradient NaN or infinite of finite ones."""
 
     node: Node
-    origin: Origin
+    origin: CallSite
 
 
 class BackwardTrace(Program):
@@ -100,7 +100,7 @@ class BackwardTrace(Program):
         self.opens_checkpoints = True
         self.modules = modules
         self.makers: list[_Maker] = []
-        self._origins: dict[Node, Origin] = {}
+        self._origins: dict[Node, CallSite] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Make one call and note the nodes that it adds to the graph."""
@@ -108,7 +108,7 @@ class BackwardTrace(Program):
         result = super().__torch_function__(func, types, args, kwargs)
         made = [node for node in _nodes(result) or _nodes(args) if node not in before]
         if made:
-            origin = origin_here(func, self.modules)
+            origin = call_site(func, self.modules)
             known = {*before}
             for node in nodes_behind(made, stops=lambda node: node in known or node in self._origins):
                 self._origins[node] = origin
@@ -131,7 +131,7 @@ class BackwardTrace(Program):
     def _hook(self, node: Node) -> Callable[[Any, Any], None]:
         def after(outgoing: Any, incoming: Any) -> None:
             if any(map(_is_broken, outgoing)) and not any(map(_is_broken, incoming)):
-                unseen = Origin(node.name(), None, None)
+                unseen = CallSite(node.name(), None, None)
                 self.makers.append(_Maker(node, self._origins.get(node, unseen)))
 
         return after
@@ -142,7 +142,7 @@ def _nodes(value: Any) -> list[Node]:
     return [node for tensor in tensors if (node := node_of(tensor)) is not None]
 
 
-def _once(origin: Origin) -> Made:
+def _once(origin: CallSite) -> Made:
     return Made(origin, origin)
 
 

@@ -26,9 +26,9 @@ from gradctl.subject.frames import user_location
 from gradctl.tracing.graph import Node, node_before
 from gradctl.tracing.hooks import NoHandle, is_asked_by_program, node_without_hooks, real_nodes
 
-__all__ = ["BranchChanged", "Cut", "Hook", "Place", "Program", "Recording"]
+__all__ = ["BranchChanged", "Cut", "Hook", "Program", "Recording", "SourceLine"]
 
-Place = tuple[str, int]
+SourceLine = tuple[str, int]
 
 
 class BranchChanged(Exception):
@@ -52,7 +52,7 @@ class Cut:
     func: Any
     value: Any
     writes: bool
-    place: Place | None
+    place: SourceLine | None
     sources: tuple[Node, ...] = ()
     alias: int | None = None
     moves: bool = False
@@ -70,7 +70,7 @@ class _Write:
 class Hook:
     """A hook on a tensor or a node that was set aside, by the place that registers it."""
 
-    place: Place | None
+    place: SourceLine | None
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Recording:
 
     cuts: dict[int, Cut] = field(default_factory=dict)
     hooks: list[Hook] = field(default_factory=list)
-    estimators: list[Place | None] = field(default_factory=list)
+    estimators: list[SourceLine | None] = field(default_factory=list)
     aliases: set[int] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
 

@@ -1,6 +1,6 @@
 """What of a program a static form may lose or bake in: seen in one eager run, and undone in another, one by one.
 
-Undone, a custom backward gives way to the derivative of its forward, a hook is not registered, ``detach`` and
+Suppressed, a custom backward gives way to the derivative of its forward, a hook is not registered, ``detach`` and
 ``no_grad`` let gradients through, and Python is told what it was told on other inputs. If eager, so altered, computes
 what a form does, that is what the form has done.
 
@@ -23,11 +23,11 @@ from torch.overrides import TorchFunctionMode
 from gradctl.subject.frames import user_location
 from gradctl.tracing.functions import FunctionClass, inside_transforms, is_torch_own, watch_functions
 from gradctl.tracing.hooks import NoHandle
-from gradctl.tracing.recorder import BranchChanged, Place
+from gradctl.tracing.recorder import BranchChanged, SourceLine
 
-__all__ = ["QueryResult", "Seen", "StateQuery", "Undone", "watching"]
+__all__ = ["ProgramEvents", "QueryResult", "StateQuery", "Suppressed", "watching"]
 
-StateQuery = tuple[str, Place | None]
+StateQuery = tuple[str, SourceLine | None]
 Apply = Callable[..., Any]
 
 
@@ -45,7 +45,7 @@ class QueryResult:
 
 
 @dataclass(slots=True)
-class Seen:
+class ProgramEvents:
     """What one run did.
 
     Attributes:
@@ -58,14 +58,14 @@ class Seen:
 
     calls: list[StateQuery] = field(default_factory=list)
     answers: list[QueryResult] = field(default_factory=list)
-    functions: dict[FunctionClass, Place | None] = field(default_factory=dict)
-    hooks: list[Place | None] = field(default_factory=list)
-    no_grads: list[Place | None] = field(default_factory=list)
-    detaches: list[Place | None] = field(default_factory=list)
+    functions: dict[FunctionClass, SourceLine | None] = field(default_factory=dict)
+    hooks: list[SourceLine | None] = field(default_factory=list)
+    no_grads: list[SourceLine | None] = field(default_factory=list)
+    detaches: list[SourceLine | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Undone:
+class Suppressed:
     """What a run does without, by class or by place.
 
     Attributes:
@@ -73,16 +73,16 @@ class Undone:
     """
 
     functions: frozenset[FunctionClass] = frozenset()
-    hooks: frozenset[Place | None] = frozenset()
-    no_grads: frozenset[Place | None] = frozenset()
-    detaches: frozenset[Place | None] = frozenset()
+    hooks: frozenset[SourceLine | None] = frozenset()
+    no_grads: frozenset[SourceLine | None] = frozenset()
+    detaches: frozenset[SourceLine | None] = frozenset()
     answers: Mapping[StateQuery, tuple[Any, ...]] = field(default_factory=dict)
 
 
 @contextmanager
-def watching(seen: Seen, undone: Undone | None = None) -> Iterator[None]:
+def watching(seen: ProgramEvents, undone: Suppressed | None = None) -> Iterator[None]:
     """Note in ``seen`` what is run in this context, and run it without what is to be undone."""
-    program = _Program(seen, undone or Undone())
+    program = _Program(seen, undone or Suppressed())
     with watch_functions(program.apply), inside_transforms(program.apply), program:
         yield
 
@@ -90,12 +90,12 @@ def watching(seen: Seen, undone: Undone | None = None) -> Iterator[None]:
 class _Program(TorchFunctionMode):
     """Sees the top-level calls of a run, and makes each, or what stands for it."""
 
-    def __init__(self, seen: Seen, undone: Undone) -> None:
+    def __init__(self, seen: ProgramEvents, undone: Suppressed) -> None:
         super().__init__()
         self.seen, self.undone = seen, undone
         self._told = {question: deque(values) for question, values in undone.answers.items()}
         self._suspended = 0  # > 0 inside Function.forward, which runs under no_grad of its own
-        self._no_grad: Place | None = None  # where the block starts that is running now
+        self._no_grad: SourceLine | None = None  # where the block starts that is running now
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: PLR0911  # a kind of call a line
         """Make one top-level call."""
@@ -185,7 +185,7 @@ def _name(func: Any) -> str:
     return str(getattr(getattr(func, "__self__", None), "__name__", name) if name == "__get__" else name)
 
 
-def _note(places: list[Place | None], place: Place | None) -> None:
+def _note(places: list[SourceLine | None], place: SourceLine | None) -> None:
     if place not in places:
         places.append(place)
 

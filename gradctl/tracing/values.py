@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from gradctl.numerics.sketch import Sketch, Sketcher
 from gradctl.subject.tree import leaves
 from gradctl.tracing.functions import watch_functions
-from gradctl.tracing.graph import Origin, node_of, origin_here
+from gradctl.tracing.graph import CallSite, call_site, node_of
 
 __all__ = ["ProgramValue", "ProgramValues", "ValueWatch", "Watched"]
 
@@ -86,11 +86,11 @@ class ProgramValue:
     """
 
     sketch: Sketch | None = None
-    origin: Origin | None = None
+    origin: CallSite | None = None
     asks: bool = False
     adjoint: Sketch | None = None
     leaf: str | None = None
-    takers: list[Origin] = field(default_factory=list)
+    takers: list[CallSite] = field(default_factory=list)
     function: Any = None
 
 
@@ -150,7 +150,7 @@ class ProgramValues(TorchFunctionMode):
 
     def _note_call(self, given: Sequence[Tensor], made: Sequence[Tensor], func: Any) -> None:
         if made:
-            origin = origin_here(func, self.modules)
+            origin = call_site(func, self.modules)
             for tensor in given:
                 self._known[tensor][0].takers.append(origin)
             self.see(made, origin)
@@ -159,7 +159,7 @@ class ProgramValues(TorchFunctionMode):
         """Note what the program gives, which may come from a custom Function."""
         self.see(_tensors(outputs), None)
 
-    def see(self, tensors: Iterable[Tensor], origin: Origin | None) -> None:
+    def see(self, tensors: Iterable[Tensor], origin: CallSite | None) -> None:
         """Note tensors that are new, and watch the adjoints of those that ask for a gradient now."""
         with torch._C.DisableTorchFunction():
             for tensor in tensors:

@@ -33,14 +33,14 @@ from gradctl.core.allows import Allows
 from gradctl.core.findings import Unit
 from gradctl.forms.exported.export_values import _place as export_place
 from gradctl.forms.onnx.onnx_values import node_place
-from gradctl.forms.source_location import Place
+from gradctl.forms.source_location import SourceLocation
 from gradctl.subject.subject import Subject
 from tests.benchmarks.localisation import NETS
 
 KINDS = ("export value", "export gradient", "onnx value")
 
 
-def plant_export(model: nn.Module, x: Tensor, kind: str, draw: random.Random, path: Path) -> tuple[Place, str]:
+def plant_export(model: nn.Module, x: Tensor, kind: str, draw: random.Random, path: Path) -> tuple[SourceLocation, str]:
     """Write the exported model with one node changed; return the place of that node and what was put in."""
     program = torch.export.export(model, (x,), strict=False)
     graph = program.graph
@@ -69,7 +69,7 @@ def plant_export(model: nn.Module, x: Tensor, kind: str, draw: random.Random, pa
     return place, str(target).removesuffix(".default")
 
 
-def plant_onnx(model: nn.Module, x: Tensor, draw: random.Random, path: Path) -> tuple[Place, str]:
+def plant_onnx(model: nn.Module, x: Tensor, draw: random.Random, path: Path) -> tuple[SourceLocation, str]:
     """Write the ONNX model with the result of one node multiplied; return the place of that node."""
     program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
     assert program is not None
@@ -97,7 +97,7 @@ def shows(unit: Unit) -> bool:
     return any(isinstance(error, str) or (error is not None and error > 1e-3) for error in errors)
 
 
-def is_exact(unit: Unit, place: Place, op: str) -> bool:
+def is_exact(unit: Unit, place: SourceLocation, op: str) -> bool:
     """Tell whether the worst finding of each kind names the node."""
     worst = {each.quantity: each for each in reversed(unit.findings) if each.severity == "error" and each.quantity}
     lines = [

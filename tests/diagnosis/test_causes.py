@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gradctl.comparison.form_comparison import FormComparison
 from gradctl.core.findings import Unit
-from gradctl.diagnosis.explanation import Witness
+from gradctl.diagnosis.explanation import PreRunObservations
 from gradctl.forms.onnx.from_file import of_file
 from gradctl.forms.table import form_named
 from gradctl.forms.torchscript.scripted_module import of_script
@@ -261,7 +261,7 @@ def line_of(model: type[Net], text: str) -> int:
 def test_the_message_ends_in_the_line(form, model, text):
     unit = compared(form, model(), X)
     (message, *_) = [each.message for each in unit.findings if each.severity == "error"]
-    assert message.endswith(f"tests/checks/test_causes.py:{line_of(model, text)}.")
+    assert message.endswith(f"tests/diagnosis/test_causes.py:{line_of(model, text)}.")
 
 
 def test_of_two_functions_the_one_whose_backward_matters_is_named():
@@ -364,7 +364,7 @@ def test_what_is_right_without_onnxruntimes_optimiser_is_its_doing(tmp_path, wit
     captured = of_file(scaled_file(tmp_path / "optimised.onnx", 3.0), eager.reference.instance())
     captured = replace(captured, artifact=scaled_file(tmp_path / "plain.onnx", without_optimiser))
     comparison = FormComparison(eager.reference, captured, State([captured.model]))
-    witness = Witness.of(captured, eager.reference)
+    witness = PreRunObservations.of(captured, eager.reference)
     comparison.compare_natively()
     witness.ask(comparison)
     assert {cause.code for cause in witness.causes.values()} == expected

@@ -14,7 +14,7 @@ from gradctl.core.findings import Location, Unit
 from tests.compared import compared, comparing
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
-HERE = "tests/checks/test_localise_form.py"
+HERE = "tests/diagnosis/test_localise_form.py"
 
 
 class StraightThrough(torch.autograd.Function):

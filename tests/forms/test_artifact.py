@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gradctl.core.errors import ResourceError, TargetError, TrustError
-from gradctl.forms.artifact import fits, kind_of, load, place, save, written_beside
+from gradctl.forms.artifact import fits, kind_of, load, place, save, staged_file
 from gradctl.forms.table import form_named
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
@@ -290,11 +290,11 @@ def test_a_plain_function_comes_back_and_fits(tmp_path):
 def test_a_file_takes_its_place_only_when_it_is_moved(tmp_path):
     target = tmp_path / "model.pt"
     target.write_text("old")
-    with written_beside(target) as beside:
+    with staged_file(target) as beside:
         beside.write_text("new")
         assert beside.name == "model.pt"
     assert (target.read_text(), [file.name for file in tmp_path.iterdir()]) == ("old", ["model.pt"])
-    with written_beside(target) as beside:
+    with staged_file(target) as beside:
         beside.write_text("new")
         place(beside, target)
     assert (target.read_text(), [file.name for file in tmp_path.iterdir()]) == ("new", ["model.pt"])
@@ -303,7 +303,7 @@ def test_a_file_takes_its_place_only_when_it_is_moved(tmp_path):
 def test_a_link_stays_a_link_to_what_is_written(tmp_path):
     (tmp_path / "real.pt").write_text("old")
     (tmp_path / "link.pt").symlink_to("real.pt")
-    with written_beside(tmp_path / "link.pt") as beside:
+    with staged_file(tmp_path / "link.pt") as beside:
         beside.write_text("new")
         place(beside, tmp_path / "link.pt")
     assert (tmp_path / "link.pt").is_symlink()
@@ -312,7 +312,7 @@ def test_a_link_stays_a_link_to_what_is_written(tmp_path):
 
 def test_a_folder_that_is_missing_is_named(tmp_path):
     target = tmp_path / "missing" / "model.pt"
-    with pytest.raises(ResourceError) as caught, written_beside(target):
+    with pytest.raises(ResourceError) as caught, staged_file(target):
         pass
     assert caught.value.exit_code == 2
     assert str(caught.value) == (
@@ -324,7 +324,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path):
 
 def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path):
     with pytest.raises(ResourceError, match="GC131 .* it is a folder. Give a path that you may write to."):
-        with written_beside(tmp_path):
+        with staged_file(tmp_path):
             pass
 
 

@@ -76,7 +76,7 @@ def after_a_layer(part: nn.Module) -> nn.Module:
 def test_the_backward_that_makes_nan_is_named(part):
     unit = judge(after_a_layer(part()), torch.tensor([1.0, -2.0, 0.5]))
     found = [each for each in unit.findings if each.code == "GC407"]
-    here = ("tests/checks/test_localise_nan.py", line_of("sqrt()", part), "1.0", "torch.Tensor.sqrt")
+    here = ("tests/gradients/test_broken_calls.py", line_of("sqrt()", part), "1.0", "torch.Tensor.sqrt")
     assert {place(each) for each in found} == {here}
     assert all(each.message.endswith(": the backward of torch.Tensor.sqrt makes the first.") for each in found)
 
@@ -84,13 +84,13 @@ def test_the_backward_that_makes_nan_is_named(part):
 def test_a_functions_backward_that_makes_nan_is_named_by_its_class():
     unit = judge(lambda x: Broken.apply(x.sin()).cos(), torch.randn(3))
     found = finding(unit, "GC407")
-    assert place(found) == ("tests/checks/test_localise_nan.py", line_of("def backward", Broken) - 1, None, "Broken")
+    assert place(found) == ("tests/gradients/test_broken_calls.py", line_of("def backward", Broken) - 1, None, "Broken")
 
 
 def test_the_forward_call_that_overflows_is_named_and_the_one_that_makes_nan_of_it():
     unit = judge(after_a_layer(Overflow()), torch.randn(3))
     found = next(each for each in unit.findings if each.quantity == "output")
-    here = ("tests/checks/test_localise_nan.py", line_of("exp()", Overflow), "1.0", "torch.Tensor.exp")
+    here = ("tests/gradients/test_broken_calls.py", line_of("exp()", Overflow), "1.0", "torch.Tensor.exp")
     assert place(found) == here
     assert "torch.Tensor.exp makes the first infinity, torch.Tensor.sub NaN of it" in found.message
     assert f"test_localise_nan.py:{line_of('grown - grown', Overflow)}" in found.message

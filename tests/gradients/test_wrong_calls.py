@@ -60,7 +60,7 @@ def test_a_wrong_call_is_named_with_module_and_line(part, call, op):
     unit = judge(between_layers(part(TWICE)), torch.randn(3))
     assert places(unit) == {("1.1", op)}
     found = next(each for each in unit.findings if each.code == "GC401")
-    assert (found.location.file, found.location.line) == ("tests/checks/test_localise.py", line_of(call, part))
+    assert (found.location.file, found.location.line) == ("tests/gradients/test_wrong_calls.py", line_of(call, part))
     assert (found.cause, found.message.partition("): ")[2]) == (None, BY_FORWARD_MODE.format(op))
 
 

@@ -16,7 +16,7 @@ import torch._dynamo
 from gradctl.forms.eager import of_module
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.reasons import reason_of
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 from gradctl.subject.instance import Instance
 
 __all__ = ["compiled_with"]
@@ -35,7 +35,7 @@ def compiled_with(form: str, instance: Instance, backend: str, options: dict[str
         instance.restore()
         args, kwargs = instance.inputs()
         frames = _compiled_frames()
-        with quiet():
+        with silenced():
             outputs = [t for _, t in instance.call(compiled, args, kwargs) if t.requires_grad]
             if outputs:
                 torch.autograd.backward(outputs, [torch.zeros_like(t) for t in outputs])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.reasons import reason_of
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
@@ -66,7 +66,7 @@ def capture(
     torch.compiler.reset()  # torch.cond compiles in eager too, and what it compiled under a mode is refused here
     start = perf_counter()
     try:
-        with quiet(), around(module):
+        with silenced(), around(module):
             program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
     except Exception as error:  # the exporter or the user's model may raise anything
         raise CannotCapture(

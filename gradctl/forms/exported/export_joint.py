@@ -18,8 +18,8 @@ from torch import Tensor
 
 from gradctl.forms.artifact import extra_of, unreadable, unwritable
 from gradctl.forms.form import CannotCapture, Captured, not_called
-from gradctl.forms.joint_call import Engine, differentiated, joint_of, of_engine
-from gradctl.forms.silence import quiet
+from gradctl.forms.joint_call import JointRuntime, differentiated, joint_of, of_engine
+from gradctl.forms.silence import silenced
 from gradctl.joint.capture import Joint
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
@@ -78,7 +78,7 @@ def save(captured: Captured, path: Path) -> None:
     names, program = captured.artifact
     content = io.BytesIO()  # given a path on a disk that fills up, torch's C++ writer ends the process
     try:
-        with quiet():
+        with silenced():
             torch.export.save(program, content, extra_files={_NAMES: msgspec.json.encode(names).decode()})
     except Exception as error:  # serialising may raise anything
         if is_out_of_memory(error):
@@ -106,7 +106,7 @@ def of_file(path: Path, instance: Instance) -> Captured:
     names = _names(path)
     assert names is not None
     try:
-        with quiet():
+        with silenced():
             program = torch.export.load(path)
     except Exception as error:  # reading a program may raise anything
         if is_out_of_memory(error):
@@ -143,7 +143,7 @@ def _of_program(
     )
     return of_engine(
         "export-joint",
-        Engine(names.inputs, names.outputs, run),
+        JointRuntime(names.inputs, names.outputs, run),
         instance,
         where,
         operators=dict(operators.most_common()),

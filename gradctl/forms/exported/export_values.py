@@ -10,7 +10,7 @@ from torch.fx._pytree import tree_flatten_spec
 
 from gradctl.forms.form import Captured
 from gradctl.forms.graph_value import GraphRun, GraphValue, NoGraph
-from gradctl.forms.source_location import Place, line_in
+from gradctl.forms.source_location import SourceLocation, line_in
 from gradctl.tracing.values import ValueWatch
 
 __all__ = ["watched"]
@@ -53,13 +53,13 @@ class _Watching(fx.Interpreter):
         return result
 
 
-def _place(node: fx.Node) -> Place | None:
+def _place(node: fx.Node) -> SourceLocation | None:
     if node.op in ("placeholder", "get_attr"):
         return None
     described, name = _described(node), str(node.target)
     file, line = line_in(described.meta.get("stack_trace") or "") or (None, None)
     modules = [path for path, _ in (described.meta.get("nn_module_stack") or {}).values()]
-    return Place(_without_calls(modules[-1] if modules else ""), name.removesuffix(".default"), file, line)
+    return SourceLocation(_without_calls(modules[-1] if modules else ""), name.removesuffix(".default"), file, line)
 
 
 def _described(node: fx.Node) -> fx.Node:

@@ -27,7 +27,7 @@ from gradctl.forms.exported import export
 from gradctl.forms.form import CannotCapture, Captured, not_called
 from gradctl.forms.onnx.from_file import of_file
 from gradctl.forms.reasons import innermost
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 from gradctl.onnxio.onnx_file import OnnxFile, read
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
@@ -114,7 +114,7 @@ def converted(
         CannotCapture: the exporter refuses the program, or has no conversion to this opset.
     """
     try:
-        with quiet():
+        with silenced():
             found = torch.onnx.export(program, dynamo=True, verbose=False, optimize=False, opset_version=opset)
             assert found is not None
             name(found)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from gradctl.forms.form import CannotCapture, Captured, not_called
-from gradctl.forms.joint_call import Engine, differentiated, joint_of, of_engine
+from gradctl.forms.joint_call import JointRuntime, differentiated, joint_of, of_engine
 from gradctl.forms.onnx.forward import by_file, converted, name_ports
 from gradctl.forms.onnx.lowering import decomposed, optimize
 from gradctl.forms.reasons import reason_of
@@ -97,7 +97,7 @@ def of_file(file: OnnxFile, instance: Instance) -> Captured:
         TargetError: GC141 if it is no joint graph of this model; GC602 if it does not run.
     """
     running = session(file)
-    engine = Engine(
+    engine = JointRuntime(
         [each.name for each in running.get_inputs()],
         [each.name for each in running.get_outputs()],
         lambda feeds: run(running, feeds),

@@ -18,7 +18,7 @@ import torch
 
 from gradctl.forms.form import Captured
 from gradctl.forms.graph_value import GraphRun, GraphValue, NoGraph
-from gradctl.forms.source_location import Place, line_in
+from gradctl.forms.source_location import SourceLocation, line_in
 from gradctl.onnxio.onnx_file import OnnxFile, initializers
 from gradctl.tracing.values import ValueWatch
 
@@ -59,7 +59,7 @@ def watched(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], 
     return call, lambda: GraphRun(tuple(values.values()), tuple(each.name for each in graph.output))
 
 
-def node_place(node: onnx.NodeProto) -> Place:
+def node_place(node: onnx.NodeProto) -> SourceLocation:
     """Return where a node comes from: its operator, and module, file and line where the exporter kept them."""
     kept = {each.key: each.value for each in node.metadata_props}
     file, line = line_in(kept.get("pkg.torch.onnx.stack_trace", "")) or (None, None)
@@ -67,7 +67,7 @@ def node_place(node: onnx.NodeProto) -> Place:
         scopes = list(ast.literal_eval(kept.get("pkg.torch.onnx.name_scopes", "[]")))
     except (ValueError, SyntaxError):
         scopes = []
-    return Place(str(scopes[-2]) if len(scopes) > 1 else "", node.op_type, file, line)
+    return SourceLocation(str(scopes[-2]) if len(scopes) > 1 else "", node.op_type, file, line)
 
 
 def _sources(graph: onnx.GraphProto) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.reasons import reason_of
-from gradctl.forms.silence import quiet
+from gradctl.forms.silence import silenced
 from gradctl.subject.instance import Instance
 
 __all__ = ["captured_by", "of_script", "widened"]
@@ -32,7 +32,7 @@ def captured_by(form: str, compile_to_script: Callable[[], Any]) -> Captured:
     _forget_types_without_methods()
     start = perf_counter()
     try:
-        with quiet():
+        with silenced():
             scripted = compile_to_script()
     except Exception as error:  # the compiler or the user's model may raise anything
         raise CannotCapture(

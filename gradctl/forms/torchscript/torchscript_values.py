@@ -13,7 +13,7 @@ import torch
 
 from gradctl.forms.form import Captured
 from gradctl.forms.graph_value import GraphRun, GraphValue
-from gradctl.forms.source_location import Place, line_in
+from gradctl.forms.source_location import SourceLocation, line_in
 from gradctl.tracing.values import ValueWatch
 
 __all__ = ["watched"]
@@ -54,10 +54,10 @@ def watched(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], 
     return call, lambda: GraphRun(tuple(sorted(values.values(), key=lambda each: each.place is not None)), tuple(own))
 
 
-def _place(node: Any) -> Place | None:
+def _place(node: Any) -> SourceLocation | None:
     if node.kind() in ("prim::Constant", "prim::GetAttr"):
         return None
     op = node.pyname() if node.kind() == "prim::PythonOp" else node.kind().replace("::", ".")
     path = node.scopeName().rpartition("/")[2].removeprefix("__module.").removeprefix("__module")
     file, line = line_in(node.sourceRange()) or (None, None)
-    return Place(path, op, file, line)
+    return SourceLocation(path, op, file, line)

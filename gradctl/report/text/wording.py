@@ -150,8 +150,8 @@ def _line_of_units(report: Report) -> str:
         rest = "".join(f", {count} {word}" for word, count in others.items() if count)
         return f"PASS: {summary.passed - as_expected} of {total} {verb}{rest}"
     if report.verdict == "inconclusive":
-        undecided = [unit for unit in report.units if unit.verdict == "inconclusive"]
-        return f"INCONCLUSIVE: {len(undecided)} of {total} not decided{_how_to_go_on(undecided)}"
+        inconclusive_unit = [unit for unit in report.units if unit.verdict == "inconclusive"]
+        return f"INCONCLUSIVE: {len(inconclusive_unit)} of {total} not decided{_how_to_go_on(inconclusive_unit)}"
     failed = [unit for unit in report.units if unit.verdict == "fail"]
     gradients = all(any(_bad(unit.tensors, "gradient")) for unit in failed)
     what = ("computes a wrong gradient" if len(failed) == 1 else "compute a wrong gradient") if gradients else ""
@@ -310,8 +310,8 @@ def _how_to_go_on(units: Sequence[Unit]) -> str:
     """Return the rule to read first: of what failed, or of what has no verdict."""
     for unit in units:
         unallowed = [finding for finding in worst_first(unit.findings) if not finding.allowed]
-        undecided = [finding for finding in unallowed if finding.verdict in _NO_VERDICT]
-        for finding in [*failing(unit), *undecided, *unallowed]:
+        inconclusive_unit = [finding for finding in unallowed if finding.verdict in _NO_VERDICT]
+        for finding in [*failing(unit), *inconclusive_unit, *unallowed]:
             return f" (gradctl explain {finding.code})"
     return ""
 
