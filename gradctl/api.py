@@ -120,18 +120,17 @@ def gradcheck(
         for name, tolerance in (("rtol", rtol), ("atol", atol)):
             if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
                 raise _unfit(name, tolerance, "Give a finite number from 0.")
-        return [
-            judge(
-                subject,
-                allows=allows,
-                fail_on=fail_on,
-                thorough=thorough,
-                probes=probes,
-                tensor=tensor,
-                rtol=rtol,
-                atol=atol,
-            )
-        ]
+        unit = judge(
+            subject,
+            allows=allows,
+            fail_on=fail_on,
+            thorough=thorough,
+            probes=probes,
+            tensor=tensor,
+            rtol=rtol,
+            atol=atol,
+        )
+        return [unit]
 
     return _report("gradcheck", check, model, inputs, kwargs=kwargs, loss=loss, seed=seed, allow=allow, fail_on=fail_on)
 

@@ -6,6 +6,7 @@ Every pytest run of everybody who has gradctl installed imports this file: it lo
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,17 +27,11 @@ __all__ = ["Gradctl"]
 
 _CONFIGURATION = "gradctl.toml"
 
-# What the marker may set → the checks that take it.
-_DEFAULTS = {
-    "allow": ("gradcheck", "compare", "export"),
-    "fail_on": ("gradcheck", "compare", "export"),
-    "forms": ("compare",),
-    "seed": ("gradcheck", "compare", "export"),
-}
+_MARKED = ("allow", "fail_on", "forms", "seed")  # the options of the checks that the marker may set
 
 
 class Gradctl:
-    """What the fixture ``gradctl`` gives: the three checks of ``import gradctl``, which fail the test at once.
+    """The value of the fixture ``gradctl``: the three checks of ``import gradctl``, which fail the test at once.
 
     To look at a report that fails, call those of ``import gradctl`` instead.
 
@@ -48,28 +43,22 @@ class Gradctl:
         self._defaults = defaults
 
     def gradcheck(
-        self,
-        model: Callable[..., Any],
-        inputs: Tensor | Sequence[Any] | Mapping[str, Any] = (),
-        **options: Any,
+        self, model: Callable[..., Any], inputs: Tensor | Sequence[Any] | Mapping[str, Any] = (), **options: Any
     ) -> CheckReport:
         """Return the report of ``gradctl.gradcheck``, or fail the test with it; ``options`` are those of it."""
         __tracebackhide__ = True
         from gradctl.api import gradcheck
 
-        return _passing(gradcheck(model, inputs, **self._for("gradcheck", options)))
+        return self._passing(gradcheck, model, inputs, **options)
 
     def compare(
-        self,
-        model: Callable[..., Any],
-        inputs: Tensor | Sequence[Any] | Mapping[str, Any] = (),
-        **options: Any,
+        self, model: Callable[..., Any], inputs: Tensor | Sequence[Any] | Mapping[str, Any] = (), **options: Any
     ) -> CheckReport:
         """Return the report of ``gradctl.compare``, or fail the test with it; ``options`` are those of it."""
         __tracebackhide__ = True
         from gradctl.api import compare
 
-        return _passing(compare(model, inputs, **self._for("compare", options)))
+        return self._passing(compare, model, inputs, **options)
 
     def export(
         self,
@@ -82,16 +71,14 @@ class Gradctl:
         __tracebackhide__ = True
         from gradctl.api import export
 
-        return _passing(export(model, inputs, path, **self._for("export", options)))
+        return self._passing(export, model, inputs, path, **options)
 
-    def _for(self, check: str, options: dict[str, Any]) -> dict[str, Any]:
-        return {**{name: value for name, value in self._defaults.items() if check in _DEFAULTS[name]}, **options}
-
-
-def _passing(report: CheckReport) -> CheckReport:
-    __tracebackhide__ = True
-    report.raise_if_failed()
-    return report
+    def _passing(self, check: Callable[..., CheckReport], *args: Any, **options: Any) -> CheckReport:
+        __tracebackhide__ = True
+        takes = inspect.signature(check).parameters
+        report = check(*args, **{**{name: each for name, each in self._defaults.items() if name in takes}, **options})
+        report.raise_if_failed()
+        return report
 
 
 @pytest.fixture
@@ -108,11 +95,11 @@ def gradctl(request: pytest.FixtureRequest) -> Gradctl:
 
 def _problem(marker: pytest.Mark) -> str:
     """Return what is wrong with the arguments of a marker, or nothing."""
-    known = ", ".join(_DEFAULTS)
+    known = ", ".join(_MARKED)
     if marker.args:
         return f"{marker.args[0]!r} has no name. Give keywords: {known}."
-    unknown = next((name for name in marker.kwargs if name not in _DEFAULTS), None)
-    return f"no option {unknown!r}{nearest(unknown, _DEFAULTS)}. There are {known}." if unknown else ""
+    unknown = next((name for name in marker.kwargs if name not in _MARKED), None)
+    return f"no option {unknown!r}{nearest(unknown, _MARKED)}. There are {known}." if unknown else ""
 
 
 class _Configuration(pytest.File):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gradctl.cli.users_code import users_code
-from gradctl.core.target_options import TargetOptions
+from gradctl.core.target_options import DEFAULTS, OPTIONS, Option, TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.subject.inputs.dynamic_sizes import Dynamic
@@ -29,65 +29,34 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-_OPTIONS = (
-    click.argument("target"),
-    click.option("--arg", "arguments", metavar="KEY=VALUE", multiple=True, help="Argument of the class or factory."),
-    click.option(
-        "--input",
-        "input_specs",
-        metavar="NAME=SPEC",
-        multiple=True,
-        help="An input: x=f32[8,784], ids=i64[8,16]@0..100, w=f32[4]~N(0,1), flag=True. The name may be left out.",
-    ),
-    click.option(
-        "--inputs",
-        "inputs_file",
-        metavar="FILE",
-        type=click.Path(path_type=Path),
-        help="Inputs by name: .npz, .safetensors or .pt; or the folder of an ONNX test data set (input_0.pb, …).",
-    ),
-    click.option(
-        "--weights", metavar="FILE", type=click.Path(path_type=Path), help="A state dict: .safetensors or .pt."
-    ),
-    click.option(
-        "--train/--eval", "training", default=None, help="Mode of the model.  [default: as the target leaves it]"
-    ),
-    click.option(
-        "--loss",
-        metavar="NAME",
-        help="A function beside the target, from outputs to a scalar.  [default: random cotangents on all outputs]",
-    ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of every random generator."),
-    click.option("--device", default="cpu", show_default=True, help="Where model and inputs go."),
-    click.option("--threads", type=click.IntRange(min=1), help="Threads of torch.  [default: as torch has them]"),
-)
-
-
 def target_options(command: _Command) -> _Command:
     """Return ``command`` with TARGET and the options that say what to check, given as ``checking``."""
-    names = (
-        "target",
-        "arguments",
-        "input_specs",
-        "inputs_file",
-        "weights",
-        "training",
-        "loss",
-        "seed",
-        "device",
-        "threads",
-    )
 
     @functools.wraps(command)
-    def with_options(*args: Any, **kwargs: Any) -> Any:
+    def with_options(*args: Any, target: str, **kwargs: Any) -> Any:
         context = click.get_current_context(silent=True)
-        values = {name: kwargs.pop(name) for name in names}
         name = (context.command.name if context else None) or "gradcheck"
-        return command(*args, checking=TargetOptions(**values, command=name), **kwargs)
+        values = {each: kwargs.pop(each) for each in OPTIONS}
+        return command(*args, checking=TargetOptions(target, **values, command=name), **kwargs)
 
-    for option in reversed(_OPTIONS):
-        with_options = option(with_options)
-    return with_options  # type: ignore[return-value]  # click options hang on the function, whose type stays
+    for name in reversed(OPTIONS):
+        with_options = _click_option(name, OPTIONS[name], DEFAULTS[name])(with_options)
+    # click keeps the options in an attribute of the function, whose type stays.
+    return click.argument("target")(with_options)  # type: ignore[return-value]
+
+
+def _click_option(name: str, option: Option, default: Any) -> Callable[[_Command], _Command]:
+    kind: Any = click.IntRange(option.minimum) if option.minimum is not None else option.kind
+    return click.option(
+        option.flag,
+        name,
+        metavar=option.metavar,
+        multiple=default == (),
+        type=click.Path(path_type=Path) if option.kind is Path else kind,
+        default=default,
+        show_default=default not in (None, ()),
+        help=option.help,
+    )
 
 
 def dynamic_option(text: str) -> Callable[[_Command], _Command]:
@@ -144,15 +113,4 @@ def subject_from(checking: TargetOptions) -> Subject:
 
     use_threads(checking)
     with users_code():
-        return load_subject(
-            checking.target,
-            arguments=checking.arguments,
-            input_specs=checking.input_specs,
-            inputs_file=checking.inputs_file,
-            weights=checking.weights,
-            training=checking.training,
-            loss=checking.loss,
-            seed=checking.seed,
-            device=checking.device,
-            command=checking.command,
-        )
+        return load_subject(checking)

@@ -1,29 +1,22 @@
-"""What the user wants checked, as plain data: what the command line reads, and what a process of its own is told."""
+"""The options of a target, described once: for the command line, for ``gradctl.toml``, and for Python.
+
+``--help`` waits for this file: it imports neither torch nor msgspec nor click.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-__all__ = ["TargetOptions"]
+__all__ = ["DEFAULTS", "OPTIONS", "Option", "TargetOptions"]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetOptions:
-    """What the user wants checked. All but ``threads`` are the arguments of ``load_subject``, by name.
+    """What a user wants checked: the target, how to load it, and the subcommand that was called.
 
-    Attributes:
-        target: ``path/to/file.py:NAME`` or ``package.module:NAME``.
-        arguments: ``key=value`` for a class or factory.
-        input_specs: ``x=f32[8,784]``.
-        inputs_file: a file of inputs.
-        weights: a file of weights.
-        training: mode to set; None leaves it.
-        loss: name of a function beside the target.
-        seed: for every random generator.
-        device: where model and inputs go.
-        threads: for torch; None leaves them.
-        command: the subcommand that was called.
+    ``training`` sets the mode, None leaves it; ``threads`` None leaves torch's.
     """
 
     target: str
@@ -37,3 +30,48 @@ class TargetOptions:
     device: str = "cpu"
     threads: int | None = None
     command: str = "gradcheck"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a user sets one field of ``TargetOptions``; a field that is a tuple may be set several times.
+
+    Attributes:
+        flag: on the command line.
+        key: in an entry of ``[[targets]]``.
+        kind: type of one value.
+        help, metavar: for ``--help``.
+        is_mapping: each value is ``KEY=VALUE``; a table in a configuration.
+        is_shared: the key may also stand at the top of a configuration, for all targets.
+        minimum: of a number.
+    """
+
+    flag: str
+    key: str
+    kind: type
+    help: str
+    metavar: str | None = None
+    is_mapping: bool = False
+    is_shared: bool = False
+    minimum: int | None = None
+
+
+_INPUT = "An input: x=f32[8,784], ids=i64[8,16]@0..100, w=f32[4]~N(0,1), flag=True. The name may be left out."
+_INPUTS = "Inputs by name: .npz, .safetensors or .pt; or the folder of an ONNX test data set (input_0.pb, …)."
+_LOSS = "A function beside the target, from outputs to a scalar.  [default: random cotangents on all outputs]"
+
+# By field of ``TargetOptions``, in the order of ``--help``.
+OPTIONS = {
+    "arguments": Option("--arg", "args", str, "Argument of the class or factory.", "KEY=VALUE", is_mapping=True),
+    "input_specs": Option("--input", "input", str, _INPUT, "NAME=SPEC"),
+    "inputs_file": Option("--inputs", "inputs", Path, _INPUTS, "FILE"),
+    "weights": Option("--weights", "weights", Path, "A state dict: .safetensors or .pt.", "FILE"),
+    "training": Option("--train/--eval", "train", bool, "Mode of the model.  [default: as the target leaves it]"),
+    "loss": Option("--loss", "loss", str, _LOSS, "NAME"),
+    "seed": Option("--seed", "seed", int, "Of every random generator.", is_shared=True),
+    "device": Option("--device", "device", str, "Where model and inputs go.", is_shared=True),
+    "threads": Option(
+        "--threads", "threads", int, "Threads of torch.  [default: as torch has them]", is_shared=True, minimum=1
+    ),
+}
+DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(TargetOptions) if each.name in OPTIONS}

@@ -88,7 +88,7 @@ def write_whole(path: Path, message: Any) -> None:
     """Write ``message`` beside ``path`` and move it there: nobody sees half of it. The folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)  # also anew, where a model has cleaned up
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(msgspec.json.encode(message, enc_hook=_encoded))
+    part.write_bytes(msgspec.json.encode(message, enc_hook=str))
     os.replace(part, path)  # noqa: PTH105  # named as what it is: the move that is whole or not at all
 
 
@@ -98,7 +98,7 @@ def read_whole(path: Path, kind: type[_Message]) -> _Message:
     Raises:
         OSError, ValueError: there is none, or it is torn, or of another kind.
     """
-    return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=_decoded)
+    return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=lambda kind, value: kind(value))
 
 
 def read_answer(path: Path, nonce: str) -> Unit | None:
@@ -149,15 +149,3 @@ def inconclusive_unit(
 def is_refusal_of_memory(text: str) -> bool:
     """Tell from its words whether an error says that there is no memory."""
     return any(refusal in text for refusal in _REFUSALS)
-
-
-def _encoded(value: Any) -> str:
-    if isinstance(value, Path):
-        return str(value)
-    raise NotImplementedError(f"a message holds no {type(value).__name__}")
-
-
-def _decoded(kind: type, value: Any) -> Any:
-    if kind is Path:
-        return Path(value)
-    raise NotImplementedError(f"a message holds no {kind.__name__}")

@@ -17,6 +17,7 @@ import msgspec
 
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import FORMS, SEVERITIES, VERDICTS, FormName, Severity, UnitVerdict
+from gradctl.core.target_options import DEFAULTS, OPTIONS, TargetOptions
 from gradctl.rules.catalogue import allow_problem
 
 __all__ = ["FILE_NAME", "Accepted", "Configuration", "Project", "TargetEntry", "bytes_of", "find", "parsed", "read"]
@@ -46,46 +47,53 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     reason: str = ""
 
 
-class _Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """What holds for all targets, and can be set anew for one.
+def _with_option_keys(*, is_shared: bool) -> Any:
+    """Return a decorator that adds the keys of the target's options, each None if it is not given."""
+    keys = [(OPTIONS[name].key, _type_of(name), None) for name in OPTIONS if OPTIONS[name].is_shared == is_shared]
+    return lambda kind: msgspec.defstruct(
+        kind.__name__, keys, bases=(kind,), module=__name__, frozen=True, kw_only=True
+    )
+
+
+def _type_of(name: str) -> Any:
+    """Return the type of an option's value in TOML, which has no paths."""
+    option = OPTIONS[name]
+    if option.is_mapping:
+        return dict[str, bool | int | float | str] | None
+    kind: Any = str if option.kind is Path else option.kind
+    return (tuple[kind, ...] if DEFAULTS[name] == () else kind) | None
+
+
+@_with_option_keys(is_shared=True)
+class _Forms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    forms: tuple[FormName, ...] | None = None
+
+
+class _Settings(_Forms, frozen=True, kw_only=True):
+    """Settings of all targets, which an entry can override.
 
     ``timeout`` is in seconds, ``memory`` in bytes or as ``8GiB``; both are of each process.
     """
 
-    forms: tuple[FormName, ...] | None = None
-    seed: int | None = None
-    device: str | None = None
-    threads: int | None = None
     timeout: float | None = None
     memory: int | str | None = None
     fail_on: Severity | None = None
 
 
+@_with_option_keys(is_shared=False)
 class TargetEntry(_Settings, frozen=True, kw_only=True):
-    """One entry of ``[[targets]]``. Files are looked for from the folder of the configuration.
+    """One entry of ``[[targets]]``. Paths are relative to the folder of the configuration.
 
     Attributes:
         target: ``path/to/file.py:NAME`` or ``package.module:NAME``.
-        name: tells entries of one target apart.
-        args: of a class or factory.
-        input: ``x=f32[8,784]`` each, as of ``--input``.
-        inputs: a file of inputs.
-        weights: a file of weights.
-        train: mode to set; None leaves it.
-        loss: name of a function beside the target.
-        expect: the verdict that a form is to have, where that is not to pass.
+        name: distinguishes entries of one target.
+        expect: the expected verdict of a form, if that is not to pass.
         allow: accepted findings, in every form, whatever their size.
     """
 
     target: str
     name: str | None = None
-    args: dict[str, bool | int | float | str] = {}
-    input: tuple[str, ...] = ()
-    inputs: str | None = None
-    weights: str | None = None
-    train: bool | None = None
-    loss: str | None = None
-    expect: dict[FormName, UnitVerdict] = {}
+    expect: dict[FormName, UnitVerdict] = {}  # msgspec copies it
     allow: tuple[str, ...] = ()
 
     @property
@@ -121,6 +129,19 @@ class Project:
     def table(self) -> tuple[str, ...]:
         """The keys of the table of the file that holds it."""
         return ("tool", "gradctl") if self.file.name == _PYPROJECT else ()
+
+
+def options_of(project: Project, entry: TargetEntry | None = None) -> TargetOptions:
+    """Return the options of an entry; without one, the settings of all targets."""
+    given: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        values = (getattr(each, option.key, None) for each in (entry, project.configuration))
+        value = next((each for each in values if each is not None), None)
+        if option.is_mapping and value is not None:
+            value = tuple(f"{key}={each!r}" for key, each in value.items())
+        if value is not None:
+            given[name] = project.root / value if option.kind is Path else value
+    return TargetOptions(entry.target if entry else "", **given)
 
 
 def find(folder: Path) -> Path | None:
@@ -219,8 +240,10 @@ def _problems(configuration: Configuration) -> Iterable[tuple[tuple[str | int, .
 
 
 def _of_settings(settings: _Settings, place: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], str]]:
-    if settings.threads is not None and settings.threads < 1:
-        yield (*place, "threads"), f"{settings.threads} threads are none; give at least 1"
+    for option in OPTIONS.values():
+        value = getattr(settings, option.key, None)
+        if option.minimum is not None and value is not None and value < option.minimum:
+            yield (*place, option.key), f"{value} {option.key} are none; give at least {option.minimum}"
     if settings.timeout is not None and not 0 < settings.timeout < float("inf"):
         yield (*place, "timeout"), f"{settings.timeout:g} is no time; give seconds above 0"
     if settings.memory is not None:

@@ -13,11 +13,10 @@ from gradctl.core.allows import Allows
 from gradctl.core.findings import Allowance, Finding, Unit, fingerprint, format_number
 from gradctl.core.names import DEFAULT_FORMS, FORMS, UnitVerdict
 from gradctl.core.numbers import Number
-from gradctl.core.target_options import TargetOptions
 from gradctl.core.verdicts import unit_verdict
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.units import Interrupted, run_units
-from gradctl.suite.configuration import Accepted, Project, TargetEntry, bytes_of
+from gradctl.suite.configuration import Accepted, Project, TargetEntry, bytes_of, options_of
 from gradctl.suite.discovery import shown
 
 __all__ = ["Overrides", "Planned", "is_of_no_use", "judged", "plan", "run", "unused_noted"]
@@ -182,7 +181,7 @@ def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrid
     given = tuple(Accepted(finding=text) for text in overrides.allows)
     memory = _first(_bytes(overrides.memory), _bytes(entry.memory), _bytes(settings.memory))
     request = UnitRequest(
-        checking=_options(project, entry),
+        checking=replace(options_of(project, entry), target=shown(project.root, entry.target)),
         form=form,
         fail_on=_first(overrides.fail_on, entry.fail_on, settings.fail_on) or "error",
         named=entry.forms is not None,
@@ -192,22 +191,6 @@ def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrid
     title = shown(project.root, entry.target) + (f"[{entry.name}]" if entry.name else "")
     unit = Planned(title, entry, form, request, expected=entry.expect.get(form))  # type: ignore[call-overload]
     return unit.accepting(_unique((*own, *general, *given)))
-
-
-def _options(project: Project, entry: TargetEntry) -> TargetOptions:
-    settings, root = project.configuration, project.root
-    return TargetOptions(
-        target=shown(root, entry.target),
-        arguments=tuple(f"{key}={value!r}" for key, value in entry.args.items()),
-        input_specs=entry.input,
-        inputs_file=root / entry.inputs if entry.inputs is not None else None,
-        weights=root / entry.weights if entry.weights is not None else None,
-        training=entry.train,
-        loss=entry.loss,
-        seed=_first(entry.seed, settings.seed) or 0,
-        device=_first(entry.device, settings.device) or "cpu",
-        threads=_first(entry.threads, settings.threads),
-    )
 
 
 def _with(unit: Unit, findings: Sequence[Finding], planned: Planned) -> Unit:

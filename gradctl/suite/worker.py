@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import faulthandler
 import io
 import os
@@ -55,11 +54,9 @@ def run_unit(request: UnitRequest) -> Unit:
 
     from gradctl.subject.loading.load import load_subject
 
-    options = {field.name: getattr(request.checking, field.name) for field in dataclasses.fields(request.checking)}
-    target, threads = options.pop("target"), options.pop("threads")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    subject = load_subject(target, **options)
+    if request.checking.threads is not None:
+        torch.set_num_threads(request.checking.threads)
+    subject = load_subject(request.checking)
     if request.form == "eager":
         from gradctl.gradients.gradcheck import gradcheck
 

@@ -25,7 +25,7 @@ BARE = """
 import sys
 from gradctl.gradients.gradcheck import gradcheck
 from gradctl.subject.loading.load import load_subject
-print(gradcheck(load_subject(sys.argv[1])).verdict)
+print(gradcheck(load_subject(TargetOptions(sys.argv[1]))).verdict)
 """
 AT_A_TIME = 10
 

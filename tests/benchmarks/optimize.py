@@ -44,6 +44,7 @@ from gradctl.comparison.file_latency import latencies
 from gradctl.comparison.verified_graph import VerifiedGraph, stored
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import format_number
+from gradctl.core.target_options import TargetOptions
 from gradctl.onnxio.onnx_file import OnnxFile, nodes, read, session
 from gradctl.onnxio.session import run
 from gradctl.passes import pipeline
@@ -63,7 +64,7 @@ STUDENT_95 = 2.2  # at 11 degrees of freedom; 2.13 at 15, 2.36 at 7
 def subject_of(name: str) -> Subject:
     """Return a sample model, or a tiny transformer."""
     if name in SAMPLES:
-        return load_subject(str(Path(__file__).parents[2] / "sample_models" / f"{name}.py"))
+        return load_subject(TargetOptions(str(Path(__file__).parents[2] / "sample_models" / f"{name}.py")))
     model, args, kwargs = TRANSFORMERS[name]()
     return Subject(target=name, model=model, args=args, kwargs=kwargs)
 

@@ -14,6 +14,7 @@ from gradctl.commands.optimize import Options, chosen_passes, optimize_file, opt
 from gradctl.comparison.file_latency import latencies
 from gradctl.core.allows import Allows
 from gradctl.core.errors import ResourceError, TargetError
+from gradctl.core.target_options import TargetOptions
 from gradctl.onnxio.onnx_file import read
 from gradctl.passes.pass_result import Pass
 from gradctl.passes.table import PASSES, of_level
@@ -318,7 +319,7 @@ def test_gradients_among_the_outputs_are_held_like_any(tmp_path):
 
 @pytest.mark.parametrize("sample", SAMPLES)
 def test_a_sample_is_right_and_no_single_tool_makes_fewer_nodes(sample, tmp_path):
-    subject = load_subject(f"sample_models/{sample}.py")
+    subject = load_subject(TargetOptions(f"sample_models/{sample}.py"))
     exported = tmp_path / "exported.onnx"
     assert optimize_target(subject, exported, Options([])).written
     output = tmp_path / "optimized.onnx"

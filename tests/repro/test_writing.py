@@ -121,7 +121,7 @@ def written(tmp_path, target, *, forms=(), allows=(), **options):
     """Return the finished units, and what was said of findings without a program, for a target."""
     checking = TargetOptions(target=str(target), **options)
     arguments = options.get("arguments", ())
-    subject = load_subject(checking.target, arguments=arguments, loss=checking.loss, seed=checking.seed)
+    subject = load_subject(TargetOptions(checking.target, arguments=arguments, loss=checking.loss, seed=checking.seed))
     units = compare(subject, forms=forms, allows=allows) if forms else [gradcheck(subject, allows=allows)]
     said = []
     units = write_repros(units, checking, subject, tmp_path / "repros", allows=allows, say=said.append)
@@ -290,7 +290,7 @@ def test_a_program_that_would_not_fail_is_not_written(tmp_path, monkeypatch):
     )
     target.write_text(f"{body}\ndef Sine_inputs():\n    return (torch.randn(5, 4),)\n", encoding="utf-8")
     monkeypatch.setenv("BROKEN", "1")
-    subject = load_subject(f"{target}:Sine")
+    subject = load_subject(TargetOptions(f"{target}:Sine"))
     units = [gradcheck(subject)]
     assert units[0].verdict == "fail"
     monkeypatch.delenv("BROKEN")
@@ -315,7 +315,7 @@ def test_an_input_that_is_no_tensor_number_or_text_is_named(tmp_path):
 
 
 def test_a_model_without_a_target_has_none(tmp_path):
-    subject = load_subject(str(MODELS / "wrong_backward.py"))
+    subject = load_subject(TargetOptions(str(MODELS / "wrong_backward.py")))
     said = []
     checking = TargetOptions(target="a model made here")
     write_repros([gradcheck(subject)], checking, subject, tmp_path / "repros", say=said.append)

@@ -120,13 +120,12 @@ def _checked(
 ) -> int:
     from gradctl.core.assembly import assembled
     from gradctl.isolation.units import Interrupted
+    from gradctl.suite.configuration import options_of
     from gradctl.suite.plan import run, unused_noted
     from gradctl.suite.update_allows import accept_failing
 
-    settings = project.configuration
-    report = partial(
-        assembled, "check", seed=settings.seed or 0, device=settings.device or "cpu", threads=settings.threads
-    )
+    shared = options_of(project)
+    report = partial(assembled, "check", seed=shared.seed, device=shared.device, threads=shared.threads)
     plan = planned
     entries: list[Accepted] = []
 

@@ -6,7 +6,7 @@ __all__ = ["first_layer", "no_inputs", "proposed_input", "proposed_inputs"]
 
 import inspect
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import DTYPES
+from gradctl.core.target_options import TargetOptions
 from gradctl.subject.inputs.specification import TensorSpec
 from gradctl.subject.signature import VARIADIC, call_signature, callee_name, module_of, required_parameters
 
@@ -25,23 +26,19 @@ _PLAIN = {int: "1", float: "1.0", bool: "True", str: "'text'"}
 Guess = Callable[[Any], TensorSpec]
 
 
-def no_inputs(target: str, model: Callable[..., Any], *, command: str, options: Iterable[str] = ()) -> TargetError:
-    """Return GC107 with the line to type.
-
-    Args:
-        target: as the user typed it.
-        model: what wants the inputs.
-        command: the subcommand that was called.
-        options: options that were given and go into the line (``--arg``, ``--weights``).
-    """
+def no_inputs(model: Callable[..., Any], options: TargetOptions) -> TargetError:
+    """Return GC107 with the line to type: what was given, and the inputs that ``model`` probably takes."""
     specs = " ".join(f"--input {_quoted(spec)}" for spec in proposed_inputs(model))
-    line = " ".join(["gradctl", command, *(shlex.quote(word) for word in (target, *options)), specs])
+    given = [options.target, *(f"--arg={text}" for text in options.arguments)]
+    given += [f"--weights={options.weights}"] if options.weights else []
+    line = " ".join(["gradctl", options.command, *map(shlex.quote, given), specs])
     is_module = isinstance(model, nn.Module)
     name = callee_name(model)
     beside = "example_inputs()" if is_module else f"{name.partition('.')[0]}_inputs()"
     factory = "" if is_module or "." in name else f" If {name} makes a model, give its arguments by --arg."
     return TargetError(
-        "GC107", f"{target} has no inputs. Define {beside} beside it, or fit this to your data: {line}.{factory}"
+        "GC107",
+        f"{options.target} has no inputs. Define {beside} beside it, or fit this to your data: {line}.{factory}",
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding
+from gradctl.core.target_options import TargetOptions
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.inputs.example import (
     Inputs,
@@ -37,60 +38,38 @@ from gradctl.subject.subject import Subject
 from gradctl.subject.tree import map_leaves
 
 
-def load_subject(
-    target: str,
-    *,
-    arguments: Sequence[str] = (),
-    input_specs: Sequence[str] = (),
-    inputs_file: Path | None = None,
-    weights: Path | None = None,
-    training: bool | None = None,
-    loss: str | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    command: str = "gradcheck",
-) -> Subject:
-    """Return the model that ``target`` names, with its inputs. Importing the target runs the user's code.
+def load_subject(options: TargetOptions) -> Subject:
+    """Return the model that the target names, with its inputs. Importing the target runs the user's code.
 
-    Args:
-        target: ``path/to/file.py:NAME`` or ``package.module:NAME``; without NAME, see ``find_target``.
-        arguments: ``key=value`` for a class or factory.
-        input_specs: ``x=f32[8,784]``, see ``gradctl.subject.inputs.specification``; they go before all other inputs.
-        inputs_file: ``.npz``, ``.safetensors`` or ``.pt``; goes before the functions beside the target.
-        weights: a state dict to load.
-        training: True for ``train()``, False for ``eval()``, None leaves the mode as the target does, and notes it
-            where it matters.
-        loss: name of a function beside the target.
-        seed: of python's, numpy's and torch's generators, set before the import and before the factory, put back
-            afterwards; also of the inputs that are drawn.
-        device: where model and inputs go.
-        command: the subcommand, for the line that is proposed where there are no inputs.
+    ``input_specs`` take precedence over ``inputs_file``, and that over the functions beside the target. The random
+    generators are seeded before the import, the factory and the inputs, and restored at the end.
 
     Raises:
         TargetError: GC101 to GC104 and GC106 to GC109, GC113, GC121, GC122, each with its page.
         TrustError: GC901 for a file that holds pickled code.
     """
-    parsed = parse_target(target)
-    values = parse_arguments(arguments)
-    specs = [parse_input(text) for text in input_specs]
-    where = _usable_device(device)
+    parsed = parse_target(options.target)
+    values = parse_arguments(options.arguments)
+    specs = [parse_input(text) for text in options.input_specs]
+    device = _usable_device(options.device)
     with on_import_path(parsed.root), borrowed_generators():
-        seed_generators(seed)
+        seed_generators(options.seed)
         module = import_target(parsed)
         name, found = find_target(parsed, module)
-        criterion = _loss(module, loss, parsed.place)
+        loss = _loss(module, options.loss, parsed.place)
         beside = inputs_beside(module, name)
-        seed_generators(seed)
-        model = build_model(found, name, values, _at_hand(specs, inputs_file, beside))
-        if weights is not None:
-            load_weights(model, weights, target)
-        notes = _set_mode(model, training)
-        options = [f"--arg={text}" for text in arguments] + ([f"--weights={weights}"] if weights else [])
-        inputs = _inputs(target, model, specs, inputs_file, beside, seed=seed, command=command, options=options)
+        seed_generators(options.seed)
+        model = build_model(found, name, values, _at_hand(specs, options.inputs_file, beside))
+        if options.weights is not None:
+            load_weights(model, options.weights, options.target)
+        notes = _set_mode(model, options.training)
+        inputs = _inputs(model, specs, beside, options)
     model = with_modules_owned(model)
-    _place(model, target, where)
-    args, kwargs = map_leaves(lambda _, leaf: _moved(leaf, where), (inputs.args, inputs.kwargs))
-    return Subject(target, model, args, kwargs, function_class(model), criterion, seed, notes)
+    _place(model, options.target, device)
+    args, kwargs = map_leaves(
+        lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (inputs.args, inputs.kwargs)
+    )
+    return Subject(options.target, model, args, kwargs, function_class(model), loss, options.seed, notes)
 
 
 def _at_hand(specs: Sequence[InputSpec], inputs_file: Path | None, beside: tuple[str, Any] | None) -> InputsAtHand:
@@ -101,28 +80,20 @@ def _at_hand(specs: Sequence[InputSpec], inputs_file: Path | None, beside: tuple
 
 
 def _inputs(
-    target: str,
-    model: Callable[..., Any],
-    specs: Sequence[InputSpec],
-    inputs_file: Path | None,
-    beside: tuple[str, Any] | None,
-    *,
-    seed: int,
-    command: str,
-    options: Sequence[str],
+    model: Callable[..., Any], specs: Sequence[InputSpec], beside: tuple[str, Any] | None, options: TargetOptions
 ) -> Inputs:
     """Return the inputs of the first source there is; none at all for a model that takes none."""
     if specs:
-        return inputs_from_specs(specs, model, seed)
-    if inputs_file is not None:
-        return inputs_from_file(inputs_file, model)
+        return inputs_from_specs(specs, model, options.seed)
+    if options.inputs_file is not None:
+        return inputs_from_file(options.inputs_file, model)
     if beside is not None:
-        seed_generators(seed)
+        seed_generators(options.seed)
         return inputs_from_beside(*beside, model)
     signature = call_signature(model)
     if signature is not None and not signature.parameters:
         return Inputs()
-    raise no_inputs(target, model, command=command, options=options)
+    raise no_inputs(model, options)
 
 
 def _set_mode(model: Callable[..., Any], training: bool | None) -> tuple[Finding, ...]:
@@ -227,7 +198,3 @@ def refuse_meta(model: Callable[..., Any], target: str) -> None:
 
 def _tensors(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
-
-
-def _moved(leaf: Any, device: torch.device) -> Any:
-    return leaf.to(device) if isinstance(leaf, Tensor) else leaf

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
+from gradctl.core.target_options import TargetOptions
 from gradctl.subject.loading.load import load_subject
 from tests.cli.command_line import gradctl
 
@@ -66,7 +67,7 @@ def test_onnxruntime_alone_gives_the_gradients_of_autograd(sample, tmp_path):
     path = tmp_path / "joint.onnx"
     finished = gradctl("export", SAMPLES / f"{sample}.py", "--graph", "joint", "-o", path)
     assert (finished.returncode, finished.stderr) == (0, "")
-    feeds, wanted = by_autograd(load_subject(str(SAMPLES / f"{sample}.py")))
+    feeds, wanted = by_autograd(load_subject(TargetOptions(str(SAMPLES / f"{sample}.py"))))
     model = onnx.load(path)
     onnx.checker.check_model(model)
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
@@ -84,7 +85,7 @@ def test_a_free_batch_has_gradients_at_any_size(tmp_path):
     session = onnxruntime.InferenceSession(path)
     shapes = {each.name: each.shape for each in session.get_inputs()}
     assert (shapes["input.x"][0], shapes["grad_output"][0]) == ("batch", "batch")
-    model = load_subject(str(SAMPLES / "mlp.py")).model
+    model = load_subject(TargetOptions(str(SAMPLES / "mlp.py"))).model
     for batch in (1, 3, 17):
         x, cotangent = torch.randn(batch, 32, requires_grad=True), torch.randn(batch, 10)
         model.zero_grad()
@@ -139,7 +140,7 @@ def test_a_loss_is_in_the_graph(tmp_path):
     free = ("--dynamic", "x:0=batch", "--dynamic", "target:0=batch")
     finished = gradctl("export", tmp_path / "net.py", "--loss", "cross_entropy", "--graph", "joint", *free, "-o", path)
     assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 3 gradients agree with eager")
-    model = load_subject(str(tmp_path / "net.py")).model
+    model = load_subject(TargetOptions(str(tmp_path / "net.py"))).model
     x, target = torch.randn(7, 6), torch.randint(0, 4, (7,))
     loss = torch.nn.functional.cross_entropy(model(x, target), target, label_smoothing=0.1)
     loss.backward()
@@ -158,7 +159,7 @@ def test_a_program_of_torch_with_a_free_batch(tmp_path):
     kept = {"gradctl.json": ""}
     program = torch.export.load(path, extra_files=kept)
     names = json.loads(kept["gradctl.json"])
-    model = load_subject(str(SAMPLES / "mlp.py")).model
+    model = load_subject(TargetOptions(str(SAMPLES / "mlp.py"))).model
     x, cotangent = torch.randn(13, 32, requires_grad=True), torch.randn(13, 10)
     model(x).backward(cotangent)
     values = {**dict(model.named_parameters()), "input.x": x, "grad_output": cotangent}
@@ -197,7 +198,10 @@ def test_a_joint_file_is_held_against_the_model(tmp_path):
     assert gradctl("export", SAMPLES / "mlp.py", *frozen, "-o", path).returncode == 0
     finished = gradctl("compare", SAMPLES / "mlp.py", path)
     assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 2 gradients agree with eager")
-    weights = {name: 1.1 * p.detach() for name, p in load_subject(str(SAMPLES / "mlp.py")).model.named_parameters()}
+    weights = {
+        name: 1.1 * p.detach()
+        for name, p in load_subject(TargetOptions(str(SAMPLES / "mlp.py"))).model.named_parameters()
+    }
     torch.save(weights, tmp_path / "other.pt")
     finished = gradctl("compare", SAMPLES / "mlp.py", path, "--weights", tmp_path / "other.pt")
     assert (finished.returncode, "2 of 2 gradients are wrong" in finished.stdout) == (1, True)
@@ -239,7 +243,7 @@ def test_a_dropout_mask_is_an_input_that_the_caller_draws(tmp_path):
     said = json.loads(session.get_modelmeta().custom_metadata_map["random.drop"])
     assert said == {"distribution": "bernoulli", "p": 0.75}
     assert {each.name: each.shape for each in session.get_inputs()}["random.drop"] == ["batch", 8]
-    model = load_subject(str(tmp_path / "net.py")).model
+    model = load_subject(TargetOptions(str(tmp_path / "net.py"))).model
     x, cotangent = torch.randn(7, 6, requires_grad=True), torch.randn(7, 3)
     feeds = {name: p.detach().numpy() for name, p in model.named_parameters()}
     feeds |= {"input.x": x.detach().numpy(), "grad_output": cotangent.numpy()}

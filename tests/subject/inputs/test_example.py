@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gradctl.core.errors import TargetError, TrustError
+from gradctl.core.target_options import TargetOptions
 from gradctl.subject.inputs.example import input_names, inputs_from_beside, inputs_from_file, inputs_from_specs
 from gradctl.subject.inputs.proposal import no_inputs, proposed_inputs
 from gradctl.subject.inputs.specification import parse_input
@@ -353,7 +354,7 @@ def test_of_a_forward_that_needs_nothing_the_first_gets_an_input():
 
 
 def test_without_inputs_the_line_to_type_is_proposed():
-    error = no_inputs("m.py", nn.Linear(784, 10), command="gradcheck")
+    error = no_inputs(nn.Linear(784, 10), TargetOptions("m.py"))
     assert str(error) == (
         "GC107 m.py has no inputs. Define example_inputs() beside it, or fit this to your data: "
         "gradctl gradcheck m.py --input 'input=f32[8,784]'."
@@ -361,18 +362,18 @@ def test_without_inputs_the_line_to_type_is_proposed():
 
 
 def test_the_line_repeats_what_was_given_in_quotes_where_a_shell_needs_them():
-    error = no_inputs("my net.py", nn.ReLU(), command="compare", options=["--arg=act=re lu"])
+    error = no_inputs(nn.ReLU(), TargetOptions("my net.py", ("act=re lu",), command="compare"))
     assert str(error).endswith("data: gradctl compare 'my net.py' '--arg=act=re lu' --input 'input=f32[8,8]'.")
 
 
 def test_for_a_function_the_other_reading_is_named_too():
     def blend(x, y): ...
 
-    assert str(no_inputs("m.py:blend", blend, command="gradcheck")) == (
+    assert str(no_inputs(blend, TargetOptions("m.py:blend"))) == (
         "GC107 m.py:blend has no inputs. Define blend_inputs() beside it, or fit this to your data: gradctl gradcheck "
         "m.py:blend --input 'x=f32[8,8]' --input 'y=f32[8,8]'. If blend makes a model, give its arguments by --arg."
     )
-    assert str(no_inputs("m.py:Scale", Scale.apply, command="gradcheck")) == (
+    assert str(no_inputs(Scale.apply, TargetOptions("m.py:Scale"))) == (
         "GC107 m.py:Scale has no inputs. Define Scale_inputs() beside it, or fit this to your data: gradctl gradcheck "
         "m.py:Scale --input 'x=f32[8,8]'."
     )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gradctl.core.errors import GradctlError, TargetError
+from gradctl.core.target_options import TargetOptions
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.loading.load import load_subject
 
@@ -46,7 +47,7 @@ NET = """
 
 def message(target, **options):
     with pytest.raises(GradctlError) as caught:
-        load_subject(target, **options)
+        load_subject(TargetOptions(target, **options))
     assert caught.value.exit_code == 2
     return str(caught.value)
 
@@ -56,7 +57,9 @@ def message(target, **options):
 
 def test_a_class_with_its_inputs_is_a_subject(write):
     write("net.py", NET)
-    subject = load_subject("net.py:Net", arguments=["drop=0.5"], loss="square_loss", seed=3, training=True)
+    subject = load_subject(
+        TargetOptions("net.py:Net", arguments=["drop=0.5"], loss="square_loss", seed=3, training=True)
+    )
     assert subject.target == "net.py:Net"
     assert subject.module.drop.p == 0.5
     assert [name for name, _ in input_names(subject.model, subject.args, subject.kwargs)] == ["x"]
@@ -66,7 +69,7 @@ def test_a_class_with_its_inputs_is_a_subject(write):
 
 def test_a_function_class_is_kept_beside_its_apply(write):
     write("net.py", NET)
-    subject = load_subject("net.py:Scale", input_specs=["x=f32[3]"])
+    subject = load_subject(TargetOptions("net.py:Scale", input_specs=["x=f32[3]"]))
     assert subject.function.__name__ == "Scale"
     assert subject.model(*subject.args).equal(2 * subject.args[0])
 
@@ -85,22 +88,24 @@ def test_a_model_that_takes_nothing_needs_no_inputs(write):
                 return self.weight.sum()
         """,
     )
-    subject = load_subject("net.py")
+    subject = load_subject(TargetOptions("net.py"))
     assert (subject.args, subject.kwargs) == ((), {})
 
 
 def test_a_model_of_another_library_is_loaded_by_its_module():
     subject = load_subject(
-        "torch.nn:Bilinear",
-        arguments=["in1_features=2", "in2_features=3", "out_features=1"],
-        input_specs=["f32[4,2]", "f32[4,3]"],
+        TargetOptions(
+            "torch.nn:Bilinear",
+            arguments=["in1_features=2", "in2_features=3", "out_features=1"],
+            input_specs=["f32[4,2]", "f32[4,3]"],
+        )
     )
     assert subject.model(*subject.args).shape == (4, 1)
 
 
 @pytest.mark.parametrize("file", sorted(Path("sample_models").resolve().glob("*.py")), ids=lambda file: file.stem)
 def test_every_sample_model_is_loaded_and_runs(file):
-    subject = load_subject(str(file))
+    subject = load_subject(TargetOptions(str(file)))
     subject.model(*subject.args, **subject.kwargs)
 
 
@@ -109,7 +114,7 @@ def test_a_compiled_model_is_left_as_it_is(write):
         "net.py",
         "import torch\nmodel = torch.compile(torch.nn.Linear(3, 1))\ndef model_inputs(): return torch.ones(2, 3)",
     )
-    subject = load_subject("net.py")
+    subject = load_subject(TargetOptions("net.py"))
     assert type(subject.model).__name__ == "OptimizedModule"
     assert [name for name, _ in input_names(subject.model, subject.args, subject.kwargs)] == ["input"]
 
@@ -123,7 +128,7 @@ def test_the_first_source_of_inputs_wins(write, tmp_path):
     write("both.py", NET + "\n    def example_inputs():\n        return (torch.ones(7, 4),)\n")
 
     def rows(target, **options):
-        return len(load_subject(target, **options).args[0])
+        return len(load_subject(TargetOptions(target, **options)).args[0])
 
     assert rows("net.py:Net", input_specs=["x=f32[6,4]"], inputs_file=tmp_path / "inputs.npz") == 6
     assert rows("net.py:Net", inputs_file=tmp_path / "inputs.npz") == 5
@@ -143,7 +148,7 @@ def test_inputs_of_a_dotted_name_have_it_with_underscores(write):
             return torch.ones(2, 3)
         """,
     )
-    assert load_subject("net.py:Nets.small").args[0].shape == (2, 3)
+    assert load_subject(TargetOptions("net.py:Nets.small")).args[0].shape == (2, 3)
 
 
 def test_without_inputs_the_line_to_type_is_proposed_and_works(write):
@@ -152,14 +157,16 @@ def test_without_inputs_the_line_to_type_is_proposed_and_works(write):
         "GC107 m.py has no inputs. Define example_inputs() beside it, or fit this to your data: "
         "gradctl compare m.py --arg=width=784 --input 'input=f32[8,784]'."
     )
-    assert load_subject("m.py", arguments=["width=784"], input_specs=["input=f32[8,784]"]).args[0].shape == (8, 784)
+    assert load_subject(TargetOptions("m.py", arguments=["width=784"], input_specs=["input=f32[8,784]"])).args[
+        0
+    ].shape == (8, 784)
 
 
 def test_inputs_make_a_function_of_plain_types_a_function_of_tensors(write):
     write("f.py", "def repeat(x, n: int):\n    return x.repeat(n)\ndef power(n: int):\n    return 2.0 ** n\n")
-    subject = load_subject("f.py:repeat", input_specs=["x=f32[3]", "n=2"])
+    subject = load_subject(TargetOptions("f.py:repeat", input_specs=["x=f32[3]", "n=2"]))
     assert subject.model(*subject.args).shape == (6,)
-    assert load_subject("f.py:power", input_specs=["n=3"]).args == (3,)
+    assert load_subject(TargetOptions("f.py:power", input_specs=["n=3"])).args == (3,)
 
 
 def test_example_inputs_that_do_not_fit_the_target_say_so(write):
@@ -192,7 +199,7 @@ DRAWING = """
 
 def test_one_seed_gives_one_model_and_one_set_of_inputs(write):
     write("net.py", DRAWING)
-    first, again, other = (load_subject("net.py", seed=seed) for seed in (1, 1, 2))
+    first, again, other = (load_subject(TargetOptions("net.py", seed=seed)) for seed in (1, 1, 2))
     assert first.model.drawn == again.model.drawn
     assert first.args[0].equal(again.args[0])
     assert all(one != two for one, two in zip(first.model.drawn, other.model.drawn, strict=True))
@@ -201,7 +208,7 @@ def test_one_seed_gives_one_model_and_one_set_of_inputs(write):
 
 def test_model_and_inputs_each_begin_at_the_seed_whatever_the_import_drew(write):
     write("net.py", DRAWING)
-    subject = load_subject("net.py", seed=1)
+    subject = load_subject(TargetOptions("net.py", seed=1))
     first = float(torch.rand(1, generator=torch.Generator().manual_seed(1)))
     assert subject.model.drawn[2:] == (first, first)
     assert float(subject.args[0][0]) == first
@@ -218,7 +225,7 @@ def test_loading_leaves_the_generators_as_they_were(write):
     expected = list(drawn())[1]
     values = drawn()
     next(values)
-    load_subject("net.py")
+    load_subject(TargetOptions("net.py"))
     assert next(values) == expected
 
 
@@ -245,7 +252,7 @@ MODES = """
 
 
 def load_mode(write, kind, *arguments, **options):
-    return load_subject(write("net.py", MODES), arguments=[f"kind={kind}", *arguments], **options)
+    return load_subject(TargetOptions(write("net.py", MODES), arguments=[f"kind={kind}", *arguments], **options))
 
 
 @pytest.mark.parametrize(
@@ -324,7 +331,7 @@ def test_a_device_that_is_absent_says_why(write):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_model_and_inputs_go_to_the_device(write):
-    subject = load_subject(write("net.py", NET) + ":Net", device="cuda")
+    subject = load_subject(TargetOptions(write("net.py", NET) + ":Net", device="cuda"))
     assert {subject.model.fc.weight.device.type, subject.args[0].device.type} == {"cuda"}
 
 
@@ -335,7 +342,7 @@ def test_weights_are_loaded_before_the_check(write, tmp_path):
     write("net.py", NET)
     state = nn.Linear(4, 3).state_dict()
     torch.save({f"fc.{name}": value for name, value in state.items()}, tmp_path / "w.pt")
-    subject = load_subject("net.py:Net", weights=tmp_path / "w.pt")
+    subject = load_subject(TargetOptions("net.py:Net", weights=tmp_path / "w.pt"))
     assert subject.model.fc.weight.equal(state["weight"])
 
 
@@ -350,7 +357,7 @@ def test_mistakes_in_the_options_are_found_before_anything_is_imported(write):
         ({"device": "gpu"}, "GC106"),
     ):
         with pytest.raises(TargetError) as caught:
-            load_subject("net.py", **options)
+            load_subject(TargetOptions("net.py", **options))
         assert caught.value.code == code
 
 
