@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from gradctl import __version__
-from gradctl.core.errors import GradctlError, ResourceError, TargetError, nearest
+from gradctl.core.errors import GradctlError, ResourceError, TargetError, is_out_of_memory, nearest
 
 __all__ = ["COMMANDS", "cli", "main", "run", "silence_stdout"]
 
@@ -31,10 +31,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("gradctl.cli.commands.explain", "Say what a rule code means and what to do about it."),
     "doctor": ("gradctl.cli.commands.doctor", "Say what this machine can run."),
 }
-
-
-# How torch's CPU allocator, and C++ below it, say in a RuntimeError that there is no memory.
-_REFUSALS = ("can't allocate memory", "bad_alloc")
 
 
 class _ClosedPipe(Exception):
@@ -132,7 +128,7 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         _say("interrupted")
         return 130
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return _explained(_out_of_memory(error))
     raised = _raised_by_the_model(error)
     return _explained(raised) if raised is not None else _broke(error)
@@ -173,15 +169,6 @@ def _broke(error: BaseException) -> int:
         "'gradctl doctor'."
     )
     return 3
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Tell torch's and the system's refusals without importing torch: its CPU allocator raises a bare RuntimeError."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and any(said in str(error) for said in _REFUSALS))
-    )
 
 
 def _out_of_memory(error: BaseException) -> ResourceError:

@@ -24,9 +24,20 @@ from gradctl.core.errors import ResourceError, nearest
 from gradctl.core.names import FORMATS, SEVERITIES
 
 if TYPE_CHECKING:
-    from gradctl.core.findings import Report
+    from gradctl.core.allows import Allows
+    from gradctl.core.findings import Report, Unit
+    from gradctl.core.target_options import TargetOptions
 
-__all__ = ["OutputOptions", "ReportOptions", "emit", "output_options", "progress_line", "report_options"]
+__all__ = [
+    "OutputOptions",
+    "ReportOptions",
+    "emit",
+    "emit_units",
+    "judging",
+    "output_options",
+    "progress_line",
+    "report_options",
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -177,10 +188,7 @@ def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) 
 def emit(report: Report, reporting: OutputOptions, *, preface: str = "") -> int:
     """Write the files, print the report, and return the exit code of its verdict; 130 if the run was interrupted.
 
-    Args:
-        report: what was found.
-        reporting: where it goes.
-        preface: lines before it on a screen, which no other format has.
+    ``preface`` are lines before the report on a screen, which no other format has.
 
     Raises:
         ResourceError: GC131 if a file or standard output cannot be written; a reader that left early is no error.
@@ -202,12 +210,32 @@ def emit(report: Report, reporting: OutputOptions, *, preface: str = "") -> int:
 
 
 @contextmanager
-def progress_line(stream: TextIO | None = None, *, after_seconds: float = 1.0) -> Iterator[Callable[[str], None]]:
-    """Give a function that shows one line of text on ``stream`` (stderr), each over the last; cleared at the end.
+def judging(reporting: ReportOptions) -> Iterator[tuple[Allows, Callable[[str], None]]]:
+    """Provide the accepted findings, and a function that shows progress; what runs inside imports torch."""
+    from gradctl.core.allows import Allows
 
-    Args:
-        stream: where to show it; nothing is shown unless it is a terminal.
-        after_seconds: nothing is shown before, so that a quick check stays quiet.
+    with progress_line() as progress:
+        progress("importing torch")
+        yield Allows(reporting.allows), progress
+
+
+def emit_units(
+    units: Sequence[Unit], allows: Allows, checking: TargetOptions, reporting: ReportOptions, *, preface: str = ""
+) -> int:
+    """Report on units as ``emit`` does."""
+    from gradctl.core.assembly import report_of
+
+    report = report_of(
+        checking.command, units, allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
+    )
+    return emit(report, reporting, preface=preface)
+
+
+@contextmanager
+def progress_line(stream: TextIO | None = None, *, after_seconds: float = 1.0) -> Iterator[Callable[[str], None]]:
+    """Provide a function that shows one line of text on ``stream`` (stderr), each over the last; cleared at the end.
+
+    Nothing is shown unless it is a terminal, nor in the first ``after_seconds``: a quick check stays quiet.
     """
     stream = stream if stream is not None else sys.stderr
     started, shown = time.monotonic(), ""

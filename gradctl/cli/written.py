@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradctl.cli.options import TargetOptions, free_sizes_from, subject_from
-from gradctl.cli.reporting import ReportOptions, emit, progress_line
+from gradctl.cli.reporting import ReportOptions, emit_units, judging
 from gradctl.cli.users_code import users_code
 
 if TYPE_CHECKING:
@@ -27,22 +27,12 @@ def write_and_emit(
 ) -> int:
     """Write a file, print what became of it, and return the exit code of its verdict.
 
-    Args:
-        write: takes subject and output; torch is imported when it is called.
-        output: where the file is to be.
-        checking: what is captured.
-        reporting: where the report goes.
-        dynamic: ``--dynamic`` as given.
-        options: for ``write``.
+    ``write`` takes the subject, ``output`` and ``options``; torch is imported when it is called.
     """
-    with progress_line() as progress:
-        progress("importing torch")
-        from gradctl.core.allows import Allows
-        from gradctl.core.assembly import report_of
+    with judging(reporting) as (allows, progress):
         from gradctl.report.text.inspection import summary
 
         free = free_sizes_from(dynamic)
-        allows = Allows(reporting.allows)
         written = write(
             subject_from(checking),
             output,
@@ -53,13 +43,8 @@ def write_and_emit(
             around=users_code,
             **options,
         )
-    report = report_of(
-        checking.command, [written.unit], allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
-    )
-    if written.graph is None:
-        return emit(report, reporting)
-    lines = [*summary(written.graph), _said(output, written), ""]
-    return emit(report, reporting, preface="".join(f"{line}\n" for line in lines))
+    lines = [*summary(written.graph), _said(output, written), ""] if written.graph is not None else []
+    return emit_units([written.unit], allows, checking, reporting, preface="".join(f"{line}\n" for line in lines))
 
 
 def _said(output: Path, written: Written) -> str:

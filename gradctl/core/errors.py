@@ -12,7 +12,15 @@ An inner function raises what it knows; the boundary that knows the target adds 
 
 from __future__ import annotations
 
-__all__ = ["GradctlError", "NothingToCheck", "ResourceError", "TargetError", "TrustError", "nearest"]
+__all__ = [
+    "GradctlError",
+    "NothingToCheck",
+    "ResourceError",
+    "TargetError",
+    "TrustError",
+    "is_out_of_memory",
+    "nearest",
+]
 
 import difflib
 from collections.abc import Iterable
@@ -66,3 +74,15 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the candidate nearest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(candidates), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, without importing torch, whose CPU allocator raises a bare RuntimeError."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (
+            isinstance(error, RuntimeError)
+            and any(said in str(error) for said in ("can't allocate memory", "bad_alloc"))
+        )
+    )

@@ -29,6 +29,8 @@ from pathlib import Path
 
 import torch
 
+from gradctl.core.errors import is_out_of_memory
+
 _GRADCTL = str(Path(__file__).parents[1])
 _ENTRANCES = (str(Path(_GRADCTL) / "cli") + os.sep, str(Path(_GRADCTL) / "api.py"))
 _TORCH = str(Path(torch.__file__).parent)
@@ -119,13 +121,6 @@ def first_line(error: BaseException) -> str:
     if said == _INTERPRETER and (raised := _RAISED.findall(message)):
         return _PASSING.sub("", raised[-1]).rstrip(" .")
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell a machine that has no more memory from a mistake: torch's CPU allocator raises a bare ``RuntimeError``."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(said in str(error) for said in ("can't allocate memory", "bad_alloc"))
-    )
 
 
 def _stripped(shown: traceback.TracebackException) -> traceback.TracebackException:

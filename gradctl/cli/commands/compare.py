@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gradctl.cli.options import TargetOptions, refuse_other_options, subject_from, target_options, use_threads
-from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import repro_option, with_repros
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS
@@ -83,23 +83,16 @@ def compare(
         raise click.UsageError("--form captures TARGET; with a FILE there is nothing to capture. Give one of them.")
     if file is not None and repro is not None:
         raise click.UsageError("--repro is for what gradctl captures itself; with a FILE, compare the form it is of.")
-    with progress_line() as progress:
-        progress("importing torch")
-        from gradctl.core.allows import Allows
-        from gradctl.core.assembly import report_of
-
-        allows = Allows(reporting.allows)
-        with users_code():  # what the model and the compilers print is not the report
-            if file is not None and _is_onnx(Path(checking.target)):
-                units = [_files(checking, file, allows, reporting, progress=progress)]
-            elif file is not None:
-                units = _file(checking, file, allows, reporting, trust=trust, progress=progress)
-            else:
-                units = _forms(
-                    checking, forms, allows, reporting, timeout=timeout, bisect=bisect, repro=repro, progress=progress
-                )
-    report = report_of("compare", units, allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on)
-    return emit(report, reporting)
+    with judging(reporting) as (allows, progress), users_code():  # what model and compilers print is not the report
+        if file is not None and _is_onnx(Path(checking.target)):
+            units = [_files(checking, file, allows, reporting, progress=progress)]
+        elif file is not None:
+            units = _file(checking, file, allows, reporting, trust=trust, progress=progress)
+        else:
+            units = _forms(
+                checking, forms, allows, reporting, timeout=timeout, bisect=bisect, repro=repro, progress=progress
+            )
+    return emit_units(units, allows, checking, reporting)
 
 
 def _forms(

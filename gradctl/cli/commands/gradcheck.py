@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gradctl.cli.options import TargetOptions, subject_from, target_options
-from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import repro_option, with_repros
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS
@@ -53,18 +53,11 @@ def gradcheck(checking: TargetOptions, reporting: ReportOptions, *, repro: Path 
     Every parameter and float input is judged in float64 by finite differences along random directions; what the program
     cuts on purpose (detach, no_grad) is held fixed and noted.
     """
-    with progress_line() as progress:
-        progress("importing torch")
-        from gradctl.core.allows import Allows
-        from gradctl.core.assembly import report_of
+    with judging(reporting) as (allows, progress):
         from gradctl.gradients.gradcheck import gradcheck as check
 
-        allows = Allows(reporting.allows)
         subject = subject_from(checking)
         with users_code():
             unit = check(subject, allows=allows, fail_on=reporting.fail_on, progress=progress, **settings)
             units = with_repros([unit], checking, subject, reporting, repro, progress=progress)
-    report = report_of(
-        "gradcheck", units, allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
-    )
-    return emit(report, reporting)
+    return emit_units(units, allows, checking, reporting)

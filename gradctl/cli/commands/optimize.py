@@ -17,7 +17,7 @@ from gradctl.cli.options import (
     target_options,
     use_threads,
 )
-from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.users_code import users_code
 
 if TYPE_CHECKING:
@@ -90,19 +90,11 @@ def optimize(
     if level is not None and passes:
         raise click.UsageError("--level and --pass both say which passes run. Give one of them.")
     is_file = _is_file(checking)
-    with progress_line() as progress:
-        progress("importing torch")
-        from gradctl.core.allows import Allows
-        from gradctl.core.assembly import report_of
-
-        allows = Allows(reporting.allows)
+    with judging(reporting) as (allows, progress):
         options = _options(level, passes, opset, checking, reporting, allows=allows, progress=progress)
         optimized = _file(checking, output, options) if is_file else _target(checking, output, dynamic, options)
-    report = report_of(
-        "optimize", [optimized.unit], allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
-    )
     said = f"{output} is written" if optimized.written else f"{output} is not written"
-    return emit(report, reporting, preface=f"{said}\n\n")
+    return emit_units([optimized.unit], allows, checking, reporting, preface=f"{said}\n\n")
 
 
 def _options(
