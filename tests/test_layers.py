@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import gradctl
 
 PACKAGE = Path(gradctl.__file__).parent
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 # The folders and files of the package, low to high. ARCHITECTURE.md explains each.
@@ -81,6 +83,17 @@ def test_no_folder_has_more_files_than_a_reader_can_hold():
     count = Counter(Path(file).parent.as_posix() for file in FILES if not file.endswith("__init__.py"))
     del count["joint/decompositions"]
     assert {folder: files for folder, files in count.items() if files > MOST_FILES} == {}
+
+
+def test_the_package_stays_within_the_line_budget_of_contributing_md():
+    lines = Counter()
+    for file in FILES:
+        lines[layer_of(file)] += len((PACKAGE / file).read_text(encoding="utf-8").splitlines())
+    for layer in LAYERS:
+        print(f"{layer:<14}{lines[layer]:>7}")
+    print(f"{'all':<14}{lines.total():>7}")
+    (budget,) = re.findall(r"at most ([\d ]+\d) lines", CONTRIBUTING.read_text(encoding="utf-8"))
+    assert lines.total() <= int(budget.replace(" ", ""))
 
 
 def test_files_of_one_name_mean_one_thing():

@@ -2,21 +2,65 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+
+from tests.cli.fork_server import MOST_BYTES
 
 __all__ = ["gradctl"]
 
+TIMEOUT_SECONDS = 120
+# What a fork may be told; any other variable may be read when Python starts, or torch is imported.
+OF_FORKS = {"COLUMNS", "NO_COLOR", "OMP_NUM_THREADS"}
 
-def gradctl(*arguments, cwd=None, **environment):
-    """Return the finished process of ``gradctl ARGUMENTS``, with both streams as text."""
-    return subprocess.run(
-        [sys.executable, "-m", "gradctl", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+
+def gradctl(*arguments, cwd=None, fresh=False, **environment):
+    """Return the finished process of ``gradctl ARGUMENTS``, with both streams as text.
+
+    Args:
+        arguments: its command line.
+        cwd: its folder.
+        fresh: start an interpreter of its own, where the imports or the seed of hashes matter.
+        environment: variables that it has besides ours.
+    """
+    line = [*map(str, arguments)]
+    variables = {**os.environ, **environment}
+    if sys.platform != "linux" or fresh or not set(environment) <= OF_FORKS:
+        command = [sys.executable, "-m", "gradctl", *line]
+        return subprocess.run(
+            command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        request = {"arguments": line, "folder": str(Path(cwd or ".").absolute()), "environment": variables}
+        server, channel = fork_server()
+        socket.send_fds(channel, [json.dumps(request).encode()], [output.fileno(), errors.fileno()])
+        try:
+            exit_status = json.loads(channel.recv(MOST_BYTES))
+        except TimeoutError:
+            os.killpg(server.pid, signal.SIGKILL)
+            fork_server.cache_clear()
+            raise
+        texts = []
+        for stream in (output, errors):
+            stream.seek(0)
+            texts.append(stream.read().decode())
+    return subprocess.CompletedProcess(["gradctl", *line], exit_status, *texts)
+
+
+@functools.cache
+def fork_server():
+    """Return the process that forks, which ends with this one, and the socket that it reads from."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(TIMEOUT_SECONDS)
+    command = [sys.executable, "-m", "tests.cli.fork_server", str(theirs.fileno())]
+    root = Path(__file__).parents[2]
+    server = subprocess.Popen(command, cwd=root, pass_fds=[theirs.fileno()], start_new_session=True)
+    theirs.close()
+    return server, ours

@@ -327,7 +327,7 @@ def report_of(finished):
 
 def test_the_right_model_passes_with_its_bound_and_the_same_bytes_twice():
     line = ["sample_models/mlp.py", "--seed", "3", "--format", "json"]
-    once, twice = (gradctl("gradcheck", *line, cwd=ROOT) for _ in range(2))
+    once, twice = (gradctl("gradcheck", *line, cwd=ROOT, fresh=True) for _ in range(2))
     assert (once.returncode, once.stderr) == (0, "")
     assert without_seconds(once.stdout) == without_seconds(twice.stdout)
     report = report_of(once)

@@ -12,6 +12,7 @@ from gradctl.core.allows import Allows
 from gradctl.joint.decompositions.special import TABLE
 from gradctl.subject.subject import Subject
 from tests.joint.decompositions.substituted import assert_as_torch
+from tests.joint.joined import differing
 
 aten = torch.ops.aten
 LINE = torch.cat(
@@ -161,24 +162,16 @@ def test_the_functions_are_right_in_onnxruntime():
 
 def test_a_normed_layer_is_right_in_onnxruntime():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
-    unit = Comparing(Subject(target="normed", model=layer, args=(values(2, 4).float(),)), Allows(())).form(
-        "onnx-joint", named=True
-    )
-    assert (unit.verdict, unit.reason) == ("pass", None), (unit.details, unit.findings)
+    assert differing(layer, values(2, 4).float()) == []
 
 
 def test_a_squeeze_is_right_in_onnxruntime():
     def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x[:, :1].squeeze(1), x[:1, :, None].squeeze()
 
-    unit = Comparing(Subject(target="squeezed", model=function, args=(values(4, 5).float(),)), Allows(())).form(
-        "onnx-joint", named=True
-    )
-    assert (unit.verdict, unit.reason) == ("pass", None), (unit.details, unit.findings)
+    assert differing(function, values(4, 5).float()) == []
 
 
 @pytest.mark.parametrize("bounds", [(0, 0.9), (-0.5, 1)])
 def test_bounds_of_two_types_are_right_in_onnxruntime(bounds: tuple[float, float]):
-    subject = Subject(target="clamped", model=lambda x: x.clamp(*bounds), args=(values(4, 5).float(),))
-    unit = Comparing(subject, Allows(())).form("onnx-joint", named=True)
-    assert (unit.verdict, unit.reason) == ("pass", None), (unit.details, unit.findings)
+    assert differing(lambda x: x.clamp(*bounds), values(4, 5).float()) == []

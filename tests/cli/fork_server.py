@@ -1,0 +1,84 @@
+"""A process that has imported what the commands import, and forks once for each command line.
+
+Two of the three seconds that a command takes are the imports of torch and onnx, and the tests run some 300 commands. A
+fork has its own folder, environment and streams, and runs ``python -m gradctl`` to its end as any interpreter does.
+
+``python -m tests.cli.fork_server FD`` reads requests from a socket: a JSON object, and the descriptors of both streams.
+It answers each with its exit status.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import io
+import json
+import os
+import runpy
+import socket
+import sys
+import warnings
+from pathlib import Path
+
+__all__ = ["MOST_BYTES", "STREAMS"]
+
+MOST_BYTES = 1 << 16
+STREAMS = 2
+IMPORTED = (
+    *("torch", "torch.export", "torch._dynamo", "torch.onnx._internal.exporter._core"),
+    *("onnx", "onnx_ir", "onnxscript.optimizer", "onnxscript.rewriter", "onnxscript.function_libs.torch_lib.ops"),
+    *("gradctl.gradients.gradcheck", "gradctl.joint.capture", "gradctl.suite.plan", "gradctl.report.text.console"),
+)
+
+
+def import_all() -> None:
+    """Import what the commands import when they are called, onnxruntime apart: it starts a thread, as no fork has."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in IMPORTED:
+            importlib.import_module(name)
+    assert len([*Path("/proc/self/task").iterdir()]) == 1, "a fork has only the thread that forks"
+
+
+def serve(channel: socket.socket) -> list[str] | None:
+    """Answer requests until the socket is closed; in a fork, return the arguments of its command line."""
+    while True:
+        message, streams, _, _ = socket.recv_fds(channel, MOST_BYTES, STREAMS)
+        if not message:
+            return None
+        child = os.fork()
+        if child == 0:
+            channel.close()
+            return become(json.loads(message), streams)
+        for stream in streams:
+            os.close(stream)
+        _, status = os.waitpid(child, 0)
+        channel.send(json.dumps(os.waitstatus_to_exitcode(status)).encode())
+
+
+def become(request: dict, streams: list[int]) -> list[str]:
+    """Take the folder, the environment and the streams of a request, and return its arguments."""
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream, number)
+        os.close(stream)
+    sys.stdout = sys.__stdout__ = io.TextIOWrapper(open(1, "wb", closefd=False), encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = io.TextIOWrapper(
+        open(2, "wb", closefd=False),  # noqa: SIM115
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.path[0] = request["folder"]  # as ``python -m`` has it
+    return list(request["arguments"])
+
+
+if __name__ == "__main__":
+    import_all()
+    gc.freeze()  # else the first collection of each fork copies every page
+    arguments = serve(socket.socket(fileno=int(sys.argv[1])))
+    if arguments is not None:
+        sys.argv = ["gradctl", *arguments]
+        runpy.run_module("gradctl", run_name="__main__", alter_sys=True)
