@@ -2,8 +2,8 @@
 
 Modules are compiled alone, down to the innermost that is wrong; the part is found by torch's own compiler bisector.
 
-The bisector is private to torch (``torch._inductor.compiler_bisector``, seen in 2.10 to 2.14): it compiles the model
-again and again, with a simpler backend or with one subsystem switched off after so many steps.
+The bisector compiles the model again and again, with a simpler backend or with one subsystem switched off after so many
+steps.
 """
 
 from __future__ import annotations
@@ -59,10 +59,9 @@ def _place(errors: Sequence[Finding], comparison: FormComparison) -> SourceLocat
 
 
 def _words(reference: Reference) -> str:
-    import torch._inductor.config  # these take a second, and only --bisect has a use for them
-    from torch._inductor.compiler_bisector import CompilerBisector
-
+    # These take a second, and only --bisect has a use for them.
     from gradctl.forms.compiled.dynamo import compiled_with
+    from gradctl.subject.torch_private import CompilerBisector, inductor_config
 
     def agrees() -> bool:
         try:
@@ -74,7 +73,7 @@ def _words(reference: Reference) -> str:
         comparison.compare_natively()
         return not comparison.raised and not any(each.differs for each in comparison.worst.values())
 
-    with silenced(), torch._inductor.config.patch(fallback_random=True):
+    with silenced(), inductor_config.patch(fallback_random=True):
         result: Any = CompilerBisector.do_bisect(agrees)
     if result is None:
         return "torch's compiler bisector finds no part of it alone."

@@ -26,7 +26,7 @@ from gradctl.numerics.agreement import agreement, largest_scale
 from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Instance
 from gradctl.subject.state import State
-from gradctl.tracing.recorder import SourceLine
+from gradctl.tracing.tracer import SourceLine
 
 __all__ = ["RAISES", "Cause", "Intervention", "Search", "stated"]
 

@@ -21,8 +21,8 @@ from gradctl.subject.frames import user_location
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import module_of
-from gradctl.tracing.recorder import SourceLine
 from gradctl.tracing.semantics import ProgramEvents, QueryResult, StateQuery, Suppressed, watching
+from gradctl.tracing.tracer import SourceLine
 
 __all__ = ["experiments", "generators_moved", "place_of_draw"]
 

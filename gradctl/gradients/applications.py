@@ -26,17 +26,11 @@ from gradctl.numerics.measures import dot, gaussian_like, norm
 from gradctl.numerics.point import Direction, Point, Sample, natural_scale, rms
 from gradctl.subject.frames import is_out_of_memory, user_location
 from gradctl.subject.seeding import borrowed_generators
-from gradctl.tracing.functions import (
-    Apply,
-    FunctionCall,
-    FunctionClass,
-    copied_arguments,
-    is_users,
-    keeps_what_it_saves,
-)
+from gradctl.tracing.functions import FunctionCall, copied_arguments, is_users
 from gradctl.tracing.graph import innermost_module, leaves_behind
+from gradctl.tracing.linear_map import keeps_what_it_saves
 from gradctl.tracing.model_runner import ModelRunner
-from gradctl.tracing.recorder import SourceLine
+from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine
 
 __all__ = ["Application", "Judged", "judge_applications", "sampled", "survey"]
 

@@ -23,8 +23,8 @@ from gradctl.gradients.gradient_findings import function_finding, latent_finding
 from gradctl.gradients.guard import explaining
 from gradctl.numerics.judge import Judge, TensorJudgement
 from gradctl.numerics.point import NoGradient
-from gradctl.tracing.functions import FunctionClass
 from gradctl.tracing.model_runner import ModelRunner
+from gradctl.tracing.tracer import FunctionClass
 
 __all__ = ["Attribution", "FunctionCheck", "is_allowed", "tensors_behind"]
 

@@ -32,9 +32,11 @@ from gradctl.subject.frames import is_out_of_memory, user_location
 from gradctl.subject.instance import Leaf
 from gradctl.subject.seeding import borrowed_generators, seed_generators
 from gradctl.subject.tree import leaves, map_leaves
-from gradctl.tracing.graph import CallSite, call_site, modules_by_identity, node_before
+from gradctl.tracing.graph import CallSite, modules_by_identity, node_before
 from gradctl.tracing.model_runner import ModelRunner
-from gradctl.tracing.recorder import Program, Recording
+from gradctl.tracing.recorder import Program
+from gradctl.tracing.recording import Recording
+from gradctl.tracing.tracer import REGISTER_HOOK
 
 __all__ = ["Vote", "WrongBackward", "forward_mode_vote", "wrong_parts"]
 
@@ -190,23 +192,22 @@ class _CallWatch(Program):
     """Judge each top-level torch call before the program makes it."""
 
     def __init__(self, runner: ModelRunner, settings: dict[str, Any], is_over: Callable[[], bool]) -> None:
-        super().__init__(hooks_only=True)
+        super().__init__(hooks_only=True, modules=modules_by_identity(runner.instance.model))
         self.opens_checkpoints = True
         self.runner, self.settings, self.is_over = runner, settings, is_over
         self._right: Counter[Any] = Counter()
-        self.modules = modules_by_identity(runner.instance.model)
         self.found: list[WrongBackward] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Judge one call, then make it."""
-        if not self.suspended and self.watches(func) and _is_judged(func, (args, kwargs or {})):
+        if func not in REGISTER_HOOK and _is_judged(func, (args, kwargs)):
             kind = (func, user_location(), tuple(v.shape for _, v in leaves((args, kwargs)) if isinstance(v, Tensor)))
             if self._right[kind] < _ALIKE and not self.is_over():
-                part = _Part(func, args, kwargs or {}, self.runner.instance.subject.seed)
-                culprit = _judged(part, self.runner, self.settings, lambda: call_site(func, self.modules))
+                part = _Part(func, args, kwargs, self.runner.instance.subject.seed)
+                culprit = _judged(part, self.runner, self.settings, lambda: self.call_site(func))
                 self.found += [culprit] if culprit is not None else []
                 self._right[kind] += culprit is None
-        return super().__torch_function__(func, types, args, kwargs)
+        return super().call(func, args, kwargs)
 
 
 class _ModuleWatch:

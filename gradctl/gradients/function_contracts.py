@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.utils._pytree import tree_unflatten
 
 from gradctl.gradients.backward_localisation import forward_mode_vote
 from gradctl.numerics.judge import Judge
@@ -26,7 +25,8 @@ from gradctl.numerics.runner import Outputs
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.instance import Leaf
 from gradctl.subject.seeding import seed_generators
-from gradctl.tracing.functions import FunctionCall
+from gradctl.subject.torch_private import FunctionBase, UndefinedGrad, tree_unflatten
+from gradctl.tracing.functions import FunctionCall, is_registered_operator
 from gradctl.tracing.model_runner import ModelRunner
 
 __all__ = ["FunctionFault", "broken_contracts", "first_order_fault", "function_name", "kink_fault", "source_place"]
@@ -63,7 +63,7 @@ class FunctionFault:
 
 def function_name(function: type[Function]) -> str:
     """Return the name that findings and ``--allow`` use: the class's, or ``library::op`` of a registered custom op."""
-    if _is_registered_op(function):
+    if is_registered_operator(function):
         schema = _of_registered_op(function, "op")._schema
         return str(schema.name)
     return function.__name__
@@ -72,15 +72,10 @@ def function_name(function: type[Function]) -> str:
 def source_place(function: type[Function]) -> tuple[str, int] | None:
     """Return file and line of a Function's backward."""
     backward: Any = function.backward if function.backward is not Function.backward else function.vjp
-    if _is_registered_op(function):  # torch wraps what was given to register_autograd
+    if is_registered_operator(function):  # torch wraps what was given to register_autograd
         backward = _of_registered_op(function, "info")._backward_fn
     code = getattr(inspect.unwrap(backward), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code is not None else None
-
-
-def _is_registered_op(function: type[Function]) -> bool:
-    """Tell the Function that torch makes for ``torch.library.register_autograd`` (seen in 2.10 to 2.14)."""
-    return function.__name__.startswith("GeneratedBackwardFor_")
 
 
 def _of_registered_op(function: type[Function], name: str) -> Any:
@@ -93,8 +88,8 @@ def _of_registered_op(function: type[Function], name: str) -> Any:
 
 def _flat_apply(function: type[Function]) -> Callable[..., Any]:
     """Return the ``apply`` that takes what a call recorded: of an operator on lists of tensors, those flattened."""
-    if _is_registered_op(function):
-        flat: Callable[..., Any] = torch._C._FunctionBase.__dict__["apply"].__get__(None, function)
+    if is_registered_operator(function):
+        flat: Callable[..., Any] = FunctionBase.__dict__["apply"].__get__(None, function)
         return flat
     return function.apply
 
@@ -454,8 +449,7 @@ def _gradients_without(runner: _FunctionRunner, k: int) -> list[Tensor | None]:
     """Return gradients with output ``k``'s cotangent undefined, as torch's own UndefinedGrad makes it."""
     outputs = runner.outputs()
     cotangents = _gaussian(outputs)
-    undefined: Any = torch._C._functions.UndefinedGrad()
-    outputs[k] = undefined(outputs[k])
+    outputs[k] = UndefinedGrad()(outputs[k])
     return runner.pull(outputs, cotangents)
 
 
@@ -545,7 +539,7 @@ def _refusal(error: Exception) -> str:
 def _argument_name(call: FunctionCall, position: int) -> str:
     """Return the name of an argument of ``forward``, past its ``ctx``; ``xs.0`` in a list of an operator's."""
     function = call.function
-    if _is_registered_op(function):
+    if is_registered_operator(function):
         names = [argument.name for argument in _of_registered_op(function, "op")._schema.arguments]
         spec = getattr(call.args[-1], "input_spec", None)  # there for an operator on lists of tensors
         places = tree_unflatten(list(range(spec.num_leaves)), spec) if spec is not None else range(len(names))

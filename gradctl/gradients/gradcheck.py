@@ -65,8 +65,9 @@ from gradctl.numerics.undifferentiated import undifferentiated
 from gradctl.subject.inputs.example import trained_inputs
 from gradctl.subject.seeding import borrowed_generators
 from gradctl.subject.subject import Subject
-from gradctl.tracing.functions import FunctionClass, FunctionWatch, is_users
-from gradctl.tracing.recorder import Recording
+from gradctl.tracing.functions import FunctionWatch, is_users
+from gradctl.tracing.recording import Recording
+from gradctl.tracing.tracer import FunctionClass
 
 __all__ = ["gradcheck"]
 

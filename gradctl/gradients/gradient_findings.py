@@ -24,7 +24,8 @@ from gradctl.subject.instance import Leaf
 from gradctl.subject.signature import module_of, optimized_inner
 from gradctl.subject.subject import Subject
 from gradctl.tracing.graph import leaves_behind
-from gradctl.tracing.recorder import Recording, SourceLine
+from gradctl.tracing.recording import Recording
+from gradctl.tracing.tracer import SourceLine
 
 __all__ = [
     "constant_inputs_note",
@@ -296,7 +297,7 @@ def hook_notes(recording: Recording, hooked: Sequence[str], *, changes: bool) ->
         hooked: names of modules and parameters with hooks of their own.
         changes: whether any gradient is another with the hooks.
     """
-    places = dict.fromkeys(hook.place for hook in recording.hooks)
+    places = dict.fromkeys(recording.hooks)
     message = "a hook on gradients is set aside while checking: "
     message += "what it changes is not judged" if changes else "no gradient here is another with it"
     return [

@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradctl.core.errors import NothingToCheck
 from gradctl.core.inspection import BufferRow, Inspection, Port, Semantic, SemanticKind
@@ -33,10 +31,12 @@ from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.seeding import borrowed_generators
 from gradctl.subject.signature import module_of, optimized_inner
 from gradctl.subject.subject import Subject
-from gradctl.tracing.functions import Apply, FunctionClass, FunctionWatch, is_torch_own, watch_functions
+from gradctl.tracing.functions import FunctionWatch, is_torch_own
 from gradctl.tracing.graph import leaves_behind
 from gradctl.tracing.model_runner import ModelRunner
-from gradctl.tracing.recorder import BranchChanged, Cut, SourceLine
+from gradctl.tracing.operators import OperatorMode
+from gradctl.tracing.recording import BranchChanged, Cut
+from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine, Tracer
 
 __all__ = ["hooks_on_modules", "inspect", "training_modes", "watched"]
 
@@ -137,14 +137,14 @@ class _Seen:
             yield Semantic(kind=kind, name=name, message=message, count=count, location=location(place))
 
 
-class _Functions(FunctionWatch):
-    """Counts the custom Functions that are applied, and lets each be."""
+class _ProgramTracer(Tracer):
+    """Notes the custom Functions that are applied, and where Python asks for the value of a tensor."""
 
     def __init__(self, seen: _Seen) -> None:
         super().__init__()
         self.seen = seen
 
-    def __call__(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
+    def apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         """Apply a Function."""
         if not is_torch_own(function):
             self.seen.note(
@@ -152,20 +152,12 @@ class _Functions(FunctionWatch):
             )
         return apply(*args)
 
-
-class _DataInPython(TorchFunctionMode):
-    """Notes where Python asks for the value of a tensor."""
-
-    def __init__(self, seen: _Seen) -> None:
-        super().__init__()
-        self.seen = seen
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Make one call, noted if its result is Python's."""
         name = getattr(func, "__name__", "")
         if name in _INTO_PYTHON:
             self.seen.note("control flow", name.strip("_"), _INTO_PYTHON[name])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 _INTO_PYTHON = {
@@ -181,7 +173,7 @@ _INTO_PYTHON = {
 }
 
 
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
+class _Operators(OperatorMode):
     """Notes operators that draw random numbers, and those that are not torch's."""
 
     def __init__(self, seen: _Seen) -> None:
@@ -217,9 +209,10 @@ def watched(instance: Instance, notes: list[str]) -> list[Semantic]:
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(watch_functions(_Functions(seen)))
+            tracer = _ProgramTracer(seen)
+            stack.enter_context(tracer.functions())
             stack.enter_context(_Operators(seen))
-            instance.run(_DataInPython(seen))
+            instance.run(tracer)
     except Exception as error:  # it ran before: some programs (torch.cond, flex_attention) refuse to be watched
         notes.append(f"the program refuses to be watched, and what follows is not all: {first_line(error)}.")
     return list(seen.semantics())
@@ -235,7 +228,7 @@ def _cuts_and_hooks(subject: Subject, mode: InputMode, without: frozenset[str], 
     )  # hooks on modules have rows already
     runner.record()
     recording = runner.recording
-    hooks = Counter(hook.place for hook in recording.hooks)
+    hooks = Counter(recording.hooks)
     found = [
         Semantic(
             kind="hook",

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from gradctl.subject.reach import attributes
+from gradctl.subject.torch_private import pytree_nodes
 
 __all__ = ["leaves", "map_leaves"]
 
@@ -104,7 +104,7 @@ def _opened(value: Any) -> _Opened | None:
         return _opened_tuple(value)
     if isinstance(value, list):
         return _Opened(_numbered(value), _refilled, lambda: copy.copy(value))
-    node = _pytree.SUPPORTED_NODES.get(type(value))
+    node = pytree_nodes.get(type(value))
     if node is not None:
         parts, context = node.flatten_fn(value)
         keyed = node.flatten_with_keys_fn(value)[0] if node.flatten_with_keys_fn is not None else []

@@ -3,19 +3,20 @@
 Outside ``torch.compile`` they compile themselves, which refuses dispatch and function modes; and what they mean is a
 branch or a loop over the functions that they are given.
 
-Private to torch (seen in 2.10 to 2.14): the classes of the operators, and the two functions that compile and call them,
-whichever of these there are.
+The classes of the operators are private to torch (2.10 to 2.14), and so are the two functions that compile and call
+them: those that are there are replaced.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+
+from gradctl.subject.torch_private import patched, tree_leaves, tree_map
 
 __all__ = ["plain_control_flow"]
 
@@ -25,26 +26,21 @@ _FOLDER = "torch._higher_order_ops"
 @contextmanager
 def plain_control_flow() -> Iterator[None]:
     """Let torch's operators of control flow call their functions from Python, in a loop where they mean one."""
-    before: list[tuple[Any, str, Any]] = []
+    with ExitStack() as stack:
 
-    def replace(holder: Any, name: str, value: Any) -> None:
-        if holder is not None and name in vars(holder):
-            before.append((holder, name, vars(holder)[name]))
-            setattr(holder, name, value)
+        def replace(holder: Any, name: str, value: Any) -> None:
+            if holder is not None and name in vars(holder):
+                stack.enter_context(patched(holder, name, value))
 
-    replace(torch, "cond", _cond)
-    for part in ("utils", *_OPERATORS):
-        module = sys.modules.get(f"{_FOLDER}.{part}")
-        replace(module, "_hop_compile_and_call", _call)
-        replace(module, "_maybe_compile_and_run_fn", lambda function, *args: function(*args))
-        if part in _OPERATORS:
-            operator, plain = _OPERATORS[part]
-            replace(getattr(module, operator, None), "__call__", _method(plain))
-    try:
+        replace(torch, "cond", _cond)
+        for part in ("utils", *_OPERATORS):
+            module = sys.modules.get(f"{_FOLDER}.{part}")
+            replace(module, "_hop_compile_and_call", _call)
+            replace(module, "_maybe_compile_and_run_fn", lambda function, *args: function(*args))
+            if part in _OPERATORS:
+                operator, plain = _OPERATORS[part]
+                replace(getattr(module, operator, None), "__call__", _method(plain))
         yield
-    finally:
-        for holder, name, value in before:
-            setattr(holder, name, value)
 
 
 def _method(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +63,7 @@ def _scan(combine_fn: Callable[..., Any], init: Sequence[Any], xs: Sequence[Any]
     carry, carried, outs = None, list(init), []
     for i in range(len(xs[0])):
         carry, out = combine_fn(*carried, *(x[i] for x in xs), *additional_inputs)
-        carried = pytree.tree_leaves(carry)
+        carried = tree_leaves(carry)
         outs.append(out)
     return carry, _stacked(outs)
 
@@ -76,13 +72,13 @@ def _while_loop(
     cond_fn: Callable[..., Any], body_fn: Callable[..., Any], carried_inputs: Any, additional_inputs: Any = (), **_: Any
 ) -> Any:
     values = carried_inputs
-    while cond_fn(*pytree.tree_leaves(values), *additional_inputs):
-        values = body_fn(*pytree.tree_leaves(values), *additional_inputs)
+    while cond_fn(*tree_leaves(values), *additional_inputs):
+        values = body_fn(*tree_leaves(values), *additional_inputs)
     return values
 
 
 def _stacked(steps: Sequence[Any]) -> Any:
-    return pytree.tree_map(lambda *values: torch.stack(values) if values[0] is not None else None, *steps)
+    return tree_map(lambda *values: torch.stack(values) if values[0] is not None else None, *steps)
 
 
 # By the name of the file: the class of the operator there, and what it means.

@@ -10,10 +10,11 @@ import torch
 from gradctl.numerics.runner import Outputs
 from gradctl.subject.instance import Instance, Leaf
 from gradctl.tracing.control_flow import plain_control_flow
-from gradctl.tracing.functions import FunctionWatch, inside_transforms, watch_functions
+from gradctl.tracing.functions import FunctionWatch
 from gradctl.tracing.graph import modules_by_identity
 from gradctl.tracing.promotion import Promotion, default_dtype
-from gradctl.tracing.recorder import Program, Recording
+from gradctl.tracing.recorder import Program
+from gradctl.tracing.recording import Recording
 
 __all__ = ["ModelRunner"]
 
@@ -46,7 +47,7 @@ class ModelRunner:
         return bool(self.recording.written) or any(cut.writes for cut in self.recording.cuts.values())
 
     def differentiate(self) -> Outputs:
-        """Return the outputs with their graph, hooks set aside."""
+        """Return the outputs with their graph, hooks disabled."""
         return self.run(Program(hooks_only=True))
 
     def record(self) -> Outputs:
@@ -87,8 +88,7 @@ class ModelRunner:
         self.watch.begin(program)
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(watch_functions(self.watch))
-            stack.enter_context(inside_transforms(self.watch.inside))
+            stack.enter_context(program.functions())
             stack.enter_context(plain_control_flow())
             stack.enter_context(default_dtype(torch.float64) if is_plain else self.promoted())
             return self.instance.run(program)

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from gradctl.numerics.measures import is_float
 from gradctl.subject.tree import leaves
-from gradctl.tracing.graph import CallSite, Node, call_site, node_of, nodes_behind
+from gradctl.tracing.graph import CallSite, Node, node_of, nodes_behind
 from gradctl.tracing.recorder import Program
+from gradctl.tracing.tracer import Tracer
 
 __all__ = ["BackwardTrace", "ForwardTrace", "Made"]
 
@@ -33,15 +34,14 @@ class Made:
     nan: CallSite
 
 
-class ForwardTrace(TorchFunctionMode):
+class ForwardTrace(Tracer):
     """Follow NaN and infinities from the calls that make them; the body of a custom Function is followed too.
 
     An infinity that is given as a number (``masked_fill(mask, -inf)``) is meant, and what it fills has no origin.
     """
 
     def __init__(self, modules: Mapping[int, str]) -> None:
-        super().__init__()
-        self.modules = modules
+        super().__init__(modules)
         self._made: Any = WeakTensorKeyDictionary()
 
     def of(self, tensor: Tensor) -> Made | None:
@@ -49,31 +49,28 @@ class ForwardTrace(TorchFunctionMode):
         made: Made | None = self._made.get(tensor)
         return made
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Make one call and look at what it returns."""
-        kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return result
         arguments = [value for _, value in leaves((args, kwargs))]
         returned = [value for _, value in leaves(result) if isinstance(value, Tensor)]
         # A call that sets elements returns nothing; what it writes to is its first argument.
         written = returned if returned or not args or getattr(func, "__name__", "") != "__setitem__" else [args[0]]
         for tensor in written:
-            if _is_broken(tensor) and tensor not in self._made:
+            if _is_nonfinite(tensor) and tensor not in self._made:
                 self._made[tensor] = self._origin(func, tensor, [each for each in arguments if each is not tensor])
         return result
 
     def _origin(self, func: Any, tensor: Tensor, arguments: Sequence[Any]) -> Made | None:
-        broken = [each for each in arguments if _is_broken(each)]
+        nonfinite = [each for each in arguments if _is_nonfinite(each)]
         numbers = [each for each in arguments if isinstance(each, float) and not _is_finite(each)]
-        nans = [each for each in broken if bool(torch.isnan(each).any())]
+        nans = [each for each in nonfinite if bool(torch.isnan(each).any())]
         if not bool(torch.isnan(tensor).any()):
-            return None if numbers else self._inherited(broken) if broken else _once(call_site(func, self.modules))
+            return None if numbers else self._inherited(nonfinite) if nonfinite else _once(self.call_site(func))
         if nans:
             return self._inherited(nans)
-        here = call_site(func, self.modules)
-        before = self._inherited(broken)
+        here = self.call_site(func)
+        before = self._inherited(nonfinite)
         return Made(before.first, here) if before is not None else _once(here)
 
     def _inherited(self, tensors: Sequence[Tensor]) -> Made | None:
@@ -96,19 +93,18 @@ class BackwardTrace(Program):
     """
 
     def __init__(self, modules: Mapping[int, str]) -> None:
-        super().__init__(hooks_only=True)
+        super().__init__(hooks_only=True, modules=modules)
         self.opens_checkpoints = True
-        self.modules = modules
         self.makers: list[_Maker] = []
         self._origins: dict[Node, CallSite] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Make one call and note the nodes that it adds to the graph."""
         before = _nodes((args, kwargs))
-        result = super().__torch_function__(func, types, args, kwargs)
+        result = super().call(func, args, kwargs)
         made = [node for node in _nodes(result) or _nodes(args) if node not in before]
         if made:
-            origin = call_site(func, self.modules)
+            origin = self.call_site(func)
             known = {*before}
             for node in nodes_behind(made, stops=lambda node: node in known or node in self._origins):
                 self._origins[node] = origin
@@ -130,7 +126,7 @@ class BackwardTrace(Program):
 
     def _hook(self, node: Node) -> Callable[[Any, Any], None]:
         def after(outgoing: Any, incoming: Any) -> None:
-            if any(map(_is_broken, outgoing)) and not any(map(_is_broken, incoming)):
+            if any(map(_is_nonfinite, outgoing)) and not any(map(_is_nonfinite, incoming)):
                 unseen = CallSite(node.name(), None, None)
                 self.makers.append(_Maker(node, self._origins.get(node, unseen)))
 
@@ -150,10 +146,5 @@ def _is_finite(value: float) -> bool:
     return value - value == 0
 
 
-def _is_broken(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and (value.is_floating_point() or value.is_complex())
-        and not bool(torch.isfinite(value).all())
-    )
+def _is_nonfinite(value: Any) -> bool:
+    return is_float(value) and not bool(torch.isfinite(value).all())

@@ -1,14 +1,12 @@
-"""Operators of torch as a dispatch mode meets them.
-
-Private to torch (seen in 2.10 to 2.14): ``torch._ops``, ``torch.utils._python_dispatch``.
-"""
+"""Operators of torch as a dispatch mode meets them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradctl.subject.torch_private import OpOverload
 
 __all__ = ["OperatorMode", "name_of", "writes"]
 
@@ -29,4 +27,4 @@ def name_of(operator: Any) -> str:
 
 def writes(operator: Any) -> bool:
     """Return whether an operator writes to a tensor that it is given."""
-    return isinstance(operator, torch._ops.OpOverload) and operator._schema.is_mutable
+    return isinstance(operator, OpOverload) and bool(operator._schema.is_mutable)

@@ -4,8 +4,6 @@ float64.
 ``model.double()`` alone is not enough: real models cast inside (Llama's RMSNorm goes through float32), and finite
 differences over a float32 island resolve 1e-5 instead of 1e-11. Random operators draw in the dtype they would have
 drawn in, or the stream would differ from the native run's, and are cast afterwards.
-
-Private to torch (seen in 2.10 to 2.14): the tag ``nondeterministic_seeded`` is public, ``aten.lift_fresh`` is not.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradctl.subject.torch_private import DisableTorchFunction, OpOverload
 from gradctl.tracing.operators import OperatorMode, writes
 
 __all__ = ["Promotion", "default_dtype"]
@@ -56,11 +55,11 @@ class Promotion(OperatorMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator with its dtypes turned, unseen by function modes: TorchScript calls it from outside them."""
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             return self._dispatch(func, args, kwargs or {})
 
     def _dispatch(self, func: Any, args: Any, kwargs: Any) -> Any:  # noqa: PLR0911  # a case a line
-        if not isinstance(func, torch._ops.OpOverload):  # a higher-order operator: its body escapes the mode
+        if not isinstance(func, OpOverload):  # a higher-order operator: its body escapes the mode
             self.islands[str(func)], self.turned = None, True
             return func(*args, **kwargs)
         if func is _aten.lift_fresh.default:  # torch.tensor(…, dtype=…) and torch.from_numpy arrive here, as leaves

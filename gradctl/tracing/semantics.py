@@ -1,34 +1,31 @@
-"""What of a program a static form may lose or bake in: seen in one eager run, and undone in another, one by one.
+"""The semantics of a program that a static form may lose or fix: noted in one eager run, suppressed in another.
 
 Suppressed, a custom backward gives way to the derivative of its forward, a hook is not registered, ``detach`` and
-``no_grad`` let gradients through, and Python is told what it was told on other inputs. If eager, so altered, computes
-what a form does, that is what the form has done.
-
-Private to torch (seen in 2.10 to 2.14): ``torch._C._functorch.peek_interpreter_stack``, ``_SingleLevelFunction``.
+``no_grad`` let gradients through, and Python queries have the results that they had on other inputs. If eager, so
+altered, computes what a form does, that is what the form has done.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import _SingleLevelFunction
-from torch.overrides import TorchFunctionMode
 
 from gradctl.subject.frames import user_location
-from gradctl.tracing.functions import FunctionClass, inside_transforms, is_torch_own, watch_functions
+from gradctl.subject.torch_private import SingleLevelFunction, set_grad_enabled
+from gradctl.tracing.functions import is_torch_own
 from gradctl.tracing.hooks import NoHandle
-from gradctl.tracing.recorder import BranchChanged, SourceLine
+from gradctl.tracing.recording import BranchChanged
+from gradctl.tracing.tracer import REGISTER_HOOK, Apply, FunctionClass, SourceLine, Tracer, tensors_in
 
 __all__ = ["ProgramEvents", "QueryResult", "StateQuery", "Suppressed", "watching"]
 
 StateQuery = tuple[str, SourceLine | None]
-Apply = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,77 +77,70 @@ class Suppressed:
 
 
 @contextmanager
-def watching(seen: ProgramEvents, undone: Suppressed | None = None) -> Iterator[None]:
-    """Note in ``seen`` what is run in this context, and run it without what is to be undone."""
-    program = _Program(seen, undone or Suppressed())
-    with watch_functions(program.apply), inside_transforms(program.apply), program:
+def watching(events: ProgramEvents, suppressed: Suppressed | None = None) -> Iterator[None]:
+    """Note in ``events`` what is run in this context, and run it without what is suppressed."""
+    tracer = _SemanticsTracer(events, suppressed or Suppressed())
+    with tracer.functions(), tracer:
         yield
 
 
-class _Program(TorchFunctionMode):
-    """Sees the top-level calls of a run, and makes each, or what stands for it."""
+class _SemanticsTracer(Tracer):
+    """Notes the events of a run, and makes each call, or what replaces it."""
 
-    def __init__(self, seen: ProgramEvents, undone: Suppressed) -> None:
+    def __init__(self, events: ProgramEvents, suppressed: Suppressed) -> None:
         super().__init__()
-        self.seen, self.undone = seen, undone
-        self._told = {question: deque(values) for question, values in undone.answers.items()}
-        self._suspended = 0  # > 0 inside Function.forward, which runs under no_grad of its own
+        self.events, self.suppressed = events, suppressed
+        self._answers = {question: deque(values) for question, values in suppressed.answers.items()}
         self._no_grad: SourceLine | None = None  # where the block starts that is running now
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: PLR0911  # a kind of call a line
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:  # a kind of call a line
         """Make one top-level call."""
-        kwargs = kwargs or {}
-        if self._suspended or torch._C._functorch.peek_interpreter_stack() is not None:
-            return func(*args, **kwargs)
         place = user_location()
-        if func is torch._C._set_grad_enabled:
+        if func is set_grad_enabled:
             self._no_grad = None if args[0] else place
             return func(*args, **kwargs)
-        if func in _REGISTER_HOOK:
-            _note(self.seen.hooks, place)
-            return NoHandle() if place in self.undone.hooks else func(*args, **kwargs)
+        if func in REGISTER_HOOK:
+            _note(self.events.hooks, place)
+            return NoHandle() if place in self.suppressed.hooks else func(*args, **kwargs)
         question = (_name(func), place)
-        self.seen.calls.append(question)
-        if question in self._told:
-            return self._tell(question, func, args, kwargs)
-        if _asks((args, kwargs)):
+        self.events.calls.append(question)
+        if question in self._answers:
+            return self._answer(question, func, args, kwargs)
+        if any(tensor.requires_grad for tensor in tensors_in((args, kwargs))):
             self._note_cut(question)
-            if question[0] in _DETACHES and place in self.undone.detaches:
+            if question[0] in _DETACHES and place in self.suppressed.detaches:
                 return args[0] if question[0] == "detach_" else args[0].view_as(args[0])
-        if not torch.is_grad_enabled() and self._no_grad in self.undone.no_grads:
+        if not torch.is_grad_enabled() and self._no_grad in self.suppressed.no_grads:
             with torch.enable_grad():
                 return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if _is_pythons(result):
-            self.seen.answers.append(QueryResult(question, result))
+        if _is_python_value(result):
+            self.events.answers.append(QueryResult(question, result))
         return result
 
     def _note_cut(self, question: StateQuery) -> None:
         """Note what keeps the gradient from a call with an argument that asks for one."""
         if question[0] in _DETACHES:
-            _note(self.seen.detaches, question[1])
+            _note(self.events.detaches, question[1])
         if not torch.is_grad_enabled():
-            _note(self.seen.no_grads, self._no_grad)
+            _note(self.events.no_grads, self._no_grad)
 
-    def _tell(self, question: StateQuery, func: Any, args: Any, kwargs: Any) -> Any:
+    def _answer(self, question: StateQuery, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the answer to a question that was asked in another run."""
-        if not self._told[question]:
+        if not self._answers[question]:
             raise BranchChanged
-        answer = self._told[question].popleft()
+        answer = self._answers[question].popleft()
         if type(func(*args, **kwargs)) is not type(answer):
             raise BranchChanged
         return answer
 
     def apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         """Apply a Function, or let its forward be differentiated as any code."""
-        if is_torch_own(function) or self._suspended:
+        if is_torch_own(function):
             return apply(*args)
-        self.seen.functions.setdefault(function, user_location())
-        self._suspended += 1
-        try:
-            return _plainly(function, args) if function in self.undone.functions else apply(*args)
-        finally:
-            self._suspended -= 1
+        self.events.functions.setdefault(function, user_location())
+        with self.body_hidden():
+            return _differentiably(function, args) if function in self.suppressed.functions else apply(*args)
 
 
 class _Context:
@@ -164,18 +154,17 @@ class _Context:
     save_for_forward = mark_dirty = mark_non_differentiable = set_materialize_grads = save_for_backward
 
 
-def _plainly(function: FunctionClass, args: tuple[Any, ...]) -> Any:
+def _differentiably(function: FunctionClass, args: tuple[Any, ...]) -> Any:
     """Return what the forward of a Function computes, as a program that autograd differentiates."""
     forward: Any = function.forward
     with torch.enable_grad():
-        if function.setup_context != _SingleLevelFunction.setup_context:
+        if function.setup_context != SingleLevelFunction.setup_context:
             return forward(*args)
         context = _Context()
         context.needs_input_grad = tuple(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
         return forward(context, *args)
 
 
-_REGISTER_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 _DETACHES = ("detach", "data", "detach_")
 
 
@@ -190,15 +179,7 @@ def _note(places: list[SourceLine | None], place: SourceLine | None) -> None:
         places.append(place)
 
 
-def _asks(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.requires_grad
-    if isinstance(value, dict):
-        return any(map(_asks, value.values()))
-    return isinstance(value, (tuple, list)) and any(map(_asks, value))
-
-
-def _is_pythons(result: Any) -> bool:
+def _is_python_value(result: Any) -> bool:
     if isinstance(result, (tuple, list)):
-        return all(map(_is_pythons, result))
+        return all(map(_is_python_value, result))
     return isinstance(result, (bool, int, float, complex))

@@ -5,21 +5,21 @@ Values are those of top-level torch calls, in order, and of the operators inside
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gradctl.numerics.sketch import Sketch, Sketcher
+from gradctl.subject.torch_private import DisableTorchFunction
 from gradctl.subject.tree import leaves
-from gradctl.tracing.functions import watch_functions
-from gradctl.tracing.graph import CallSite, call_site, node_of
+from gradctl.tracing.graph import CallSite, node_of
+from gradctl.tracing.operators import OperatorMode
+from gradctl.tracing.tracer import Apply, FunctionClass, Tracer
 
 __all__ = ["ProgramValue", "ProgramValues", "ValueWatch", "Watched"]
 
@@ -94,7 +94,7 @@ class ProgramValue:
     function: Any = None
 
 
-class ProgramValues(TorchFunctionMode):
+class ProgramValues(Tracer):
     """Watch one run of a program and the backward after it.
 
     Args:
@@ -107,53 +107,39 @@ class ProgramValues(TorchFunctionMode):
     """
 
     def __init__(self, modules: Mapping[int, str], watch: ValueWatch) -> None:
-        super().__init__()
-        self.modules, self.watch = modules, watch
+        super().__init__(modules)
+        self.watch = watch
         self.values: list[ProgramValue] = []
         self.inside: list[Sketch] = []
         self._known: Any = WeakTensorKeyDictionary()
         self._operators = _Operators(self)
-        self._applying = 0  # > 0 inside Function.forward, whose values have no adjoints of their own
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch what runs in this context, custom Functions included."""
-        with watch_functions(self._apply), self:
+        with self.functions(), self:
             yield
 
-    def _apply(self, function: Any, apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        given = _tensors(args)
-        if not self._applying:
-            self.see(given, None)
-        self._applying += 1
-        try:
-            result = apply(*args)
-        finally:
-            self._applying -= 1
-        if not self._applying:
-            self._note_call(given, _tensors(result), function)
-        return result
+    def apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
+        """Apply a Function; values of its ``forward`` have no adjoints of their own."""
+        with self.body_hidden():
+            return self._observe(function, lambda: apply(*args), args)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Make one call and look at what it takes and gives."""
-        kwargs = kwargs or {}
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return func(*args, **kwargs)
-        given = _tensors((args, kwargs))
-        if not self._applying:
-            self.see(given, None)
-        with self._operators:
-            result = func(*args, **kwargs)
-        if not self._applying:
-            self._note_call(given, _tensors(result), func)
-        return result
+        return self._observe(func, lambda: func(*args, **kwargs), (args, kwargs))
 
-    def _note_call(self, given: Sequence[Tensor], made: Sequence[Tensor], func: Any) -> None:
-        if made:
-            origin = call_site(func, self.modules)
+    def _observe(self, func: Any, make: Callable[[], Any], arguments: Any) -> Any:
+        given = _tensors(arguments)
+        self.see(given, None)
+        with self._operators:
+            result = make()
+        if made := _tensors(result):
+            origin = self.call_site(func)
             for tensor in given:
                 self._known[tensor][0].takers.append(origin)
             self.see(made, origin)
+        return result
 
     def see_outputs(self, outputs: Any) -> None:
         """Note what the program gives, which may come from a custom Function."""
@@ -161,7 +147,7 @@ class ProgramValues(TorchFunctionMode):
 
     def see(self, tensors: Iterable[Tensor], origin: CallSite | None) -> None:
         """Note tensors that are new, and watch the adjoints of those that ask for a gradient now."""
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             for tensor in tensors:
                 node = node_of(tensor)
                 value, version, before = self._known.get(tensor, (None, 0, None))
@@ -176,7 +162,7 @@ class ProgramValues(TorchFunctionMode):
                 value.function = getattr(node, "_forward_cls", None)
 
 
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Operators(OperatorMode):
     """Note what each operator gives."""
 
     def __init__(self, values: ProgramValues) -> None:

@@ -93,7 +93,7 @@ def test_the_forward_call_that_overflows_is_named_and_the_one_that_makes_nan_of_
     here = ("tests/gradients/test_broken_calls.py", line_of("exp()", Overflow), "1.0", "torch.Tensor.exp")
     assert place(found) == here
     assert "torch.Tensor.exp makes the first infinity, torch.Tensor.sub NaN of it" in found.message
-    assert f"test_localise_nan.py:{line_of('grown - grown', Overflow)}" in found.message
+    assert f"test_broken_calls.py:{line_of('grown - grown', Overflow)}" in found.message
 
 
 def test_an_infinity_that_is_given_as_a_number_is_not_blamed():

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gradctl.tracing.functions import FunctionWatch, linear_map, watch_functions
+from gradctl.tracing.functions import FunctionWatch
+from gradctl.tracing.linear_map import linear_map
 from gradctl.tracing.recorder import Program
 
 
@@ -91,15 +92,16 @@ def test_a_backward_that_is_not_affine_or_not_differentiable_states_no_map(funct
 )
 def test_a_function_is_seen_under_a_name_bound_long_ago():
     watch = FunctionWatch()
-    with watch_functions(watch), Program() as program:
-        watch.begin(program)
+    program = Program()
+    watch.begin(program)
+    with program.functions(), program:
         triple(*asking(X, Y))
     assert watch.classes == {Triple}
 
 
 def test_nothing_is_left_behind_in_torch():
     before, apply = Triple.apply(*asking(X, Y))[0].grad_fn, vars(torch.autograd.Function)["apply"]
-    with pytest.raises(ZeroDivisionError), watch_functions(FunctionWatch()):
+    with pytest.raises(ZeroDivisionError), Program().functions():
         raise ZeroDivisionError
     assert vars(torch.autograd.Function)["apply"] is apply
     assert type(Triple.apply(*asking(X, Y))[0].grad_fn) is type(before)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradctl.tracing.recorder import BranchChanged, Program
+from gradctl.tracing.recorder import Program
+from gradctl.tracing.recording import BranchChanged
 
 AT, BESIDE = torch.tensor([0.3, -0.7, 1.1]), torch.tensor([0.4, -0.9, 1.0])
 
@@ -133,7 +134,7 @@ def test_hooks_are_not_registered_and_noted_with_their_place():
         y.register_hook(lambda gradient: 100 * gradient)
     y.sum().backward()
     assert x.grad is not None and x.grad.tolist() == [2.0, 2.0, 2.0]
-    assert [hook.place and hook.place[0] for hook in program.recording.hooks] == [__file__, __file__]
+    assert [place and place[0] for place in program.recording.hooks] == [__file__, __file__]
 
 
 def test_cuts_know_their_line():

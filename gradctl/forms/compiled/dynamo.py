@@ -1,7 +1,4 @@
-"""What ``aot`` and ``compile`` share: Dynamo, a backend, and proof that a compiled frame really ran.
-
-Private to torch (seen in 2.10 to 2.14): ``torch._dynamo.utils.counters``, inductor's option ``fallback_random``.
-"""
+"""What ``aot`` and ``compile`` share: Dynamo, a backend, and proof that a compiled frame really ran."""
 
 from __future__ import annotations
 
@@ -11,13 +8,13 @@ from time import perf_counter
 from typing import Any
 
 import torch
-import torch._dynamo
 
 from gradctl.forms.eager import of_module
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.reasons import reason_of
 from gradctl.forms.silence import silenced
 from gradctl.subject.instance import Instance
+from gradctl.subject.torch_private import dynamo_counters, reset_dynamo
 
 __all__ = ["compiled_with"]
 
@@ -28,7 +25,7 @@ def compiled_with(form: str, instance: Instance, backend: str, options: dict[str
     Raises:
         CannotCapture: compiling fails, or no frame was compiled (Dynamo falls back to eager without a word).
     """
-    torch._dynamo.reset()
+    reset_dynamo()
     start = perf_counter()
     try:
         compiled: Callable[..., Any] = torch.compile(instance.model, backend=backend, **options)
@@ -50,4 +47,4 @@ def compiled_with(form: str, instance: Instance, backend: str, options: dict[str
 
 
 def _compiled_frames() -> int:
-    return int(torch._dynamo.utils.counters["frames"]["ok"])
+    return int(dynamo_counters["frames"]["ok"])

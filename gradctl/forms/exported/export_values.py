@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import fx
-from torch.fx._pytree import tree_flatten_spec
 
 from gradctl.forms.form import Captured
 from gradctl.forms.graph_value import GraphRun, GraphValue, NoGraph
 from gradctl.forms.source_location import SourceLocation, line_in
+from gradctl.subject.torch_private import tree_flatten_spec
 from gradctl.tracing.values import ValueWatch
 
 __all__ = ["watched"]

@@ -1,7 +1,6 @@
 """The values of a TorchScript graph with its calls inlined: every tensor of the outermost block is given out.
 
-Private to torch (seen in 2.10 to 2.14): ``torch._C._create_function_from_graph``, and a graph's ``registerOutput`` and
-``makeMultiOutputIntoTuple``.
+Private to torch (seen in 2.10 to 2.14): a graph's ``registerOutput`` and ``makeMultiOutputIntoTuple``.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import torch
 from gradctl.forms.form import Captured
 from gradctl.forms.graph_value import GraphRun, GraphValue
 from gradctl.forms.source_location import SourceLocation, line_in
+from gradctl.subject.torch_private import create_function_from_graph
 from gradctl.tracing.values import ValueWatch
 
 __all__ = ["watched"]
@@ -36,7 +36,7 @@ def watched(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], 
     for each in shown:
         graph.registerOutput(each)
     graph.makeMultiOutputIntoTuple()
-    function = torch._C._create_function_from_graph("values", graph)
+    function = create_function_from_graph("values", graph)
     plainly: Any = torch.jit.optimized_execution  # type: ignore[attr-defined]  # torch gives it no types
     arguments = (script.forward if is_module else script).schema.arguments[1 if is_module else 0 :]
 
