@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["cleared", "end_all_of", "environment_of", "main"]
+__all__ = ["end_all_of", "environment_of", "main", "remove_at_end"]
 
 _MARK = "GRADCTL_UNIT"
 _START = "import sys; sys.path[:] = {path!r}; from gradctl.isolation.cleanup import main; main()"
@@ -47,7 +47,7 @@ def end_all_of(folder: Path) -> None:
 
 
 @contextmanager
-def cleared(folder: Path) -> Iterator[None]:
+def remove_at_end(folder: Path) -> Iterator[None]:
     """Remove the folder of a run at the end, with all processes of its units; by a process that outlives a kill -9.
 
     It waits for the end of a pipe that this process holds, in a session of its own.
