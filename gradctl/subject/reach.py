@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["attributes", "global_values", "held", "instance_dict", "path_name", "slot_values", "walk"]
+__all__ = [
+    "attributes",
+    "global_names",
+    "global_values",
+    "held",
+    "instance_dict",
+    "path_name",
+    "script_names",
+    "slot_values",
+    "walk",
+]
 
 import dis
 import enum
@@ -119,11 +129,17 @@ def _numbered(items: Iterable[Any]) -> list[tuple[str, Any]]:
     return [(str(index), value) for index, value in enumerate(items)]
 
 
+def script_names(module: torch.jit.ScriptModule) -> list[str]:
+    """Return the names of a script's attributes and buffers."""
+    concrete = getattr(module, "_concrete_type", None)  # a script from a file has none, and buffers all the same
+    return sorted(
+        {*(concrete.get_attributes() if concrete is not None else ()), *dict(module.named_buffers(recurse=False))}
+    )
+
+
 def _held_by_script(module: torch.jit.ScriptModule) -> list[tuple[str, Any]]:
     """Return attributes, buffers, parameters and children of a script, which live outside Python."""
-    concrete = getattr(module, "_concrete_type", None)  # a script from a file has none, and buffers all the same
-    names = {*(concrete.get_attributes() if concrete is not None else ()), *dict(module.named_buffers(recurse=False))}
-    own = [(name, getattr(module, name)) for name in sorted(names)]
+    own = [(name, getattr(module, name)) for name in script_names(module)]
     return [*own, *module.named_parameters(recurse=False), *module.named_children()]
 
 
@@ -151,18 +167,18 @@ def global_values(function: types.FunctionType) -> Mapping[str, Any]:
         return {}
     return {
         name: value
-        for name in _global_names(function.__code__)
+        for name in global_names(function.__code__)
         if isinstance(value := known.get(name), (Tensor, nn.Module, list, dict, tuple))
         or (isinstance(value, types.FunctionType) and value.__globals__.get("__name__") == file)
     }
 
 
 @functools.lru_cache(maxsize=4096)
-def _global_names(code: types.CodeType) -> tuple[str, ...]:
+def global_names(code: types.CodeType) -> tuple[str, ...]:
     """Return the global names that code reads, that of functions and comprehensions inside it too."""
     names = [each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"]
     inner = [
-        name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _global_names(constant)
+        name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in global_names(constant)
     ]
     return tuple(dict.fromkeys([*names, *inner]))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.subject.aliasing import overlaps
-from gradctl.subject.reach import instance_dict, slot_values, walk
+from gradctl.subject.reach import instance_dict, script_names, slot_values, walk
 
 __all__ = ["State"]
 
@@ -83,44 +83,39 @@ def _note_tensor(tensor: Tensor) -> _Restore | None:
     return restore
 
 
-def _note_list(items: Any) -> _Restore | None:
-    saved = list(items)
+def _noting(
+    save: Callable[[Any], Any], put_back: Callable[[Any, Any], Any], is_same: Callable[[Any, Any], bool] | None = None
+) -> Callable[[Any], _Restore]:
+    """Return a function that notes an object, by what saves its value and puts it back unless it is the same."""
 
-    def restore() -> None:
-        if len(items) != len(saved) or any(now is not before for now, before in zip(items, saved, strict=True)):
-            items.clear()
-            items.extend(saved)
+    def note(found: Any) -> _Restore:
+        saved = save(found)
 
-    return restore
+        def restore() -> None:
+            if is_same is None or not is_same(found, saved):
+                put_back(found, saved)
 
+        return restore
 
-def _note_set(items: set[Any]) -> _Restore | None:
-    saved = set(items)
-
-    def restore() -> None:
-        if items != saved:
-            items.clear()
-            items.update(saved)
-
-    return restore
+    return note
 
 
-def _note_dict(items: dict[Any, Any]) -> _Restore | None:
-    saved = dict(items)
+def _refill(found: Any, saved: Any) -> None:
+    found.clear()
+    (found.extend if isinstance(saved, list) else found.update)(saved)
 
-    def restore() -> None:
-        if len(items) != len(saved) or any(items.get(key, items) is not value for key, value in saved.items()):
-            items.clear()
-            items.update(saved)
 
-    return restore
+def _holds(items: Any, saved: list[Any]) -> bool:
+    return len(items) == len(saved) and all(now is before for now, before in zip(items, saved, strict=True))
+
+
+def _maps(items: dict[Any, Any], saved: dict[Any, Any]) -> bool:
+    return len(items) == len(saved) and all(items.get(key, items) is value for key, value in saved.items())
 
 
 def _note_script(module: torch.jit.ScriptModule) -> _Restore | None:
     """Note buffers and attributes of a script, which live outside Python and may be assigned."""
-    concrete = getattr(module, "_concrete_type", None)  # a script from a file has none, and buffers all the same
-    names = {*(concrete.get_attributes() if concrete is not None else ()), *dict(module.named_buffers(recurse=False))}
-    saved = {name: getattr(module, name) for name in sorted(names)}
+    saved = {name: getattr(module, name) for name in script_names(module)}
 
     def restore() -> None:
         for name, value in saved.items():
@@ -129,6 +124,10 @@ def _note_script(module: torch.jit.ScriptModule) -> _Restore | None:
                 setattr(module, name, value)
 
     return restore
+
+
+_note_list = _noting(list, _refill, _holds)
+_note_dict = _noting(dict, _refill, _maps)
 
 
 def _note_object(found: Any) -> _Restore | None:
@@ -158,37 +157,13 @@ def _note_function(function: types.FunctionType) -> _Restore | None:
     return restore if cells else None
 
 
-def _note_torch_generator(generator: torch.Generator) -> _Restore | None:
-    saved = generator.get_state()
-
-    def restore() -> None:
-        generator.set_state(saved)
-
-    return restore
+def _put_into_array(array: np.ndarray[Any, Any], saved: np.ndarray[Any, Any]) -> None:
+    if array.flags.writeable:
+        np.copyto(array, saved)
 
 
-def _note_numpy_generator(generator: np.random.Generator) -> _Restore | None:
-    saved = generator.bit_generator.state
-
-    def restore() -> None:
-        generator.bit_generator.state = saved
-
-    return restore
-
-
-def _note_python_generator(generator: random.Random) -> _Restore | None:
-    saved = generator.getstate()
-    return lambda: generator.setstate(saved)
-
-
-def _note_array(array: np.ndarray[Any, Any]) -> _Restore | None:
-    saved = array.copy()
-
-    def restore() -> None:
-        if array.flags.writeable:
-            np.copyto(array, saved)
-
-    return restore
+def _set_numpy_state(generator: np.random.Generator, saved: Any) -> None:
+    generator.bit_generator.state = saved
 
 
 def _both(first: _Restore | None, second: _Restore | None) -> _Restore | None:
@@ -206,8 +181,8 @@ _NOTES: dict[type, Callable[[Any], _Restore | None]] = {
     dict: _note_dict,
     OrderedDict: _note_dict,
     defaultdict: _note_dict,
-    set: _note_set,
-    np.ndarray: _note_array,
+    set: _noting(set, _refill, lambda items, saved: items == saved),
+    np.ndarray: _noting(lambda array: array.copy(), _put_into_array),
     types.FunctionType: _note_function,
 }
 
@@ -216,9 +191,9 @@ _SUBCLASS_NOTES: tuple[tuple[Any, Callable[[Any], _Restore | None]], ...] = (
     (torch.fx.GraphModule, lambda module: None),
     (nn.Module, lambda module: _note_dict(module.__dict__)),
     (Tensor, _note_tensor),
-    (torch.Generator, _note_torch_generator),
-    (np.random.Generator, _note_numpy_generator),
-    (random.Random, _note_python_generator),
+    (torch.Generator, _noting(torch.Generator.get_state, torch.Generator.set_state)),
+    (np.random.Generator, _noting(lambda each: each.bit_generator.state, _set_numpy_state)),
+    (random.Random, _noting(random.Random.getstate, random.Random.setstate)),
     (list, lambda items: _both(_note_list(items), _note_object(items))),
     (dict, lambda items: _both(_note_dict(items), _note_object(items))),
 )

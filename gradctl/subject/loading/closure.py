@@ -7,13 +7,13 @@ from __future__ import annotations
 __all__ = ["with_modules_owned"]
 
 import copy
-import dis
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
+from gradctl.subject.reach import global_names
 from gradctl.subject.signature import optimized_inner
 
 
@@ -54,18 +54,10 @@ def _used(function: types.FunctionType) -> Iterator[tuple[str, nn.Module]]:
     """Give the modules that a function uses, by the names of its variables."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     variables = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
-    read = {name: function.__globals__.get(name) for name in _global_names(function.__code__)}
+    read = {name: function.__globals__.get(name) for name in global_names(function.__code__)}
     for name, value in {**read, **variables}.items():
         if isinstance(value, nn.Module):
             yield name, optimized_inner(value)
-
-
-def _global_names(code: types.CodeType) -> Iterator[str]:
-    """Give the global names that code reads, that of functions and comprehensions inside it too."""
-    yield from (each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL")
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _global_names(constant)
 
 
 def _rebound(function: types.FunctionType, modules: Mapping[str, nn.Module]) -> types.FunctionType:
