@@ -239,9 +239,9 @@ def _report(
 ) -> CheckReport:
     """Return the report of one check; what the user's code raised keeps the user's frames, and no others."""
     __tracebackhide__ = True
-    from gradctl.core.assembly import report_of
-    from gradctl.subject.frames import with_user_frames
-    from gradctl.subject.loading.given import device_of, subject_of
+    from gradctl.core.assembly import make_report
+    from gradctl.subject.frames import keep_user_frames
+    from gradctl.subject.loading.given import device_of, make_subject
 
     try:
         allows = _allows(allow)
@@ -249,12 +249,12 @@ def _report(
             raise _unfit("fail_on", fail_on, f"There are {', '.join(SEVERITIES)}.", nearest(str(fail_on), SEVERITIES))
         if not isinstance(seed, int):
             raise _unfit("seed", seed, "Give a whole number.")
-        subject = subject_of(model, inputs, kwargs=kwargs, loss=loss, seed=seed)
+        subject = make_subject(model, inputs, kwargs=kwargs, loss=loss, seed=seed)
         with _left_as_it_was(subject):
             units = check(subject, allows)
     except GradctlError as error:
-        raise error.with_traceback(None) from with_user_frames(error.__cause__)
-    report = report_of(command, units, allows, seed=seed, device=device_of(subject), fail_on=fail_on)
+        raise error.with_traceback(None) from keep_user_frames(error.__cause__)
+    report = make_report(command, units, allows, seed=seed, device=device_of(subject), fail_on=fail_on)
     return CheckReport.of(report)
 
 
@@ -266,7 +266,7 @@ def _left_as_it_was(subject: Subject) -> Iterator[None]:
     """
     import torch
 
-    from gradctl.subject.instance import put_back_borrowed
+    from gradctl.subject.instance import restore_shared
     from gradctl.subject.signature import module_of
     from gradctl.subject.state import State
 
@@ -276,7 +276,7 @@ def _left_as_it_was(subject: Subject) -> Iterator[None]:
         with torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
-        put_back_borrowed()
+        restore_shared()
         state.restore()
 
 

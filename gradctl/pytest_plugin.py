@@ -108,13 +108,13 @@ class _Configuration(pytest.File):
     def collect(self) -> Iterator[_Unit]:
         """Give the tests, as ``gradctl check --list`` does."""
         from gradctl.core.errors import GradctlError
-        from gradctl.suite.configuration import read
-        from gradctl.suite.discovery import entries_of
+        from gradctl.suite.configuration import read_configuration
+        from gradctl.suite.discovery import select_entries
         from gradctl.suite.plan import plan
 
         try:
-            project = read(self.path)
-            planned = plan(project, entries_of(project, ()))
+            project = read_configuration(self.path)
+            planned = plan(project, select_entries(project, ()))
         except GradctlError as error:
             raise self.CollectError(str(error)) from error
         root = str(project.root)
@@ -135,7 +135,7 @@ class _Unit(pytest.Item):
     def runtest(self) -> None:
         """Fail with the report unless the unit passes; skip what the form cannot take."""
         from gradctl.api import CheckReport
-        from gradctl.core.assembly import assembled
+        from gradctl.core.assembly import assemble_report
         from gradctl.suite.plan import run
 
         (unit,) = run([self._planned], jobs=1)
@@ -146,7 +146,7 @@ class _Unit(pytest.Item):
 
             pytest.skip(why_skipped(unit))
         asked = self._planned.request.checking
-        report = assembled("check", [unit], (), seed=asked.seed, device=asked.device, threads=asked.threads)
+        report = assemble_report("check", [unit], (), seed=asked.seed, device=asked.device, threads=asked.threads)
         CheckReport.of(report).raise_if_failed()
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any) -> Any:

@@ -223,9 +223,9 @@ def emit_units(
     units: Sequence[Unit], allows: Allows, checking: TargetOptions, reporting: ReportOptions, *, preface: str = ""
 ) -> int:
     """Report on units as ``emit`` does."""
-    from gradctl.core.assembly import report_of
+    from gradctl.core.assembly import make_report
 
-    report = report_of(
+    report = make_report(
         checking.command, units, allows, seed=checking.seed, device=checking.device, fail_on=reporting.fail_on
     )
     return emit(report, reporting, preface=preface)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gradctl.core.findings import Unit
     from gradctl.subject.subject import Subject
 
-__all__ = ["repro_option", "with_repros"]
+__all__ = ["add_repros", "repro_option"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -31,7 +31,7 @@ def repro_option(command: _Command) -> _Command:
     )(command)
 
 
-def with_repros(
+def add_repros(
     units: Sequence[Unit],
     checking: TargetOptions,
     subject: Subject,

@@ -18,9 +18,9 @@ def users_code() -> Iterator[None]:
 
     ``--format json | jq`` must parse whatever a model prints, and ``os._exit(0)`` in it must not read as a pass.
     """
-    from gradctl.core.exits import exits_told
+    from gradctl.core.exits import intercept_exits
 
-    with contextlib.redirect_stdout(sys.stderr), _standard_output_elsewhere(), exits_told(_told):
+    with contextlib.redirect_stdout(sys.stderr), _standard_output_elsewhere(), intercept_exits(_told):
         yield
 
 

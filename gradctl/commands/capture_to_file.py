@@ -22,7 +22,7 @@ from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.table import form_named
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.instance import Instance
-from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
 
 __all__ = ["ArtifactFormat", "Written", "write"]
@@ -95,7 +95,7 @@ def write(
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     start = time.perf_counter()
     with staged_file(output) as beside:
-        with around(), borrowed_generators():
+        with around(), preserve_generators():
             comparing = Comparing(
                 subject, accepted, fail_on=fail_on, outputs_only=kind.form in WITHOUT_GRADIENTS, wrt=kind.wrt
             )

@@ -40,8 +40,8 @@ from gradctl.gradients.gradcheck import gradcheck
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.onnxio.onnx_file import read
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
-from gradctl.subject.inputs.variations import longer
-from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.inputs.variations import lengthen
+from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import module_of
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
@@ -225,7 +225,7 @@ class Comparing:
         named = ", ".join(f"{size} + 1" for size in sizes)
         try:
             comparing = Comparing(
-                longer(self.subject, dynamic),
+                lengthen(self.subject, dynamic),
                 self.allows,
                 fail_on=self.fail_on,
                 outputs_only=self.outputs_only,
@@ -266,7 +266,7 @@ def compare(
     """
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     units = [gradcheck(subject, allows=accepted, fail_on=fail_on, progress=progress)]
-    with borrowed_generators():
+    with preserve_generators():
         comparing = Comparing(subject, accepted, fail_on=fail_on)
         for name in forms:
             (progress or (lambda text: None))(f"comparing {name}")
@@ -282,7 +282,7 @@ def _silenced() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with borrowed_generators(), warnings.catch_warnings():
+        with preserve_generators(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

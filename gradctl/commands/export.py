@@ -14,7 +14,7 @@ from gradctl.forms.onnx.from_file import of_file
 from gradctl.inspection.file_contents import inspect_captured, inspect_onnx
 from gradctl.onnxio.onnx_file import read
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
-from gradctl.subject.loss_function import with_loss_inside
+from gradctl.subject.loss_function import include_loss
 from gradctl.subject.subject import Subject
 
 __all__ = ["export", "export_joint"]
@@ -75,7 +75,7 @@ def export_joint(
             inspect_captured,
             wrt,
         )
-        return write(with_loss_inside(subject), output, kind, dynamic=dynamic, **options)
+        return write(include_loss(subject), output, kind, dynamic=dynamic, **options)
     kind = ArtifactFormat(
         "onnx-joint",
         lambda instance: onnx_joint.exported(instance, opset=opset, dynamic=dynamic, frozen=frozen, wrt=wrt),
@@ -84,4 +84,4 @@ def export_joint(
         lambda captured, name: inspect_onnx(captured.artifact, name),
         wrt,
     )
-    return write(with_loss_inside(subject), output, kind, dynamic=dynamic, **options)
+    return write(include_loss(subject), output, kind, dynamic=dynamic, **options)

@@ -35,7 +35,7 @@ from gradctl.passes.pass_result import Pass
 from gradctl.passes.pipeline import Pipeline
 from gradctl.passes.table import of_level
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
-from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
 
 __all__ = ["Optimized", "Options", "chosen_passes", "optimize_file", "optimize_target"]
@@ -132,7 +132,7 @@ def optimize_target(
     """
     start = time.perf_counter()
     with staged_file(output) as beside:
-        with around(), borrowed_generators():
+        with around(), preserve_generators():
             comparing = Comparing(subject, options.allows, fail_on=options.fail_on, outputs_only=True)
             options.progress("exporting")
             exported = beside.with_name(f"exported-{beside.name}")

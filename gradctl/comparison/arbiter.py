@@ -58,7 +58,7 @@ class Arbiter:
     def verdict(self, leaf_name: str, difference: TensorComparison) -> TensorVerdict:
         """Return ``wrong`` where eager is right, ``reference-wrong`` where the form is, else ``differs``."""
         bench = self._bench(difference.trial) if difference.call == 1 else None
-        if bench is None or bench.runner.recording.hooks or bench.runner.instance.set_aside_hooks:
+        if bench is None or bench.runner.recording.hooks or bench.runner.instance.disabled_hooks:
             return "differs"  # a hook changes the gradient on purpose: finite differences know nothing of it
         i = self._index(bench, leaf_name)
         eager, form = self._widened(bench, i, difference.eager), self._widened(bench, i, difference.form)

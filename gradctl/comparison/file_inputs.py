@@ -19,7 +19,7 @@ from gradctl.onnxio.onnx_file import OnnxFile, session
 from gradctl.onnxio.session import described, port_text, run
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.tensor_file import INPUT_SUFFIXES, read_tensors
-from gradctl.subject.inputs.variations import redrawn
+from gradctl.subject.inputs.variations import redraw
 
 __all__ = ["drawn_to_run", "extremes", "given", "resized", "trials"]
 
@@ -90,7 +90,7 @@ def trials(example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, dict
     """Give the inputs, and the same redrawn and with flipped signs."""
     generator = torch.Generator().manual_seed(seed + 1)
     yield "example", dict(example)
-    yield "seed", {name: redrawn(value, generator) for name, value in example.items()}
+    yield "seed", {name: redraw(value, generator) for name, value in example.items()}
     yield "flipped signs", {name: -value if value.is_floating_point() else value for name, value in example.items()}
 
 

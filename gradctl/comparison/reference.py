@@ -14,7 +14,7 @@ from gradctl.comparison.outcomes import outcomes
 from gradctl.forms import eager
 from gradctl.forms.form import Outcome
 from gradctl.subject.frames import first_line
-from gradctl.subject.inputs.variations import VARIATIONS, fresh, varied
+from gradctl.subject.inputs.variations import VARIATIONS, draw_inputs, vary
 from gradctl.subject.instance import InputMode, Instance, native_dtype
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
@@ -64,7 +64,7 @@ class Reference:
         self.skipped: list[str] = []
         self._fresh: list[Trial] | None = None
         for name in VARIATIONS:
-            trial = self._trial(name, varied(subject, name))
+            trial = self._trial(name, vary(subject, name))
             if isinstance(trial, Trial):
                 self.trials.append(trial)
             else:
@@ -78,7 +78,7 @@ class Reference:
         """Return trials on new random inputs, made once."""
         if self._fresh is None:
             seeds = range(2, 2 + _PERSISTS)
-            found = [self._trial(f"fresh {seed}", fresh(self.subject, seed)) for seed in seeds]
+            found = [self._trial(f"fresh {seed}", draw_inputs(self.subject, seed)) for seed in seeds]
             self._fresh = [trial for trial in found if isinstance(trial, Trial)]
         return self._fresh
 

@@ -14,10 +14,10 @@ from gradctl.core.allows import Allows
 from gradctl.core.findings import Allowance, Finding, Report, Tool, Unit
 from gradctl.core.verdicts import run_verdict, summarise, unit_verdict
 
-__all__ = ["assembled", "environment", "report_of"]
+__all__ = ["assemble_report", "environment", "make_report"]
 
 
-def report_of(
+def make_report(
     command: str,
     units: Sequence[Unit],
     allows: Allows,
@@ -40,10 +40,10 @@ def report_of(
         first, findings = units[0], (*units[0].findings, *unused)
         verdict = unit_verdict(first.status, findings, first.tensors, fail_on)
         units = [msgspec.structs.replace(first, findings=findings, verdict=verdict), *units[1:]]
-    return assembled(command, units, allows.allowances(), seed=seed, device=device)
+    return assemble_report(command, units, allows.allowances(), seed=seed, device=device)
 
 
-def assembled(
+def assemble_report(
     command: str,
     units: Sequence[Unit],
     allowances: Sequence[Allowance],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["exits_told"]
+__all__ = ["intercept_exits"]
 
 import os
 import sys
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 
 @contextmanager
-def exits_told(tell: Callable[[int, str, int], int]) -> Iterator[None]:
+def intercept_exits(tell: Callable[[int, str, int], int]) -> Iterator[None]:
     """Let ``os._exit`` say who called it; a child process of the user's ends as it wants.
 
     Args:

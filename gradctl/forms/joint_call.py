@@ -132,7 +132,7 @@ def of_engine(form: str, engine: JointRuntime, instance: Instance, where: str, *
 
 def _run_eagerly(instance: Instance, args: Any, kwargs: Any) -> tuple[Any, dict[str, Draw]]:
     """Return what a model gives and what it draws; its state is put back."""
-    with instance.leaves_kept(), generator_kept(), Draws(instance.model) as draws, torch.enable_grad():
+    with instance.preserve_leaves(), generator_kept(), Draws(instance.model) as draws, torch.enable_grad():
         value = instance.model(*args, **kwargs)  # which may take gradients inside
     instance.restore()
     return value, draws.by_name

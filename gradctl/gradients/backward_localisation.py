@@ -30,7 +30,7 @@ from gradctl.numerics.point import Direction, NoGradient
 from gradctl.numerics.runner import Outputs
 from gradctl.subject.frames import is_out_of_memory, user_location
 from gradctl.subject.instance import Leaf
-from gradctl.subject.seeding import borrowed_generators, seed_generators
+from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.tree import leaves, map_leaves
 from gradctl.tracing.graph import CallSite, modules_by_identity, node_before
 from gradctl.tracing.model_runner import ModelRunner
@@ -82,14 +82,14 @@ def wrong_parts(
         Exception: whatever the user's model raises.
     """
     calls = _CallWatch(runner, settings, is_over)
-    with runner.instance.leaves_kept():
+    with runner.instance.preserve_leaves():
         runner.run(calls)
     if calls.found:
         return _once_each(calls.found)
     modules = _ModuleWatch(runner, settings, is_over)
     handle = register_module_forward_pre_hook(modules.before)  # a ScriptModule takes no hook of its own
     try:
-        with runner.instance.leaves_kept():
+        with runner.instance.preserve_leaves():
             runner.run(modules.program)
     finally:
         handle.remove()
@@ -267,7 +267,7 @@ def _judged(
 ) -> WrongBackward | None:
     """Return the culprit if this part alone is wrong; None also where it cannot be judged alone."""
     applied = runner.watch.applied
-    with borrowed_generators(), torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _as_it_is):
+    with preserve_generators(), torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _as_it_is):
         # Hooks of its own: those of a checkpoint around the call would run the checkpointed function again.
         try:
             if _agrees(part) or runner.watch.applied > applied:

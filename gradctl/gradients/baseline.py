@@ -14,10 +14,10 @@ from gradctl.core.names import Quantity
 from gradctl.gradients.unjudged import Kept, ObservedInstance, closed_notes, shared_note, stranger_note
 from gradctl.numerics.measures import gaussian_like, relative_error
 from gradctl.numerics.point import NoGradient
-from gradctl.subject.built import has_lazy_parameters, with_layers_built, with_shapes_inferred
 from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
 from gradctl.subject.inputs.misfit import first_layer_remedy, given_inputs
 from gradctl.subject.instance import InputMode, Instance
+from gradctl.subject.lazy_layers import build_layers, has_lazy_parameters, infer_shapes
 from gradctl.subject.reach import walk
 from gradctl.subject.subject import Subject
 
@@ -81,7 +81,7 @@ def run_native(subject: Subject) -> Baseline:
         NothingToCheck: GC110 no differentiable leaf or output.
     """
     if has_lazy_parameters(subject):
-        subject = with_shapes_inferred(subject)
+        subject = infer_shapes(subject)
     subject, watched, outputs, gradients = _with_all_leaves(subject)
     instance, first = watched.instance, watched.strangers
     again_outputs, again_gradients = _run(watched, subject)
@@ -111,7 +111,7 @@ def _with_all_leaves(subject: Subject) -> tuple[Subject, ObservedInstance, dict[
     if watched.strangers:
         held = {id(found) for _, found in walk([((), watched.instance.model)])}
         if any(id(tensor) in held for tensor in watched.strangers):
-            built = with_layers_built(subject, watched.instance.input_mode)
+            built = build_layers(subject, watched.instance.input_mode)
             if built is not subject:
                 return built, *_first_run(built)
     return subject, watched, outputs, gradients
@@ -178,7 +178,7 @@ def _first_run(subject: Subject) -> tuple[ObservedInstance, dict[str, Tensor], N
 
 def _run(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
     """Return outputs and gradients of one run with unit Gaussian cotangents."""
-    with watched.instance.leaves_kept():
+    with watched.instance.preserve_leaves():
         return _run_once(watched, subject)
 
 

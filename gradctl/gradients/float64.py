@@ -52,7 +52,7 @@ def oracle_runner(subject: Subject, input_mode: InputMode, watch: FunctionWatch)
     for promoted, mode in ((True, Promotion(native)), (True, None), (False, None)):
         runner = ModelRunner(Instance(subject, promoted=promoted, input_mode=input_mode), mode, watch)
         try:
-            with runner.instance.leaves_kept():
+            with runner.instance.preserve_leaves():
                 outputs = [t for _, t in runner.differentiate() if t.requires_grad]
                 with runner.promoted():
                     torch.autograd.backward(outputs, [torch.zeros_like(t) for t in outputs])

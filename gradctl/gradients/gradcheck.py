@@ -63,7 +63,7 @@ from gradctl.numerics.judge import Judge, TensorJudgement, Verdict
 from gradctl.numerics.point import NoGradient
 from gradctl.numerics.undifferentiated import undifferentiated
 from gradctl.subject.inputs.example import trained_inputs
-from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
 from gradctl.tracing.functions import FunctionWatch, is_users
 from gradctl.tracing.recording import Recording
@@ -113,7 +113,7 @@ def gradcheck(
     """
     start = time.perf_counter()
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
-    with borrowed_generators(), warnings.catch_warnings(), unexplained() as failures, ExitStack() as finally_:
+    with preserve_generators(), warnings.catch_warnings(), unexplained() as failures, ExitStack() as finally_:
         warnings.simplefilter("ignore")  # the model's own, over and over, and torch's about leaves that we made
         native = run_native(subject)
         subject = native.subject
@@ -215,7 +215,7 @@ class _Check:
                 self.behind[i] = next(iter(watch.unjudged))
         if self.form != "eager":  # its Functions are captured or gone; eager's own check is about those
             return
-        if self.recording.hooks or runner.instance.set_aside_hooks:
+        if self.recording.hooks or runner.instance.disabled_hooks:
             with explaining("which gradients the hooks change"):
                 self.hooked = leaves_behind_hooks(self.subject, self.source)
         wrong = [i for i in indices if self.judged[i].verdict in ("wrong", "missing", "approximate")]
@@ -340,7 +340,7 @@ class _Check:
         with explaining("what the program cuts from the gradient"):
             notes += cut_notes(self.recording, runner.leaves, without)
         with explaining("what hooks the program has"):
-            notes += hook_notes(self.recording, runner.instance.set_aside_hooks, changes=bool(self.hooked))
+            notes += hook_notes(self.recording, runner.instance.disabled_hooks, changes=bool(self.hooked))
         with explaining("which outputs have no gradient"):
             notes += [
                 undifferentiated_note(name)

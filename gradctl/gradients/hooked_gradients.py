@@ -44,7 +44,7 @@ def _gradients(subject: Subject, source: OracleRunner, *, keeps_hooks: bool) -> 
         _carry_later_hooks(subject, instance)
     runner = ModelRunner(instance, source.runner.promotion, FunctionWatch())
     generator = torch.Generator().manual_seed(subject.seed)
-    with instance.leaves_kept():
+    with instance.preserve_leaves():
         outputs = [t for _, t in runner.run(Program(hooks_only=True, keeps_hooks=keeps_hooks)) if t.requires_grad]
         with runner.promoted():
             torch.autograd.backward(outputs, [gaussian_like(t, generator) for t in outputs])

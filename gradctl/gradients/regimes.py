@@ -62,7 +62,7 @@ def other_regimes(subject: Subject, native: Baseline) -> Regimes:
     """
     step = _Step(Instance(subject, input_mode=native.input_mode))
     regimes = Regimes()
-    with step.instance.leaves_kept():
+    with step.instance.preserve_leaves():
         outputs, reference = step.run()
         _again(step, reference, regimes)
         _as_given(step, outputs, reference, regimes)
@@ -121,7 +121,7 @@ class _Step:
         found = dict.fromkeys(reference, 0.0)
         generator = torch.Generator().manual_seed(self.instance.subject.seed)
         for _ in range(_ULP_RUNS):
-            with self.instance.leaves_kept():
+            with self.instance.preserve_leaves():
                 with torch.no_grad():
                     for leaf in self.instance.leaves:
                         sign = gaussian_like(leaf.tensor, generator).real.sign()
@@ -192,8 +192,8 @@ def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regi
     subject = step.instance.subject
     inputs = [leaf.name for leaf in step.instance.leaves if leaf.name.startswith("input:")]
     asking = trained_inputs(subject.model, subject.args, subject.kwargs)
-    step.instance.unasked = frozenset(inputs) - asking
-    if not step.instance.unasked or len(inputs) == len(step.instance.leaves):
+    step.instance.without_grad = frozenset(inputs) - asking
+    if not step.instance.without_grad or len(inputs) == len(step.instance.leaves):
         return
     try:
         own, gradients = step.run()
@@ -216,7 +216,7 @@ def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regi
         )
         regimes.findings.append(_note("GC416", f"{message}: {judged}."))
         return
-    parameters = {name: gradient for name, gradient in reference.items() if name not in step.instance.unasked}
+    parameters = {name: gradient for name, gradient in reference.items() if name not in step.instance.without_grad}
     hint = "checkpoint with use_reentrant=False; let a custom backward look at ctx.needs_input_grad of each argument."
     for name, off in _differences(step, parameters, gradients).items():
         message = f"in training, where the inputs ask for no gradient, {name} receives {_another(off)}."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradctl.core.findings import Finding
 from gradctl.core.names import input_name, output_name
 from gradctl.subject.inputs.example import input_names
-from gradctl.subject.instance import Instance, put_back_borrowed
+from gradctl.subject.instance import Instance, restore_shared
 from gradctl.subject.reach import walk
 from gradctl.subject.state import State
 from gradctl.tracing.graph import node_of, nodes_behind
@@ -35,7 +35,7 @@ class Kept:
 
     def put_back(self) -> None:
         """Put back state and gradients."""
-        put_back_borrowed()
+        restore_shared()
         self._state.restore()
         for tensor, gradient in self._gradients.values():
             tensor.grad = gradient

@@ -81,7 +81,7 @@ def wrong_backwards(runner: ModelRunner, settings: dict[str, Any], seconds: floa
 def broken_backwards(runner: ModelRunner, cotangents: dict[str, Tensor]) -> list[Explanation]:
     """Return the calls whose backward makes NaN or infinity of finite gradients, the first one first."""
     trace = BackwardTrace(modules_by_identity(runner.instance.model))
-    with runner.instance.leaves_kept():
+    with runner.instance.preserve_leaves():
         outputs = {name: t for name, t in runner.run(trace) if name in cotangents and t.requires_grad}
         with trace.watching(list(outputs.values())), runner.promoted():
             torch.autograd.backward(list(outputs.values()), [cotangents[name].clone() for name in outputs])
@@ -92,7 +92,7 @@ def broken_natively(subject: Subject, native: Baseline) -> list[Explanation]:
     """Return the same for the model in its own dtype."""
     instance = Instance(subject, input_mode=native.input_mode)
     trace = BackwardTrace(modules_by_identity(instance.model))
-    with instance.leaves_kept():
+    with instance.preserve_leaves():
         with torch.enable_grad():
             outputs = [t for name, t in instance.run(trace) if name in native.outputs and t.requires_grad]
         generator = torch.Generator().manual_seed(subject.seed)
@@ -108,7 +108,7 @@ def broken_outputs(findings: Sequence[Finding], subject: Subject, native: Baseli
         return list(findings)
     instance = Instance(subject, input_mode=native.input_mode)
     trace = ForwardTrace(modules_by_identity(instance.model))
-    with instance.leaves_kept(), torch.enable_grad():
+    with instance.preserve_leaves(), torch.enable_grad():
         made = {name: trace.of(t) for name, t in instance.run(trace) if name in names}
     places = [
         Explanation(_made_in_words(origin), _location(origin.first), frozenset({name}))

@@ -28,7 +28,7 @@ from gradctl.numerics.measures import same_values
 from gradctl.subject.frames import first_line, user_location
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import InputMode, Instance
-from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import module_of, optimized_inner
 from gradctl.subject.subject import Subject
 from gradctl.tracing.functions import FunctionWatch, is_torch_own
@@ -55,7 +55,7 @@ def inspect(subject: Subject) -> Inspection:
     Raises:
         TargetError: the model cannot be run (GC111) or copied (GC112).
     """
-    with borrowed_generators(), warnings.catch_warnings():
+    with preserve_generators(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the model's own, once a run
         notes: list[str] = []
         mode: InputMode = "leaf"

@@ -17,19 +17,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["end_all_of", "environment_of", "main", "remove_at_end"]
+__all__ = ["kill_processes", "main", "remove_at_end", "unit_environment"]
 
 _MARK = "GRADCTL_UNIT"
 _START = "import sys; sys.path[:] = {path!r}; from gradctl.isolation.cleanup import main; main()"
 _MOST_SCANS, _SCAN_SECONDS = 10, 0.005
 
 
-def environment_of(folder: Path) -> dict[str, str]:
+def unit_environment(folder: Path) -> dict[str, str]:
     """Return the environment of a unit's process: ours, and the unit's folder."""
     return {**os.environ, _MARK: str(folder)}
 
 
-def end_all_of(folder: Path) -> None:
+def kill_processes(folder: Path) -> None:
     """Kill every process of the unit with this folder, or of all units with a folder in it.
 
     Until none is found twice, for one may start another meanwhile, and has no environment while it does.
@@ -67,7 +67,7 @@ def main() -> None:
     """Wait for the end of standard input, and clear the folder that ``sys.argv`` names."""
     folder = Path(sys.argv[1])
     sys.stdin.buffer.read()
-    end_all_of(folder)
+    kill_processes(folder)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -23,10 +23,10 @@ __all__ = [
     "Assignment",
     "UnitRequest",
     "inconclusive_unit",
-    "is_refusal_of_memory",
+    "mentions_out_of_memory",
     "read_answer",
-    "read_whole",
-    "write_whole",
+    "read_message",
+    "write_message",
 ]
 
 ASSIGNMENT, ANSWER = "assignment.json", "answer.json"
@@ -84,7 +84,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     unit: Unit
 
 
-def write_whole(path: Path, message: Any) -> None:
+def write_message(path: Path, message: Any) -> None:
     """Write ``message`` beside ``path`` and move it there: nobody sees half of it. The folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)  # also anew, where a model has cleaned up
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -92,7 +92,7 @@ def write_whole(path: Path, message: Any) -> None:
     os.replace(part, path)  # noqa: PTH105  # named as what it is: the move that is whole or not at all
 
 
-def read_whole(path: Path, kind: type[_Message]) -> _Message:
+def read_message(path: Path, kind: type[_Message]) -> _Message:
     """Return the message at ``path``, read strictly.
 
     Raises:
@@ -104,7 +104,7 @@ def read_whole(path: Path, kind: type[_Message]) -> _Message:
 def read_answer(path: Path, nonce: str) -> Unit | None:
     """Return the unit of the answer at ``path``; None if there is none, or it is torn, or has another nonce."""
     try:
-        answer = read_whole(path, Answer)
+        answer = read_message(path, Answer)
     except (OSError, ValueError, RecursionError):
         return None
     return answer.unit if answer.nonce == nonce else None
@@ -146,6 +146,6 @@ def inconclusive_unit(
     )
 
 
-def is_refusal_of_memory(text: str) -> bool:
+def mentions_out_of_memory(text: str) -> bool:
     """Tell from its words whether an error says that there is no memory."""
     return any(refusal in text for refusal in _REFUSALS)

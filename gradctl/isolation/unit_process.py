@@ -22,16 +22,16 @@ from typing import IO
 
 from gradctl.core.findings import Location, Unit
 from gradctl.core.names import UnitStatus
-from gradctl.isolation.cleanup import end_all_of, environment_of
+from gradctl.isolation.cleanup import kill_processes, unit_environment
 from gradctl.isolation.protocol import (
     ANSWER,
     ASSIGNMENT,
     Assignment,
     UnitRequest,
     inconclusive_unit,
-    is_refusal_of_memory,
+    mentions_out_of_memory,
     read_answer,
-    write_whole,
+    write_message,
 )
 
 __all__ = ["UnitProcess"]
@@ -67,7 +67,7 @@ class UnitProcess:
         start, nonce = time.perf_counter(), secrets.token_hex(16)
         assignment = Assignment(request=self._request, nonce=nonce, supervisor=os.getpid())
         try:
-            write_whole(self._folder / ASSIGNMENT, assignment)
+            write_message(self._folder / ASSIGNMENT, assignment)
             process = self._start()
         except OSError as error:
             reason = f"the process of the unit could not be started: {error.strerror or error}"
@@ -83,7 +83,7 @@ class UnitProcess:
         clock.cancel()
         self._killer.cancel()
         _signal_group(process.pid, "SIGKILL")  # what it started and left behind
-        end_all_of(self._folder)
+        kill_processes(self._folder)
         said, seconds = tail.text(), time.perf_counter() - start
         unit = read_answer(self._folder / ANSWER, nonce)
         if unit is not None or self._is_stopped:
@@ -117,7 +117,7 @@ class UnitProcess:
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 start_new_session=True,
-                env=environment_of(self._folder),
+                env=unit_environment(self._folder),
             )
             return self._process
 
@@ -180,7 +180,7 @@ def _without_answer(request: UnitRequest, exit_status: int, *, is_late: bool, sa
     if is_late:
         code, reason = "GC802", f"no answer in {request.timeout_seconds:g} s"
         hint = "give a longer --timeout, or a smaller batch (it runs the same code)."
-    elif is_refusal_of_memory(last_words):
+    elif mentions_out_of_memory(last_words):
         code, reason = "GC803", f"out of memory: {_ending(exit_status)}"
         hint = "give a smaller batch (it runs the same code), or a larger memory limit."
     else:

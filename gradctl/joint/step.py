@@ -75,7 +75,7 @@ class TrainingStep:
         state = {**self.parameters, **self.buffers}
         before = {name: value.detach().clone() for name, value in state.items()}
         seed_generators(instance.subject.seed)
-        with instance.leaves_kept():
+        with instance.preserve_leaves():
             with torch.enable_grad(), only_torch_draws(), Draws(instance.model) as draws:
                 named = _named(instance.model(*args, **kwargs))
             # BatchNorm writes its running statistics without counting up their version.

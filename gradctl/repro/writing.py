@@ -40,7 +40,7 @@ from gradctl.repro.sources import copy_sources
 from gradctl.subject.instance import loss_takes_inputs
 from gradctl.subject.loading.arguments import parse_arguments
 from gradctl.subject.loading.target import Target, find_target, import_target, on_import_path, parse_target
-from gradctl.subject.seeding import borrowed_generators, seed_generators
+from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.subject import Subject
 
 __all__ = ["write_repros"]
@@ -226,7 +226,7 @@ def _recipe(case: _Case, quantity: str, sources: Path) -> Recipe:
     unit, finding, checking, subject = case.unit, case.finding, case.checking, case.subject
     try:
         target = parse_target(checking.target)
-        with on_import_path(target.root), borrowed_generators():
+        with on_import_path(target.root), preserve_generators():
             seed_generators(checking.seed)
             build = _build(target, checking, subject)
     except GradctlError as error:

@@ -48,8 +48,8 @@ def private_copy(originals: tuple[Any, ...]) -> tuple[tuple[Any, ...], frozenset
             copied = mender.mend(copied)
     source, module = module_of(originals[0]), module_of(copied[0])
     if source is not None and module is not None:
-        _ask_again(source, module)
-        _tie_again(source, module)
+        _restore_requires_grad(source, module)
+        _restore_ties(source, module)
     return copied, mender.theirs
 
 
@@ -220,7 +220,7 @@ class _Mender:
         return self._tied[id(found)]
 
 
-def _ask_again(source: nn.Module, module: nn.Module) -> None:
+def _restore_requires_grad(source: nn.Module, module: nn.Module) -> None:
     """Let each parameter of the copy ask for a gradient as the original does; ScriptModules copy without."""
     copies = dict(module.named_parameters())
     for name, parameter in source.named_parameters():
@@ -229,7 +229,7 @@ def _ask_again(source: nn.Module, module: nn.Module) -> None:
             mine.requires_grad_(parameter.requires_grad)
 
 
-def _tie_again(source: nn.Module, module: nn.Module) -> None:
+def _restore_ties(source: nn.Module, module: nn.Module) -> None:
     """Share storage between parameters of the copy where the originals are two objects on one storage."""
     copies = dict(module.named_parameters(remove_duplicate=False))
     first: dict[tuple[Any, ...], nn.Parameter] = {}

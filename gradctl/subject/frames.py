@@ -11,10 +11,10 @@ __all__ = [
     "is_entrance",
     "is_out_of_memory",
     "is_users",
+    "keep_user_frames",
     "raised_at",
     "user_frames",
     "user_location",
-    "with_user_frames",
 ]
 
 import functools
@@ -53,7 +53,7 @@ def user_frames(error: BaseException) -> str:
     return "".join(_stripped(traceback.TracebackException.from_exception(error)).format()).rstrip()
 
 
-def with_user_frames(error: BaseException | None) -> BaseException | None:
+def keep_user_frames(error: BaseException | None) -> BaseException | None:
     """Return ``error``, its traceback and those of what it was raised from cut to the user's frames; None without any.
 
     For a caller in Python, who sees the exception itself where the command line prints ``user_frames``.

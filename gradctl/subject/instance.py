@@ -35,7 +35,7 @@ from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["InputMode", "Instance", "Leaf", "call_loss", "loss_takes_inputs", "native_dtype", "put_back_borrowed"]
+__all__ = ["InputMode", "Instance", "Leaf", "call_loss", "loss_takes_inputs", "native_dtype", "restore_shared"]
 
 InputMode = Literal["leaf", "clone", "constant"]
 
@@ -73,13 +73,13 @@ class Leaf:
 
 # What the functions of the last instance share with the user's own (a dict that a hook fills): before another is made,
 # and at the end of a check, it is as it was.
-_borrowed: list[State] = []
+_shared_state: list[State] = []
 
 
-def put_back_borrowed() -> None:
+def restore_shared() -> None:
     """Put back the lists, dicts and variables of the user's own that runs of the last instance have changed."""
-    while _borrowed:
-        _borrowed.pop().restore()
+    while _shared_state:
+        _shared_state.pop().restore()
 
 
 class Instance:
@@ -98,7 +98,7 @@ class Instance:
         keep_hooks: keep backward hooks of modules and gradient hooks of parameters (forms are compared with them).
 
     Attributes:
-        unasked: names of leaves that ask for no gradient in the runs to come.
+        without_grad: names of leaves that ask for no gradient in the runs to come.
 
     Raises:
         TargetError: GC112 if the model cannot be copied.
@@ -114,8 +114,8 @@ class Instance:
     ) -> None:
         self.subject = subject
         self.input_mode = input_mode
-        self.unasked: frozenset[str] = frozenset()
-        put_back_borrowed()
+        self.without_grad: frozenset[str] = frozenset()
+        restore_shared()
         self.model, self._args, self._kwargs, self._loss, hooks, theirs = _copied(subject)
         function = function_class(self.model)
         if function is not None:  # looked up at each call, where whatever watches Functions stands
@@ -133,7 +133,7 @@ class Instance:
                 and not any(name.startswith(f"{part}.") for part in self.shared)
             ):
                 self.shared[name] = found
-        _borrowed.append(
+        _shared_state.append(
             State(
                 [],
                 walked=[each for _, each in held if id(each) in theirs and not isinstance(each, (Tensor, nn.Module))],
@@ -149,7 +149,7 @@ class Instance:
         self._collect_inputs(promoted)
         if keep_hooks and module is not None:
             _carry_parameter_hooks(module, hooks)
-        self.set_aside_hooks = () if keep_hooks else _set_aside_module_hooks(subject, module)
+        self.disabled_hooks = () if keep_hooks else _set_aside_module_hooks(subject, module)
         self._state = State(
             [self._args, self._kwargs],
             [tensor for leaf in self.leaves for tensor in leaf.sharing],
@@ -200,7 +200,7 @@ class Instance:
         return tensors
 
     @contextmanager
-    def leaves_kept(self) -> Iterator[None]:
+    def preserve_leaves(self) -> Iterator[None]:
         """Put the leaves' values back on leaving: a model may write to its own weights."""
         saved = [leaf.tensor.detach().clone() for leaf in self.leaves]
         try:
@@ -215,7 +215,7 @@ class Instance:
         self._state.restore()
         for leaf in self.leaves:
             for tensor in leaf.sharing:
-                tensor.requires_grad_(leaf.name not in self.unasked)
+                tensor.requires_grad_(leaf.name not in self.without_grad)
 
     def _fresh(self, leaf: Any, bases: dict[int, Tensor]) -> Any:
         """Return an input as the model may have it: a leaf or its clone, and clones of what else it might change.
@@ -258,7 +258,7 @@ class Instance:
             members = [each for each in group if id(each) in keys]
             if not members:
                 continue
-            dtype = _wide(members[0].dtype) if promoted else members[0].dtype
+            dtype = _float64_dtype(members[0].dtype) if promoted else members[0].dtype
             said = [name for each in members for name in names[keys[id(each)]]]
             owner = next((i for i, each in parameters.items() if any(each is other for other in group)), None)
             if owner is not None and self.input_mode != "constant" and _is_within(members, parameters[owner]):
@@ -322,7 +322,7 @@ def native_dtype(subject: Subject) -> torch.dtype:
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else torch.get_default_dtype()
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _float64_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return float64 for a real float dtype, complex128 for a complex one, any other as it is."""
     return torch.complex128 if dtype.is_complex else torch.float64 if dtype.is_floating_point else dtype
 
@@ -417,9 +417,9 @@ def _promote(tensors: Sequence[Tensor]) -> None:
     """Make float tensors float64 in place, wherever they are kept; what was tied stays so."""
     promoted: dict[tuple[Any, ...], Tensor] = {}
     for tensor in tensors:
-        if _wide(tensor.dtype) != tensor.dtype:
+        if _float64_dtype(tensor.dtype) != tensor.dtype:
             tensor.grad = None
-            tensor.data = promoted.setdefault(storage_key(tensor), tensor.detach().to(_wide(tensor.dtype)))
+            tensor.data = promoted.setdefault(storage_key(tensor), tensor.detach().to(_float64_dtype(tensor.dtype)))
 
 
 def _carry_parameter_hooks(module: nn.Module, hooks: Mapping[str, Sequence[Any]]) -> None:

@@ -12,10 +12,10 @@ from torch import nn
 from gradctl.subject.instance import call_loss
 from gradctl.subject.subject import Subject
 
-__all__ = ["with_loss_inside"]
+__all__ = ["include_loss"]
 
 
-def with_loss_inside(subject: Subject) -> Subject:
+def include_loss(subject: Subject) -> Subject:
     """Return a subject whose model gives the loss; parameters, buffers and inputs keep their names.
 
     Args:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["borrowed_generators", "seed_generators"]
+__all__ = ["preserve_generators", "seed_generators"]
 
 
 def seed_generators(seed: int) -> None:
@@ -23,7 +23,7 @@ def seed_generators(seed: int) -> None:
 
 
 @contextmanager
-def borrowed_generators() -> Iterator[None]:
+def preserve_generators() -> Iterator[None]:
     """Put the global generators back as they were on leaving, also after an exception."""
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]

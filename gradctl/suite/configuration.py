@@ -20,7 +20,17 @@ from gradctl.core.names import FORMS, SEVERITIES, VERDICTS, FormName, Severity, 
 from gradctl.core.target_options import DEFAULTS, OPTIONS, TargetOptions
 from gradctl.rules.catalogue import allow_problem
 
-__all__ = ["FILE_NAME", "Accepted", "Configuration", "Project", "TargetEntry", "bytes_of", "find", "parsed", "read"]
+__all__ = [
+    "FILE_NAME",
+    "Accepted",
+    "Configuration",
+    "Project",
+    "TargetEntry",
+    "find_configuration",
+    "parse_configuration",
+    "parse_size",
+    "read_configuration",
+]
 
 FILE_NAME = "gradctl.toml"
 _PYPROJECT = "pyproject.toml"
@@ -144,7 +154,7 @@ def options_of(project: Project, entry: TargetEntry | None = None) -> TargetOpti
     return TargetOptions(entry.target if entry else "", **given)
 
 
-def find(folder: Path) -> Path | None:
+def find_configuration(folder: Path) -> Path | None:
     """Return the nearest configuration, from a folder upwards; None if there is none."""
     for each in (folder, *folder.parents):
         if (each / FILE_NAME).is_file():
@@ -154,16 +164,16 @@ def find(folder: Path) -> Path | None:
     return None
 
 
-def read(path: Path) -> Project:
+def read_configuration(path: Path) -> Project:
     """Return the configuration in a file.
 
     Raises:
         TargetError: GC153 if it cannot be read, or holds what is no configuration; says where.
     """
-    return parsed(path, _text(path))
+    return parse_configuration(path, _text(path))
 
 
-def parsed(path: Path, text: str) -> Project:
+def parse_configuration(path: Path, text: str) -> Project:
     """Return the configuration that ``text`` is, for a file at ``path``.
 
     Raises:
@@ -179,14 +189,14 @@ def parsed(path: Path, text: str) -> Project:
     try:
         configuration = msgspec.convert(content, Configuration)
     except msgspec.ValidationError as error:
-        message, place = _explained(str(error))
+        message, place = _translate(str(error))
         raise _error(path, text, (*table, *place), message) from error
     for place, problem in _problems(configuration):
         raise _error(path, text, (*table, *place), problem)
     return Project(path, configuration)
 
 
-def bytes_of(size: int | str) -> int:
+def parse_size(size: int | str) -> int:
     """Return the bytes of a size like ``8GiB``.
 
     Raises:
@@ -208,7 +218,7 @@ def _text(path: Path) -> str:
 
 
 def _has_table(path: Path) -> bool:
-    """Tell whether a pyproject.toml speaks of gradctl; one that is damaged and does is for ``read`` to refuse."""
+    """Return whether a pyproject.toml has a table of gradctl; ``read_configuration`` refuses one that is damaged."""
     text = _text(path)
     try:
         tool = tomllib.loads(text).get("tool", {})
@@ -248,12 +258,12 @@ def _of_settings(settings: _Settings, place: tuple[str | int, ...]) -> Iterable[
         yield (*place, "timeout"), f"{settings.timeout:g} is no time; give seconds above 0"
     if settings.memory is not None:
         try:
-            bytes_of(settings.memory)
+            parse_size(settings.memory)
         except ValueError as error:
             yield (*place, "memory"), str(error)
 
 
-def _explained(said: str) -> tuple[str, tuple[str | int, ...]]:
+def _translate(said: str) -> tuple[str, tuple[str | int, ...]]:
     """Return what msgspec says, in TOML's words, and the place that it says it of."""
     message, _, path = said.partition(" - at ")
     place: list[str | int] = [

@@ -10,12 +10,12 @@ from pathlib import Path
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.suite.configuration import Project, TargetEntry
 
-__all__ = ["entries_of", "module_and_name", "shown"]
+__all__ = ["module_and_name", "relative_target", "select_entries"]
 
 _NOT_LOOKED_INTO = ("__pycache__", "node_modules", "site-packages", "build", "dist", "venv")
 
 
-def entries_of(project: Project, paths: Sequence[str]) -> list[TargetEntry]:
+def select_entries(project: Project, paths: Sequence[str]) -> list[TargetEntry]:
     """Return the targets of a run, in their order.
 
     Args:
@@ -44,7 +44,7 @@ def module_and_name(target: str) -> tuple[str, str]:
     return (place, name) if colon and len(place) > 1 else (target, "")
 
 
-def shown(root: Path, target: str) -> str:
+def relative_target(root: Path, target: str) -> str:
     """Return a target of a configuration as it is called from the current folder."""
     place, name = module_and_name(target)
     if not _is_file(place):

@@ -16,10 +16,10 @@ from gradctl.core.numbers import Number
 from gradctl.core.verdicts import unit_verdict
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.units import Interrupted, run_units
-from gradctl.suite.configuration import Accepted, Project, TargetEntry, bytes_of, options_of
-from gradctl.suite.discovery import shown
+from gradctl.suite.configuration import Accepted, Project, TargetEntry, options_of, parse_size
+from gradctl.suite.discovery import relative_target
 
-__all__ = ["Overrides", "Planned", "is_of_no_use", "judged", "plan", "run", "unused_noted"]
+__all__ = ["Overrides", "Planned", "apply_configuration", "is_unused", "note_unused", "plan", "run"]
 
 # Errors of wrong gradients repeat to rounding; what is accepted is written with three digits.
 _NOT_WORSE = 1.01
@@ -116,19 +116,19 @@ def run(planned: Sequence[Planned], *, jobs: int, on_result: Callable[[Unit], No
         units = run_units([each.request for each in planned], jobs=jobs, on_result=on_result)
     except Interrupted as interrupted:
         pairs = zip(planned, interrupted.units, strict=True)
-        judged_units = [judged(each, unit) if unit is not None else None for each, unit in pairs]
+        judged_units = [apply_configuration(each, unit) if unit is not None else None for each, unit in pairs]
         raise Interrupted(judged_units) from interrupted.__cause__
-    return [judged(each, unit) for each, unit in zip(planned, units, strict=True)]
+    return [apply_configuration(each, unit) for each, unit in zip(planned, units, strict=True)]
 
 
-def judged(planned: Planned, unit: Unit) -> Unit:
+def apply_configuration(planned: Planned, unit: Unit) -> Unit:
     """Return a unit as the configuration sees it: under its title, what got worse not accepted, ``expect`` held."""
     findings = [_named(_not_worse(finding, unit, planned.accepted), planned) for finding in unit.findings]
     unit = _with(msgspec.structs.replace(unit, target=planned.title), findings, planned)
     return unit if planned.expected is None else _as_expected(unit, planned.expected)
 
 
-def unused_noted(
+def note_unused(
     planned: Sequence[Planned], units: Sequence[Unit], everywhere: Sequence[str], every: Sequence[Planned] = ()
 ) -> tuple[list[Unit], tuple[Allowance, ...]]:
     """Return the units with a note for each entry that accepted nothing, and all entries with whether they did.
@@ -145,7 +145,7 @@ def unused_noted(
     for accepted in _unique(each for unit in planned for each in unit.accepted):
         its = [unit for each, unit in zip(planned, units, strict=True) if accepted in each.accepted]
         allowances.append(Allowance(allow=accepted.finding, applied=_is_used(accepted, its)))
-        if not is_of_no_use(accepted, planned, units, every):
+        if not is_unused(accepted, planned, units, every):
             continue
         text = f"--allow {accepted.finding}" if accepted.finding in everywhere else f"allow {accepted.finding}"
         note = Finding(
@@ -159,7 +159,7 @@ def unused_noted(
     return noted, tuple(allowances)
 
 
-def is_of_no_use(
+def is_unused(
     accepted: Accepted, planned: Sequence[Planned], units: Sequence[Unit], every: Sequence[Planned] = ()
 ) -> bool:
     """Tell whether all that an entry is for, of ``every`` too, ran to its end, and it accepted nothing there."""
@@ -181,14 +181,14 @@ def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrid
     given = tuple(Accepted(finding=text) for text in overrides.allows)
     memory = _first(_bytes(overrides.memory), _bytes(entry.memory), _bytes(settings.memory))
     request = UnitRequest(
-        checking=replace(options_of(project, entry), target=shown(project.root, entry.target)),
+        checking=replace(options_of(project, entry), target=relative_target(project.root, entry.target)),
         form=form,
         fail_on=_first(overrides.fail_on, entry.fail_on, settings.fail_on) or "error",
         named=entry.forms is not None,
         timeout_seconds=_first(overrides.timeout, entry.timeout, settings.timeout) or _TIMEOUT_SECONDS,
         memory_limit_bytes=memory,
     )
-    title = shown(project.root, entry.target) + (f"[{entry.name}]" if entry.name else "")
+    title = relative_target(project.root, entry.target) + (f"[{entry.name}]" if entry.name else "")
     unit = Planned(title, entry, form, request, expected=entry.expect.get(form))  # type: ignore[call-overload]
     return unit.accepting(_unique((*own, *general, *given)))
 
@@ -254,7 +254,7 @@ def _unique(accepted: Iterable[Accepted]) -> tuple[Accepted, ...]:
 
 
 def _bytes(size: int | str | None) -> int | None:
-    return bytes_of(size) if size is not None else None
+    return parse_size(size) if size is not None else None
 
 
 def _first(*values: _Value | None) -> _Value | None:

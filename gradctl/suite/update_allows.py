@@ -16,10 +16,10 @@ from tomlkit.items import AoT, Array
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding, Unit
 from gradctl.core.verdicts import failing_severities
-from gradctl.suite.configuration import Accepted, Project, parsed
-from gradctl.suite.plan import Planned, is_of_no_use
+from gradctl.suite.configuration import Accepted, Project, parse_configuration
+from gradctl.suite.plan import Planned, is_unused
 
-__all__ = ["accept_failing", "rewritten", "without_use"]
+__all__ = ["accept_failing", "find_unused", "rewrite_allows"]
 
 # What is accepted changes how the rest is judged: a Function that is taken as meant lays bare what is behind it.
 _MOST_ROUNDS = 4
@@ -49,10 +49,10 @@ def accept_failing(
             plan[k] = plan[k].accepting(new)
         for k, unit in zip(changed, run([plan[k] for k in changed]), strict=True):
             judged[k] = unit
-    return plan, judged, [each for each in entries if not is_of_no_use(each, plan, judged)]
+    return plan, judged, [each for each in entries if not is_unused(each, plan, judged)]
 
 
-def without_use(
+def find_unused(
     project: Project, planned: Sequence[Planned], units: Sequence[Unit], every: Sequence[Planned] = ()
 ) -> list[Accepted]:
     """Return the entries of the configuration that accept nothing any more, where all that they are for ran.
@@ -63,10 +63,10 @@ def without_use(
         units: as judged, in the same order.
         every: all that the configuration has, where this run is a part of it.
     """
-    return [each for each in project.configuration.allow if is_of_no_use(each, planned, units, every)]
+    return [each for each in project.configuration.allow if is_unused(each, planned, units, every)]
 
 
-def rewritten(file: Path, text: str, *, add: Iterable[Accepted], drop: Iterable[Accepted]) -> str:
+def rewrite_allows(file: Path, text: str, *, add: Iterable[Accepted], drop: Iterable[Accepted]) -> str:
     """Return the text of a configuration with entries put in, replaced and taken out; all else stays as it is.
 
     Args:
@@ -78,7 +78,7 @@ def rewritten(file: Path, text: str, *, add: Iterable[Accepted], drop: Iterable[
     Raises:
         TargetError: GC153 if it is no configuration, or is laid out so that nothing can be put into it.
     """
-    project, added = parsed(file, text), list(add)
+    project, added = parse_configuration(file, text), list(add)
     gone = {*map(_key, added), *map(_key, drop)}
     kept = tuple(each for each in project.configuration.allow if _key(each) not in gone)
     wanted = msgspec.structs.replace(project.configuration, allow=(*kept, *added))
@@ -86,7 +86,7 @@ def rewritten(file: Path, text: str, *, add: Iterable[Accepted], drop: Iterable[
     for new in (tomlkit.aot, partial(tomlkit.array, "[\n]")):
         attempt = _with_entries(project, text.replace("\r\n", "\n"), added, gone, new)
         with contextlib.suppress(TargetError):
-            if parsed(file, attempt).configuration == wanted:
+            if parse_configuration(file, attempt).configuration == wanted:
                 return attempt.replace("\n", "\r\n") if "\r\n" in text else attempt
     raise TargetError(
         "GC153", f"{file} cannot be rewritten as it is laid out. Make [[allow]] entries of 'allow' in it."

@@ -21,7 +21,7 @@ from typing import NoReturn
 import msgspec
 
 from gradctl.core.errors import GradctlError
-from gradctl.core.exits import exits_told
+from gradctl.core.exits import intercept_exits
 from gradctl.core.findings import Location, Unit
 from gradctl.core.names import UnitStatus
 from gradctl.isolation.protocol import (
@@ -31,9 +31,9 @@ from gradctl.isolation.protocol import (
     Assignment,
     UnitRequest,
     inconclusive_unit,
-    is_refusal_of_memory,
-    read_whole,
-    write_whole,
+    mentions_out_of_memory,
+    read_message,
+    write_message,
 )
 
 __all__ = ["main", "run_unit"]
@@ -80,7 +80,7 @@ def main() -> NoReturn:
         # A process that is ended for its time says where it was; the signal then does what it did before.
         faulthandler.register(signal.SIGTERM, chain=True)
     leave, folder = os._exit, Path(sys.argv[1])
-    assignment = read_whole(folder / ASSIGNMENT, Assignment)
+    assignment = read_message(folder / ASSIGNMENT, Assignment)
     _die_with(assignment.supervisor)
     request = assignment.request
     sys.argv = [request.checking.target]  # a target that parses arguments finds none of ours
@@ -88,7 +88,7 @@ def main() -> NoReturn:
         sys.stdout.reconfigure(line_buffering=True)  # what was printed before a crash is not lost with its buffer
 
     def answer(unit: Unit) -> None:
-        write_whole(folder / ANSWER, Answer(nonce=assignment.nonce, unit=unit))
+        write_message(folder / ANSWER, Answer(nonce=assignment.nonce, unit=unit))
 
     start = time.perf_counter()
 
@@ -100,7 +100,7 @@ def main() -> NoReturn:
         return status
 
     _limit_memory(request)
-    with exits_told(told):
+    with intercept_exits(told):
         answer(_attempted(request))
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the user may have put anything there
@@ -130,7 +130,7 @@ def _explained(request: UnitRequest, error: BaseException, seconds: float) -> Un
     is_starved = request.memory_limit_bytes is not None and "torch" not in sys.modules  # it could not be loaded
     status: UnitStatus = "error" if isinstance(error, Exception) else "crashed"
     code, hint, place = "GC801", "", None
-    if is_starved or type(error).__name__ in ("MemoryError", "OutOfMemoryError") or is_refusal_of_memory(said):
+    if is_starved or type(error).__name__ in ("MemoryError", "OutOfMemoryError") or mentions_out_of_memory(said):
         status, code, reason, hint = "error", "GC803", f"out of memory: {said}", _LESS_MEMORY
     elif isinstance(error, SystemExit):
         reason = f"the program that is checked ended the process: sys.exit({error.code!r})"

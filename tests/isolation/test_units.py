@@ -13,7 +13,7 @@ import pytest
 
 from gradctl.core.findings import Location, Unit
 from gradctl.core.target_options import TargetOptions
-from gradctl.isolation.protocol import Assignment, read_answer, read_whole, write_whole
+from gradctl.isolation.protocol import Assignment, read_answer, read_message, write_message
 from gradctl.isolation.units import UnitRequest, run_units
 from tests.isolation.faulty import is_gone, written
 
@@ -158,7 +158,7 @@ def test_an_answer_without_the_nonce_is_none(tmp_path):
 
 def test_an_answer_counts_only_whole_and_with_its_nonce(tmp_path):
     path, unit = tmp_path / "answer.json", Unit(target="net.py", form="eager", verdict="pass")
-    write_whole(path, {"nonce": "right", "unit": unit})
+    write_message(path, {"nonce": "right", "unit": unit})
     assert read_answer(path, "right") == unit
     assert read_answer(path, "wrong") is None
     whole = path.read_bytes()
@@ -216,7 +216,7 @@ def test_a_disk_that_is_full_is_the_finding_of_its_unit(tmp_path, monkeypatch):
     def full(path, message):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gradctl.isolation.unit_process.write_whole", full)
+    monkeypatch.setattr("gradctl.isolation.unit_process.write_message", full)
     (unit,) = run_units([request(tmp_path / "good.py")])
     assert (unit.status, unit.reason) == (
         "error",
@@ -292,6 +292,6 @@ def test_a_request_survives_its_way_to_the_process(tmp_path):
     checking = TargetOptions("net.py", ("a=1",), ("x=f32[2]",), Path("i.npz"), Path("w.pt"), False, "loss", 7)
     request = UnitRequest(checking=checking, form="export", allows=("GC404",), named=True, memory_limit_bytes=1)
     assignment = Assignment(request=request, nonce="n", supervisor=1)
-    write_whole(tmp_path / "assignment.json", assignment)
-    assert read_whole(tmp_path / "assignment.json", Assignment) == assignment
+    write_message(tmp_path / "assignment.json", assignment)
+    assert read_message(tmp_path / "assignment.json", Assignment) == assignment
     assert [path.name for path in tmp_path.iterdir()] == ["assignment.json"]

@@ -12,7 +12,7 @@ from torch import nn
 
 import gradctl.api
 import gradctl.cli
-from gradctl.subject.frames import first_line, is_out_of_memory, user_frames, user_location, with_user_frames
+from gradctl.subject.frames import first_line, is_out_of_memory, keep_user_frames, user_frames, user_location
 from gradctl.subject.loading.arguments import call_with
 
 
@@ -85,7 +85,7 @@ def test_an_error_is_cut_to_the_users_frames_and_so_is_what_it_was_raised_from()
         nn.Sequential(Raising())(torch.ones(1))
     own = [(__file__, Raising.forward.__name__)]
     assert len(frames(caught.value)) > 4
-    cut = with_user_frames(caught.value)
+    cut = keep_user_frames(caught.value)
     assert cut is caught.value
     assert frames(cut) == [
         (__file__, test_an_error_is_cut_to_the_users_frames_and_so_is_what_it_was_raised_from.__name__),
@@ -101,8 +101,8 @@ def test_an_error_without_a_frame_of_the_users_is_cut_to_nothing():
         scope["fails"](error)
     except RuntimeError:
         error.__traceback__ = error.__traceback__.tb_next
-    assert with_user_frames(error) is None
-    assert with_user_frames(None) is None
+    assert keep_user_frames(error) is None
+    assert keep_user_frames(None) is None
 
 
 def test_the_frames_of_an_error_are_the_users():

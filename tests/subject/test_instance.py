@@ -221,7 +221,7 @@ def test_gradient_hooks_of_parameters_are_kept_where_hooks_are(promoted):
         instance.run()[0][1].sum().backward()
         gradients[keep] = {leaf.name: leaf.take_gradient() for leaf in instance.leaves}
     assert model.calls == 0
-    assert instance.set_aside_hooks == ("param:fc.weight", "param:fc.bias")
+    assert instance.disabled_hooks == ("param:fc.weight", "param:fc.bias")
     model(X).sum().backward()
     for name, factor in (("weight", 10), ("bias", 3)):
         own = model.fc.get_parameter(name).grad.to(gradients[True][f"param:fc.{name}"].dtype)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradctl.core.errors import TargetError
-from gradctl.suite.configuration import Accepted, TargetEntry, bytes_of, find, read
+from gradctl.suite.configuration import Accepted, TargetEntry, find_configuration, parse_size, read_configuration
 
 WHOLE = """
 jobs = 3
@@ -44,7 +44,7 @@ def written(tmp_path, text, name="gradctl.toml"):
 
 
 def test_everything_that_can_be_said(tmp_path):
-    configuration = read(written(tmp_path, WHOLE)).configuration
+    configuration = read_configuration(written(tmp_path, WHOLE)).configuration
     (entry,) = configuration.targets
     assert (configuration.jobs, configuration.forms, configuration.fail_on) == (3, ("eager", "export"), "warning")
     assert entry == TargetEntry(
@@ -66,7 +66,7 @@ def test_everything_that_can_be_said(tmp_path):
 def test_pyproject_has_it_in_its_table(tmp_path):
     table = WHOLE.replace("[[", "[[tool.gradctl.")
     path = written(tmp_path, f'[project]\nname = "net"\n[tool.gradctl]\n{table}', "pyproject.toml")
-    assert read(path).configuration == read(written(tmp_path, WHOLE)).configuration
+    assert read_configuration(path).configuration == read_configuration(written(tmp_path, WHOLE)).configuration
 
 
 def test_the_nearest_configuration_upwards_is_found(tmp_path):
@@ -74,11 +74,11 @@ def test_the_nearest_configuration_upwards_is_found(tmp_path):
     inner.mkdir(parents=True)
     outer = written(tmp_path, "")
     written(tmp_path / "a", "[tool.other]\n", "pyproject.toml")
-    assert find(inner) == outer
+    assert find_configuration(inner) == outer
     nearer = written(tmp_path / "a", "[tool.gradctl]\n", "pyproject.toml")
-    assert find(inner) == nearer
-    assert find(inner) != written(inner, "")
-    assert find(inner) == inner / "gradctl.toml"
+    assert find_configuration(inner) == nearer
+    assert find_configuration(inner) != written(inner, "")
+    assert find_configuration(inner) == inner / "gradctl.toml"
 
 
 WRONG = {
@@ -131,7 +131,7 @@ def test_what_is_wrong_is_said_with_its_line(name, tmp_path):
     text, said = WRONG[name]
     path = written(tmp_path, text)
     with pytest.raises(TargetError) as caught:
-        read(path)
+        read_configuration(path)
     assert (caught.value.code, caught.value.exit_code) == ("GC153", 2)
     assert caught.value.message.startswith(f"{path}, {said}")
 
@@ -141,29 +141,29 @@ def test_what_is_wrong_is_said_with_its_line(name, tmp_path):
 )
 def test_what_is_no_toml_is_named(text, tmp_path):
     with pytest.raises(TargetError, match=r"gradctl\.toml is no TOML: "):
-        read(written(tmp_path, text))
+        read_configuration(written(tmp_path, text))
 
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(TargetError, match="cannot be read: No such file"):
-        read(tmp_path / "none.toml")
+        read_configuration(tmp_path / "none.toml")
     with pytest.raises(TargetError, match="cannot be read: Is a directory"):
-        read(tmp_path)
+        read_configuration(tmp_path)
     (tmp_path / "gradctl.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(TargetError, match="is no TOML: it is not UTF-8"):
-        read(tmp_path / "gradctl.toml")
+        read_configuration(tmp_path / "gradctl.toml")
 
 
 def test_a_table_that_is_no_table(tmp_path):
     with pytest.raises(TargetError, match="line 2: "):
-        read(written(tmp_path, "[tool]\ngradctl = 3\n", "pyproject.toml"))
+        read_configuration(written(tmp_path, "[tool]\ngradctl = 3\n", "pyproject.toml"))
 
 
 @pytest.mark.parametrize(
     ("text", "size"), [("8GiB", 8 * 2**30), ("500MB", 500_000_000), ("1.5 kB", 1500), (4096, 4096), ("64", 64)]
 )
 def test_sizes(text, size):
-    assert bytes_of(text) == size
+    assert parse_size(text) == size
 
 
 @given(st.text())
@@ -171,7 +171,7 @@ def test_any_text_is_read_or_named(tmp_path_factory, text):
     path = tmp_path_factory.mktemp("any") / "gradctl.toml"
     path.write_text(text, encoding="utf-8", errors="replace", newline="")
     try:
-        read(path)
+        read_configuration(path)
     except TargetError as error:
         assert error.message.startswith(str(path))
 
@@ -179,7 +179,7 @@ def test_any_text_is_read_or_named(tmp_path_factory, text):
 def test_the_line_is_found_far_down(tmp_path):
     entries = "".join(f'[[targets]]\ntarget = "a{number}.py"\n\n' for number in range(300))
     with pytest.raises(TargetError, match="line 904: no key 'froms' in targets"):
-        read(
+        read_configuration(
             written(
                 tmp_path,
                 f'{entries}# one more\n[[targets]]\ntarget = "b.py"\nfroms = []\n[[allow]]\nfinding = "GC401"\n',
@@ -190,12 +190,12 @@ def test_the_line_is_found_far_down(tmp_path):
 @pytest.mark.parametrize("size", ["", "0", "9" * 400 + "GiB", "-1", "1e3", "8 bananas"])
 def test_what_is_no_size(size):
     with pytest.raises(ValueError, match="is no size"):
-        bytes_of(size)
+        parse_size(size)
 
 
 def test_the_example_of_the_readme_is_a_configuration(tmp_path):
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (example,) = re.findall("```toml\n(.*?)```", readme, re.DOTALL)
-    configuration = read(written(tmp_path, example)).configuration
+    configuration = read_configuration(written(tmp_path, example)).configuration
     assert [entry.expect for entry in configuration.targets] == [{"compile": "fail"}]
     assert [accepted.error for accepted in configuration.allow] == [0.9]

@@ -8,7 +8,7 @@ import pytest
 
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.suite.configuration import Configuration, Project, TargetEntry
-from gradctl.suite.discovery import entries_of, shown
+from gradctl.suite.discovery import relative_target, select_entries
 
 MODEL = "def make_model():\n    return None\n"
 
@@ -41,7 +41,7 @@ def configured(project, *targets):
 
 
 def targets(project, *paths):
-    return [entry.target for entry in entries_of(project, paths)]
+    return [entry.target for entry in select_entries(project, paths)]
 
 
 def test_a_folder_gives_the_files_that_define_make_model(project):
@@ -57,7 +57,7 @@ def test_without_a_path_the_configuration_says_what_there_is(project):
 
 
 def test_what_is_configured_of_a_folder_takes_the_place_of_what_is_found(project):
-    entries = entries_of(configured(project, "deep/b.py:make_model", "a.py"), ["deep"])
+    entries = select_entries(configured(project, "deep/b.py:make_model", "a.py"), ["deep"])
     assert [(entry.target, entry.train) for entry in entries] == [
         ("deep/b.py:make_model", True),
         ("deep/as_value.py", None),
@@ -73,7 +73,7 @@ def test_a_file_or_target_is_taken_as_it_is_or_as_it_is_configured(project):
     ]
     both = configured(project, "a.py:one", "a.py:two")
     assert targets(both, "a.py") == ["a.py:one", "a.py:two"]
-    assert [entry.train for entry in entries_of(both, ["./a.py:two"])] == [True]
+    assert [entry.train for entry in select_entries(both, ["./a.py:two"])] == [True]
 
 
 def test_a_target_that_is_given_twice_is_one(project):
@@ -83,39 +83,39 @@ def test_a_target_that_is_given_twice_is_one(project):
 def test_names_are_relative_to_the_configuration_and_shown_from_here(project, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "deep")
     assert targets(project, "b.py:make_model") == ["deep/b.py:make_model"]
-    assert shown(tmp_path, "deep/b.py:make_model") == "b.py:make_model"
-    assert shown(tmp_path, "a.py") == str(tmp_path / "a.py")
-    assert shown(tmp_path, "package.module:Net") == "package.module:Net"
+    assert relative_target(tmp_path, "deep/b.py:make_model") == "b.py:make_model"
+    assert relative_target(tmp_path, "a.py") == str(tmp_path / "a.py")
+    assert relative_target(tmp_path, "package.module:Net") == "package.module:Net"
 
 
 @pytest.mark.parametrize("folder", [".", "deep/..", "../{name}", "link", "link/deep/.."])
 def test_what_is_configured_is_found_whatever_leads_there(folder, project, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
     folder = folder.format(name=tmp_path.name)
-    entries = entries_of(configured(project, "a.py", "./deep/as_value.py", "deep/../deep/b.py"), [folder])
+    entries = select_entries(configured(project, "a.py", "./deep/as_value.py", "deep/../deep/b.py"), [folder])
     assert [entry.target for entry in entries if entry.train] == ["a.py", "./deep/as_value.py", "deep/../deep/b.py"]
     assert [entry.target.removeprefix("link/") for entry in entries if not entry.train] == ["deep/mistake.py"]
-    assert [entry.train for entry in entries_of(configured(project, "a.py"), [f"{folder}/a.py"])] == [True]
+    assert [entry.train for entry in select_entries(configured(project, "a.py"), [f"{folder}/a.py"])] == [True]
 
 
 def test_a_configuration_that_is_named_from_here_has_its_targets(project, tmp_path):
     relative = Project(tmp_path.relative_to(tmp_path) / "gradctl.toml", Configuration())
     assert targets(configured(relative, "deep/b.py:make_model"), "deep")[0] == "deep/b.py:make_model"
-    assert shown(tmp_path / "deep", "../deep/./b.py") == "deep/b.py"
+    assert relative_target(tmp_path / "deep", "../deep/./b.py") == "deep/b.py"
 
 
 def test_a_name_that_no_report_can_hold_is_said_before_the_run(project):
     with open(os.fsencode("deep/") + b"bad\xff.py", "w") as file:  # noqa: PTH123  # a name of bytes
         file.write(MODEL)
     with pytest.raises(TargetError, match=r"GC101 the name '.*deep/bad\\udcff\.py' is not UTF-8"):
-        entries_of(project, ["deep"])
+        select_entries(project, ["deep"])
 
 
 def test_nothing_to_find(project, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(NothingToCheck, match="no Python file in empty has a make_model"):
-        entries_of(project, ["empty"])
+        select_entries(project, ["empty"])
     with pytest.raises(TargetError, match=r"there is no 'none\.py'"):
-        entries_of(project, ["none.py"])
+        select_entries(project, ["none.py"])
     with pytest.raises(TargetError, match="there is no 'none/where'"):
-        entries_of(project, ["none/where"])
+        select_entries(project, ["none/where"])

@@ -10,9 +10,9 @@ import pytest
 
 from gradctl.core.findings import Finding, TensorResult, Unit
 from gradctl.core.names import DEFAULT_FORMS
-from gradctl.suite.configuration import Accepted, Configuration, Project, TargetEntry, read
-from gradctl.suite.plan import Overrides, judged, plan, unused_noted
-from gradctl.suite.update_allows import accept_failing, rewritten, without_use
+from gradctl.suite.configuration import Accepted, Configuration, Project, TargetEntry, read_configuration
+from gradctl.suite.plan import Overrides, apply_configuration, note_unused, plan
+from gradctl.suite.update_allows import accept_failing, find_unused, rewrite_allows
 
 WRONG = Finding(
     code="GC402",
@@ -124,19 +124,19 @@ def test_an_entry_is_for_the_targets_and_forms_that_it_names(target, form, is_fo
 )
 def test_what_gets_worse_fails_again(limit, error, verdict):
     (each,) = planned(allow=[accepted(limit)])
-    unit = judged(each, unit_of(each, msgspec.structs.replace(WRONG, error=error)))
+    unit = apply_configuration(each, unit_of(each, msgspec.structs.replace(WRONG, error=error)))
     assert (unit.verdict, unit.findings[0].allowed) == (verdict, verdict == "pass")
     assert ("accepted is" in unit.findings[0].message) == (verdict == "fail")
 
 
 def test_one_of_several_entries_is_enough():
     (each,) = planned(allow=[accepted(0.1), accepted(0.6)])
-    assert judged(each, unit_of(each, WRONG)).verdict == "pass"
+    assert apply_configuration(each, unit_of(each, WRONG)).verdict == "pass"
 
 
 def test_an_expected_failure_passes_and_its_findings_are_accepted():
     (each,) = planned(expect={"export": "fail"})
-    unit = judged(each, unit_of(each, WRONG, NOTE))
+    unit = apply_configuration(each, unit_of(each, WRONG, NOTE))
     assert (unit.verdict, unit.expected, [f.allowed for f in unit.findings]) == ("pass", "fail", [True, False])
 
 
@@ -145,30 +145,30 @@ def test_an_expected_failure_passes_and_its_findings_are_accepted():
 )
 def test_an_expectation_that_stops_being_true_fails(expected, status):
     (each,) = planned(expect={"export": expected})
-    unit = judged(each, unit_of(each, status=status))
+    unit = apply_configuration(each, unit_of(each, status=status))
     assert (unit.verdict, unit.findings[0].code, unit.findings[0].severity) == ("fail", "GC152", "error")
 
 
 def test_a_unit_is_called_by_the_name_of_its_entry():
     (one,) = planned(name="one")
     (two,) = planned(name="two")
-    units = [judged(each, unit_of(each, WRONG)) for each in (one, two)]
+    units = [apply_configuration(each, unit_of(each, WRONG)) for each in (one, two)]
     assert [unit.target for unit in units] == ["net.py[one]", "net.py[two]"]
     assert units[0].findings[0].fingerprint != units[1].findings[0].fingerprint
 
 
 def test_an_entry_that_accepts_nothing_is_noted_where_all_it_is_for_ran():
     both = planned(allow=[accepted(form="export"), accepted(finding="GC301")], forms=("export", "trace"))
-    units = [judged(each, unit_of(each)) for each in both]
-    noted, allowances = unused_noted(both, units, ())
+    units = [apply_configuration(each, unit_of(each)) for each in both]
+    noted, allowances = note_unused(both, units, ())
     assert [[f.message for f in unit.findings] for unit in noted] == [
         ["allow GC402:param:w accepted nothing in this run.", "allow GC301 accepted nothing in this run."],
         [],
     ]
     assert [(each.allow, each.applied) for each in allowances] == [("GC402:param:w", False), ("GC301", False)]
     assert [unit.verdict for unit in noted] == ["pass", "pass"]
-    crashed = [units[0], judged(both[1], unit_of(both[1], status="crashed"))]
-    noted, _ = unused_noted(both, crashed, ())
+    crashed = [units[0], apply_configuration(both[1], unit_of(both[1], status="crashed"))]
+    noted, _ = note_unused(both, crashed, ())
     assert [len(unit.findings) for unit in noted] == [1, 0]
 
 
@@ -178,16 +178,16 @@ def test_an_entry_is_of_no_use_only_where_all_it_is_for_ran():
     project = Project(Path.cwd() / "gradctl.toml", Configuration(targets=(entry,), allow=(known,)))
     every = plan(project, [entry])
     part = plan(project, [entry], forms=["export"])
-    found = [judged(part[0], unit_of(part[0]))]
-    assert without_use(project, part, found, every) == []
-    assert not unused_noted(part, found, (), every)[0][0].findings
-    all_of_it = [judged(each, unit_of(each)) for each in every]
-    assert without_use(project, every, all_of_it, every) == [known]
+    found = [apply_configuration(part[0], unit_of(part[0]))]
+    assert find_unused(project, part, found, every) == []
+    assert not note_unused(part, found, (), every)[0][0].findings
+    all_of_it = [apply_configuration(each, unit_of(each)) for each in every]
+    assert find_unused(project, every, all_of_it, every) == [known]
 
 
 def test_a_note_fails_where_notes_fail():
     given = planned(overrides=Overrides(allows=("GC301",), fail_on="note"))
-    noted, _ = unused_noted(given, [judged(given[0], unit_of(given[0]))], ("GC301",))
+    noted, _ = note_unused(given, [apply_configuration(given[0], unit_of(given[0]))], ("GC301",))
     assert (noted[0].verdict, noted[0].findings[0].message) == ("fail", "--allow GC301 accepted nothing in this run.")
 
 
@@ -197,7 +197,7 @@ def test_what_fails_is_accepted_round_by_round():
 
     def run(some):
         behind = [] if any("GC408:Leaky" in each.request.allows for each in some) else [SPOILED]
-        return [judged(each, unit_of(each, SLOPE, WRONG, *behind)) for each in some]
+        return [apply_configuration(each, unit_of(each, SLOPE, WRONG, *behind)) for each in some]
 
     plan_now, now, entries = accept_failing(units, run(units), run)
     assert [unit.verdict for unit in now] == ["pass"]
@@ -210,7 +210,7 @@ def test_what_fails_is_accepted_round_by_round():
 
 def test_what_cannot_be_accepted_still_fails():
     units = planned(expect={"export": "fail"})
-    found = [judged(units[0], unit_of(units[0]))]
+    found = [apply_configuration(units[0], unit_of(units[0]))]
     _, now, entries = accept_failing(units, found, lambda some: pytest.fail("nothing to run again"))
     assert (now[0].verdict, entries) == ("fail", [])
 
@@ -237,8 +237,8 @@ target = "net.py"
 def as_written(tmp_path, text, name="gradctl.toml", **changes):
     path = tmp_path / name
     path.write_text(text)
-    path.write_text(rewritten(path, text, **changes))
-    return path.read_text(), read(path).configuration
+    path.write_text(rewrite_allows(path, text, **changes))
+    return path.read_text(), read_configuration(path).configuration
 
 
 def test_an_entry_is_replaced_one_is_taken_out_and_all_else_stays(tmp_path):
@@ -298,7 +298,7 @@ def test_however_it_is_laid_out_nothing_but_the_entries_changes(text, tmp_path):
 
 def test_ends_of_lines_stay_what_they_are(tmp_path):
     path, text = tmp_path / "gradctl.toml", TEXT.replace("\n", "\r\n")
-    written = rewritten(path, text, add=[accepted(finding="GC401")], drop=[])
+    written = rewrite_allows(path, text, add=[accepted(finding="GC401")], drop=[])
     assert written.startswith(text[: text.index("target")]) and written.count("\n") == written.count("\r\n")
 
 
@@ -313,14 +313,16 @@ def test_what_was_written_meanwhile_stays(tmp_path):
 def test_of_two_findings_that_one_entry_accepts_the_larger_counts():
     larger = msgspec.structs.replace(WRONG, error=0.7)
     units = planned()
-    found = [judged(units[0], unit_of(units[0], larger, WRONG))]
-    _, _, entries = accept_failing(units, found, lambda some: [judged(e, unit_of(e, larger, WRONG)) for e in some])
+    found = [apply_configuration(units[0], unit_of(units[0], larger, WRONG))]
+    _, _, entries = accept_failing(
+        units, found, lambda some: [apply_configuration(e, unit_of(e, larger, WRONG)) for e in some]
+    )
     assert [each.error for each in entries] == [0.7]
 
 
 def test_entries_without_use_are_those_that_accepted_nothing():
     used, unused = accepted(), accepted(finding="GC301")
     units = planned(allow=[used, unused])
-    found = [judged(units[0], unit_of(units[0], WRONG))]
+    found = [apply_configuration(units[0], unit_of(units[0], WRONG))]
     project = Project(Path("gradctl.toml"), Configuration(allow=(used, unused)))
-    assert without_use(project, units, found) == [unused]
+    assert find_unused(project, units, found) == [unused]

@@ -30,10 +30,10 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     """Return bytes."""
     if value is None:
         return None
-    from gradctl.suite.configuration import bytes_of
+    from gradctl.suite.configuration import parse_size
 
     try:
-        return bytes_of(value)
+        return parse_size(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
 
@@ -89,11 +89,11 @@ def check(
     hangs or runs out of memory is inconclusive, and the others go on.
     """
     from gradctl.report.formats import ensure_writable
-    from gradctl.suite.discovery import entries_of
+    from gradctl.suite.discovery import select_entries
     from gradctl.suite.plan import Overrides, plan
 
     project = _project(file, paths)
-    entries = entries_of(project, paths)
+    entries = select_entries(project, paths)
     source = click.get_current_context().get_parameter_source("fail_on")
     fail_on = reporting.fail_on if source is click.core.ParameterSource.COMMANDLINE else None
     planned = plan(
@@ -118,14 +118,14 @@ def check(
 def _checked(
     project: Project, planned: list[Planned], reporting: ReportOptions, *, jobs: int, write_allows: bool
 ) -> int:
-    from gradctl.core.assembly import assembled
+    from gradctl.core.assembly import assemble_report
     from gradctl.isolation.units import Interrupted
     from gradctl.suite.configuration import options_of
-    from gradctl.suite.plan import run, unused_noted
+    from gradctl.suite.plan import note_unused, run
     from gradctl.suite.update_allows import accept_failing
 
     shared = options_of(project)
-    report = partial(assembled, "check", seed=shared.seed, device=shared.device, threads=shared.threads)
+    report = partial(assemble_report, "check", seed=shared.seed, device=shared.device, threads=shared.threads)
     plan = planned
     entries: list[Accepted] = []
 
@@ -145,24 +145,24 @@ def _checked(
     every = _every_unit(project)
     if write_allows:
         plan = _write(project, plan, units, entries, every)
-    units, allowances = unused_noted(plan, units, reporting.allows, every)
+    units, allowances = note_unused(plan, units, reporting.allows, every)
     return emit(report(units, allowances), reporting)
 
 
 def _project(file: Path | None, paths: Sequence[str]) -> Project:
     """Return the configuration that is named, or the nearest to what is checked; an empty one where there is none."""
-    from gradctl.suite.configuration import FILE_NAME, Configuration, Project, find, read
+    from gradctl.suite.configuration import FILE_NAME, Configuration, Project, find_configuration, read_configuration
     from gradctl.suite.discovery import module_and_name
 
     if file is not None:
-        return read(file)
+        return read_configuration(file)
     here = Path.cwd()
     places = [Path(module_and_name(path)[0]).absolute() for path in paths]
     folders = [place if place.is_dir() else place.parent for place in places if place.exists()]
     folder = Path(os.path.commonpath(folders)) if folders else here
-    found = find(folder)
+    found = find_configuration(folder)
     if found is not None:
-        return read(found)
+        return read_configuration(found)
     return Project((here if folder.is_relative_to(here) else folder) / FILE_NAME, Configuration())
 
 
@@ -179,14 +179,14 @@ def _listed(planned: Sequence[Planned]) -> Iterator[str]:
 def _every_unit(project: Project) -> list[Planned]:
     """Return all units of the configuration; none where there is nothing in it that could be of no use."""
     from gradctl.core.errors import NothingToCheck
-    from gradctl.suite.discovery import entries_of
+    from gradctl.suite.discovery import select_entries
     from gradctl.suite.plan import plan
 
     configuration = project.configuration
     if not configuration.allow and not any(entry.allow for entry in configuration.targets):
         return []
     try:
-        return plan(project, entries_of(project, ()))
+        return plan(project, select_entries(project, ()))
     except NothingToCheck:
         return []
 
@@ -200,12 +200,12 @@ def _write(
 ) -> list[Planned]:
     """Write entries for what fails, take out those that are of no use, and return the plan without these."""
     from gradctl.report.formats import write
-    from gradctl.suite.update_allows import rewritten, without_use
+    from gradctl.suite.update_allows import find_unused, rewrite_allows
 
-    gone = without_use(project, planned, units, every)
+    gone = find_unused(project, planned, units, every)
     if entries or gone:
         text = project.file.read_bytes().decode() if project.file.exists() else ""
-        write(project.file, rewritten(project.file, text, add=entries, drop=gone))
+        write(project.file, rewrite_allows(project.file, text, add=entries, drop=gone))
     click.echo(f"{project.file}: {len(entries)} written to 'allow', {len(gone)} removed", err=True)
     return [each.without(gone) for each in planned]
 

@@ -10,7 +10,7 @@ import click
 
 from gradctl.cli.options import TargetOptions, refuse_other_options, subject_from, target_options, use_threads
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
-from gradctl.cli.repro import repro_option, with_repros
+from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS
 
@@ -135,7 +135,7 @@ def _forms(
     progress(f"comparing {', '.join(request.form for request in requests)}")
     # What was accepted there is marked here too, or an allow that was needed would be called unused.
     apart = [msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in run_units(requests)]
-    return with_repros([*units, *apart], checking, subject, reporting, repro, progress=progress)
+    return add_repros([*units, *apart], checking, subject, reporting, repro, progress=progress)
 
 
 def _file(

@@ -10,7 +10,7 @@ import click
 
 from gradctl.cli.options import TargetOptions, subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
-from gradctl.cli.repro import repro_option, with_repros
+from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS
 
@@ -59,5 +59,5 @@ def gradcheck(checking: TargetOptions, reporting: ReportOptions, *, repro: Path 
         subject = subject_from(checking)
         with users_code():
             unit = check(subject, allows=allows, fail_on=reporting.fail_on, progress=progress, **settings)
-            units = with_repros([unit], checking, subject, reporting, repro, progress=progress)
+            units = add_repros([unit], checking, subject, reporting, repro, progress=progress)
     return emit_units(units, allows, checking, reporting)

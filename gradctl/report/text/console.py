@@ -28,16 +28,16 @@ from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes
 from gradctl.report.text.structure import structure_lines
 from gradctl.report.text.wording import (
     VERDICT_WORDS,
-    bounds,
+    affected_tensors,
     counted,
     counted_as_judged,
-    differing,
+    detection_limits,
+    differing_tensors,
     not_judged,
     one_line,
     printable,
     shape_and_dtype,
-    skips,
-    spoiled_tensors,
+    skip_lines,
     unit_line,
     verdict_line,
     worst_first,
@@ -96,7 +96,7 @@ def render(report: Report, *, width: int = 80, colour: bool = False, verbose: bo
         _print_targets(console, report.units)
     else:
         _print_forms(console, report.units)
-    for line in bounds(report.units) if verbose else ():
+    for line in detection_limits(report.units) if verbose else ():
         _print_indented(console, line, indent=0)
     _print_whole(console, printable(verdict_line(report)), _STYLES[report.verdict])
     lines = "".join(f"{line.rstrip()}\n" for line in screen.getvalue().splitlines())
@@ -129,7 +129,7 @@ def _print_targets(console: Console, units: Sequence[Unit]) -> None:
         console.print()
     others = [f"{unit.target}, {unit.form}: {unit_line(unit)}" for unit in bad[_MOST_UNITS:]]
     _print_lines(console, others, "unit")
-    _print_lines(console, skips(units), "reason")
+    _print_lines(console, skip_lines(units), "reason")
     _print_of_passing(console, [unit for unit in units if unit.verdict == "pass"])
 
 
@@ -172,9 +172,9 @@ def _print_unit(console: Console, unit: Unit, *, named: bool, limits: _Limits = 
         _print_optimization(console, unit.optimization)
     if unit.structure is not None:
         _print_structure(console, unit.structure)
-    spoiled = spoiled_tensors(unit)
+    spoiled = affected_tensors(unit)
     findings = [finding for finding in worst_first(unit.findings) if finding.tensor not in spoiled or not finding.cause]
-    loud = differing(unit.tensors)
+    loud = differing_tensors(unit.tensors)
     headlines = _headlines(findings, loud)
     blocks = [tensor for tensor in loud if tensor.tensor not in spoiled]
     shown = blocks[: limits.blocks]

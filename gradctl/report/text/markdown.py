@@ -12,12 +12,12 @@ from gradctl.report.text.structure import structure_lines
 from gradctl.report.text.wording import (
     VERDICT_WORDS,
     counted,
-    differing,
+    differing_tensors,
     is_as_expected,
     not_judged,
     one_line,
     shape_and_dtype,
-    skips,
+    skip_lines,
     unit_line,
     verdict_line,
     verdict_word,
@@ -44,7 +44,7 @@ def parts(report: Report) -> list[str]:
     folded: list[str] = []
     if len({unit.target for unit in units}) > 1:
         head += [*_targets(units), ""]
-        skipped = [f"- {_escaped(line)}" for line in skips(units)]
+        skipped = [f"- {_escaped(line)}" for line in skip_lines(units)]
         head += [*skipped, ""] if skipped else []
         folded = _folded([unit for unit in units if unit.verdict == "pass"])
         units = [unit for unit in worst_units_first(units) if unit.verdict in ("fail", "inconclusive")]
@@ -87,7 +87,7 @@ def _unit(unit: Unit) -> list[str]:
         headline, *changes = structure_lines(unit.structure)
         lines += [_escaped(headline), "", *(f"- {_escaped(change.strip())}" for change in changes)]
         lines += [""] if changes else []
-    if loud := differing(unit.tensors):
+    if loud := differing_tensors(unit.tensors):
         lines += ["| tensor | type | verdict | error | budget | elements wrong |", "|---|---|---|---:|---:|---:|"]
         lines += [_row(tensor) for tensor in loud]
         lines.append("")

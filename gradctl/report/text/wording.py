@@ -11,18 +11,18 @@ from gradctl.core.names import NOT_JUDGED, SEVERITIES, TensorVerdict, UnitVerdic
 
 __all__ = [
     "VERDICT_WORDS",
-    "bounds",
+    "affected_tensors",
     "counted",
     "counted_as_judged",
-    "differing",
-    "failing",
+    "detection_limits",
+    "differing_tensors",
+    "failing_findings",
     "is_as_expected",
     "not_judged",
     "one_line",
     "printable",
     "shape_and_dtype",
-    "skips",
-    "spoiled_tensors",
+    "skip_lines",
     "unit_line",
     "verdict_line",
     "verdict_word",
@@ -73,13 +73,13 @@ _EXPECTATIONS: dict[UnitVerdict, str] = {
 }
 
 
-def differing(tensors: Iterable[TensorResult]) -> list[TensorResult]:
+def differing_tensors(tensors: Iterable[TensorResult]) -> list[TensorResult]:
     """Return the tensors that do not plainly agree, worst first: by verdict, then by error, not-a-number first."""
     loud = [tensor for tensor in tensors if tensor.verdict not in (*_AGREES, *NOT_JUDGED)]
     return sorted(loud, key=lambda tensor: (_RANK[tensor.verdict], -_size(tensor.error)))
 
 
-def failing(unit: Unit) -> list[Finding]:
+def failing_findings(unit: Unit) -> list[Finding]:
     """Return the findings that made the unit fail: the worst that were not allowed, errors in any case."""
     if unit.verdict != "fail":
         return []
@@ -109,7 +109,7 @@ def worst_units_first(units: Iterable[Unit]) -> list[Unit]:
     return sorted(units, key=lambda unit: _WORST_FIRST.index(unit.verdict))
 
 
-def skips(units: Iterable[Unit]) -> list[str]:
+def skip_lines(units: Iterable[Unit]) -> list[str]:
     """Return a line for each form and reason that units were skipped for, with how many there were."""
     reasons = Counter((unit.form, why_skipped(unit)) for unit in units if unit.verdict == "skipped")
     return [
@@ -118,7 +118,7 @@ def skips(units: Iterable[Unit]) -> list[str]:
     ]
 
 
-def spoiled_tensors(unit: Unit) -> set[str]:
+def affected_tensors(unit: Unit) -> set[str]:
     """Return the names of the tensors that are wrong only because of a Function, or an output that is NaN."""
     causes = ("GC408", "GC407")
     return {finding.tensor for finding in unit.findings if finding.cause in causes and finding.tensor is not None}
@@ -174,7 +174,7 @@ def unit_line(unit: Unit) -> str:
         return f"INCONCLUSIVE: {_undecided(unit)}{_how_to_go_on([unit])}"
     accepted = {finding.tensor for finding in unit.findings if finding.allowed}
     wrong = _wrong([tensor for tensor in unit.tensors if tensor.tensor not in accepted], unit)
-    return f"FAIL: {wrong or counted(len(failing(unit)), 'finding')}{_how_to_go_on([unit])}"
+    return f"FAIL: {wrong or counted(len(failing_findings(unit)), 'finding')}{_how_to_go_on([unit])}"
 
 
 def _wrong(tensors: Sequence[TensorResult], unit: Unit) -> str:
@@ -197,7 +197,7 @@ def _as_expected(unit: Unit) -> str:
     return f"{_EXPECTATIONS[unit.expected]} as expected{f': {what}' if what else ''}"
 
 
-def bounds(units: Sequence[Unit]) -> list[str]:
+def detection_limits(units: Sequence[Unit]) -> list[str]:
     """Return what each unit that passes against finite differences could have missed, in a sentence each."""
     told = []
     for unit in units:
@@ -311,7 +311,7 @@ def _how_to_go_on(units: Sequence[Unit]) -> str:
     for unit in units:
         unallowed = [finding for finding in worst_first(unit.findings) if not finding.allowed]
         inconclusive_unit = [finding for finding in unallowed if finding.verdict in _NO_VERDICT]
-        for finding in [*failing(unit), *inconclusive_unit, *unallowed]:
+        for finding in [*failing_findings(unit), *inconclusive_unit, *unallowed]:
             return f" (gradctl explain {finding.code})"
     return ""
 

@@ -12,21 +12,21 @@ from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["VARIATIONS", "fresh", "longer", "redrawn", "varied"]
+__all__ = ["VARIATIONS", "draw_inputs", "lengthen", "redraw", "vary"]
 
 
-def varied(subject: Subject, name: str) -> Subject:
+def vary(subject: Subject, name: str) -> Subject:
     """Return the subject with its inputs varied: ``example``, ``seed``, ``flipped signs`` or ``non-contiguous``."""
     return _mapped(subject, VARIATIONS[name])
 
 
-def fresh(subject: Subject, seed: int) -> Subject:
+def draw_inputs(subject: Subject, seed: int) -> Subject:
     """Return the subject with new random inputs of the same shapes, sizes and sets of integers."""
     generator = torch.Generator().manual_seed(seed)
-    return _mapped(subject, lambda tensor: redrawn(tensor, generator))
+    return _mapped(subject, lambda tensor: redraw(tensor, generator))
 
 
-def longer(subject: Subject, dynamic: Dynamic) -> Subject:
+def lengthen(subject: Subject, dynamic: Dynamic) -> Subject:
     """Return the subject with each free axis one longer, its last slice repeated.
 
     Raises:
@@ -61,7 +61,7 @@ def _mapped(subject: Subject, function: Callable[[Tensor], Tensor]) -> Subject:
     return dataclasses.replace(subject, args=args, kwargs=kwargs)
 
 
-def redrawn(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def redraw(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Return floats drawn with the same root mean square, and integers in another order (each index stays legal)."""
     if tensor.layout != torch.strided or not tensor.numel():
         return tensor
@@ -86,7 +86,7 @@ def _strided(tensor: Tensor) -> Tensor:
 
 VARIATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "example": lambda tensor: tensor,
-    "seed": lambda tensor: redrawn(tensor, torch.Generator().manual_seed(1)),
+    "seed": lambda tensor: redraw(tensor, torch.Generator().manual_seed(1)),
     "flipped signs": _flipped,
     "non-contiguous": _strided,
 }

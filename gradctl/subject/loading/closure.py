@@ -4,7 +4,7 @@ are parameters like any other. ``lambda x: net(x).logits`` has the parameters of
 
 from __future__ import annotations
 
-__all__ = ["with_modules_owned"]
+__all__ = ["adopt_modules"]
 
 import copy
 import types
@@ -17,7 +17,7 @@ from gradctl.subject.reach import global_names
 from gradctl.subject.signature import optimized_inner
 
 
-def with_modules_owned(function: Callable[..., Any]) -> Callable[..., Any]:
+def adopt_modules(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a module that computes what a Python function does; anything else, and one that uses none, as it is.
 
     Found are the modules that the function closes over, and those that it reads by a global name; not what stands in

@@ -15,7 +15,7 @@ A factory gives a module, a function of tensors, or a Function. What has no sign
 
 from __future__ import annotations
 
-__all__ = ["InputsAtHand", "build_model", "is_factory"]
+__all__ = ["KnownInputs", "build_model", "is_factory"]
 
 import inspect
 import typing
@@ -34,7 +34,7 @@ _PLAIN_TYPES = (int, float, str, bool)
 
 
 @dataclass(frozen=True, slots=True)
-class InputsAtHand:
+class KnownInputs:
     """What is known of the inputs before there is a model.
 
     Attributes:
@@ -46,7 +46,7 @@ class InputsAtHand:
     are_given: bool = False
 
 
-def build_model(found: Any, name: str, arguments: dict[str, Any], inputs: InputsAtHand) -> Callable[..., Any]:
+def build_model(found: Any, name: str, arguments: dict[str, Any], inputs: KnownInputs) -> Callable[..., Any]:
     """Return the model: an ``nn.Module``, a function of tensors, or a Function's ``apply``.
 
     Args:
@@ -78,7 +78,7 @@ def build_model(found: Any, name: str, arguments: dict[str, Any], inputs: Inputs
     return _module_or_function(found, repr(name))
 
 
-def is_factory(function: Callable[..., Any], name: str, arguments: dict[str, Any], inputs: InputsAtHand) -> bool:
+def is_factory(function: Callable[..., Any], name: str, arguments: dict[str, Any], inputs: KnownInputs) -> bool:
     """Return whether a function makes a model, by the rules at the head of this file."""
     try:
         signature = inspect.signature(function)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["device_of", "subject_of"]
+__all__ = ["device_of", "make_subject"]
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,14 +13,14 @@ from torch.autograd import Function
 
 from gradctl.core.errors import TargetError
 from gradctl.subject.inputs.example import inputs_from_call
-from gradctl.subject.loading.closure import with_modules_owned
+from gradctl.subject.loading.closure import adopt_modules
 from gradctl.subject.loading.load import refuse_meta, training_note
 from gradctl.subject.signature import function_class, module_of, optimized_inner
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves
 
 
-def subject_of(
+def make_subject(
     model: Callable[..., Any],
     inputs: Any = (),
     *,
@@ -55,7 +55,7 @@ def subject_of(
     if loss is not None and (inspect.isclass(loss) or not callable(loss)):
         kind = "a class" if inspect.isclass(loss) else f"of type {type(loss).__name__!r}"
         raise TargetError("GC113", f"the loss is {kind}, not a function of the outputs.")
-    model = with_modules_owned(model)
+    model = adopt_modules(model)
     refuse_meta(model, name)
     fitted = inputs_from_call(inputs, kwargs or {}, model)
     note = training_note(model, "call eval() first if that is not meant")

@@ -28,11 +28,11 @@ from gradctl.subject.inputs.example import (
 from gradctl.subject.inputs.proposal import no_inputs
 from gradctl.subject.inputs.specification import InputSpec, parse_input
 from gradctl.subject.loading.arguments import parse_arguments
-from gradctl.subject.loading.closure import with_modules_owned
-from gradctl.subject.loading.factory import InputsAtHand, build_model
+from gradctl.subject.loading.closure import adopt_modules
+from gradctl.subject.loading.factory import KnownInputs, build_model
 from gradctl.subject.loading.target import find_in, find_target, import_target, on_import_path, parse_target
 from gradctl.subject.loading.weights import load_weights
-from gradctl.subject.seeding import borrowed_generators, seed_generators
+from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.signature import call_signature, function_class, module_of
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import map_leaves
@@ -52,7 +52,7 @@ def load_subject(options: TargetOptions) -> Subject:
     values = parse_arguments(options.arguments)
     specs = [parse_input(text) for text in options.input_specs]
     device = _usable_device(options.device)
-    with on_import_path(parsed.root), borrowed_generators():
+    with on_import_path(parsed.root), preserve_generators():
         seed_generators(options.seed)
         module = import_target(parsed)
         name, found = find_target(parsed, module)
@@ -64,7 +64,7 @@ def load_subject(options: TargetOptions) -> Subject:
             load_weights(model, options.weights, options.target)
         notes = _set_mode(model, options.training)
         inputs = _inputs(model, specs, beside, options)
-    model = with_modules_owned(model)
+    model = adopt_modules(model)
     _place(model, options.target, device)
     args, kwargs = map_leaves(
         lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (inputs.args, inputs.kwargs)
@@ -72,11 +72,11 @@ def load_subject(options: TargetOptions) -> Subject:
     return Subject(options.target, model, args, kwargs, function_class(model), loss, options.seed, notes)
 
 
-def _at_hand(specs: Sequence[InputSpec], inputs_file: Path | None, beside: tuple[str, Any] | None) -> InputsAtHand:
+def _at_hand(specs: Sequence[InputSpec], inputs_file: Path | None, beside: tuple[str, Any] | None) -> KnownInputs:
     """Return what tells a function of tensors from a factory; ``example_inputs`` may be for another target."""
     names = frozenset(spec.name for spec in specs if spec.name is not None)
     is_own = beside is not None and beside[0] != "example_inputs"
-    return InputsAtHand(names, are_given=bool(specs) or inputs_file is not None or is_own)
+    return KnownInputs(names, are_given=bool(specs) or inputs_file is not None or is_own)
 
 
 def _inputs(

@@ -6,7 +6,7 @@ import pytest
 
 from gradctl.core.findings import Finding, Oracle
 from gradctl.core.names import NOT_JUDGED
-from gradctl.report.text.wording import bounds, differing, not_judged, printable, verdict_line
+from gradctl.report.text.wording import detection_limits, differing_tensors, not_judged, printable, verdict_line
 from tests.report.examples import crashed, gradient, passing, report_of, spoiled, unit, wrong_weight
 
 
@@ -206,7 +206,7 @@ AT_THIS_INPUT = "at this input, an error of 1 % in any one of these tensors woul
     ids=["pass", "a bound that says nothing", "without a bound", "fail", "of two forms"],
 )
 def test_what_a_pass_could_have_missed(units, sentences):
-    assert bounds(units) == sentences
+    assert detection_limits(units) == sentences
 
 
 def test_the_first_eight_names_of_each_class_are_listed():
@@ -228,7 +228,7 @@ def test_what_differs_is_sorted_worst_first():
         gradient("missing", "missing"),
         *(gradient(each, each) for each in NOT_JUDGED),
     ]
-    names = [tensor.tensor for tensor in differing(tensors)]
+    names = [tensor.tensor for tensor in differing_tensors(tensors)]
     assert names == ["missing", "nan", "large", "small", "unresolved", "approximate"]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.subject.instance import Instance
-from gradctl.subject.loading.closure import with_modules_owned
+from gradctl.subject.loading.closure import adopt_modules
 from gradctl.subject.signature import call_signature
 from gradctl.subject.subject import Subject
 from tests.judged import judge, wrong_tensors
@@ -76,7 +76,7 @@ FUNCTIONS = [
 @pytest.mark.parametrize("make", FUNCTIONS, ids=lambda make: make.__name__)
 def test_its_parameters_have_the_names_of_its_variables_and_it_computes_the_same(make):
     function, names = make()
-    owned = with_modules_owned(function)
+    owned = adopt_modules(function)
     assert {name for name, _ in owned.named_parameters()} == names
     assert torch.equal(owned(X), function(X))
     assert call_signature(owned) == call_signature(function)
@@ -86,7 +86,7 @@ def test_its_parameters_have_the_names_of_its_variables_and_it_computes_the_same
 def test_a_copy_uses_modules_of_its_own(make):
     function, _ = make()
     before = function(X).detach().clone()
-    copied = copy.deepcopy(with_modules_owned(function))
+    copied = copy.deepcopy(adopt_modules(function))
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.zero_()
@@ -97,21 +97,21 @@ def test_a_copy_uses_modules_of_its_own(make):
 def test_one_module_under_two_names_stays_one():
     net = nn.Linear(3, 2)
     again = net
-    owned = with_modules_owned(lambda x: net(x) + again(x))
+    owned = adopt_modules(lambda x: net(x) + again(x))
     (weight, _, _) = Instance(Subject("over", owned, (X,))).leaves
     assert {weight.name, *weight.tied} == {"param:net.weight", "param:again.weight"}
 
 
 def test_a_wrong_gradient_behind_a_variable_is_named_and_its_clean_twin_is_silent():
     planted, clean = Planted(), nn.Linear(3, 2)
-    unit = judge(with_modules_owned(lambda x: planted(x) + clean(x)), X)
+    unit = judge(adopt_modules(lambda x: planted(x) + clean(x)), X)
     assert wrong_tensors(unit) == ["input:x", "param:planted.fc.bias", "param:planted.fc.weight"]
-    assert wrong_tensors(judge(with_modules_owned(lambda x: clean(x) + 1), X)) == []
+    assert wrong_tensors(judge(adopt_modules(lambda x: clean(x) + 1), X)) == []
 
 
 def test_a_module_of_the_name_of_an_attribute_is_no_part():
     net = nn.ModuleDict({"GLOBAL": nn.Tanh()})
-    owned = with_modules_owned(lambda x: net.GLOBAL(x) + 1)
+    owned = adopt_modules(lambda x: net.GLOBAL(x) + 1)
     assert [name for name, _ in owned.named_children()] == ["net"]
 
 
@@ -121,4 +121,4 @@ def test_a_module_of_the_name_of_an_attribute_is_no_part():
     ids=["a builtin", "a lambda", "a module", "a method", "a Function"],
 )
 def test_what_uses_no_module_or_is_no_function_stays_what_it_is(model):
-    assert with_modules_owned(model) is model
+    assert adopt_modules(model) is model

@@ -11,7 +11,7 @@ from torch import nn
 
 from gradctl.core.errors import TargetError
 from gradctl.subject.loading.arguments import parse_arguments
-from gradctl.subject.loading.factory import InputsAtHand, build_model
+from gradctl.subject.loading.factory import KnownInputs, build_model
 from gradctl.subject.loading.target import find_target, import_target, on_import_path, parse_target
 
 NET = """
@@ -44,12 +44,12 @@ def found(text):
         return find_target(target, import_target(target))
 
 
-def built(text, *arguments, inputs=InputsAtHand()):
+def built(text, *arguments, inputs=KnownInputs()):
     name, value = found(text)
     return build_model(value, name, parse_arguments(arguments), inputs)
 
 
-def message(text, *arguments, inputs=InputsAtHand()):
+def message(text, *arguments, inputs=KnownInputs()):
     with pytest.raises(TargetError) as caught:
         built(text, *arguments, inputs=inputs)
     assert caught.value.exit_code == 2
@@ -505,9 +505,9 @@ FUNCTIONS = """
 @pytest.mark.parametrize(
     ("name", "arguments", "inputs"),
     [
-        ("nothing_needed", [], InputsAtHand()),
-        ("says_module", ["width=3"], InputsAtHand(frozenset({"width"}), True)),
-        ("plain_types", ["width=3", "bias=True"], InputsAtHand()),
+        ("nothing_needed", [], KnownInputs()),
+        ("says_module", ["width=3"], KnownInputs(frozenset({"width"}), True)),
+        ("plain_types", ["width=3", "bias=True"], KnownInputs()),
     ],
 )
 def test_a_factory_gives_the_model(write, name, arguments, inputs):
@@ -518,13 +518,13 @@ def test_a_factory_gives_the_model(write, name, arguments, inputs):
 @pytest.mark.parametrize(
     ("name", "inputs"),
     [
-        ("unknown_types", InputsAtHand()),
-        ("mixed_types", InputsAtHand()),
-        ("plain_types", InputsAtHand(are_given=True)),
-        ("says_tensor", InputsAtHand()),
-        ("all_optional", InputsAtHand(frozenset({"x"}), True)),
-        ("any_number", InputsAtHand()),
-        ("unresolved", InputsAtHand()),
+        ("unknown_types", KnownInputs()),
+        ("mixed_types", KnownInputs()),
+        ("plain_types", KnownInputs(are_given=True)),
+        ("says_tensor", KnownInputs()),
+        ("all_optional", KnownInputs(frozenset({"x"}), True)),
+        ("any_number", KnownInputs()),
+        ("unresolved", KnownInputs()),
     ],
 )
 def test_a_function_of_tensors_is_the_model(write, name, inputs):

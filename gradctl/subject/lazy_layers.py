@@ -5,7 +5,7 @@ The model that comes out is as it was before the call but for what was built.
 
 from __future__ import annotations
 
-__all__ = ["has_lazy_parameters", "with_layers_built", "with_shapes_inferred"]
+__all__ = ["build_layers", "has_lazy_parameters", "infer_shapes"]
 
 import dataclasses
 from collections import OrderedDict, defaultdict, deque
@@ -33,7 +33,7 @@ def has_lazy_parameters(subject: Subject) -> bool:
     return bool(_lazy_names(subject.model))
 
 
-def with_shapes_inferred(subject: Subject) -> Subject:
+def infer_shapes(subject: Subject) -> Subject:
     """Return the subject with its lazy modules as its first call makes them; all else is as it was.
 
     Raises:
@@ -82,7 +82,7 @@ def with_shapes_inferred(subject: Subject) -> Subject:
     return dataclasses.replace(subject, model=fresh if isinstance(again, nn.Module) else getattr(fresh, again.__name__))
 
 
-def with_layers_built(subject: Subject, input_mode: InputMode) -> Subject:
+def build_layers(subject: Subject, input_mode: InputMode) -> Subject:
     """Return the subject with the tensors that its first call makes and later calls keep; itself if there are none.
 
     Args:
@@ -98,7 +98,7 @@ def with_layers_built(subject: Subject, input_mode: InputMode) -> Subject:
     leaves = [tensor for leaf in instance.leaves for tensor in leaf.sharing]
     state = State([model], leaves)
     values = State([each for each in before.values() if isinstance(each, Tensor)], leaves)
-    with instance.leaves_kept(), torch.enable_grad():
+    with instance.preserve_leaves(), torch.enable_grad():
         instance.run()
         first = _trained_since(model, before)
         instance.call(model, *instance.inputs())
