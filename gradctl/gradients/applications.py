@@ -25,7 +25,7 @@ from gradctl.numerics.ladder import noise_floor, slope_at_zero
 from gradctl.numerics.measures import dot, gaussian_like, norm
 from gradctl.numerics.point import Direction, Point, Sample, natural_scale, rms
 from gradctl.subject.frames import is_out_of_memory, user_location
-from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.seeding import preserve_generators
 from gradctl.tracing.functions import FunctionCall, copied_arguments, is_users
 from gradctl.tracing.graph import innermost_module, leaves_behind
 from gradctl.tracing.linear_map import keeps_what_it_saves
@@ -114,7 +114,7 @@ def survey(runner: ModelRunner, behind: Collection[int] = ()) -> list[Applicatio
     raised: dict[int, set[str]] = {}
     for cotangents in (_expanded, _gaussian):
         seen = _Survey(runner, behind)
-        with runner.instance.leaves_kept():
+        with runner.instance.preserve_leaves():
             with _observed(runner, seen):
                 outputs = [t for _, t in runner.record() if t.requires_grad and t.layout == torch.strided]
             try:
@@ -359,7 +359,7 @@ class _Sweep:
         if application is None or application.function is not function or not torch.is_grad_enabled():
             return
         try:
-            with borrowed_generators(), keeps_what_it_saves():
+            with preserve_generators(), keeps_what_it_saves():
                 self._ask(application, apply, args)
         except Exception as error:  # the user's Function, called once more than its model calls it, may raise
             if is_out_of_memory(error):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradctl.subject.frames import user_location
-from gradctl.subject.seeding import borrowed_generators
+from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.torch_private import (
     Dirichlet,
     batch_dimension,
@@ -134,7 +134,7 @@ class FunctionWatch:
         self._structures[number] = args[-1]
         linear = None
         if function not in self.unjudged:
-            with borrowed_generators():  # what it draws is drawn again by the call itself
+            with preserve_generators():  # what it draws is drawn again by the call itself
                 linear = linear_map(apply, copied_arguments(args))
         result = self._make(number, function, apply, args)
         if linear is None:
