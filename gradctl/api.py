@@ -56,11 +56,7 @@ class CheckReport(Report, frozen=True, kw_only=True):
 
 
 class CheckFailed(AssertionError):
-    """A check did not pass: the verdict in one line, and the report below it.
-
-    Args:
-        report: what was found.
-    """
+    """A check did not pass: the verdict in one line, and the report below it."""
 
     def __init__(self, report: CheckReport) -> None:
         from gradctl.report.text.wording import printable, verdict_line

@@ -34,9 +34,6 @@ class Gradctl:
     """The value of the fixture ``gradctl``: the three checks of ``import gradctl``, which fail the test at once.
 
     To look at a report that fails, call those of ``import gradctl`` instead.
-
-    Args:
-        defaults: options by name, for the calls that do not give them.
     """
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:

@@ -81,9 +81,7 @@ def free_sizes_from(texts: tuple[str, ...]) -> Dynamic:
 def refuse_other_options(names: Collection[str], reason: str) -> None:
     """Raise for an option of the running command that is given and has no use, rather than pass it over.
 
-    Args:
-        names: parameters that have one.
-        reason: what follows the option: ``is for a program; …``.
+    ``names`` are the parameters that have a use; ``reason`` follows the option: ``is for a program; …``.
 
     Raises:
         click.UsageError: another one is on the command line.

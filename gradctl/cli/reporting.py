@@ -1,7 +1,7 @@
-"""What every checking command shares at its two ends: the options of its report, and giving the report out.
+"""The options of reports, and emitting a report: what every checking command shares.
 
-A command is decorated with ``report_options``, gets a ``ReportOptions``, and returns ``emit(report, options)``. One
-that judges nothing itself takes ``output_options`` and gets an ``OutputOptions``.
+A command is decorated with ``report_options``, receives a ``ReportOptions``, and returns ``emit(report, options)``. One
+that judges nothing itself uses ``output_options`` and receives an ``OutputOptions``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -47,13 +47,7 @@ _INTERRUPTED = 130
 
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
-    """Where a report goes.
-
-    Attributes:
-        format: what standard output gets.
-        files: more reports, as (format, path).
-        verbose: whether a screen also gets what a pass could have missed.
-    """
+    """Where a report goes: ``files`` are more reports, as (format, path)."""
 
     format: str = "console"
     files: tuple[tuple[str, Path], ...] = ()
@@ -62,12 +56,7 @@ class OutputOptions:
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions(OutputOptions):
-    """Where a report goes, and what makes it fail.
-
-    Attributes:
-        allows: findings that are accepted, as ``CODE`` or ``CODE:NAME``.
-        fail_on: the mildest severity that fails.
-    """
+    """Where a report goes, and what makes it fail: ``fail_on`` is the mildest severity that does, unless allowed."""
 
     allows: tuple[str, ...] = ()
     fail_on: str = "error"
@@ -106,7 +95,6 @@ def _allows(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 _OUTPUT = (
     click.option(
         "--format",
-        "format_name",
         type=click.Choice(FORMATS),
         default="console",
         show_default=True,
@@ -149,40 +137,27 @@ def output_options(command: _Command) -> _Command:
     Raises:
         ResourceError: GC131, when the command is called, if a file of ``--report`` cannot be written.
     """
-
-    @functools.wraps(command)
-    def with_output(*args: Any, format_name: str, files: tuple[Any, ...], verbose: bool, **kwargs: Any) -> Any:
-        from gradctl.report.formats import ensure_writable
-
-        for _, path in files:
-            ensure_writable(path)
-        return command(*args, reporting=OutputOptions(format_name, files, verbose), **kwargs)
-
-    return _with(_OUTPUT, with_output)  # type: ignore[return-value]  # click options hang on it, its type stays
+    return _with_options(command, OutputOptions, _OUTPUT)
 
 
 def report_options(command: _Command) -> _Command:
-    """Return ``command`` with the options of ``output_options``, ``--allow`` and ``--fail-on``, given as ``reporting``.
+    """Return ``command`` with the options of ``output_options``, ``--allow`` and ``--fail-on``; raises as it does."""
+    return _with_options(command, ReportOptions, (*_OUTPUT, *_JUDGEMENT))
 
-    Raises:
-        ResourceError: GC131, when the command is called, if a file of ``--report`` cannot be written.
-    """
 
+def _with_options(command: _Command, kind: type[OutputOptions], options: Sequence[Callable[..., Any]]) -> _Command:
     @functools.wraps(command)
-    def with_judgement(
-        *args: Any, reporting: OutputOptions, allows: tuple[str, ...], fail_on: str, **kwargs: Any
-    ) -> Any:
-        options = ReportOptions(reporting.format, reporting.files, reporting.verbose, allows, fail_on)
-        return command(*args, reporting=options, **kwargs)
+    def with_reporting(*args: Any, **kwargs: Any) -> Any:
+        from gradctl.report.formats import ensure_writable
 
-    return output_options(_with(_JUDGEMENT, with_judgement))  # type: ignore[return-value]  # as above
+        reporting = kind(**{each.name: kwargs.pop(each.name) for each in fields(kind)})
+        for _, path in reporting.files:
+            ensure_writable(path)
+        return command(*args, reporting=reporting, **kwargs)
 
-
-def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) -> _Command:
-    """Return ``command`` with ``options``, in the order in which ``--help`` is to list them."""
     for option in reversed(options):
-        command = option(command)
-    return command
+        with_reporting = option(with_reporting)
+    return with_reporting  # type: ignore[return-value]  # click keeps the options in an attribute, the type stays
 
 
 def emit(report: Report, reporting: OutputOptions, *, preface: str = "") -> int:

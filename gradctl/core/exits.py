@@ -15,8 +15,7 @@ from typing import NoReturn
 def intercept_exits(tell: Callable[[int, str, int], int]) -> Iterator[None]:
     """Let ``os._exit`` say who called it; a child process of the user's ends as it wants.
 
-    Args:
-        tell: takes the exit status, and file and line of the call; returns the status to end with.
+    ``tell`` receives the exit status and the file and line of the call, and returns the status to end with.
     """
     process, leave = os.getpid(), os._exit
 

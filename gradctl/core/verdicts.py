@@ -15,13 +15,9 @@ __all__ = [
     "run_verdict",
     "summarise",
     "unit_verdict",
-    "worst_exit_code",
 ]
 
 EXIT_CODES: dict[UnitVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4, "skipped": 5}
-
-# The worst of 3 > 1 > 4 > 0; nothing checked (5) counts only where nothing else happened.
-_ORDER = (3, 1, 4, 0, 5)
 
 
 def unit_verdict(
@@ -72,8 +68,3 @@ def summarise(verdicts: Iterable[UnitVerdict]) -> Summary:
 def exit_code_of(verdict: UnitVerdict) -> int:
     """Return the exit code of a run with this verdict."""
     return EXIT_CODES[verdict]
-
-
-def worst_exit_code(codes: Iterable[int]) -> int:
-    """Return the exit code that stands for several."""
-    return min(codes, key=_ORDER.index)

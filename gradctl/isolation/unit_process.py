@@ -49,9 +49,7 @@ _TORCH = tuple(f"{os.sep}{name}{os.sep}" for name in ("torch", "functorch"))
 class UnitProcess:
     """The process of one unit: run once, by one thread, and stopped by any.
 
-    Args:
-        request: what to check.
-        folder: does not exist yet; where the process finds its assignment and leaves its answer.
+    ``folder``, which does not exist yet, holds the assignment and the answer.
     """
 
     def __init__(self, request: UnitRequest, folder: Path) -> None:

@@ -29,10 +29,7 @@ _KEEPING = (types.FunctionType, functools._lru_cache_wrapper, weakref.ref)  # wh
 
 
 def private_copy(originals: tuple[Any, ...]) -> tuple[tuple[Any, ...], frozenset[int]]:
-    """Return a copy of each, with torch.compile's wrappers taken off and tied parameters tied again.
-
-    Args:
-        originals: the model first.
+    """Return a copy of each original, the model first, without torch.compile's wrappers, tied parameters tied again.
 
     Returns:
         The copies, and the identities of all objects that the originals reach: what a copy reaches of these is shared.
@@ -81,12 +78,7 @@ def _copy_of(tensor: Tensor) -> Tensor:
 
 
 class _Mender:
-    """Replaces, in copied objects, what still refers to the originals.
-
-    Args:
-        memo: that of ``copy.deepcopy``: copies by the identity of their originals.
-        theirs: identities of what the originals reach.
-    """
+    """Replaces references to the originals in copied objects; ``memo`` is that of ``copy.deepcopy``."""
 
     def __init__(self, memo: dict[int, Any], theirs: frozenset[int]) -> None:
         self.memo, self.theirs = memo, theirs

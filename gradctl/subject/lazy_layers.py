@@ -83,11 +83,7 @@ def infer_shapes(subject: Subject) -> Subject:
 
 
 def build_layers(subject: Subject, input_mode: InputMode) -> Subject:
-    """Return the subject with the tensors that its first call makes and later calls keep; itself if there are none.
-
-    Args:
-        subject: what to call, two or three times.
-        input_mode: how the model takes its inputs.
+    """Return the subject with the tensors that its first call makes and later calls keep; itself if it makes none.
 
     Raises:
         Exception: whatever the model raises.

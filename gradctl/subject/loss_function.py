@@ -16,11 +16,7 @@ __all__ = ["include_loss"]
 
 
 def include_loss(subject: Subject) -> Subject:
-    """Return a subject whose model gives the loss; parameters, buffers and inputs keep their names.
-
-    Args:
-        subject: with a loss, or without: then it is returned as it is.
-    """
+    """Return a subject whose model returns the loss, if any; parameters, buffers and inputs keep their names."""
     loss, model = subject.loss, subject.model
     if loss is None:
         return subject

@@ -27,10 +27,8 @@ _Restore = Callable[[], None]
 class State:
     """The mutable state reachable from some roots, as it was when this was made.
 
-    Args:
-        roots: models, inputs, callables.
-        excluded: what is left as it is: tensors that the caller sets itself before each run (the leaves).
-        walked: what others were found to reach, besides the roots.
+    ``excluded`` is left as it is: tensors that the caller sets before each run (the leaves). ``walked`` are objects
+    that others were found to reach, besides the roots.
     """
 
     def __init__(self, roots: Iterable[Any], excluded: Iterable[Any] = (), walked: Iterable[Any] = ()) -> None:

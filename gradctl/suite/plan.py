@@ -46,16 +46,7 @@ class Overrides:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One target in one form.
-
-    Attributes:
-        title: what reports call the target.
-        entry: what the configuration says of it.
-        form: which.
-        request: what its process is asked.
-        accepted: the findings that it may have.
-        expected: the verdict that it is to have.
-    """
+    """One target in one form: ``title`` is its name in reports, ``request`` the message to its process."""
 
     title: str
     entry: TargetEntry
@@ -88,12 +79,7 @@ def plan(
 ) -> list[Planned]:
     """Return the units of a run, target by target.
 
-    Args:
-        project: the configuration, and the folder that targets are relative to.
-        entries: the targets.
-        forms: only these; empty for all that a target has.
-        keywords: only units with one of these in ``TARGET FORM``, whatever the case; empty for all.
-        overrides: what goes over the configuration.
+    ``forms`` and ``keywords`` (parts of ``TARGET FORM``, in any case) select units; empty selects all of a target.
     """
     overrides = overrides or Overrides()
     units = [
@@ -133,13 +119,8 @@ def note_unused(
 ) -> tuple[list[Unit], tuple[Allowance, ...]]:
     """Return the units with a note for each entry that accepted nothing, and all entries with whether they did.
 
-    An entry is said to be of no use only where all that it is for ran to its end.
-
-    Args:
-        planned: the units as planned.
-        units: as judged, in the same order.
-        everywhere: what the command line accepts, in all units.
-        every: all that the configuration has, where this run is a part of it.
+    An entry is unused only if all its units ran to their end: those of ``every`` too, the whole configuration if this
+    run is a part of it. ``everywhere`` is what the command line accepts.
     """
     noted, allowances = list(units), []
     for accepted in _unique(each for unit in planned for each in unit.accepted):
@@ -179,14 +160,14 @@ def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrid
     own = tuple(Accepted(finding=text, target=entry.title) for text in entry.allow)
     general = tuple(each for each in settings.allow if _applies(each, entry, form))
     given = tuple(Accepted(finding=text) for text in overrides.allows)
-    memory = _first(_bytes(overrides.memory), _bytes(entry.memory), _bytes(settings.memory))
+    sizes = (overrides.memory, entry.memory, settings.memory)
     request = UnitRequest(
         checking=replace(options_of(project, entry), target=relative_target(project.root, entry.target)),
         form=form,
         fail_on=_first(overrides.fail_on, entry.fail_on, settings.fail_on) or "error",
         named=entry.forms is not None,
         timeout_seconds=_first(overrides.timeout, entry.timeout, settings.timeout) or _TIMEOUT_SECONDS,
-        memory_limit_bytes=memory,
+        memory_limit_bytes=next((parse_size(each) for each in sizes if each is not None), None),
     )
     title = relative_target(project.root, entry.target) + (f"[{entry.name}]" if entry.name else "")
     unit = Planned(title, entry, form, request, expected=entry.expect.get(form))  # type: ignore[call-overload]
@@ -251,10 +232,6 @@ def _as_expected(unit: Unit, expected: UnitVerdict) -> Unit:
 
 def _unique(accepted: Iterable[Accepted]) -> tuple[Accepted, ...]:
     return tuple(dict.fromkeys(accepted))
-
-
-def _bytes(size: int | str | None) -> int | None:
-    return parse_size(size) if size is not None else None
 
 
 def _first(*values: _Value | None) -> _Value | None:

@@ -30,13 +30,7 @@ _Key = tuple[str, str, str | None]
 def accept_failing(
     planned: Sequence[Planned], units: Sequence[Unit], run: Callable[[Sequence[Planned]], list[Unit]]
 ) -> tuple[list[Planned], list[Unit], list[Accepted]]:
-    """Return the plan and the units as they are once what fails is accepted, and the entries that accept it.
-
-    Args:
-        planned: the units as planned.
-        units: as judged, in the same order.
-        run: judges units once more.
-    """
+    """Return plan and units after accepting what fails, and the entries that accept it; ``run`` judges units again."""
     plan, judged = list(planned), list(units)
     entries: list[Accepted] = []
     for _ in range(_MOST_ROUNDS):
@@ -55,25 +49,14 @@ def accept_failing(
 def find_unused(
     project: Project, planned: Sequence[Planned], units: Sequence[Unit], every: Sequence[Planned] = ()
 ) -> list[Accepted]:
-    """Return the entries of the configuration that accept nothing any more, where all that they are for ran.
-
-    Args:
-        project: the configuration.
-        planned: the units as planned.
-        units: as judged, in the same order.
-        every: all that the configuration has, where this run is a part of it.
-    """
+    """Return the entries of the configuration that accepted nothing although all their units (of ``every``) ran."""
     return [each for each in project.configuration.allow if is_unused(each, planned, units, every)]
 
 
 def rewrite_allows(file: Path, text: str, *, add: Iterable[Accepted], drop: Iterable[Accepted]) -> str:
     """Return the text of a configuration with entries put in, replaced and taken out; all else stays as it is.
 
-    Args:
-        file: where it is from.
-        text: empty for a file that is to be made.
-        add: entries; each replaces one for the same finding, target and form.
-        drop: entries to take out.
+    Each entry of ``add`` replaces one for the same finding, target and form. ``text`` is empty for a new file.
 
     Raises:
         TargetError: GC153 if it is no configuration, or is laid out so that nothing can be put into it.

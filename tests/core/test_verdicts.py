@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from gradctl.core.findings import Finding, TensorResult
 from gradctl.core.names import NOT_JUDGED
-from gradctl.core.verdicts import exit_code_of, run_verdict, summarise, unit_verdict, worst_exit_code
+from gradctl.core.verdicts import exit_code_of, run_verdict, summarise, unit_verdict
 
 
 def found(severity, allowed=False):
@@ -92,9 +90,3 @@ def test_units_are_counted_by_verdict():
 def test_the_exit_codes_are_those_of_the_contract():
     verdicts = ("pass", "fail", "inconclusive", "skipped")
     assert [exit_code_of(verdict) for verdict in verdicts] == [0, 1, 4, 5]
-
-
-def test_the_worst_exit_code_is_3_then_1_then_4_then_0():
-    order = [3, 1, 4, 0, 5]
-    for worse, milder in itertools.combinations(order, 2):
-        assert worst_exit_code([milder, worse]) == worse

@@ -24,7 +24,7 @@ __all__ = ["compare"]
 _APART = ("compile", "onnx", "onnx-joint")
 _MODEL_FILES = (".onnx", ".pt", ".pt2", ".pth", ".ts")
 # What two files have a use for; the other options build a program.
-_OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format_name", "files", "allows", "fail_on")
+_OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format", "files", "allows", "fail_on")
 
 
 @click.command(

@@ -28,7 +28,7 @@ __all__ = ["optimize"]
 
 # What a file has a use for; the other options build a program.
 _OF_FILES = ("target", "output", "inputs_file", "seed", "threads", "level", "passes", "opset", "list_passes")
-_OF_REPORTS = ("format_name", "files", "allows", "fail_on")
+_OF_REPORTS = ("format", "files", "allows", "fail_on")
 # Files that are no programs: with any other suffix, a name is a TARGET.
 _NOT_ONNX = (".pb", ".pt", ".pt2", ".pth", ".ts", ".ort", ".tflite", ".safetensors", ".npz")
 

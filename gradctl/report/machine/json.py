@@ -21,10 +21,6 @@ def render(report: Report) -> str:
 def load(content: bytes, name: str = "this") -> Report:
     """Return the report in ``content``, decoded strictly: nothing is converted, unknown keys are passed over.
 
-    Args:
-        content: the file.
-        name: what an error calls it.
-
     Raises:
         GradctlError: GC132 if it is not JSON, or not a report of a version that this gradctl reads.
     """

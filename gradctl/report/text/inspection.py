@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import msgspec
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
 from gradctl.core.inspection import Inspection, Semantic
-from gradctl.report.text.wording import counted, printable
+from gradctl.report.text.matrix import data, plain_table
+from gradctl.report.text.wording import counted
 
 __all__ = ["render", "render_json", "summary"]
 
@@ -81,18 +80,18 @@ def _print_semantics(console: Console, semantics: Sequence[Semantic]) -> None:
         place = f" ({each.location})" if each.location is not None and str(each.location) else ""
         times = f" {each.count} times" if each.count > 1 else ""
         _print(console, f"{each.kind}: {each.name}{times}{place}")
-        console.print(Padding(Text(printable(each.message), overflow="fold"), (0, 0, 0, 2)))
+        console.print(Padding(data(each.message), (0, 0, 0, 2)))
     _print_more(console, len(semantics) - _MOST_ROWS)
 
 
 def _print_rows(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not rows:
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    table = plain_table()
     for heading in headings:
         table.add_column(heading, overflow="fold")
     for row in rows[:_MOST_ROWS]:
-        table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
+        table.add_row(*map(data, row))
     console.print(table)
     _print_more(console, len(rows) - _MOST_ROWS)
     console.print()
@@ -104,7 +103,7 @@ def _print_more(console: Console, count: int) -> None:
 
 
 def _print(console: Console, text: str) -> None:
-    console.print(Text(printable(text), overflow="fold"))
+    console.print(data(text))
 
 
 def _typed(dtype: str, shape: Sequence[int]) -> str:

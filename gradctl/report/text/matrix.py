@@ -22,11 +22,7 @@ _NARROWEST_TARGET = 16
 
 
 def matrix_of_forms(units: Sequence[Unit]) -> Table:
-    """Return the table of the forms of one target by quantity, each cell the worst verdict in it; times if there are.
-
-    Args:
-        units: of one target.
-    """
+    """Return the table of one target's forms by quantity, each cell the worst verdict; with times if there are any."""
     table = plain_table()
     table.add_column("form", overflow="fold")
     for heading in ("outputs", "gradients", "buffers"):
@@ -46,10 +42,6 @@ def matrix_of_targets(units: Sequence[Unit], *, width: int) -> tuple[Table, list
     """Return the table of units of several targets, and the units that have no row in it.
 
     Above 40 units those have a row that are worst; a target is named once for all its rows, and folded after a ``/``.
-
-    Args:
-        units: in the order of the run.
-        width: columns of the screen.
     """
     kept = {id(unit) for unit in worst_units_first(units)[:_MOST_ROWS]}
     shown = [unit for unit in units if id(unit) in kept]

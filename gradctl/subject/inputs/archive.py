@@ -34,11 +34,7 @@ def ensure_unpacks(path: Path, archive: zipfile.ZipFile) -> None:
 
 
 def read_array(member: IO[bytes], size: int) -> np.ndarray[Any, Any]:
-    """Return the array in an ``.npy`` file, whose header is compared with its size before memory is taken.
-
-    Args:
-        member: the file, opened.
-        size: its bytes.
+    """Return the array in an ``.npy`` file of ``size`` bytes, compared with its header before memory is allocated.
 
     Raises:
         ValueError: it is none, is damaged, or holds pickled objects, which are not loaded.

@@ -161,12 +161,7 @@ def inputs_from_beside(name: str, found: Any, model: Callable[..., Any]) -> Inpu
 
 
 def inputs_from_call(inputs: Any, kwargs: Mapping[str, Any], model: Callable[..., Any]) -> Inputs:
-    """Return what a program gives: a tuple or list by position, a mapping by keyword, a tensor as the one input.
-
-    Args:
-        inputs: as said.
-        kwargs: more inputs by keyword.
-        model: what will be called.
+    """Return the inputs of a program: a tuple or list by position, a mapping by keyword, a tensor as the one input.
 
     Raises:
         TargetError: GC104 if ``inputs`` is none of these, or does not fit what the model takes.
@@ -198,12 +193,8 @@ def _fitted(
 ) -> Inputs:
     """Return the inputs after checking them against what ``model`` takes.
 
-    Args:
-        model: what will be called.
-        args: inputs without a name, in order.
-        kwargs: inputs by name.
-        by_position: give named ones by position where the signature lets it: what hooks, tracing and exporters see.
-        remedy: how to give an input that is missing; None proposes the ``--input`` to type.
+    ``by_position`` passes named inputs by position if the signature allows it: hooks, tracing and exporters see those.
+    ``remedy`` says how to add a missing input; None proposes the ``--input`` to type.
     """
     signature = call_signature(model)
     if signature is None:

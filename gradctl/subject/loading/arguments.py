@@ -40,11 +40,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, Any]:
 def call_with(callee: Callable[..., Any], name: str, values: dict[str, Any], *, otherwise: str = "") -> Any:
     """Return what ``callee`` returns for ``values``, after checking them against its signature.
 
-    Args:
-        callee: a class or factory; it is the user's code.
-        name: how messages call it.
-        values: its arguments, by name.
-        otherwise: a sentence to add where arguments are missing: what else the user may have meant.
+    ``otherwise`` is a sentence to add if arguments are missing: what else the user may have meant.
 
     Raises:
         TargetError: GC108 for an unknown or missing argument, a word where True or False is meant, or if ``callee``

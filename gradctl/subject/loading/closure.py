@@ -30,12 +30,7 @@ def adopt_modules(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Closure(nn.Module):
-    """A function whose modules are its own.
-
-    Args:
-        function: what it computes.
-        modules: by the names of the function's variables.
-    """
+    """A function whose modules are its own."""
 
     def __init__(self, function: types.FunctionType, modules: Mapping[str, nn.Module]) -> None:
         super().__init__()

@@ -35,12 +35,7 @@ _PLAIN_TYPES = (int, float, str, bool)
 
 @dataclass(frozen=True, slots=True)
 class KnownInputs:
-    """What is known of the inputs before there is a model.
-
-    Attributes:
-        names: names given by ``--input``.
-        are_given: whether there are any that are meant for this very target, named or not.
-    """
+    """What is known of the inputs before the model exists: names from ``--input``; whether any are for this target."""
 
     names: frozenset[str] = frozenset()
     are_given: bool = False
@@ -49,11 +44,7 @@ class KnownInputs:
 def build_model(found: Any, name: str, arguments: dict[str, Any], inputs: KnownInputs) -> Callable[..., Any]:
     """Return the model: an ``nn.Module``, a function of tensors, or a Function's ``apply``.
 
-    Args:
-        found: what the target names.
-        name: its name.
-        arguments: of ``--arg``.
-        inputs: what inputs there are, to tell a function of tensors from a factory.
+    ``inputs`` distinguish a function of tensors from a factory; ``arguments`` are those of ``--arg``.
 
     Raises:
         TargetError: GC108 if the arguments do not fit or the user's code raises; GC109 if ``found``, or what a

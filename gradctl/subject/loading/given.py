@@ -30,13 +30,7 @@ def make_subject(
 ) -> Subject:
     """Return a model that is there already, with its inputs; neither is changed.
 
-    Args:
-        model: a module, a function of tensors (the modules that it uses are part of it), or an ``autograd.Function``
-            (judged by its ``apply``).
-        inputs: a tuple or list by position, a mapping by keyword, or one tensor.
-        kwargs: more inputs by keyword.
-        loss: ``loss(outputs)`` or ``loss(outputs, *args, **kwargs)`` to a scalar.
-        seed: of every random generator, for each call.
+    The arguments are those of ``gradctl.gradcheck``; modules that a function uses become part of the model.
 
     Raises:
         TargetError: GC109 ``model`` is none, or has no values; GC104 the inputs do not fit; GC113 ``loss`` is none.

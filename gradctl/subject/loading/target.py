@@ -30,18 +30,16 @@ _FEW = 8  # names that a message lists; of more, only the nearest
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a target's text says.
+    """The parts of a target.
 
     Attributes:
-        text: as given.
         place: the file or module.
-        name: what is named in it, dotted; None takes the default.
-        file: the file, where ``place`` is one.
-        module_name: what it is imported as: within its package, if it is in one.
+        name: the dotted name in it; None takes the default.
+        file: the file, if ``place`` is one.
+        module_name: for the import: within its package, if it is in one.
         root: the folder to import from.
     """
 
-    text: str
     place: str
     name: str | None
     file: Path | None
@@ -64,12 +62,12 @@ def parse_target(text: str) -> Target:
     try:
         if _is_file_name(place):
             file = _existing(Path(place))
-            return Target(text, place, name or None, file, *_package_of(file))
+            return Target(place, name or None, file, *_package_of(file))
     except OSError as error:  # a name too long, a folder that may not be entered
         raise TargetError("GC101", f"{place!r} cannot be looked up: {error.strerror}.") from error
     if not all(part.isidentifier() for part in place.split(".")):
         raise TargetError("GC101", f"{place!r} is neither a file nor a module. Write FILE.py:NAME or MODULE:NAME.")
-    return Target(text, place, name or None, None, place, Path.cwd())
+    return Target(place, name or None, None, place, Path.cwd())
 
 
 @contextlib.contextmanager
@@ -128,7 +126,8 @@ def find_target(target: Target, module: ModuleType) -> tuple[str, Any]:
     for name in ("make_model", "model"):
         if hasattr(module, name):
             return name, getattr(module, name)
-    classes = [name for name in _defined(module) if _is_module_class(getattr(module, name))]
+    defined = [(name, getattr(module, name)) for name in _defined(module)]
+    classes = [name for name, value in defined if inspect.isclass(value) and issubclass(value, nn.Module)]
     if len(classes) == 1:
         return classes[0], getattr(module, classes[0])
     if classes:
@@ -137,8 +136,7 @@ def find_target(target: Target, module: ModuleType) -> tuple[str, Any]:
             f"{target.place} has no make_model and no model, and {len(classes)} modules: {', '.join(classes)}. "
             f"Say which one: {target.place}:{classes[-1]}.",
         )
-    others = _defined(module)
-    define = f"Name what it defines ({', '.join(others[:_FEW])})" if others else "Add one"
+    define = f"Name what it defines ({', '.join(name for name, _ in defined[:_FEW])})" if defined else "Add one"
     raise TargetError(
         "GC102",
         f"{target.place} has no make_model, no model and no nn.Module class of its own. {define}: {target.place}:NAME.",
@@ -238,16 +236,11 @@ def _run_file(file: Path, name: str) -> ModuleType:
 def _free_name(file: Path, name: str) -> str:
     """Return the file's own name, or one with a suffix where that would shadow another module (``random.py``)."""
     taken = sys.modules.get(name)
-    is_taken = taken is not None and not _is_file_of(taken, file)
+    own = getattr(taken, "__file__", None)
+    is_taken = taken is not None and (own is None or Path(own).resolve() != file)
     if is_taken or name in sys.stdlib_module_names or not name.isidentifier():
         return f"{name.replace('.', '_')}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     return name
-
-
-def _is_file_of(module: ModuleType, file: Path) -> bool:
-    """Tell whether ``module`` was made from ``file``."""
-    own = getattr(module, "__file__", None)
-    return own is not None and Path(own).resolve() == file
 
 
 def _import_error(target: Target, error: BaseException) -> TargetError:
@@ -280,13 +273,11 @@ def _no_module(name: str, missing: str) -> str:
 def _no_name(owner: Any, within: str, name: str) -> str:
     """Return the sentence for a name that is not there: the few that there are, or the nearest of many."""
     if isinstance(owner, ModuleType):
-        names = _defined(owner)
-        near = nearest(name, names) or nearest(name, _public(owner))
-        listed = f". It defines {', '.join(names)}" if 0 < len(names) <= _FEW else ""
-        return f"{within} has no {name!r}{listed}{near}."
-    names = [child for child, _ in owner.named_children()] if isinstance(owner, nn.Module) else []
-    near = nearest(name, names) or nearest(name, _public(owner))
-    listed = f". It has {', '.join(names)}" if 0 < len(names) <= _FEW else ""
+        names, verb = _defined(owner), "It defines"
+    else:
+        names, verb = [child for child, _ in owner.named_children()] if isinstance(owner, nn.Module) else [], "It has"
+    near = nearest(name, names) or nearest(name, (each for each in dir(owner) if not each.startswith("_")))
+    listed = f". {verb} {', '.join(names)}" if 0 < len(names) <= _FEW else ""
     return f"{within} has no {name!r}{listed}{near}."
 
 
@@ -298,11 +289,3 @@ def _defined(module: ModuleType) -> list[str]:
         if not name.startswith("__") and (is_own or isinstance(value, nn.Module)):
             names.setdefault(id(value), name)
     return list(names.values())
-
-
-def _is_module_class(value: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, nn.Module)
-
-
-def _public(owner: Any) -> list[str]:
-    return [name for name in dir(owner) if not name.startswith("_")]
