@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import pytest
@@ -11,26 +11,27 @@ import pytest
 __all__ = ["sampled"]
 
 
-def sampled(values: Iterable[Any], count: int, *, always: Collection[Any] = (), seed: int = 0, **options: Any) -> list:
-    """Return all values as parameters, in their order, those outside the sample marked slow.
+def sampled(
+    cases: Iterable[Any], count: int = 0, *, always: Collection[Any] = (), seed: int = 0, id: Callable[[Any], str] = str
+) -> list[Any]:
+    """Return all cases as parameters, in their order, those outside the sample marked slow.
 
     Args:
-        values: the cases; hashable.
+        cases: hashable; a tuple is a case of several arguments.
         count: how many are drawn, besides ``always``.
         always: those that once failed, or show what no other shows.
         seed: of the draw.
-        options: of ``pytest.param``; ``id`` may be a function of the value.
+        id: the name of a case of one argument.
     """
-    values = [*values]
-    others = [value for value in values if value not in always]
-    chosen = {*always, *random.Random(seed).sample(others, min(count, len(others)))}
-    id_of = options.pop("id", None)
+    cases = [*cases]
+    unknown = {*always} - {*cases}
+    assert not unknown, f"there is no case {unknown}"
+    chosen = {*always, *random.Random(seed).sample([case for case in cases if case not in always], count)}
     return [
         pytest.param(
-            value,
-            id=id_of(value) if id_of else None,
-            marks=[] if value in chosen else pytest.mark.slow,
-            **options,
+            *(case if isinstance(case, tuple) else (case,)),
+            id=None if isinstance(case, tuple) else id(case),
+            marks=[] if case in chosen else pytest.mark.slow,
         )
-        for value in values
+        for case in cases
     ]

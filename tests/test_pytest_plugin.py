@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.cli.command_line import run_module
 
 pytest_plugins = "pytester"
 
@@ -56,9 +59,18 @@ def run(pytester, monkeypatch):
 
     def run_pytest(tests: str, *options: str):
         pytester.makepyfile(MODELS + tests)
-        return pytester.runpytest_subprocess("-p", "gradctl.pytest_plugin", "--strict-markers", *options)
+        return run_forked(pytester, "--strict-markers", *options)
 
     return run_pytest
+
+
+def run_forked(pytester, *options: str) -> pytest.RunResult:
+    """Return what ``pytester.runpytest_subprocess`` does with this plugin, from a process that has torch already."""
+    arguments = [f"--basetemp={pytester.path / 'basetemp'}", "-p", "gradctl.pytest_plugin", *options]
+    finished = run_module("pytest", arguments, pytester.path, dict(os.environ))
+    lines = finished.stdout.splitlines(), finished.stderr.splitlines()
+    print(finished.stdout, finished.stderr)
+    return pytest.RunResult(finished.returncode, *lines, duration=0.0)
 
 
 def example() -> str:
@@ -280,7 +292,7 @@ def project(pytester, monkeypatch):
         pytester.makepyfile(**{name: f"import os\n{MODELS}\ndef make_model():\n    {body}\n\n{inputs}"})
     pytester.makefile(".toml", gradctl=CONFIGURATION)
     pytester.mkdir("tests").joinpath("test_nothing.py").write_text("def test_nothing():\n    pass\n")
-    return lambda *options: pytester.runpytest_subprocess("-p", "gradctl.pytest_plugin", *options)
+    return lambda *options: run_forked(pytester, *options)
 
 
 def test_targets_of_a_configuration_are_tests_in_processes_of_their_own(project):

@@ -15,23 +15,21 @@ __all__ = ["share_conversions"]
 def share_conversions() -> None:
     """Let each export take a copy of the first table; where torch has moved it, change nothing."""
     with contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._constants import TORCHLIB_OPSET
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-        if not hasattr(ONNXRegistry.from_torchlib, "shared"):
-            first = functools.cache(ONNXRegistry.from_torchlib)
-            ONNXRegistry.from_torchlib = Shared(first)
+        if not isinstance(ONNXRegistry.from_torchlib, Shared):
+            ONNXRegistry.from_torchlib = Shared(functools.cache(ONNXRegistry.from_torchlib), TORCHLIB_OPSET)
 
 
 class Shared:
     """``ONNXRegistry.from_torchlib``, read once an opset; an export may add conversions of its own to its copy."""
 
-    shared = True
+    def __init__(self, first, opset):
+        self.first, self.opset = first, opset
 
-    def __init__(self, first):
-        self.first = first
-
-    def __call__(self, *args, **kwargs):
+    def __call__(self, opset_version=None):
         """Return a table that is the caller's own."""
-        found = copy.copy(self.first(*args, **kwargs))
+        found = copy.copy(self.first(self.opset if opset_version is None else opset_version))
         found.functions = {target: [*conversions] for target, conversions in found.functions.items()}
         return found

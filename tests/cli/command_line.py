@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.cli.fork_server import MOST_BYTES
 
-__all__ = ["gradctl"]
+__all__ = ["gradctl", "run_module"]
 
 TIMEOUT_SECONDS = 120
 # What a fork may be told; any other variable may be read when Python starts, or torch is imported.
@@ -30,15 +30,20 @@ def gradctl(*arguments, cwd=None, fresh=False, **environment):
         fresh: start an interpreter of its own, where the imports or the seed of hashes matter.
         environment: variables that it has besides ours.
     """
-    line = [*map(str, arguments)]
-    variables = {**os.environ, **environment}
-    if sys.platform != "linux" or fresh or not set(environment) <= OF_FORKS:
-        command = [sys.executable, "-m", "gradctl", *line]
+    fresh = fresh or not set(environment) <= OF_FORKS
+    return run_module("gradctl", [*map(str, arguments)], cwd, {**os.environ, **environment}, fresh=fresh)
+
+
+def run_module(module, arguments, cwd, environment, *, fresh=False):
+    """Return the finished process of ``python -m MODULE ARGUMENTS``, forked unless it is to be ``fresh``."""
+    if fresh or sys.platform != "linux":
+        command = [sys.executable, "-m", module, *arguments]
         return subprocess.run(
-            command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
+    request = {"module": module, "arguments": arguments, "environment": environment}
+    request["folder"] = str(Path(cwd or ".").absolute())
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
-        request = {"arguments": line, "folder": str(Path(cwd or ".").absolute()), "environment": variables}
         server, channel = fork_server()
         socket.send_fds(channel, [json.dumps(request).encode()], [output.fileno(), errors.fileno()])
         try:
@@ -51,7 +56,7 @@ def gradctl(*arguments, cwd=None, fresh=False, **environment):
         for stream in (output, errors):
             stream.seek(0)
             texts.append(stream.read().decode())
-    return subprocess.CompletedProcess(["gradctl", *line], exit_status, *texts)
+    return subprocess.CompletedProcess([module, *arguments], exit_status, *texts)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """A process that has imported what the commands import, and forks once for each command line.
 
 Two of the three seconds that a command takes are the imports of torch and onnx, and the tests run some 300 commands. A
-fork has its own folder, environment and streams, and runs ``python -m gradctl`` to its end as any interpreter does.
+fork has its own folder, environment and streams, and runs ``python -m MODULE`` to its end as any interpreter does.
 
 ``python -m tests.cli.fork_server FD`` reads requests from a socket: a JSON object, and the descriptors of both streams.
 It answers each with its exit status.
@@ -20,6 +20,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from tests.torchlib import share_conversions
+
 __all__ = ["MOST_BYTES", "STREAMS"]
 
 MOST_BYTES = 1 << 16
@@ -37,11 +39,13 @@ def import_all() -> None:
         warnings.simplefilter("ignore")
         for name in IMPORTED:
             importlib.import_module(name)
+        share_conversions()
+        importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry.from_torchlib()
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a fork has only the thread that forks"
 
 
-def serve(channel: socket.socket) -> list[str] | None:
-    """Answer requests until the socket is closed; in a fork, return the arguments of its command line."""
+def serve(channel: socket.socket) -> str | None:
+    """Answer requests until the socket is closed; in a fork, return the module that it is to run."""
     while True:
         message, streams, _, _ = socket.recv_fds(channel, MOST_BYTES, STREAMS)
         if not message:
@@ -56,8 +60,8 @@ def serve(channel: socket.socket) -> list[str] | None:
         channel.send(json.dumps(os.waitstatus_to_exitcode(status)).encode())
 
 
-def become(request: dict, streams: list[int]) -> list[str]:
-    """Take the folder, the environment and the streams of a request, and return its arguments."""
+def become(request: dict, streams: list[int]) -> str:
+    """Take the folder, the environment, the streams and the arguments of a request, and return its module."""
     for number, stream in enumerate(streams, 1):
         os.dup2(stream, number)
         os.close(stream)
@@ -72,13 +76,13 @@ def become(request: dict, streams: list[int]) -> list[str]:
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.path[0] = request["folder"]  # as ``python -m`` has it
-    return list(request["arguments"])
+    sys.argv = [request["module"], *request["arguments"]]
+    return request["module"]
 
 
 if __name__ == "__main__":
     import_all()
     gc.freeze()  # else the first collection of each fork copies every page
-    arguments = serve(socket.socket(fileno=int(sys.argv[1])))
-    if arguments is not None:
-        sys.argv = ["gradctl", *arguments]
-        runpy.run_module("gradctl", run_name="__main__", alter_sys=True)
+    module = serve(socket.socket(fileno=int(sys.argv[1])))
+    if module is not None:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)

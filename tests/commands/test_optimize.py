@@ -20,6 +20,7 @@ from gradctl.passes.pass_result import Pass
 from gradctl.passes.table import PASSES, of_level
 from gradctl.subject.loading.load import load_subject
 from tests.passes.planted import PLANTED, graph, normal, planted
+from tests.sweeps import sampled
 
 SAMPLES = ("linear", "mlp", "resnet", "transformer", "gru", "tied_weights", "no_grad_inside", "straight_through")
 NAN = np.float32("nan")
@@ -317,7 +318,7 @@ def test_gradients_among_the_outputs_are_held_like_any(tmp_path):
     assert (finding.tensor, "the first value it changes is g of Mul" in finding.message) == ("dx", True)
 
 
-@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize("sample", sampled(SAMPLES, 3))
 def test_a_sample_is_right_and_no_single_tool_makes_fewer_nodes(sample, tmp_path):
     subject = load_subject(TargetOptions(f"sample_models/{sample}.py"))
     exported = tmp_path / "exported.onnx"

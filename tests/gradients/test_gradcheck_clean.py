@@ -7,6 +7,7 @@ import importlib
 import pytest
 
 from tests.judged import assert_passes, codes, finding, judge, wrong_tensors
+from tests.sweeps import sampled
 from tests.zoo import RIGHT_SAMPLES, TRANSFORMERS, random_net
 
 # What is not the derivative on purpose: the sample, and the Function to allow.
@@ -16,10 +17,6 @@ CUTTING_SAMPLES = ("no_grad_inside", "straight_through_detach")
 # Drawn once from range(200), so that the default run sees each family of nets and inputs at kinks (multiples of 3).
 SAMPLED_SEEDS = (0, 3, 9, 17, 42, 58, 75, 96, 118, 141, 160, 199)
 SAMPLED_TRANSFORMERS = ("gpt2", "llama", "mamba", "t5")
-
-
-def sampled(values, chosen):
-    return [value if value in chosen else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def sample_unit(name: str, **options):
@@ -64,13 +61,13 @@ def test_a_sample_model_passes_in_training_mode(name):
     assert_passes(judge(sample.make_model().train(), *sample.example_inputs()))
 
 
-@pytest.mark.parametrize("seed", sampled(range(200), SAMPLED_SEEDS))
+@pytest.mark.parametrize("seed", sampled(range(200), always=SAMPLED_SEEDS))
 def test_a_random_right_net_passes(seed):
     model, args = random_net(seed)
     assert_passes(judge(model, *args))
 
 
-@pytest.mark.parametrize("name", sampled(TRANSFORMERS, SAMPLED_TRANSFORMERS))
+@pytest.mark.parametrize("name", sampled(TRANSFORMERS, always=SAMPLED_TRANSFORMERS))
 def test_a_published_architecture_passes(name):
     model, args, kwargs = TRANSFORMERS[name]()
     unit = judge(model, *args, kwargs=kwargs)

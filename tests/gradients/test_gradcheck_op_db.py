@@ -19,6 +19,7 @@ from gradctl.core.errors import TargetError
 from gradctl.core.findings import Unit
 from gradctl.subject.tree import leaves, map_leaves
 from tests.judged import judge, serious
+from tests.sweeps import sampled
 
 
 def operators() -> dict[str, Any]:
@@ -34,7 +35,6 @@ def operators() -> dict[str, Any]:
 
 
 OPERATORS = operators()
-SAMPLED = frozenset(random.Random(0).sample(sorted(OPERATORS), 40))
 
 # What is not "pass", with the reason. A refusal stands by its code.
 KNOWN: dict[str, tuple[str, str]] = {
@@ -108,9 +108,7 @@ def verdict_of(name: str) -> tuple[str, list[str]]:
     return "pass", [message for unit in units for message in serious(unit)]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in SAMPLED else pytest.param(name, marks=pytest.mark.slow) for name in sorted(OPERATORS)]
-)
+@pytest.mark.parametrize("name", sampled(sorted(OPERATORS), 30))
 def test_an_operator_of_torch_gets_the_verdict_it_deserves(name):
     verdict, messages = verdict_of(name)
     assert verdict == KNOWN.get(name, ("pass", ""))[0], messages

@@ -5,15 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.compared import compared, different
+from tests.sweeps import sampled
 from tests.zoo import random_net
 
-# One net of each family, one of them at kinks. All others run with the slow tests.
-QUICK = (9, 42, 118, 160)
 
-
-@pytest.mark.parametrize(
-    "seed", [seed if seed in QUICK else pytest.param(seed, marks=pytest.mark.slow) for seed in range(200)]
-)
+# One net of each of two families, one of them at kinks; tests/commands/test_compare_clean.py has the other families.
+@pytest.mark.parametrize("seed", sampled(range(200), always=(9, 118)))
 def test_a_random_net_has_a_joint_graph(seed):
     model, args = random_net(seed)
     unit = compared("onnx-joint", model, *args)

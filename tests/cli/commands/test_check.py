@@ -33,10 +33,9 @@ def units(finished):
 
 @pytest.fixture
 def wrong(tmp_path):
-    """A right model, and one whose custom backward is off by a factor of eight."""
+    """A model whose custom backward is off by a factor of eight."""
     folder = tmp_path / "models"
     folder.mkdir()
-    shutil.copy(SAMPLES / "linear.py", folder)
     shutil.copy(SAMPLES / "wrong_backward.py", folder)
     return tmp_path
 
@@ -52,12 +51,10 @@ def test_what_fails_is_accepted_until_it_gets_worse(wrong):
     run = ("models", "--form", "eager", "--form", "export")
     finished = check(wrong, *run)
     assert finished.returncode == 1
-    assert finished.stdout.splitlines()[-1] == "FAIL: 2 of 4 units compute a wrong gradient (gradctl explain GC408)"
+    assert finished.stdout.splitlines()[-1] == "FAIL: 2 of 2 units compute a wrong gradient (gradctl explain GC408)"
     finished = check(wrong, *run, "--write-allows")
-    assert finished.returncode == 0
+    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 2 of 2 units agree")
     assert f"{wrong / 'gradctl.toml'}: 2 written to 'allow', 0 removed" in finished.stderr
-    finished = check(wrong, *run)
-    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 4 of 4 units agree")
 
     worsened(wrong, ".mean(0)", ".mean(0) / 2")
     finished = check(wrong, *run, "--format", "json")
@@ -110,18 +107,18 @@ def test_what_is_expected_to_fail_passes_while_it_fails(wrong):
     assert (finished.returncode, finished.stdout.count("error GC152 eager is expected to have failed")) == (1, 1)
 
 
-def test_a_model_that_segfaults_among_ten_others(tmp_path):
-    for index in range(10):
+def test_a_model_that_segfaults_among_three_others(tmp_path):
+    for index in range(3):
         written(tmp_path / f"good{index}.py", "print('{}')")
     written(tmp_path / "bad.py", "ctypes.string_at(0)")
     finished = check(tmp_path, ".", "--form", "eager", "--format", "json", "--report", f"junit={tmp_path / 'r.xml'}")
     assert finished.returncode == 4
     found = units(finished)
-    assert sorted(unit["verdict"] for unit in found.values()) == ["inconclusive", *["pass"] * 10]
+    assert sorted(unit["verdict"] for unit in found.values()) == ["inconclusive", *["pass"] * 3]
     crashed = found["bad.py", "eager"]
     assert (crashed["status"], crashed["findings"][0]["code"]) == ("crashed", "GC801")
     cases = [case for suite in junitparser.JUnitXml.fromfile(str(tmp_path / "r.xml")) for case in suite]
-    assert len(cases) == 11
+    assert len(cases) == 4
     assert [type(result).__name__ for case in cases for result in case.result] == ["Error"]
 
 
