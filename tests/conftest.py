@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)  # of what -m and -k have left
-def draw_sample(config, items):
+def pytest_draw_sample(config, items):
     count, seed = config.getoption("sample"), config.getoption("sample_seed")
     if count is None:
         return
