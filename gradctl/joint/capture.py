@@ -41,7 +41,7 @@ from torch.fx.traceback import preserve_node_meta
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradctl.joint.decompositions import EARLY, TABLE
-from gradctl.joint.decompositions.ctc import without_data
+from gradctl.joint.decompositions.losses import fake_ctc_loss
 from gradctl.joint.draws import Distribution, Draw
 from gradctl.joint.dynamic_shapes import exported_axes, free_sizes, named_axes, with_sizes
 from gradctl.joint.export_error import JointExportError
@@ -145,7 +145,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
 @contextmanager
 def _without_data(mode: FakeTensorMode) -> Iterator[None]:
     """Let a model run on tensors without data, attention as the operators that it is made of."""
-    with mode, enable_python_dispatcher(), without_data(), sdpa_kernel(SDPBackend.MATH):
+    with mode, enable_python_dispatcher(), fake_ctc_loss(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

@@ -1,20 +1,19 @@
-"""Bags of embeddings and their gradients. Source: aten/src/ATen/native/EmbeddingBag.cpp."""
+"""Bags of embeddings and their gradients (aten/src/ATen/native/EmbeddingBag.cpp)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TABLE"]
+from gradctl.joint.decompositions.register import decomposes
 
 _aten = torch.ops.aten
-# How the operators are told "sum", "mean" and "max".
-_MEAN, _MAX = 1, 2
+_MEAN, _MAX = 1, 2  # values of ``mode``; sum is 0
 
 
+@decomposes(_aten._embedding_bag.default, _aten._embedding_bag_forward_only.default)
 def _embedding_bag(
     weight: Tensor,
     indices: Tensor,
@@ -26,12 +25,12 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sum, mean or maximum of the rows of each bag; for each index its bag; sizes of bags; chosen rows.
+    """Return the sum, mean or maximum of the rows of each bag; the bag of each index; sizes of bags; selected rows.
 
-    A bag has the indices from its offset to the next; an empty one gives 0.
+    A bag has the indices from its offset to the next; the result of an empty one is 0.
     """
     starts = offsets[: offsets.shape[0] - 1] if include_last_offset else offsets
-    # Bags that are empty start where the next one does.
+    # Empty bags start at the same index as the next one.
     bag = (torch.arange(indices.shape[0], device=indices.device).unsqueeze(1) >= starts).to(indices.dtype).sum(1) - 1
     counted = indices != padding_idx
     members = (bag == torch.arange(starts.shape[0], device=indices.device).unsqueeze(1)) & counted
@@ -39,10 +38,8 @@ def _embedding_bag(
     rows = weight.index_select(0, indices)
     if mode == _MAX:
         among = torch.where(members.unsqueeze(2), rows, float("-inf"))
-        chosen = among.argmax(1)
         empty = (sizes == 0).unsqueeze(1)
-        largest = torch.where(empty, 0, among.amax(1))
-        return largest, bag, sizes, torch.where(empty, -1, indices[chosen])
+        return torch.where(empty, 0, among.amax(1)), bag, sizes, torch.where(empty, -1, indices[among.argmax(1)])
     rows = rows if per_sample_weights is None else rows * per_sample_weights.unsqueeze(1)
     total = members.to(rows.dtype).matmul(rows)
     if mode == _MEAN:
@@ -50,6 +47,7 @@ def _embedding_bag(
     return total, bag, sizes, torch.full_like(sizes, 0)
 
 
+@decomposes(_aten._embedding_bag_dense_backward.default)
 def _embedding_bag_dense_backward(
     grad: Tensor,
     indices: Tensor,
@@ -62,18 +60,17 @@ def _embedding_bag_dense_backward(
     per_sample_weights: Tensor | None,
     padding_idx: int = -1,
 ) -> Tensor:
-    """Return the gradient by the weight: each row that a bag took gets its share of the bag's.
+    """Return the gradient by the weight: each row of a bag has its share of the bag's.
 
     Raises:
-        NotImplementedError: of ``scale_grad_by_freq``: eager on the CPU (torch 2.13) gives other numbers than this.
+        NotImplementedError: of ``scale_grad_by_freq``: eager on the CPU (torch 2.13) computes other numbers than this.
     """
     if scale_grad_by_freq and mode != _MAX:
         raise NotImplementedError("aten._embedding_bag_dense_backward with scale_grad_by_freq")
     zeros = torch.full((num_weights, grad.shape[1]), 0, dtype=grad.dtype, device=grad.device)
     if mode == _MAX:
         chosen = maximum_indices >= 0
-        places, share = torch.where(chosen, maximum_indices, 0), torch.where(chosen, grad, 0)
-        return zeros.scatter_add(0, places, share)
+        return zeros.scatter_add(0, torch.where(chosen, maximum_indices, 0), torch.where(chosen, grad, 0))
     share = grad.index_select(0, offset2bag)
     if per_sample_weights is not None:
         share = share * per_sample_weights.unsqueeze(1)
@@ -83,53 +80,17 @@ def _embedding_bag_dense_backward(
     return zeros.scatter_add(0, indices.unsqueeze(1).expand(share.shape), share)
 
 
-def _embedding_bag_backward(
-    grad: Tensor,
-    indices: Tensor,
-    offsets: Tensor,
-    offset2bag: Tensor,
-    bag_size: Tensor,
-    maximum_indices: Tensor,
-    num_weights: int,
-    scale_grad_by_freq: bool,
-    mode: int,
-    sparse: bool,
-    per_sample_weights: Tensor | None,
-    padding_idx: int = -1,
-) -> Tensor:
-    """Return the gradient by the weight, dense also where eager's is sparse."""
-    return _embedding_bag_dense_backward(
-        grad,
-        indices,
-        offset2bag,
-        bag_size,
-        maximum_indices,
-        num_weights,
-        scale_grad_by_freq,
-        mode,
-        per_sample_weights,
-        padding_idx,
-    )
+@decomposes(_aten._embedding_bag_backward.default)
+def _embedding_bag_backward(grad: Tensor, indices: Tensor, offsets: Tensor, *others: Any) -> Tensor:
+    """Return the gradient by the weight, dense also if eager's is sparse."""
+    dense: Any = [grad, indices, *others[:6], *others[7:]]  # without ``sparse``
+    return _embedding_bag_dense_backward(*dense)
 
 
+@decomposes(_aten._embedding_bag_per_sample_weights_backward.default)
 def _embedding_bag_per_sample_weights_backward(
-    grad: Tensor,
-    weight: Tensor,
-    indices: Tensor,
-    offsets: Tensor,
-    offset2bag: Tensor,
-    mode: int,
-    padding_idx: int = -1,
+    grad: Tensor, weight: Tensor, indices: Tensor, offsets: Tensor, offset2bag: Tensor, mode: int, padding_idx: int = -1
 ) -> Tensor:
     """Return for each index the product of its row with the gradient of its bag; 0 for padding."""
     products = (grad.index_select(0, offset2bag) * weight.index_select(0, indices)).sum(1)
     return torch.where(indices != padding_idx, products, 0)
-
-
-TABLE: dict[Any, Callable[..., Any]] = {
-    _aten._embedding_bag.default: _embedding_bag,
-    _aten._embedding_bag_backward.default: _embedding_bag_backward,
-    _aten._embedding_bag_dense_backward.default: _embedding_bag_dense_backward,
-    _aten._embedding_bag_forward_only.default: _embedding_bag,
-    _aten._embedding_bag_per_sample_weights_backward.default: _embedding_bag_per_sample_weights_backward,
-}

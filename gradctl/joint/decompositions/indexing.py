@@ -1,67 +1,90 @@
-"""Writes into a part of a tensor, and what is made empty or of zeros before.
+"""Views, slices, and writes to parts of a tensor.
 
-Where one element is written twice, the one that comes last in memory stays, as in eager: what is written is then found
-while tracing, so sizes and strides have to be known.
+If two writes go to one element, the last one in memory order stays, as in eager. The last one is found while tracing,
+so sizes and strides must be known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TABLE"]
+from gradctl.joint.decompositions.register import decomposes
 
 _aten = torch.ops.aten
 
 
+# A gradient of torch's kernel may be laid out as channels_last, and ours of the same operator is contiguous: what was a
+# view of one needs a copy of the other. ONNX has no layouts, so that the copy costs nothing there.
+@decomposes(_aten.view.default, _aten._unsafe_view.default)
+def _view(x: Tensor, size: Sequence[int]) -> Any:
+    if x.is_contiguous():
+        return NotImplemented
+    return _aten.clone(x, memory_format=torch.contiguous_format).view(size)
+
+
+@decomposes(torch.ops.prims.view_of.default)
+def _view_of(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+# The body of a Scan may write to the slice.
+@decomposes(_aten.slice_copy.Tensor)
+def _slice_copy(x: Tensor, *place: Any, **named: Any) -> Any:
+    return _aten.slice.Tensor(x, *place, **named).clone()
+
+
+# torch.onnx (2.13) exports the source in its own shape.
+@decomposes(_aten.copy.default)
+def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """Return ``source`` in the shape and dtype of ``x`` (torch/_decomp/decompositions.py, copy)."""
+    return source.to(x.dtype).expand(x.shape)
+
+
+# torch decomposes a squeeze of one axis into this one; ONNX squeezes no scalar.
+@decomposes(_aten.squeeze.dims)
+def _squeeze_dims(self: Tensor, dim: Sequence[int]) -> Tensor:
+    if not self.ndim:
+        return self.clone()
+    axes = {each % self.ndim for each in dim}
+    return self.reshape([size for axis, size in enumerate(self.shape) if axis not in axes or size != 1])
+
+
+@decomposes(_aten._efficientzerotensor.default, _aten.empty_permuted.default)
 def _zeros(
-    size: Sequence[int],
-    *_: Any,
-    dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
-    **_kwargs: Any,
+    size: Sequence[int], *_: Any, dtype: torch.dtype | None = None, device: torch.device | None = None, **_kwargs: Any
 ) -> Tensor:
-    """Return zeros, whatever ``size`` would be filled with: each value is written before it is read."""
+    """Return zeros, also for an empty tensor: each value is written before it is read."""
     return torch.full(size, 0, dtype=dtype or torch.get_default_dtype(), device=device)
 
 
-def _as_strided_scatter(
-    self: Tensor, src: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
-) -> Tensor:
-    """Return ``self`` with ``src`` at offset + sum of index times stride, in its memory.
-
-    Raises:
-        NotImplementedError: see ``_places``.
-    """
-    places = _places(self, size, stride, storage_offset)
-    # The last of two writes to one place is known here.
-    last = {each: position for position, each in enumerate(places)}
-    target = torch.tensor(list(last), dtype=torch.int64, device=self.device)
-    flat, values = self.reshape(-1), src.reshape(-1)
-    if len(last) < len(places):
-        values = values.index_select(0, torch.tensor(list(last.values()), dtype=torch.int64, device=self.device))
-    written: Tensor = _aten.scatter.src(flat, 0, target, values)
-    return written.reshape(self.shape)
-
-
+@decomposes(_aten.as_strided.default)
 def _as_strided(self: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
-    """Return what is at offset + sum of index times stride, read by index: places may overlap.
-
-    Raises:
-        NotImplementedError: see ``_places``.
-    """
+    """Return the elements at offset + sum of index times stride, selected by index: they may overlap."""
     places = torch.tensor(_places(self, size, stride, storage_offset), dtype=torch.int64, device=self.device)
     return self.reshape(-1).index_select(0, places).reshape(size)
 
 
+@decomposes(_aten.as_strided_scatter.default)
+def _as_strided_scatter(
+    self: Tensor, src: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Tensor:
+    """Return ``self`` with ``src`` at offset + sum of index times stride."""
+    places = _places(self, size, stride, storage_offset)
+    last = {each: position for position, each in enumerate(places)}  # of two writes to one element
+    target, kept = (torch.tensor(list(each), dtype=torch.int64, device=self.device) for each in (last, last.values()))
+    values = src.reshape(-1).index_select(0, kept) if len(last) < len(places) else src.reshape(-1)
+    return _written(_aten.scatter.src, self, target, values)
+
+
 def _places(tensor: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None) -> list[int]:
-    """Return where the elements of a view are in the memory of a tensor, in their order.
+    """Return the positions of the elements of a view in the memory of a tensor.
 
     Raises:
-        NotImplementedError: the tensor is not contiguous, or the view reads beside it: no graph keeps memory.
+        NotImplementedError: the tensor is not contiguous, or the view reads beside it: a graph has no memory layout.
     """
     places = [offset or 0]
     for length, step in zip(size, stride, strict=True):
@@ -71,28 +94,31 @@ def _places(tensor: Tensor, size: Sequence[int], stride: Sequence[int], offset: 
     return places
 
 
+def _written(operator: Any, tensor: Tensor, index: Tensor, values: Any) -> Tensor:
+    """Return the result of a scatter to positions in the flattened tensor."""
+    found: Tensor = operator(tensor.reshape(-1), 0, index.reshape(-1), values)
+    return found.reshape(tensor.shape)
+
+
+@decomposes(_aten.diagonal_scatter.default)
 def _diagonal_scatter(self: Tensor, src: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """Return ``self`` with ``src`` on a diagonal of the matrices over ``dim1`` and ``dim2``."""
     dim1, dim2 = dim1 % self.ndim, dim2 % self.ndim
-    rest = [axis for axis in range(self.ndim) if axis not in (dim1, dim2)]
-    order = [*rest, dim1, dim2]
-    matrices = self.permute(order)
+    matrices = self.movedim((dim1, dim2), (-2, -1))
     rows, columns = matrices.shape[-2:]
     along = torch.arange(src.shape[-1], device=self.device)
     places = (along + max(-offset, 0)) * columns + along + max(offset, 0)
     flat = matrices.reshape(*matrices.shape[:-2], rows * columns)
     written: Tensor = _aten.scatter.src(flat, flat.ndim - 1, places.expand(src.shape), src)
-    back = sorted(range(self.ndim), key=order.__getitem__)
-    return written.reshape(matrices.shape).permute(back)
+    return written.reshape(matrices.shape).movedim((-2, -1), (dim1, dim2))
 
 
+# torch.onnx (2.13) has no slice_scatter of complex numbers. Other steps, and symbolic sizes, are left to it.
+@decomposes(_aten.slice_scatter.default)
 def _slice_scatter(
     self: Tensor, src: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Any:
-    """Return ``self`` with ``src`` from ``start`` to ``end``, as what is before it, it, and what is after it.
-
-    torch.onnx (2.13) has none of complex numbers. Other steps, and sizes that are free, are left to it.
-    """
+    """Return the concatenation of the elements before ``start``, ``src``, and the elements from ``end``."""
     size = self.shape[dim]
     if step != 1 or not all(isinstance(each, int) for each in (size, start or 0, end or 0)):
         return NotImplemented
@@ -101,55 +127,56 @@ def _slice_scatter(
     return torch.cat([each.narrow(dim, low, high - low) for each, low, high in pieces if high > low], dim)
 
 
+@decomposes(_aten.put.default)
 def _put(self: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
-    """Return ``self`` with ``source`` at places counted in the flattened tensor."""
-    flat, places, values = self.reshape(-1), index.reshape(-1), source.reshape(-1)
-    places = torch.where(places < 0, places + flat.shape[0], places)
-    write = _aten.scatter_add if accumulate else _aten.scatter.src
-    written: Tensor = write(flat, 0, places, values)
-    return written.reshape(self.shape)
+    places = torch.where(index < 0, index + self.numel(), index)
+    return _written(_aten.scatter_add if accumulate else _aten.scatter.src, self, places, source.reshape(-1))
 
 
+# torch.onnx (2.13) exports an index_add that is wrong in its forward.
+@decomposes(_aten.index_add.default)
 def _index_add(self: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
-    """Return ``self`` with ``alpha`` times each slice of ``source`` added to the slice that ``index`` names."""
     base, dim, places, values = _slices(self, dim, index, source)
     written: Tensor = _aten.scatter_add(base, dim, places, values if alpha == 1 else values * alpha)
     return written.reshape(self.shape)
 
 
+@decomposes(_aten.index_reduce.default)
 def _index_reduce(
     self: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
-    """Return ``self`` with each slice of ``source`` taken together with the slice that ``index`` names."""
     written: Tensor = _aten.scatter_reduce(*_slices(self, dim, index, source), reduce, include_self=include_self)
     return written.reshape(self.shape)
 
 
 def _slices(self: Tensor, dim: int, index: Tensor, source: Tensor) -> tuple[Tensor, int, Tensor, Tensor]:
-    """Return what a scatter takes for slices of ``source`` at those that ``index`` names; a scalar is a list of one."""
-    base = self.reshape(1) if self.ndim == 0 else self
-    values = source.reshape(1) if self.ndim == 0 else source
+    """Return the arguments of a scatter of slices of ``source`` to those of ``self`` by index; a scalar is a list."""
+    base, values = (each.reshape(1) if self.ndim == 0 else each for each in (self, source))
     dim = dim % base.ndim
-    places = index.reshape([-1 if axis == dim else 1 for axis in range(base.ndim)]).expand(values.shape)
-    return base, dim, places, values
+    return base, dim, _along(index, base.ndim, dim).expand(values.shape), values
 
 
-def _repeat_interleave(repeats: Tensor, *, output_size: int | None = None) -> Any:
-    """Return each index as often as ``repeats`` says, where it is known how many these are."""
-    if not isinstance(output_size, int):
+def _along(values: Tensor, ndim: int, dim: int) -> Tensor:
+    """Return a list as a tensor with ``ndim`` axes, along one of them."""
+    return values.reshape([-1 if axis == dim else 1 for axis in range(ndim)])
+
+
+# ONNX's scatters take no scalar: it is a list of one element here.
+@decomposes(_aten.scatter_add.default, operator=_aten.scatter_add)
+@decomposes(_aten.scatter.src, operator=_aten.scatter.src)
+@decomposes(_aten.scatter.value, operator=_aten.scatter.value)
+def _scatter(self: Tensor, dim: int, index: Tensor, values: Any, *, operator: Any) -> Any:
+    if self.ndim:
         return NotImplemented
-    ends = repeats.cumsum(0)
-    at = torch.arange(output_size, device=repeats.device, dtype=ends.dtype)
-    return (at.unsqueeze(1) >= ends).to(repeats.dtype).sum(1)
+    return _written(operator, self, index, values.reshape(-1) if isinstance(values, Tensor) else values)
 
 
+# torch.onnx (2.13) exports the sum in place of the mean; other reductions are ONNX's own.
+@decomposes(_aten.scatter_reduce.two)
 def _scatter_reduce(
     self: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Any:
-    """Return the mean of what is scattered to one place as sum by count; other reductions are ONNX's own.
-
-    torch.onnx (2.13) takes the sum for the mean.
-    """
+    """Return the mean of the values scattered to one element, as sum by count."""
     if reduce != "mean":
         return NotImplemented
     base, ones = self, torch.ones_like(self)
@@ -160,39 +187,34 @@ def _scatter_reduce(
     return total / _aten.scatter_add(ones, dim, index, torch.ones_like(values)).clamp_min(1)
 
 
+@decomposes(_aten.repeat_interleave.Tensor)
+def _repeat_interleave(repeats: Tensor, *, output_size: int | None = None) -> Any:
+    """Return each index as often as ``repeats`` says, if the total is known."""
+    if not isinstance(output_size, int):
+        return NotImplemented
+    ends = repeats.cumsum(0)
+    at = torch.arange(output_size, device=repeats.device, dtype=ends.dtype)
+    return (at.unsqueeze(1) >= ends).to(repeats.dtype).sum(1)
+
+
+@decomposes(_aten.masked_select.default)
+def _masked_select(self: Tensor, mask: Tensor) -> Tensor:
+    shape = torch.broadcast_shapes(self.shape, mask.shape)  # type: ignore[no-untyped-call]
+    return self.expand(shape)[mask.expand(shape)]
+
+
+@decomposes(_aten.masked_scatter_backward.default)
 def _masked_scatter_backward(grad: Tensor, mask: Tensor, sizes: Sequence[int]) -> Tensor:
     """Return the gradient by the source of ``masked_scatter``: its k-th element went to the k-th true of the mask."""
     chosen = mask.expand(grad.shape).reshape(-1)
     places = torch.where(chosen, torch.cumsum(chosen.to(torch.int64), 0) - 1, 0)
-    values = torch.where(chosen, grad.reshape(-1), 0)
     source = torch.full(sizes, 0, dtype=grad.dtype, device=grad.device)
-    written: Tensor = _aten.scatter_add(source.reshape(-1), 0, places, values)
-    return written.reshape(sizes)
+    return _written(_aten.scatter_add, source, places, torch.where(chosen, grad.reshape(-1), 0))
 
 
-def _scatter_add(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Any:
-    """Return the sum with what is scattered; ONNX's operator takes no scalar, which is a list of one here."""
-    if self.ndim:
-        return NotImplemented
-    return _aten.scatter_add(self.reshape(1), 0, index.reshape(-1), src.reshape(-1)).reshape(())
-
-
-def _scatter(self: Tensor, dim: int, index: Tensor, src: Tensor) -> Any:
-    """Return ``self`` with ``src`` at the places of ``index``; a scalar as ``_scatter_add`` takes it."""
-    if self.ndim:
-        return NotImplemented
-    return _aten.scatter.src(self.reshape(1), 0, index.reshape(-1), src.reshape(-1)).reshape(())
-
-
-def _scatter_value(self: Tensor, dim: int, index: Tensor, value: float) -> Any:
-    """Return ``self`` with ``value`` at the places of ``index``; a scalar as ``_scatter_add`` takes it."""
-    if self.ndim:
-        return NotImplemented
-    return _aten.scatter.value(self.reshape(1), 0, index.reshape(-1), value).reshape(())
-
-
-def _unfold_backward(grad_in: Tensor, input_sizes: Sequence[int], dim: int, size: int, step: int) -> Tensor:
-    """Return the sum of the gradients of all windows that an element was in."""
+@decomposes(_aten.unfold_backward.default)
+def _unfold_backward(grad_in: Tensor, input_sizes: Sequence[int], dim: int, size: int, step: int) -> Any:
+    """Return for each element the sum of the gradients of the windows that contain it."""
     found = torch.full(input_sizes, 0, dtype=grad_in.dtype, device=grad_in.device)
     if found.ndim == 0:
         return grad_in.sum()
@@ -200,35 +222,6 @@ def _unfold_backward(grad_in: Tensor, input_sizes: Sequence[int], dim: int, size
     starts = torch.arange(grad_in.shape[dim], device=grad_in.device) * step
     places = (starts.unsqueeze(1) + torch.arange(size, device=grad_in.device)).reshape(-1)
     windows = grad_in.movedim(-1, dim + 1).flatten(dim, dim + 1)
-    # istft has the windows of one row for all.
+    # istft passes the windows of one row for all.
     windows = windows.expand([-1 if axis == dim else size for axis, size in enumerate(found.shape)])
-    along = places.reshape([-1 if axis == dim else 1 for axis in range(found.ndim)])
-    total: Tensor = _aten.scatter_add(found, dim, along.expand(windows.shape), windows)
-    return total
-
-
-def _masked_select(self: Tensor, mask: Tensor) -> Tensor:
-    """Return the elements where ``mask`` holds, in their order (torch/_refs, as an index)."""
-    shape = torch.broadcast_shapes(self.shape, mask.shape)  # type: ignore[no-untyped-call]
-    return self.expand(shape)[mask.expand(shape)]
-
-
-TABLE: dict[Any, Callable[..., Any]] = {
-    _aten._efficientzerotensor.default: _zeros,
-    _aten.as_strided.default: _as_strided,
-    _aten.as_strided_scatter.default: _as_strided_scatter,
-    _aten.diagonal_scatter.default: _diagonal_scatter,
-    _aten.empty_permuted.default: _zeros,
-    _aten.index_add.default: _index_add,
-    _aten.index_reduce.default: _index_reduce,
-    _aten.masked_scatter_backward.default: _masked_scatter_backward,
-    _aten.put.default: _put,
-    _aten.repeat_interleave.Tensor: _repeat_interleave,
-    _aten.scatter.src: _scatter,
-    _aten.scatter.value: _scatter_value,
-    _aten.scatter_add.default: _scatter_add,
-    _aten.scatter_reduce.two: _scatter_reduce,
-    _aten.slice_scatter.default: _slice_scatter,
-    _aten.masked_select.default: _masked_select,
-    _aten.unfold_backward.default: _unfold_backward,
-}
+    return _aten.scatter_add(found, dim, _along(places, found.ndim, dim).expand(windows.shape), windows)

@@ -1,12 +1,12 @@
-"""Linear algebra of real matrices: factors and what is solved by them, a column or row at a time.
+"""Linear algebra of real matrices: factors, and the solutions that they give, one column or row at a time.
 
-The steps of small matrices are nodes of the graph, those of larger ones, and of sizes that are free, the body of ONNX's
+The steps of small matrices are nodes of the graph; those of larger ones, and of symbolic sizes, are the body of ONNX's
 Scan. Factors are those of LAPACK, up to rounding: rows exchanged for the largest element of a column (the first of
 equals), signs of Householder's reflections.
 
-A graph cannot raise: where eager does, for a matrix that is singular or not positive definite, it gives infinities and
-NaN. Eigenvalues and singular values are not here: their iterations end when they have converged. Where the rank is
-known, a Cholesky or QR factor does what they would.
+A graph cannot raise: for a matrix that is singular or not positive definite, the results are infinite or NaN. There are
+no eigenvalues and singular values: their iterations end at convergence. If the rank is known, a Cholesky or QR factor
+serves as well.
 
 Private to torch: ``torch._higher_order_ops.scan``.
 
@@ -17,26 +17,73 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
+from torch._ops import OpOverload
 
-__all__ = ["EARLY", "TABLE"]
+from gradctl.joint.decompositions.register import REAL, Table, decomposes
+
+__all__ = ["EARLY"]
 
 _aten = torch.ops.aten
-
-# So many steps are nodes, 20 each, that any runtime has; a Scan is as quick (onnxruntime 1.32), and sooner exported.
-_UNROLLED = 4
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Place = int | Tensor  # the number of a step: an integer, or a tensor of one
+_UNROLLED = 4  # up to so many steps are nodes, 20 each; a Scan is as fast (onnxruntime 1.32) and exported sooner
 _SQUARINGS = 32
-# What a step is told of its number: an integer, or a tensor of one.
-_Place = int | Tensor
+
+# For the trace in which autograd runs: autograd takes the factors of a determinant as those of the transpose if the
+# matrix is contiguous, which it may be no longer in the second trace.
+EARLY: Table = {}
 
 
+def _decomposes(*overloads: OpOverload, table: Table = REAL) -> Callable[[_Function], _Function]:
+    """Register a decomposition that leaves complex matrices, and factors without exchanges, to others."""
+
+    def register(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def of_reals(*args: Any, **kwargs: Any) -> Any:
+            is_complex = any(isinstance(each, Tensor) and each.is_complex() for each in args)
+            return NotImplemented if is_complex or not kwargs.get("pivot", True) else function(*args, **kwargs)
+
+        decomposes(*overloads, table=table)(of_reals)
+        return function
+
+    return register
+
+
+@decomposes(_aten._linalg_check_errors.default)
+def _ignore_errors(*_: Any, **__: Any) -> None: ...
+
+
+@decomposes(_aten._trilinear.default)
+def _trilinear(
+    i1: Tensor,
+    i2: Tensor,
+    i3: Tensor,
+    expand1: Sequence[int],
+    expand2: Sequence[int],
+    expand3: Sequence[int],
+    sumdim: Sequence[int],
+    unroll_dim: int = 1,
+) -> Tensor:
+    """Return the product of three tensors with new axes, summed over ``sumdim``.
+
+    Source: aten/src/ATen/native/Linear.cpp.
+    """
+    for axes, which in ((expand1, 0), (expand2, 1), (expand3, 2)):
+        for axis in axes:
+            i1, i2, i3 = (each.unsqueeze(axis) if which == k else each for k, each in enumerate((i1, i2, i3)))
+    product = i1 * i2 * i3
+    return product.sum(list(sumdim)) if sumdim else product
+
+
+@_decomposes(_aten.linalg_lu_factor_ex.default)
 def _linalg_lu_factor_ex(A: Tensor, *, pivot: bool = True, check_errors: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Return L below the diagonal and U ``[*, m, n]``, which row each was exchanged with, counted from 1, and info."""
+    """Return L below the diagonal and U ``[*, m, n]``, the row that each was exchanged with, from 1, and info."""
     row, column = _rows(A), _columns(A)
 
     def step(k: _Place, matrix: Tensor, row: Tensor, column: Tensor) -> list[Tensor]:
@@ -46,7 +93,7 @@ def _linalg_lu_factor_ex(A: Tensor, *, pivot: bool = True, check_errors: bool = 
         matrix = torch.where(row == largest, _at(matrix, -2, k), matrix)
         matrix = torch.where(row == k, chosen, matrix)
         top = _at(chosen, -1, k)
-        # All below a 0 is 0 here.
+        # Below a pivot of 0 every element is 0.
         factor = torch.where(row > k, _at(matrix, -1, k) / torch.where(top == 0, 1, top), 0)
         matrix = matrix - factor * torch.where(column > k, chosen, 0)
         return [torch.where((column == k) & (row > k), factor, matrix), largest.squeeze(-1).squeeze(-1)]
@@ -57,16 +104,18 @@ def _linalg_lu_factor_ex(A: Tensor, *, pivot: bool = True, check_errors: bool = 
     return factors, pivots, _first(factors.diagonal(0, -2, -1) == 0)
 
 
+@_decomposes(_aten.linalg_lu.default)
 def _linalg_lu(A: Tensor, *, pivot: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Return P, L and U."""
     factors, pivots, _ = _linalg_lu_factor_ex(A)
     return _lu_unpack(factors, pivots)
 
 
+@_decomposes(_aten.lu_unpack.default)
 def _lu_unpack(
     LU_data: Tensor, LU_pivots: Tensor, unpack_data: bool = True, unpack_pivots: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return P ``[*, m, m]``, L ``[*, m, k]`` and U ``[*, k, n]``; what is not asked for is empty."""
+    """Return P ``[*, m, m]``, L ``[*, m, k]`` and U ``[*, k, n]``; those that are not requested are empty."""
     rows, columns = LU_data.shape[-2:]
     count = min(rows, columns)
     permutation, lower, upper = (LU_data.new_zeros(0) for _ in range(3))
@@ -81,6 +130,7 @@ def _lu_unpack(
     return permutation, lower, upper
 
 
+@_decomposes(_aten.linalg_lu_solve.default)
 def _linalg_lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True, adjoint: bool = False) -> Tensor:
     """Return X of A X = B, or X A = B; of the transpose of A with ``adjoint``."""
     if not left:
@@ -94,40 +144,43 @@ def _linalg_lu_solve(LU: Tensor, pivots: Tensor, B: Tensor, *, left: bool = True
     return placed
 
 
+@_decomposes(_aten._linalg_solve_ex.default)
 def _linalg_solve_ex(
     A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return X of A X = B, or X A = B, with the factors, pivots and info of A; B may be a vector for each matrix."""
     factors, pivots, info = _linalg_lu_factor_ex(A)
-    if B.ndim == 1 or (A.ndim - 1 == B.ndim and B.shape == A.shape[:-1]):
-        found = _linalg_lu_solve(factors, pivots, B.unsqueeze(-1), left=left).squeeze(-1)
-    else:
-        found = _linalg_lu_solve(factors, pivots, B, left=left)
-    return found, factors, pivots, info
+    is_vector = B.ndim == 1 or (A.ndim - 1 == B.ndim and B.shape == A.shape[:-1])
+    found = _linalg_lu_solve(factors, pivots, B.unsqueeze(-1) if is_vector else B, left=left)
+    return found.squeeze(-1) if is_vector else found, factors, pivots, info
 
 
+@_decomposes(_aten.linalg_inv_ex.default)
 def _linalg_inv_ex(A: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Tensor]:
     """Return the inverse, and info."""
     factors, pivots, info = _linalg_lu_factor_ex(A)
     return _linalg_lu_solve(factors, pivots, _identity(A)), info
 
 
+@_decomposes(_aten._linalg_det.default, table=EARLY)
 def _linalg_det(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the determinant, with factors and pivots; see ``EARLY``."""
+    """Return the determinant, with factors and pivots."""
     factors, pivots, _ = _linalg_lu_factor_ex(A.mT if A.is_contiguous() else A)
     return _parity(pivots, A) * factors.diagonal(0, -2, -1).prod(-1), factors, pivots
 
 
+@_decomposes(_aten._linalg_slogdet.default, table=EARLY)
 def _linalg_slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sign of the determinant and the logarithm of its size, with factors and pivots; see ``EARLY``."""
+    """Return the sign of the determinant and the logarithm of its absolute value, with factors and pivots."""
     factors, pivots, _ = _linalg_lu_factor_ex(A.mT if A.is_contiguous() else A)
     diagonal = factors.diagonal(0, -2, -1)
     sign = _parity(pivots, A) * diagonal.sign().prod(-1)
     return sign, diagonal.abs().log().sum(-1), factors, pivots
 
 
+@_decomposes(_aten.linalg_cholesky_ex.default)
 def _linalg_cholesky_ex(self: Tensor, *, upper: bool = False, check_errors: bool = False) -> tuple[Tensor, Tensor]:
-    """Return L of L Lᵀ, or its transpose, from the triangle of its name, and info."""
+    """Return L of L Lᵀ from the lower triangle, or its transpose from the upper one, and info."""
 
     def step(k: _Place, matrix: Tensor, row: Tensor) -> list[Tensor]:
         of_pivot = _at(matrix, -1, k)
@@ -141,30 +194,37 @@ def _linalg_cholesky_ex(self: Tensor, *, upper: bool = False, check_errors: bool
     return (lower.mT if upper else lower), info
 
 
-def _cholesky(self: Tensor, upper: bool = False) -> Tensor:
-    return _linalg_cholesky_ex(self, upper=upper)[0]
+if hasattr(_aten, "cholesky"):  # until torch 2.13
+
+    @_decomposes(_aten.cholesky.default)
+    def _cholesky(self: Tensor, upper: bool = False) -> Tensor:
+        return _linalg_cholesky_ex(self, upper=upper)[0]
 
 
+@_decomposes(_aten.cholesky_solve.default)
 def _cholesky_solve(self: Tensor, input2: Tensor, upper: bool = False) -> Tensor:
     """Return X of A X = ``self``, A the product of a triangular factor and its transpose."""
     lower, right = _broadcast(input2.mT if upper else input2, self)
     return _substituted(lower.mT, _substituted(lower, right, upper=False), upper=True)
 
 
+@_decomposes(_aten.cholesky_inverse.default)
 def _cholesky_inverse(self: Tensor, upper: bool = False) -> Tensor:
     """Return the inverse of the product of a triangular factor and its transpose."""
     return _cholesky_solve(_identity(self), self, upper)
 
 
+@_decomposes(_aten.linalg_solve_triangular.default)
 def _linalg_solve_triangular(
     self: Tensor, B: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
 ) -> Tensor:
-    """Return X of A X = B, or X A = B; the other triangle of A is not looked at."""
+    """Return X of A X = B, or X A = B; the other triangle of A is not read."""
     if not left:
         return _linalg_solve_triangular(self.mT, B.mT, upper=not upper, unitriangular=unitriangular).mT
     return _substituted(*_broadcast(self, B), upper=upper, unit=unitriangular)
 
 
+@_decomposes(_aten.triangular_solve.default)
 def _triangular_solve(
     self: Tensor, A: Tensor, upper: bool = True, transpose: bool = False, unitriangular: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -174,8 +234,9 @@ def _triangular_solve(
     return found, _broadcast(A, self)[0].clone()
 
 
+@_decomposes(_aten.linalg_qr.default)
 def _linalg_qr(A: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
-    """Return Q ``[*, m, k]`` and R ``[*, k, n]``, k the smaller of m and n, or m where ``mode`` is complete."""
+    """Return Q ``[*, m, k]`` and R ``[*, k, n]``, k the smaller of m and n, or m if ``mode`` is complete."""
     count = min(A.shape[-2:])
     row, column = _rows(A), _columns(A)
 
@@ -184,32 +245,33 @@ def _linalg_qr(A: Tensor, mode: str = "reduced") -> tuple[Tensor, Tensor]:
         first = _at(reflected, -2, k)
         rest = torch.where(row > k, reflected, 0)
         largest = torch.maximum(rest.abs().amax(-2, keepdim=True), first.abs())
-        # What is scaled has squares that neither vanish nor overflow.
+        # The squares of scaled elements neither vanish nor overflow.
         scale = torch.where(largest == 0, 1, largest)
         length = scale * ((rest / scale).square().sum(-2, keepdim=True) + (first / scale).square()).sqrt()
-        # A column that is done is left alone, its sign too.
-        done = (rest == 0).all(-2, keepdim=True)
+        # A column that is zero below is kept, with its sign.
+        is_zero = (rest == 0).all(-2, keepdim=True)
         signed = torch.where(first < 0, length, -length)
-        apart = torch.where(done, 1, first - signed)
+        apart = torch.where(is_zero, 1, first - signed)
         vector = torch.where(row == k, 1, rest / apart)
-        factor = torch.where(done, 0, -apart / torch.where(done, 1, signed))
+        factor = torch.where(is_zero, 0, -apart / torch.where(is_zero, 1, signed))
         return [both - factor * vector * (vector * both).sum(-2, keepdim=True)]
 
-    # What turns A into R turns the identity into the transpose of Q.
-    both = torch.cat([A, _identity(A, rows=True)], -1)
-    both, _ = _repeated(step, count, both, (row,))
+    # The reflections that turn A into R turn the identity into the transpose of Q.
+    both, _ = _repeated(step, count, torch.cat([A, _identity(A, rows=True)], -1), (row,))
     wanted = A.shape[-2] if mode == "complete" else count
     across, rest = both.narrow(-1, 0, A.shape[-1]), both.narrow(-1, A.shape[-1], A.shape[-2])
     triangle = torch.where(row <= column, across, 0).narrow(-2, 0, wanted)
     return (A.new_zeros(0) if mode == "r" else rest.mT.narrow(-1, 0, wanted)), triangle
 
 
+@_decomposes(_aten.linalg_householder_product.default)
 def _linalg_householder_product(input: Tensor, tau: Tensor) -> Tensor:
     """Return the first columns of the product of reflections I - tau v vᵀ; v is 1 on the diagonal, 0 above."""
     ones = (_rows(input) == _columns(input)).to(input.dtype).expand(input.shape)
     return _reflected(input, tau, ones, backwards=True)
 
 
+@_decomposes(_aten.ormqr.default)
 def _ormqr(self: Tensor, input2: Tensor, input3: Tensor, left: bool = True, transpose: bool = False) -> Tensor:
     """Return Q C, or C Q; Q is the product of the reflections that ``self`` and ``input2`` hold, or its transpose."""
     if not left:
@@ -217,13 +279,14 @@ def _ormqr(self: Tensor, input2: Tensor, input3: Tensor, left: bool = True, tran
     return _reflected(self, input2, input3, backwards=not transpose)
 
 
+@_decomposes(_aten.linalg_matrix_exp.default)
 def _linalg_matrix_exp(self: Tensor) -> Tensor:
-    """Return the exponential: that of A / 2^s by its series, squared s times; NaN where s would be above 32."""
+    """Return the exponential: that of A / 2^s by its series, squared s times; NaN if s were above 32."""
     norm = self.abs().sum(-2, keepdim=True).amax(-1, keepdim=True)
     squarings = norm.log2().ceil().clamp_min(0)
     scaled, eye = self / squarings.exp2(), _identity(self)
     found = eye
-    for degree in range(18, 0, -1):  # of a norm of at most 1: what is left out is 1 / 19! = 8e-18
+    for degree in range(18, 0, -1):  # the norm is at most 1: the first omitted term is 1 / 19! = 8e-18
         found = eye + scaled.matmul(found) / degree
 
     def step(k: _Place, found: Tensor, squarings: Tensor) -> list[Tensor]:
@@ -246,7 +309,7 @@ def _reflected(vectors: Tensor, tau: Tensor, matrix: Tensor, *, backwards: bool)
 
 
 def _substituted(triangle: Tensor, right: Tensor, *, upper: bool, unit: bool = False) -> Tensor:
-    """Return what solves a triangular system, a row at a time; the other triangle is not looked at."""
+    """Return the solution of a triangular system, one row at a time; the other triangle is not read."""
     row, column = _rows(triangle), _columns(triangle)
     others = torch.where(row < column if upper else row > column, triangle, 0)
     if not unit:
@@ -267,14 +330,14 @@ def _repeated(
     *,
     backwards: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return what is left of ``carried`` after ``count`` steps, and what each gave besides it, one above the other.
+    """Return ``carried`` after ``count`` steps, and the stack of their second results.
 
     Args:
-        step: takes its number, ``carried`` and the constants, and gives ``carried`` and one tensor more, or none.
-        count: may be free.
-        carried: has one shape throughout.
-        constants: whatever else a step reads.
-        backwards: whether the last number is the first.
+        step: takes its number, ``carried`` and the constants; returns ``carried``, and a second tensor or none.
+        count: may be symbolic.
+        carried: of one shape in all steps.
+        constants: other tensors that a step reads.
+        backwards: whether the last number comes first.
     """
     if isinstance(count, int) and count <= _UNROLLED:
         given = []
@@ -297,7 +360,7 @@ def _at(tensor: Tensor, axis: int, place: _Place) -> Tensor:
 
 
 def _order(pivots: Tensor, rows: int) -> Tensor:
-    """Return which row each was before the exchanges, ``[*, rows]``."""
+    """Return the number of each row before the exchanges, ``[*, rows]``."""
     places = torch.arange(rows, device=pivots.device)
     others = pivots.to(torch.int64) - 1
 
@@ -317,7 +380,7 @@ def _parity(pivots: Tensor, like: Tensor) -> Tensor:
 
 
 def _first(failed: Tensor) -> Tensor:
-    """Return the number of the first that is true, counted from 1; 0 where none is."""
+    """Return the number of the first that is true, from 1; 0 if none is."""
     if failed.shape[-1] == 0:
         return failed.new_zeros(failed.shape[:-1], dtype=torch.int32)
     place = failed.to(torch.int32).argmax(-1) + 1
@@ -330,7 +393,7 @@ def _broadcast(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _identity(matrix: Tensor, *, rows: bool = False) -> Tensor:
-    """Return the identity of as many rows as a matrix has columns, or rows, for each matrix of the batch."""
+    """Return for each matrix of a batch the identity of the size of its columns, or rows."""
     size = matrix.shape[-2 if rows else -1]
     eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     return eye.expand(*matrix.shape[:-2], size, size)
@@ -342,43 +405,3 @@ def _rows(matrix: Tensor) -> Tensor:
 
 def _columns(matrix: Tensor) -> Tensor:
     return torch.arange(matrix.shape[-1], device=matrix.device)
-
-
-def _of_reals(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a decomposition that leaves complex matrices, and factors without exchanges, to others."""
-
-    @functools.wraps(function)
-    def decomposed(*args: Any, **kwargs: Any) -> Any:
-        others = any(isinstance(each, Tensor) and each.is_complex() for each in args) or not kwargs.get("pivot", True)
-        return NotImplemented if others else function(*args, **kwargs)  # in the way of torch._decomp
-
-    return decomposed
-
-
-# For the trace in which autograd runs: its backward takes the factors for those of the transpose where the matrix is
-# contiguous, which it may be no longer when it is traced again.
-EARLY: dict[Any, Callable[..., Any]] = {
-    _aten._linalg_det.default: _of_reals(_linalg_det),
-    _aten._linalg_slogdet.default: _of_reals(_linalg_slogdet),
-}
-
-TABLE: dict[Any, Callable[..., Any]] = {
-    _aten._linalg_check_errors.default: lambda *_, **__: None,
-    _aten._linalg_solve_ex.default: _of_reals(_linalg_solve_ex),
-    _aten.cholesky_inverse.default: _of_reals(_cholesky_inverse),
-    _aten.cholesky_solve.default: _of_reals(_cholesky_solve),
-    _aten.linalg_cholesky_ex.default: _of_reals(_linalg_cholesky_ex),
-    _aten.linalg_householder_product.default: _of_reals(_linalg_householder_product),
-    _aten.linalg_inv_ex.default: _of_reals(_linalg_inv_ex),
-    _aten.linalg_lu.default: _of_reals(_linalg_lu),
-    _aten.linalg_lu_factor_ex.default: _of_reals(_linalg_lu_factor_ex),
-    _aten.linalg_lu_solve.default: _of_reals(_linalg_lu_solve),
-    _aten.linalg_matrix_exp.default: _of_reals(_linalg_matrix_exp),
-    _aten.linalg_qr.default: _of_reals(_linalg_qr),
-    _aten.linalg_solve_triangular.default: _of_reals(_linalg_solve_triangular),
-    _aten.lu_unpack.default: _of_reals(_lu_unpack),
-    _aten.ormqr.default: _of_reals(_ormqr),
-    _aten.triangular_solve.default: _of_reals(_triangular_solve),
-}
-if hasattr(_aten, "cholesky"):  # which torch 2.14 has no longer
-    TABLE[_aten.cholesky.default] = _of_reals(_cholesky)

@@ -1,4 +1,4 @@
-"""Linear maps of images that act on each spatial axis by a matrix: pooling by averages, and interpolation.
+"""Separable linear maps of images, a matrix for each spatial axis: average pooling, and interpolation.
 
 With y = A x Bᵀ, the gradient by x is Aᵀ dy B; matrices have the shape ``[size of the output, size of the input]``.
 """
@@ -10,22 +10,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["apply", "apply_transposed", "positions", "working_type"]
+__all__ = ["accumulation_type", "apply", "apply_transposed", "positions"]
 
 
-def working_type(x: Tensor) -> torch.dtype:
-    """Return the type that torch adds up in: float32 for narrower ones."""
+def accumulation_type(x: Tensor) -> torch.dtype:
+    """Return the dtype in which torch accumulates sums: at least float32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def positions(size: int, x: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Return 0, 1, … of a length, where ``x`` is."""
+    """Return 0, 1, … up to ``size`` on the device of ``x``."""
     return torch.arange(size, device=x.device, dtype=dtype)
 
 
 def apply(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Return ``x`` with its last axes multiplied by their matrices; a copy, of the type of ``x``."""
-    found = x.to(working_type(x))
+    """Return ``x`` with its last axes multiplied by their matrices; a copy, in the dtype of ``x``."""
+    found = x.to(accumulation_type(x))
     for axis, matrix in enumerate(matrices, start=x.ndim - len(matrices)):
         kept = found.shape
         if axis == x.ndim - 1:

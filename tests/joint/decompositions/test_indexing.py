@@ -1,21 +1,16 @@
-"""Writes into a part of a tensor, against torch's own kernels and autograd."""
+"""Views, slices and writes to parts of a tensor, against torch's own kernels and autograd."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from gradctl.commands.compare import Comparing
-from gradctl.core.allows import Allows
-from gradctl.joint.decompositions.indexing import TABLE
-from gradctl.subject.subject import Subject
-from tests.joint.decompositions.substituted import assert_as_torch
+from gradctl.joint.decompositions import TABLE
+from tests.joint.decompositions.substituted import assert_as_torch, assert_right_in_onnxruntime, values
+from tests.joint.joined import differing
 
 aten = torch.ops.aten
-
-
-def values(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def assert_same(operator, *arguments, **options):
@@ -121,7 +116,7 @@ def test_scalars_are_lists_of_one():
     assert_same(aten.scatter_add.default, values(), 0, torch.tensor(0), values())
     assert_same(aten.scatter.src, values(), 0, torch.tensor([0]), -values(1))
     assert_same(aten.scatter.value, values(), 0, torch.tensor(0), 2.5)
-    assert_as_torch(TABLE, {"scatter_add"}, lambda x: x.gather(0, torch.tensor(0)), values())
+    assert_as_torch({"scatter_add"}, lambda x: x.gather(0, torch.tensor(0)), values())
 
 
 def test_writes_are_right_in_onnxruntime():
@@ -145,6 +140,45 @@ def test_writes_are_right_in_onnxruntime():
             x.masked_scatter(torch.tensor([True, False, True, True]), y),
         )
 
-    subject = Subject(target="writes", model=writes, args=(values(3, 4).float(), values(3, 4).float()))
-    unit = Comparing(subject, Allows(())).form("onnx-joint", named=True)
-    assert (unit.verdict, unit.reason) == ("pass", None), (unit.details, unit.findings)
+    assert_right_in_onnxruntime(writes, values(3, 4).float(), values(3, 4).float())
+
+
+def test_sizes_of_one_go():
+    x = values(1, 3, 1, 1)
+    for dims in ([0], [0, -1], [1, 2], [3, 0, 2]):
+        torch.testing.assert_close(TABLE[aten.squeeze.dims](x, dims), x.squeeze(dims))
+    torch.testing.assert_close(TABLE[aten.squeeze.dims](values(), [0]), values())
+
+
+def test_a_squeeze_is_right_in_onnxruntime():
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x[:, :1].squeeze(1), x[:1, :, None].squeeze()
+
+    assert differing(function, values(4, 5).float()) == []
+
+
+class Rows(nn.Module):
+    """A depthwise convolution of an image whose channels come last, viewed as rows: ConvNeXt's block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(5, 6, 1), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).to(memory_format=torch.channels_last)
+        return self.depthwise(hidden).permute(0, 2, 3, 1).contiguous().view(-1, 6).tanh()
+
+
+def test_a_view_of_rows_that_are_not_contiguous() -> None:
+    x = torch.randn(4, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for function in (lambda x: x[:, :, ::2].view(4, 3, 3), lambda x: x.permute(1, 0, 2).view(3, 4, 2, 3)):
+        assert_as_torch({"view"}, function, x)
+
+
+def test_a_gradient_in_channels_last_is_viewed_as_rows() -> None:
+    assert differing(Rows(), torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(0))) == []
+
+
+def test_a_copied_slice() -> None:
+    x = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert_as_torch({"slice_copy"}, lambda x: torch.slice_copy(x, 1, 1, -1, 2), x)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradctl.joint.decompositions.pooling import TABLE
 from tests.joint.decompositions.substituted import assert_as_torch
 from tests.joint.joined import differing
 
@@ -31,7 +30,7 @@ def test_averages_count_what_torch_counts(
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dims - 1]
     used = {f"avg_pool{max(dims, 2)}d_backward"}
     for image in (_image(dims), _image(dims)[0]):
-        assert_as_torch(TABLE, used, lambda x: pool(x, 3, stride, padding, ceil_mode, count_include_pad), image)
+        assert_as_torch(used, lambda x: pool(x, 3, stride, padding, ceil_mode, count_include_pad), image)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -40,7 +39,6 @@ def test_a_divisor_takes_the_place_of_the_count(dims: int, ceil_mode: bool) -> N
     pool = (F.avg_pool2d, F.avg_pool3d)[dims - 2]
     kernel, stride, padding = [3, 2, 4][:dims], [2, 3, 1][:dims], [1, 0, 2][:dims]
     assert_as_torch(
-        TABLE,
         {f"avg_pool{dims}d", f"avg_pool{dims}d_backward"},
         lambda x: pool(x, kernel, stride, padding, ceil_mode, divisor_override=7),
         _image(dims),
@@ -53,17 +51,17 @@ def test_adaptive_windows_are_those_of_torch(dims: int, out: int) -> None:
     average = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[dims - 1]
     maximum = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)[dims - 1]
     assert_as_torch(
-        TABLE, set() if out == 1 else {f"_adaptive_avg_pool{max(dims, 2)}d"}, lambda x: average(x, out), _image(dims)
+        set() if out == 1 else {f"_adaptive_avg_pool{max(dims, 2)}d"}, lambda x: average(x, out), _image(dims)
     )
     for image in (_image(dims), _image(dims, ties=True), _image(dims)[0]):
         used = {f"adaptive_max_pool{max(dims, 2)}d", f"adaptive_max_pool{max(dims, 2)}d_backward"}
-        assert_as_torch(TABLE, used, lambda x: maximum(x, out, return_indices=True), image)
+        assert_as_torch(used, lambda x: maximum(x, out, return_indices=True), image)
 
 
 @pytest.mark.parametrize("size", [(3, 11), (9, 4), (18, 22)])
 def test_adaptive_windows_of_whole_sizes_are_plain_ones(size: Sequence[int]) -> None:
-    assert_as_torch(TABLE, set(), lambda x: F.adaptive_avg_pool2d(x, size), _image(2))
-    assert_as_torch(TABLE, set(), lambda x: F.adaptive_max_pool2d(x, size, return_indices=True), _image(2))
+    assert_as_torch(set(), lambda x: F.adaptive_avg_pool2d(x, size), _image(2))
+    assert_as_torch(set(), lambda x: F.adaptive_max_pool2d(x, size, return_indices=True), _image(2))
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -77,7 +75,6 @@ def test_a_maximum_hands_its_gradient_on(
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dims - 1]
     for image in (_image(dims), _image(dims, ties=True), _image(dims)[0]):
         assert_as_torch(
-            TABLE,
             {f"max_pool{max(dims, 2)}d_with_indices_backward"},
             lambda x: pool(x, 2, stride, padding, dilation, ceil_mode, return_indices=True),
             image,
@@ -100,4 +97,4 @@ def test_a_maximum_hands_its_gradient_on(
     ],
 )
 def test_onnxruntime_pools_as_eager_does(model: object) -> None:
-    assert differing(model, _image(2).float()) == []  # type: ignore[arg-type]
+    assert differing(model, _image(2).float()) == []

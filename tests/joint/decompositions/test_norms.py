@@ -1,4 +1,4 @@
-"""BatchNorm on the statistics of the batch: outputs, gradients and running statistics."""
+"""Batch norm, weight norm, and distances: outputs, gradients and running statistics."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradctl.joint.decompositions.normalization import TABLE
-from tests.joint.decompositions.substituted import assert_as_torch
-from tests.joint.joined import by_autograd, by_onnxruntime, joint_graph
+from gradctl.joint.decompositions import TABLE
+from tests.joint.decompositions.substituted import assert_as_torch, values
+from tests.joint.joined import by_autograd, by_onnxruntime, differing, joint_graph
 
 _BATCHES = [(6, 3), (4, 3, 5), (2, 3, 4, 5), (2, 3, 2, 4, 3)]
 
@@ -29,7 +29,7 @@ def test_a_batch_is_normalized_by_its_own_statistics(shape: tuple[int, ...], aff
         return torch.ops.aten._native_batch_norm_legit(x, *(parameters or (None, None)), True, 0.1, 1e-3)[0]
 
     parameters = (weight, bias) if weight is not None and bias is not None else ()
-    assert_as_torch(TABLE, {"_native_batch_norm_legit"}, function, _batch(*shape), *parameters)
+    assert_as_torch({"_native_batch_norm_legit"}, function, _batch(*shape), *parameters)
 
 
 @pytest.mark.parametrize("shape", _BATCHES)
@@ -88,3 +88,43 @@ def test_onnxruntime_gives_outputs_gradients_and_statistics(model: nn.Module, sh
     for name, value in expected.items():
         # A bias before a BatchNorm has a gradient of 0, which is the rest of a sum of some 1e1.
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [0, 2])
+def test_a_normed_weight_has_the_gradients_of_torch(dim):
+    direction, length = values(3, 4, 5), values(3, 1, 1) if dim == 0 else values(1, 1, 5)
+    used = {"_weight_norm_interface_backward"}
+    assert_as_torch(used, lambda v, g: torch.ops.aten._weight_norm_interface(v, g, dim)[0], direction, length)
+
+
+def test_a_normed_layer_is_right_in_onnxruntime():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+    assert differing(layer, values(2, 4).float()) == []
+
+
+EXACT = "donot_use_mm_for_euclid_dist"
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, torch.inf])
+@pytest.mark.parametrize("batches", [((2,), (2,)), ((), (2,)), ((), ())])
+def test_distances_of_two_sets_and_a_pair_of_equal_rows(p, batches):
+    first, second = values(*batches[0], 5, 3), values(*batches[1], 4, 3, seed=1)
+    second[..., 0, :] = first[..., 1, :]
+    second[..., 1, 1] = first[..., 2, 1]
+    used = {"_cdist_forward", "_cdist_backward"}
+    assert_as_torch(used, lambda a, b: torch.cdist(a, b, p, EXACT), first, second)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, torch.inf])
+def test_distances_within_one_set(p):
+    first = values(5, 3)
+    first[1] = first[3]
+    assert_as_torch({"_pdist_forward", "_pdist_backward"}, lambda a: torch.pdist(a, p), first)
+
+
+@pytest.mark.parametrize("p", [1.5, 2.0, torch.inf])
+def test_distances_are_right_in_onnxruntime(p):
+    def distances(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.cdist(a, b, p, EXACT), torch.pdist(a, p)
+
+    assert differing(distances, values(5, 3).float(), values(4, 3, seed=1).float()) == []

@@ -1,0 +1,37 @@
+"""The table of decompositions: from each overload of an ATen operator to the function that computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from torch._ops import OpOverload
+
+__all__ = ["REAL", "Table", "decomposes"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+Table = dict[OpOverload, Callable[..., Any]]
+REAL: Table = {}
+
+
+def decomposes(*overloads: OpOverload, table: Table = REAL, **bound: Any) -> Callable[[_Function], _Function]:
+    """Register a function as the decomposition of overloads. It returns ``NotImplemented`` to leave a call to torch.
+
+    Args:
+        overloads: the function takes their arguments.
+        table: where to register; complex numbers have their own.
+        bound: further keyword arguments of the function, such as the number of spatial axes.
+
+    Raises:
+        ValueError: an overload has a decomposition already.
+    """
+
+    def register(function: _Function) -> _Function:
+        for overload in overloads:
+            if overload in table:
+                raise ValueError(f"{overload} has two decompositions")
+            table[overload] = partial(function, **bound) if bound else function
+        return function
+
+    return register
