@@ -16,7 +16,36 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent
-FAST: tuple[str, ...] = ()
+# Beginnings of test ids. What runs torch.onnx, a compiler or many processes is left to the whole suite.
+FAST = (
+    *("core/", "rules/test_catalogue.py", "rules/test_examples.py", "report/text/", "report/machine/", "report/test_"),
+    *("isolation/test_units.py::test_an_answer", "isolation/test_units.py::test_nothing", "subject/", "numerics/"),
+    *("onnxio/", "tracing/", "joint/test_slice_gradients.py", "joint/decompositions/test_activation.py"),
+    *(
+        "joint/decompositions/test_layout.py",
+        "joint/decompositions/test_table.py",
+        "joint/decompositions/test_scans.py",
+    ),
+    *("joint/test_capture.py::test_what_a_model_keeps", "joint/test_capture.py::test_outputs_in_a_dictionary"),
+    *(
+        "forms/test_artifact.py",
+        "forms/test_reasons.py",
+        "forms/torchscript/",
+        "forms/exported/",
+        "gradients/test_guard",
+    ),
+    *("gradients/test_function_contracts.py", "gradients/test_broken_calls.py", "gradients/test_backward_localisation"),
+    *("gradients/test_gradcheck_clean.py::test_a_right_sample", "comparison/", "graphdiff/", "inspection/"),
+    *(
+        "diagnosis/test_first_change.py",
+        "passes/",
+        "commands/test_trace.py",
+        "commands/test_compare_files.py",
+        "suite/",
+    ),
+    *("repro/test_sources.py", "test_api.py::test_a_", "cli/test_main.py", "cli/commands/test_explain.py"),
+    *("cases/test_0", "cases/test_1", "cases/test_2", "test_documents.py", "test_layers.py", "test_recipes.py"),
+)
 
 
 def pytest_addoption(parser):
@@ -24,11 +53,18 @@ def pytest_addoption(parser):
     parser.addoption("--sample-seed", default="", metavar="TEXT", help="What draws them, for example a commit.")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Import no file that ``-m fast`` has no use for: to import all takes as long as to run those that are fast."""
+    file = collection_path.relative_to(ROOT).as_posix()
+    is_fast = any(f"{file}::".startswith(each) or each.startswith((f"{file}/", f"{file}::")) for each in FAST)
+    return True if config.option.markexpr == "fast" and not is_fast and file != "." else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m deselects by the marker
 def pytest_collection_modifyitems(items):
     for item in items:
         file = item.path.relative_to(ROOT).as_posix()
-        if file.startswith(FAST) and "slow" not in item.keywords:
+        if f"{file}::{item.name}".startswith(FAST) and "slow" not in item.keywords:
             item.add_marker(pytest.mark.fast)
 
 
