@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import gradctl
+from tests.conftest import FAST
 
 PACKAGE = Path(gradctl.__file__).parent
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -77,6 +78,14 @@ def test_a_file_imports_only_what_its_layer_may(file):
 
 def test_every_folder_is_a_layer():
     assert {layer_of(file) for file in FILES} == set(LAYERS)
+
+
+def test_the_fast_tests_have_some_of_every_folder():
+    folders = {file.partition("/")[0] for file in FILES if "/" in file}
+    assert folders - {each.partition("/")[0] for each in FAST} == set()
+    root = Path(__file__).parent
+    missing = [each for each in FAST if not any(root.glob(f"{each.partition('::')[0]}*"))]
+    assert missing == []
 
 
 def test_no_folder_has_more_files_than_a_reader_can_hold():

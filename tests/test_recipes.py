@@ -54,7 +54,7 @@ def test_after_the_install_one_command_checks_and_reports(name):
     params = parsed(line)
     assert line.startswith("gradctl check ")
     assert [(kind, str(path)) for kind, path in params["files"]] == [("junit", "gradctl.xml"), ("json", "gradctl.json")]
-    assert params["format_name"] == {"github": "github", "gitlab": "console"}[name]
+    assert params["format"] == {"github": "github", "gitlab": "console"}[name]
 
 
 @pytest.mark.parametrize("text", [README, HOOKS, *RECIPES.values()], ids=["README", "hooks", *RECIPES])
