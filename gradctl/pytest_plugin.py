@@ -103,7 +103,7 @@ class _Configuration(pytest.File):
     """A ``gradctl.toml``: one test for each of its targets in each form."""
 
     def collect(self) -> Iterator[_Unit]:
-        """Give the tests, as ``gradctl check --list`` does."""
+        """Yield the tests, those of ``gradctl check --list``."""
         from gradctl.core.errors import GradctlError
         from gradctl.suite.configuration import read_configuration
         from gradctl.suite.discovery import select_entries
@@ -168,7 +168,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """Return the collector of a configuration, where ``--gradctl`` asks for it."""
+    """Return the collector of a configuration, if ``--gradctl`` is given."""
     if file_path.name != _CONFIGURATION or not parent.config.getoption("--gradctl"):
         return None
     return _Configuration.from_parent(parent, path=file_path)

@@ -94,7 +94,7 @@ def refuse_other_options(names: Collection[str], reason: str) -> None:
 
 
 def use_threads(checking: TargetOptions) -> None:
-    """Let torch have the threads that ``--threads`` asks for."""
+    """Set the threads of torch to ``--threads``, if it is given."""
     import torch
 
     if checking.threads is not None:
@@ -102,7 +102,7 @@ def use_threads(checking: TargetOptions) -> None:
 
 
 def subject_from(checking: TargetOptions) -> Subject:
-    """Return the subject that the options ask for; what the user's code prints meanwhile goes to stderr.
+    """Return the subject of the options; what the user's code prints meanwhile goes to stderr.
 
     Raises:
         GradctlError: as ``load_subject``.

@@ -94,11 +94,7 @@ def _allows(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 
 _OUTPUT = (
     click.option(
-        "--format",
-        type=click.Choice(FORMATS),
-        default="console",
-        show_default=True,
-        help="What standard output gets.",
+        "--format", type=click.Choice(FORMATS), default="console", show_default=True, help="What standard output gets."
     ),
     click.option(
         "--report",
@@ -235,7 +231,7 @@ def progress_line(stream: TextIO | None = None, *, after_seconds: float = 1.0) -
 
 
 def _append_step_summary(report: Report) -> None:
-    """Append to the page that GitHub shows for a step; the verdict does not hang on it."""
+    """Append to the page that GitHub shows for a step; the verdict does not depend on it."""
     from gradctl.report.text.github import step_summary
 
     page = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -249,7 +245,7 @@ def _append_step_summary(report: Report) -> None:
 
 
 def _is_colourful() -> bool:
-    """Tell a terminal that wants colour (https://no-color.org)."""
+    """Return whether standard output is a terminal that supports colour (https://no-color.org)."""
     return (
         sys.stdout is not None
         and sys.stdout.isatty()

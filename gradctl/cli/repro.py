@@ -1,4 +1,4 @@
-"""The option ``--repro``, and writing what it asks for."""
+"""The option ``--repro``, and writing the programs."""
 
 from __future__ import annotations
 

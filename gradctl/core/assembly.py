@@ -18,13 +18,7 @@ __all__ = ["assemble_report", "environment", "make_report"]
 
 
 def make_report(
-    command: str,
-    units: Sequence[Unit],
-    allows: Allows,
-    *,
-    seed: int,
-    device: str = "cpu",
-    fail_on: str = "error",
+    command: str, units: Sequence[Unit], allows: Allows, *, seed: int, device: str = "cpu", fail_on: str = "error"
 ) -> Report:
     """Return the report of a run; an allow that accepted nothing is noted in its first unit, which ``note`` fails."""
     unused = [

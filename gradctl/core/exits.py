@@ -13,7 +13,7 @@ from typing import NoReturn
 
 @contextmanager
 def intercept_exits(tell: Callable[[int, str, int], int]) -> Iterator[None]:
-    """Let ``os._exit`` say who called it; a child process of the user's ends as it wants.
+    """Report the caller of ``os._exit``; a child process of the user's ends as it wants.
 
     ``tell`` receives the exit status and the file and line of the call, and returns the status to end with.
     """

@@ -23,7 +23,7 @@ SemanticKind = Literal[
 class ParameterRow(msgspec.Struct, frozen=True, kw_only=True):
     """One storage that holds parameters, under its first name; an initializer in ONNX.
 
-    ``tied`` are its other names, ``frozen`` says that it asks for no gradient, ``unused`` that one eager call and its
+    ``tied`` are its other names, ``frozen`` says that it requires no gradient, ``unused`` that one eager call and its
     backward gave it none.
     """
 
@@ -55,7 +55,7 @@ class Semantic(msgspec.Struct, frozen=True, kw_only=True):
     """One thing in the program that a static form may take otherwise than autograd does.
 
     ``name`` is the Function, operator, module or torch call; ``count`` how often it ran at this place in one call;
-    ``tensors`` those it leaves without gradient, or hangs on.
+    ``tensors`` those it leaves without gradient, or depends on.
     """
 
     kind: SemanticKind
@@ -78,7 +78,7 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
         bytes: of parameters and buffers together, each storage once.
         semantics: of a program; of a file, the inputs that are to be drawn.
         operators: calls by operator, the most frequent first; empty for a program, which has no graph yet.
-        guards: what an exported program asks of the sizes of its inputs.
+        guards: what an exported program requires of the sizes of its inputs.
         opsets: of ONNX, by domain.
         notes: what could not be found out, in a sentence each.
     """

@@ -1,6 +1,6 @@
 """The options of a target, described once: for the command line, for ``gradctl.toml``, and for Python.
 
-``--help`` waits for this file: it imports neither torch nor msgspec nor click.
+``--help`` loads this file, so it imports neither torch nor msgspec nor click.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _has_mark(environment: Path, folder: Path) -> bool:
-    """Tell whether a process has the folder, or one in it; not if it is gone, or another user's."""
+    """Return whether the environment of a process has the folder, or one in it; False if it cannot be read."""
     try:
         entries = environment.read_bytes().split(b"\0")
     except OSError:

@@ -1,7 +1,7 @@
-"""What the supervisor and the process of a unit tell each other: one JSON file each way, in a folder of the unit's own.
+"""The messages between the supervisor and the process of a unit: one JSON file each way, in a folder of the unit's own.
 
-An answer counts only if it is complete and carries the nonce of its assignment: what a model writes, or an earlier
-process left, is none.
+An answer counts only if it is complete and carries the nonce of its assignment, so that neither a file that a model
+writes nor one of an earlier process is taken for it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ASSIGNMENT, ANSWER = "assignment.json", "answer.json"
 
 _Message = TypeVar("_Message")
 
-# How Python, torch's allocator, C++ and the dynamic linker say that there is no memory.
+# Messages of Python, torch's allocator, C++ and the dynamic linker when memory runs out.
 _REFUSALS = (
     "MemoryError",
     "can't allocate memory",
@@ -70,7 +70,7 @@ class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """A request, the word that its answer must carry, and the process that asks."""
+    """A request, the nonce that its answer must carry, and the process id of the supervisor."""
 
     request: UnitRequest
     nonce: str
@@ -147,5 +147,5 @@ def inconclusive_unit(
 
 
 def mentions_out_of_memory(text: str) -> bool:
-    """Tell from its words whether an error says that there is no memory."""
+    """Return whether the text of an error says that memory ran out."""
     return any(refusal in text for refusal in _REFUSALS)

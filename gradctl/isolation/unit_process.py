@@ -89,7 +89,7 @@ class UnitProcess:
         return _without_answer(self._request, exit_status, is_late=self._is_late, said=said, seconds=seconds)
 
     def stop(self) -> None:
-        """Ask the process to end, and make it end a second later; one that has not started will not."""
+        """Terminate the process, and kill it a second later; one that has not started never will."""
         with self._lock:
             if self._is_stopped or self._is_late:
                 self._is_stopped = True

@@ -21,7 +21,7 @@ def storage_key(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def overlaps(tensor: Tensor) -> bool:
-    """Tell a tensor whose elements share memory: an expanded one, or sliding windows."""
+    """Return whether elements of the tensor share memory: an expanded tensor, or sliding windows."""
     if tensor.layout != torch.strided or not tensor.numel():
         return False
     reach = 0  # of the axes with smaller strides
@@ -48,9 +48,9 @@ def sharing_groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     for tensor in tensors:
         groups = of_storage.setdefault(_storage_of(tensor), [])
         touching = [any(_share(tensor, other) for other in group) for group in groups]
-        mine = [each for group, touches in zip(groups, touching, strict=True) if touches for each in group]
+        joined = [each for group, touches in zip(groups, touching, strict=True) if touches for each in group]
         groups[:] = [group for group, touches in zip(groups, touching, strict=True) if not touches]
-        groups.append([*mine, tensor])
+        groups.append([*joined, tensor])
     return [group for groups in of_storage.values() for group in groups]
 
 
@@ -68,7 +68,7 @@ def flat_copy(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, in
 
 
 def clone_as_laid_out(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a differentiable copy with the same strides, gaps and overlap included: programs ask for strides, or view.
+    """Return a differentiable copy with the same strides, gaps and overlap included: programs read strides, or view.
 
     Of an overlapping tensor the copy has no history.
     """
@@ -90,7 +90,7 @@ def _places(tensor: Tensor) -> Tensor:
 
 
 def _share(one: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors of one storage have an element in the same memory."""
+    """Return whether two tensors of one storage have an element in the same memory."""
     if storage_key(one) == storage_key(other):
         return True
     (low, high), (other_low, other_high) = reach_of(one), reach_of(other)

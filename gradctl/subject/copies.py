@@ -37,22 +37,22 @@ def private_copy(originals: tuple[Any, ...]) -> tuple[tuple[Any, ...], frozenset
     Raises:
         Exception: whatever ``copy.deepcopy`` raises on them.
     """
-    theirs = [found for _, found in walk(((), original) for original in originals)]
+    reached = [found for _, found in walk(((), original) for original in originals)]
     with torch.no_grad():  # or the copy of a ScriptModule's parameter keeps a graph to the user's own
-        copied, memo = _deep_copy(originals, theirs)
-        mender = _Mender(memo, frozenset(map(id, theirs)))
-        if any(mender.is_to_mend(found) for found in theirs):
+        copied, memo = _deep_copy(originals, reached)
+        mender = _Mender(memo, frozenset(map(id, reached)))
+        if any(mender.is_to_mend(found) for found in reached):
             copied = mender.mend(copied)
     source, module = module_of(originals[0]), module_of(copied[0])
     if source is not None and module is not None:
         _restore_requires_grad(source, module)
         _restore_ties(source, module)
-    return copied, mender.theirs
+    return copied, mender.original_ids
 
 
-def _deep_copy(originals: tuple[Any, ...], theirs: Sequence[Any]) -> tuple[tuple[Any, ...], dict[int, Any]]:
+def _deep_copy(originals: tuple[Any, ...], reached: Sequence[Any]) -> tuple[tuple[Any, ...], dict[int, Any]]:
     """Return what ``copy.deepcopy`` makes, and its memo. Inputs whose class refuses that are copied leaf by leaf."""
-    memo: dict[int, Any] = {id(found): _copy_of(found) for found in theirs if _is_refused(found)}
+    memo: dict[int, Any] = {id(found): _copy_of(found) for found in reached if _is_refused(found)}
     first = dict(memo)
     try:
         return copy.deepcopy(originals, memo), memo
@@ -61,8 +61,8 @@ def _deep_copy(originals: tuple[Any, ...], theirs: Sequence[Any]) -> tuple[tuple
 
 
 def _is_refused(found: Any) -> bool:
-    """Tell what ``copy.deepcopy`` refuses: tensors with a history (old weight_norm), compressed sparse tensors, buffers
-    that have no shape yet.
+    """Return whether ``copy.deepcopy`` refuses it: a tensor with a history (old weight_norm), a compressed sparse
+    tensor, a buffer without a shape.
     """
     if not isinstance(found, Tensor):
         return False
@@ -80,8 +80,8 @@ def _copy_of(tensor: Tensor) -> Tensor:
 class _Mender:
     """Replaces references to the originals in copied objects; ``memo`` is that of ``copy.deepcopy``."""
 
-    def __init__(self, memo: dict[int, Any], theirs: frozenset[int]) -> None:
-        self.memo, self.theirs = memo, theirs
+    def __init__(self, memo: dict[int, Any], original_ids: frozenset[int]) -> None:
+        self.memo, self.original_ids = memo, original_ids
         self._done: dict[int, Any] = {}
         self._alive: list[Any] = []  # ids stay unique only while their objects live
         self._tied: dict[int, bool] = {}
@@ -89,7 +89,7 @@ class _Mender:
         self._globals: dict[int, dict[str, Any]] = {}
 
     def is_to_mend(self, found: Any) -> bool:
-        """Tell an original whose copy needs mending: a function that reaches a tensor or module, a compiled module."""
+        """Return whether a copy needs mending: of a function that reaches a tensor or module, of a compiled module."""
         return optimized_inner(found) is not found or (isinstance(found, _KEEPING) and self._is_tied(found))
 
     def mend(self, value: Any) -> Any:
@@ -120,7 +120,7 @@ class _Mender:
             is_same = all(new is old for new, old in zip(items, value, strict=True))
             return value if is_same else tuple.__new__(type(value), items)
         # Only what is the copy's own is changed. A class may say that its objects are not to be copied.
-        if id(value) not in self.theirs and not isinstance(value, (Tensor, torch.jit.ScriptModule)):
+        if id(value) not in self.original_ids and not isinstance(value, (Tensor, torch.jit.ScriptModule)):
             self._mend_inside(value)
         return value
 
@@ -163,9 +163,9 @@ class _Mender:
         self._done[id(function)] = rebound
         rebound.__qualname__, rebound.__module__ = function.__qualname__, function.__module__
         rebound.__annotations__, rebound.__doc__ = function.__annotations__, function.__doc__
-        for cell, mine in zip(cells, closure, strict=True):
-            if cell != types.CellType() and mine == types.CellType():
-                mine.cell_contents = self._own(cell.cell_contents)
+        for cell, own in zip(cells, closure, strict=True):
+            if cell != types.CellType() and own == types.CellType():
+                own.cell_contents = self._own(cell.cell_contents)
         for name, value in read.items():
             known[name] = self._own(value)
         if function.__defaults__ is not None:
@@ -186,7 +186,7 @@ class _Mender:
 
     def _own(self, value: Any) -> Any:
         """Return the copy of an object that a function refers to; the object itself where there is none to be made."""
-        if id(value) not in self.theirs:
+        if id(value) not in self.original_ids:
             return self.mend(value)
         if not self._is_tied(value):
             return value
@@ -196,10 +196,10 @@ class _Mender:
             return value
 
     def _is_tied(self, found: Any) -> bool:
-        """Tell an original that is to be the copy's own: it is or reaches a module, a tensor that trains, or anything
-        else that was copied; or it is a function that uses any tensor.
+        """Return whether the copy needs its own: of what is or reaches a module, a trained tensor or anything else that
+        was copied, and of a function that uses any tensor.
 
-        A dict that hooks fill with activations is not: methods of classes read it as well, and theirs is the user's.
+        A dict that hooks fill with activations stays shared: methods of classes read it too, and are not copied.
         """
         if id(found) not in self._tied:
             nearest = 1 if isinstance(found, types.FunctionType) else 0
@@ -213,12 +213,12 @@ class _Mender:
 
 
 def _restore_requires_grad(source: nn.Module, module: nn.Module) -> None:
-    """Let each parameter of the copy ask for a gradient as the original does; ScriptModules copy without."""
+    """Set ``requires_grad`` of each parameter of the copy as in the original; ScriptModules copy without it."""
     copies = dict(module.named_parameters())
     for name, parameter in source.named_parameters():
-        mine = copies.get(name.replace("_orig_mod.", ""))
-        if mine is not None and mine.requires_grad != parameter.requires_grad:
-            mine.requires_grad_(parameter.requires_grad)
+        own = copies.get(name.replace("_orig_mod.", ""))
+        if own is not None and own.requires_grad != parameter.requires_grad:
+            own.requires_grad_(parameter.requires_grad)
 
 
 def _restore_ties(source: nn.Module, module: nn.Module) -> None:
@@ -226,9 +226,9 @@ def _restore_ties(source: nn.Module, module: nn.Module) -> None:
     copies = dict(module.named_parameters(remove_duplicate=False))
     first: dict[tuple[Any, ...], nn.Parameter] = {}
     for name, parameter in source.named_parameters(remove_duplicate=False):
-        mine = copies.get(name.replace("_orig_mod.", ""), copies.get(name))
-        if mine is None:
+        own = copies.get(name.replace("_orig_mod.", ""), copies.get(name))
+        if own is None:
             continue
-        owner = first.setdefault(storage_key(parameter), mine)
-        if owner is not mine:
-            mine.data = owner.data
+        owner = first.setdefault(storage_key(parameter), own)
+        if owner is not own:
+            own.data = owner.data

@@ -124,7 +124,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _stripped(shown: traceback.TracebackException) -> traceback.TracebackException:
-    """Return ``shown``, and every exception it hangs on, with the user's frames only."""
+    """Return ``shown``, and every exception it was raised from, with the user's frames only."""
     users = [frame for frame in shown.stack if is_users(frame.filename)]
     # Without a frame of the user's there is no heading either: format() leaves it out for None.
     shown.stack = traceback.StackSummary.from_list(users) if users else None  # type: ignore[assignment]
@@ -136,7 +136,7 @@ def _stripped(shown: traceback.TracebackException) -> traceback.TracebackExcepti
 
 @functools.cache
 def is_users(file: str) -> bool:
-    """Tell the user's code, other libraries included, from gradctl's, torch's, importlib's and generated code."""
+    """Return whether a file is the user's or of another library, not gradctl's, torch's, importlib's or generated."""
     if file.startswith("<"):
         return False
     file = os.path.abspath(file)  # noqa: PTH100  # without following links, as the frames have it
@@ -144,11 +144,11 @@ def is_users(file: str) -> bool:
 
 
 def is_entrance(file: str) -> bool:
-    """Tell the files where a check begins: what called them is nobody's model."""
+    """Return whether a check begins in the file: its callers are not part of a model."""
     return file.startswith(_ENTRANCES)
 
 
 @functools.cache
 def _is_standard_library(file: str) -> bool:
-    """Tell a file of python's own library; site-packages lies inside its folder and is not."""
+    """Return whether a file is of the standard library; site-packages lies inside its folder and is not."""
     return file.startswith(_STANDARD_LIBRARY) and not any(folder in file for folder in _SITE_PACKAGES)

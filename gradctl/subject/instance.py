@@ -17,14 +17,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import buffer_name, input_name, output_name, parameter_name
-from gradctl.subject.aliasing import (
-    clone_as_laid_out,
-    flat_copy,
-    overlaps,
-    reach_of,
-    sharing_groups,
-    storage_key,
-)
+from gradctl.subject.aliasing import clone_as_laid_out, flat_copy, overlaps, reach_of, sharing_groups, storage_key
 from gradctl.subject.copies import private_copy
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs.example import input_names
@@ -93,30 +86,25 @@ class Instance:
     Args:
         subject: what to copy; never changed.
         promoted: whether parameters, buffers, float inputs and float tensors kept as attributes become float64.
-        input_mode: how float inputs are given: as leaves that ask for a gradient, as clones of such leaves (for
+        input_mode: how float inputs are given: as leaves that require a gradient, as clones of such leaves (for
             programs that change their inputs in place), or as constants.
         keep_hooks: keep backward hooks of modules and gradient hooks of parameters (forms are compared with them).
 
     Attributes:
-        without_grad: names of leaves that ask for no gradient in the runs to come.
+        without_grad: names of leaves that require no gradient in the runs to come.
 
     Raises:
         TargetError: GC112 if the model cannot be copied.
     """
 
     def __init__(
-        self,
-        subject: Subject,
-        *,
-        promoted: bool = False,
-        input_mode: InputMode = "leaf",
-        keep_hooks: bool = False,
+        self, subject: Subject, *, promoted: bool = False, input_mode: InputMode = "leaf", keep_hooks: bool = False
     ) -> None:
         self.subject = subject
         self.input_mode = input_mode
         self.without_grad: frozenset[str] = frozenset()
         restore_shared()
-        self.model, self._args, self._kwargs, self._loss, hooks, theirs = _copied(subject)
+        self.model, self._args, self._kwargs, self._loss, hooks, original_ids = _copied(subject)
         function = function_class(self.model)
         if function is not None:  # looked up at each call, where whatever watches Functions stands
             self.model = lambda *args: function.apply(*args)  # type: ignore[no-untyped-call]  # noqa: PLW0108
@@ -128,7 +116,7 @@ class Instance:
         for path, found in held:
             name = path_name(path) or type(found).__name__
             if (
-                id(found) in theirs
+                id(found) in original_ids
                 and _is_trained(found)
                 and not any(name.startswith(f"{part}.") for part in self.shared)
             ):
@@ -136,14 +124,16 @@ class Instance:
         _shared_state.append(
             State(
                 [],
-                walked=[each for _, each in held if id(each) in theirs and not isinstance(each, (Tensor, nn.Module))],
+                walked=[
+                    each for _, each in held if id(each) in original_ids and not isinstance(each, (Tensor, nn.Module))
+                ],
             )
         )
         self.closed_outputs: list[tuple[str, Any]] = []
         reached = [(path, found) for path, found in held if isinstance(found, Tensor)]
         dtypes = {id(tensor): tensor.dtype for _, tensor in reached}
         if promoted:
-            _promote([tensor for _, tensor in reached if id(tensor) not in theirs])
+            _promote([tensor for _, tensor in reached if id(tensor) not in original_ids])
         self.leaves: list[Leaf] = _held_leaves(module, reached, dtypes)
         self._inputs: dict[int, Tensor | _View] = {}
         self._collect_inputs(promoted)
@@ -211,7 +201,7 @@ class Instance:
                     leaf.tensor.copy_(value)
 
     def restore(self) -> None:
-        """Put the state back, as before each run; a leaf that the program froze asks for a gradient again."""
+        """Put the state back, as before each run; a leaf that the program froze requires a gradient again."""
         self._state.restore()
         for leaf in self.leaves:
             for tensor in leaf.sharing:
@@ -280,8 +270,8 @@ class Instance:
     def _own_parameters(self) -> dict[int, Tensor]:
         """Return the user's parameters by the index of their leaf."""
         source = module_of(optimized_inner(self.subject.model))
-        theirs = dict(source.named_parameters()) if source is not None else {}
-        names = {name.replace("_orig_mod.", ""): parameter for name, parameter in theirs.items()}
+        parameters = dict(source.named_parameters()) if source is not None else {}
+        names = {name.replace("_orig_mod.", ""): parameter for name, parameter in parameters.items()}
         found = ((i, names.get(leaf.name.removeprefix("param:"))) for i, leaf in enumerate(self.leaves))
         return {i: parameter for i, parameter in found if parameter is not None}
 
@@ -305,7 +295,7 @@ def _is_trained(found: Any) -> bool:
 
 
 def _is_within(inputs: Sequence[Tensor], parameter: Tensor) -> bool:
-    """Tell inputs that use no memory but that of a parameter."""
+    """Return whether the inputs lie within the memory of a parameter."""
     low, high = reach_of(parameter)
     return not overlaps(parameter) and all(low <= reach_of(each)[0] and reach_of(each)[1] <= high for each in inputs)
 
@@ -333,7 +323,7 @@ def call_loss(loss: Callable[..., Any], value: Any, args: tuple[Any, ...], kwarg
 
 
 def loss_takes_inputs(loss: Callable[..., Any]) -> bool:
-    """Tell whether a loss wants more than the outputs."""
+    """Return whether a loss takes more than the outputs."""
     positional = inspect.signature(loss).parameters.values()
     required = [p for p in positional if p.default is p.empty and p.kind in (*POSITIONAL, p.VAR_POSITIONAL)]
     return len(required) > 1
@@ -364,7 +354,7 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
         if parameter._backward_hooks
     }
     try:
-        copied, theirs = private_copy((model, subject.args, subject.kwargs, subject.loss, hooks))
+        copied, original_ids = private_copy((model, subject.args, subject.kwargs, subject.loss, hooks))
     except Exception as error:
         raise TargetError(
             "GC112",
@@ -372,13 +362,13 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
             "Build such members in forward, or give the class a __deepcopy__.",
             details=user_frames(error),
         ) from error
-    return (*copied, theirs)
+    return (*copied, original_ids)
 
 
 def _held_leaves(
     module: nn.Module | None, reached: Sequence[tuple[Path, Tensor]], native_dtypes: dict[int, torch.dtype]
 ) -> list[Leaf]:
-    """Return a leaf for each storage that asks for a gradient, with all its names: parameters first, as the module
+    """Return a leaf for each storage that requires a gradient, with all its names: parameters first, as the module
     names them, then tensors in attributes, containers, closures and buffers, by where they are.
     """
     registered = module.named_parameters(remove_duplicate=False) if module is not None else ()
@@ -423,7 +413,7 @@ def _promote(tensors: Sequence[Tensor]) -> None:
 
 
 def _carry_parameter_hooks(module: nn.Module, hooks: Mapping[str, Sequence[Any]]) -> None:
-    """Give the copy's parameters the gradient hooks of the user's, which ``copy.deepcopy`` leaves behind."""
+    """Register the gradient hooks of the user's parameters on the copies, which ``copy.deepcopy`` does not."""
     copies = dict(module.named_parameters())
     for name, own in hooks.items():
         if name in copies:

@@ -29,7 +29,7 @@ from gradctl.subject.subject import Subject
 
 
 def has_lazy_parameters(subject: Subject) -> bool:
-    """Tell a model with parameters or buffers that have no shape yet (``nn.LazyLinear``)."""
+    """Return whether parameters or buffers of the model have no shape yet (``nn.LazyLinear``)."""
     return bool(_lazy_names(subject.model))
 
 
@@ -124,7 +124,7 @@ def _restore_but(state: State, before: Mapping[int, Any], kept: Mapping[int, Ten
 
 
 def _trained_since(model: Any, before: Mapping[int, Any]) -> dict[int, Tensor]:
-    """Return by identity the tensors that ask for a gradient, and that the model did not hold before."""
+    """Return by identity the tensors that require a gradient, and that the model did not hold before."""
     found = (each for _, each in walk([((), model)]) if isinstance(each, Tensor))
     return {id(each): each for each in found if each.is_leaf and each.requires_grad and id(each) not in before}
 

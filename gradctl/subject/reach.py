@@ -46,7 +46,7 @@ Path = tuple[str, ...]
 
 
 def walk(roots: Iterable[tuple[Path, Any]]) -> Iterator[tuple[Path, Any]]:
-    """Give each object that can be reached from some roots once, with its shortest path."""
+    """Yield each object that can be reached from the roots once, with its shortest path."""
     pending = deque(roots)
     alive: dict[int, Any] = {}  # ids stay unique only while their objects live
     while pending and len(alive) < _MOST_OBJECTS:

@@ -74,7 +74,7 @@ def _note_tensor(tensor: Tensor) -> _Restore | None:
                 tensor.copy_(saved)  # only then: a write counts a version, and a graph may have saved the tensor
             version = tensor._version
         if tensor.grad_fn is not None and not has_history and not tensor._is_view():
-            tensor.detach_()  # written from what asks for a gradient: the graph of that run is gone
+            tensor.detach_()  # written from a tensor that requires a gradient: the graph of that run is gone
         if tensor.is_leaf and tensor.grad is not grad:
             tensor.grad = grad
 

@@ -35,7 +35,7 @@ class _Opened(NamedTuple):
     """A container, opened.
 
     Attributes:
-        children: each with its part of the path, None where that is not said.
+        children: each with its part of the path, None if it has no name.
         rebuild: takes the shell and new children, in order, and gives the container with these.
         shell: gives a shallow copy to fill in, to which children may refer; None where there is none.
     """
@@ -167,7 +167,7 @@ _OPEN_IN_TORCH = ("torch.distributions",)
 
 
 def _holds_tensor(value: Any) -> bool:
-    """Tell whether a tensor is in a value, its containers and the attributes of its objects."""
+    """Return whether a tensor is in a value, its containers and the attributes of its objects."""
     pending, seen = [value], {id(value): value}
     while pending and len(seen) < _MOST_OBJECTS:
         found = pending.pop()

@@ -228,7 +228,7 @@ def _has_table(path: Path) -> bool:
 
 
 def _problems(configuration: Configuration) -> Iterable[tuple[tuple[str | int, ...], str]]:
-    """Give the place and the words of each thing that is of the right type and wrong."""
+    """Yield the place and a message for each value that has the right type and is wrong."""
     if configuration.jobs is not None and configuration.jobs < 1:
         yield ("jobs",), f"{configuration.jobs} jobs are none; give at least 1"
     yield from _of_settings(configuration, ())
@@ -299,7 +299,7 @@ def _line_of(text: str, place: tuple[str | int, ...]) -> int | None:
     lines = text.splitlines()
 
     def has(count: int) -> bool | None:
-        """Tell whether the first lines have it; None where they are no TOML."""
+        """Return whether the first lines have it; None if they are not TOML."""
         try:
             content: Any = tomllib.loads("\n".join(lines[:count]))
         except (ValueError, RecursionError):

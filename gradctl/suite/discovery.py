@@ -74,7 +74,7 @@ def _at(project: Project, path: str) -> Iterator[TargetEntry]:
 
 
 def _is_same(project: Project, entry: TargetEntry, other: TargetEntry) -> bool:
-    """Tell whether two entries are of one file, whatever links and dots lead there, or of one module."""
+    """Return whether two entries name one file, by whatever links and dots, or one module."""
     file = _file_of(project, entry)
     if file is not None:
         return file == _file_of(project, other)
@@ -112,7 +112,7 @@ def _absolute(path: Path) -> Path:
 
 
 def _with_make_model(folder: Path) -> Iterator[Path]:
-    """Give the files of a folder, and of the folders in it, that define ``make_model``, sorted; none is imported."""
+    """Yield the files of a folder and its subfolders that define ``make_model``, sorted; none is imported."""
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(each for each in folders if _is_looked_into(Path(root) / each))
         for name in sorted(files):

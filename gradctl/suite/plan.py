@@ -143,7 +143,7 @@ def note_unused(
 def is_unused(
     accepted: Accepted, planned: Sequence[Planned], units: Sequence[Unit], every: Sequence[Planned] = ()
 ) -> bool:
-    """Tell whether all that an entry is for, of ``every`` too, ran to its end, and it accepted nothing there."""
+    """Return whether all units of an entry, those of ``every`` too, ran to their end, and it accepted nothing."""
     its = [unit for each, unit in zip(planned, units, strict=True) if accepted in each.accepted]
     ran = {(each.title, each.form) for each in planned}
     is_part = any(accepted in each.accepted and (each.title, each.form) not in ran for each in every)
@@ -175,7 +175,7 @@ def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrid
 
 
 def _with(unit: Unit, findings: Sequence[Finding], planned: Planned) -> Unit:
-    """Return a unit with these findings, which may fail it; what else its verdict hangs on they do not tell."""
+    """Return a unit with these findings, which may fail it; its verdict also depends on other things."""
     fails = unit_verdict(unit.status, findings, unit.tensors, planned.request.fail_on) == "fail"
     return msgspec.structs.replace(unit, findings=tuple(findings), verdict="fail" if fails else unit.verdict)
 
@@ -207,7 +207,7 @@ def _accepts(accepted: Accepted, finding: Finding) -> bool:
 
 
 def _applies(accepted: Accepted, entry: TargetEntry, form: str) -> bool:
-    """Tell whether an entry is for a target in a form; brackets of a title are no pattern."""
+    """Return whether an entry is for a target in a form; brackets of a title are not a pattern."""
     names = (entry.title, entry.target)
     is_named = accepted.target in names or any(fnmatch.fnmatchcase(name, accepted.target) for name in names)
     return is_named and accepted.form in (None, form)

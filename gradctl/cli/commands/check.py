@@ -167,7 +167,7 @@ def _project(file: Path | None, paths: Sequence[str]) -> Project:
 
 
 def _listed(planned: Sequence[Planned]) -> Iterator[str]:
-    """Give a line for each unit: its target and form, what is expected of it, what is accepted."""
+    """Yield a line for each unit: target, form, expected verdict, accepted findings."""
     wide = max(len(each.title) for each in planned)
     for each in planned:
         accepted = dict.fromkeys(entry.finding for entry in each.accepted)
@@ -212,7 +212,7 @@ def _write(
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[Unit], None]]:
-    """Give a function that shows each unit that has ended: on a terminal over the last, in a log a line each."""
+    """Provide a function that shows each complete unit: on a terminal over the last, in a log a line each."""
     ended = 0
     with progress_line() as progress:
         progress(f"{total} units")

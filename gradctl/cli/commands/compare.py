@@ -155,12 +155,7 @@ def _file(
 
 
 def _files(
-    checking: TargetOptions,
-    file: Path,
-    allows: Allows,
-    reporting: ReportOptions,
-    *,
-    progress: Callable[[str], None],
+    checking: TargetOptions, file: Path, allows: Allows, reporting: ReportOptions, *, progress: Callable[[str], None]
 ) -> Unit:
     from gradctl.commands.compare_files import compare_files
 

@@ -1,4 +1,4 @@
-"""``gradctl inspect``: what a program or a model file consists of, and what its gradients hang on."""
+"""``gradctl inspect``: what a program or a model file consists of, and what affects its gradients."""
 
 from __future__ import annotations
 

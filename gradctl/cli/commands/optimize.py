@@ -143,7 +143,7 @@ def _target(checking: TargetOptions, output: Path, dynamic: tuple[str, ...], opt
 
 
 def _is_file(checking: TargetOptions) -> bool:
-    """Tell a file from a program, and raise where options do not go with it."""
+    """Return whether the target is a file, not a program; raise if the options do not fit."""
     suffix = Path(checking.target).suffix.lower()
     if suffix in _NOT_ONNX:
         raise click.UsageError(

@@ -57,13 +57,7 @@ def trace(
     if output.suffix.lower() not in _SUFFIXES[form]:
         raise click.UsageError(f"{output}: --form {form} writes {' or '.join(_SUFFIXES[form])}.")
     return write_and_emit(
-        _trace,
-        output,
-        checking,
-        reporting,
-        dynamic=dynamic,
-        form=form,
-        keep_unverified=keep_unverified,
+        _trace, output, checking, reporting, dynamic=dynamic, form=form, keep_unverified=keep_unverified
     )
 
 

@@ -160,7 +160,7 @@ def _print_lines(console: Console, lines: Sequence[str], noun: str) -> None:
 
 
 def _is_told(finding: Finding) -> bool:
-    """Tell what a person wants to read of a unit that passes."""
+    """Return whether a finding of a unit that passes is worth reading."""
     return not finding.allowed and (finding.severity != "note" or finding.code.startswith("GC1"))
 
 

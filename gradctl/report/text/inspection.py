@@ -26,7 +26,7 @@ def render_json(inspection: Inspection) -> str:
 
 
 def render(inspection: Inspection, *, width: int = 80) -> str:
-    """Return the inspection for a screen: tensors, then operators, and last what the gradients hang on."""
+    """Return the inspection for a screen: tensors, then operators, and last what affects the gradients."""
     screen = io.StringIO()
     console = Console(file=screen, width=width, markup=False, highlight=False, emoji=False, color_system=None)
     ports = [("input", port) for port in inspection.inputs] + [("output", port) for port in inspection.outputs]

@@ -59,18 +59,9 @@ _CLASSES: dict[TensorVerdict, tuple[str, str]] = {
 }
 _MOST_NAMES = 8
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
-_WORDS_OF_UNITS: dict[UnitVerdict, str] = {
-    "pass": "pass",
-    "fail": "FAIL",
-    "inconclusive": "?",
-    "skipped": "skipped",
-}
+_WORDS_OF_UNITS: dict[UnitVerdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "?", "skipped": "skipped"}
 _WORST_FIRST: tuple[UnitVerdict, ...] = ("fail", "inconclusive", "skipped", "pass")
-_EXPECTATIONS: dict[UnitVerdict, str] = {
-    "fail": "fails",
-    "inconclusive": "is inconclusive",
-    "skipped": "is skipped",
-}
+_EXPECTATIONS: dict[UnitVerdict, str] = {"fail": "fails", "inconclusive": "is inconclusive", "skipped": "is skipped"}
 
 
 def differing_tensors(tensors: Iterable[TensorResult]) -> list[TensorResult]:
@@ -88,7 +79,7 @@ def failing_findings(unit: Unit) -> list[Finding]:
 
 
 def is_as_expected(unit: Unit) -> bool:
-    """Tell a unit that passes because it does what the configuration expects instead of a pass."""
+    """Return whether a unit passes because its verdict is the expected one, which is not ``pass``."""
     return unit.verdict == "pass" and unit.expected in _EXPECTATIONS
 
 

@@ -36,7 +36,7 @@ def first_layer_remedy(function: Callable[..., Any], args: Sequence[Any], kwargs
 
 
 def _is_misfit(given: Tensor, layer: nn.Module, wanted: TensorSpec) -> bool:
-    """Tell an input of another dtype than the layer takes, of another width, or with numbers beyond an embedding."""
+    """Return whether dtype or width differ from what the layer takes, or numbers are beyond an embedding."""
     if wanted.between is not None:
         is_integer = given.dtype in (torch.int32, torch.int64)
         low, high = wanted.between

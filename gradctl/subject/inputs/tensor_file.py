@@ -184,7 +184,7 @@ def _pickled_classes(path: Path, said: str) -> list[str]:
 
 
 def _looks_pickled(path: Path) -> bool:
-    """Tell a pickle (protocol 2 on starts with this byte), in a zip archive or bare, from any other bytes."""
+    """Return whether a file is a pickle (from protocol 2 on it starts with this byte), bare or in a zip archive."""
     with path.open("rb") as file:
         return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
 

@@ -93,7 +93,7 @@ def _bound(signature: inspect.Signature, values: dict[str, Any]) -> tuple[tuple[
 
 
 def _is_bool(parameter: inspect.Parameter) -> bool:
-    """Tell a flag: ``--arg bias=false`` would be the word 'false', which is true."""
+    """Return whether the parameter is a flag: ``--arg bias=false`` would be the word 'false', which is true."""
     if parameter.annotation is parameter.empty:
         return isinstance(parameter.default, bool)
     return parameter.annotation in (bool, "bool")
@@ -106,5 +106,5 @@ def _placeholder(parameter: inspect.Parameter) -> str:
 
 
 def _is_beyond_literals(parameter: inspect.Parameter) -> bool:
-    """Tell a parameter that wants an object of some class (``config: BertConfig``)."""
+    """Return whether the parameter needs an object of some class (``config: BertConfig``)."""
     return inspect.isclass(parameter.annotation) and parameter.annotation not in (parameter.empty, *_LITERALS)

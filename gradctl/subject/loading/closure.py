@@ -1,5 +1,5 @@
-"""A function that uses modules from around it, as a module that owns them: so that they are copied with it, and theirs
-are parameters like any other. ``lambda x: net(x).logits`` has the parameters of ``net``, as ``param:net.…``.
+"""A function that uses modules from around it, as a module that owns them: they are copied with it, and their
+parameters are parameters like any other. ``lambda x: net(x).logits`` has the parameters of ``net``, as ``param:net.…``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Closure(nn.Module):
 
 
 def _used(function: types.FunctionType) -> Iterator[tuple[str, nn.Module]]:
-    """Give the modules that a function uses, by the names of its variables."""
+    """Yield the modules that a function uses, by the names of its variables."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     variables = {name: cell.cell_contents for name, cell in cells if cell != types.CellType()}
     read = {name: function.__globals__.get(name) for name in global_names(function.__code__)}

@@ -97,7 +97,7 @@ def _inputs(
 
 
 def _set_mode(model: Callable[..., Any], training: bool | None) -> tuple[Finding, ...]:
-    """Set the mode that was asked for; if none was, return GC105 where training mode changes what forward computes."""
+    """Set the mode; if none is given, return GC105 if training mode changes what forward computes."""
     owner = module_of(model)
     if owner is not None and training is not None:
         owner.train(training)
@@ -115,9 +115,7 @@ def training_note(model: Callable[..., Any], remedy: str) -> Finding | None:
     counted = " and ".join(f"{count} {kind}" for kind, count in sorted(active.items()))
     are = "module is" if active.total() == 1 else "modules are"
     return Finding(
-        code="GC105",
-        severity="note",
-        message=f"the model is in training mode: {counted} {are} active; {remedy}",
+        code="GC105", severity="note", message=f"the model is in training mode: {counted} {are} active; {remedy}"
     )
 
 

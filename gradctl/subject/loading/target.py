@@ -164,7 +164,7 @@ def find_in(module: ModuleType, name: str, place: str, code: str) -> Any:
 
 
 def _is_file_name(place: str) -> bool:
-    """Tell a file or folder from the name of a module; a package in this folder is a module."""
+    """Return whether the place is a file or folder, not a module; a package in this folder is a module."""
     path = Path(place)
     is_package = path.is_dir() and (path / "__init__.py").is_file()
     is_written_so = place.endswith(".py") or "/" in place or "\\" in place
