@@ -18,8 +18,8 @@ import msgspec
 from torch import Tensor
 
 from gradctl.comparison.arbiter import Arbiter
-from gradctl.comparison.form_comparison import FormComparison
-from gradctl.comparison.form_findings import findings_and_rows, stale_values
+from gradctl.comparison.difference_findings import findings_and_rows, stale_values
+from gradctl.comparison.form_comparison import form_comparison
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.timing import timing_of
 from gradctl.core.allows import Allows
@@ -43,7 +43,6 @@ from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.inputs.variations import lengthen
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import module_of
-from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 
 __all__ = ["DEFAULT_STATIC_FORMS", "STATIC_FORMS", "Comparing", "compare", "compare_one"]
@@ -169,14 +168,14 @@ class Comparing:
                 tensors=self.native.unrepeated if self.native else (),
             )
         with _silenced(), unexplained() as failures:
-            comparison = FormComparison(self.reference, captured, State([captured.model]))
+            comparison = form_comparison(self.reference, captured)
             witness = PreRunObservations()
             with explaining(f"what {captured.form} starts with"):
                 witness = PreRunObservations.of(captured, self.reference)
             comparison.compare_natively()
             with explaining(f"what {captured.form} does when it runs again"):
                 witness.ask(comparison)
-            # Timed after the first calls were compared, which TorchScript specialises on, and before they are widened.
+            # Timed after the first calls were compared, which TorchScript specialises on.
             timing = None if comparison.raised else timing_of(captured, self.reference)
             comparison.compare_meaning(form)
             comparison.worst = {key: each for key, each in comparison.worst.items() if self._is_asked(*key)}
@@ -188,6 +187,7 @@ class Comparing:
             if self.bisect and captured.form == "compile":
                 with explaining("which part of torch.compile is wrong"):
                     found = bisected(found, comparison)
+            comparison.program.state.restore()
             found = [*found, *failures.notes()]
         findings = [
             msgspec.structs.replace(
@@ -216,7 +216,7 @@ class Comparing:
 
         Args:
             unit: the verdict at the example's sizes; one that does not pass is returned as it is.
-            captured: the form, not widened.
+            captured: the form.
             dynamic: the sizes that it leaves free.
         """
         if not dynamic or unit.verdict != "pass":

@@ -6,22 +6,17 @@ How the graphs differ is told beside it; only numbers fail.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import onnxruntime
-from torch import Tensor
-
-from gradctl.comparison.file_inputs import drawn_to_run, given, trials
-from gradctl.comparison.file_outputs import (
-    OutputRow,
-    noisy_outputs,
-    output_rows,
-    perturbed_sessions,
-    severity,
-    tensor_result,
-    worst_rows,
-)
+from gradctl.comparison.compare import Comparison
+from gradctl.comparison.difference import FileDifference, Key
+from gradctl.comparison.difference_findings import output_result
+from gradctl.comparison.file_inputs import drawn_to_run, given, variations
+from gradctl.comparison.file_trials import file_trials
+from gradctl.comparison.program import FileProgram
+from gradctl.comparison.trials import FileTrial
 from gradctl.core.allows import Allows
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding, Location, Unit, fingerprint
@@ -30,7 +25,7 @@ from gradctl.core.verdicts import unit_verdict
 from gradctl.diagnosis.first_divergence import FirstDivergence, SharedValues
 from gradctl.graphdiff.graph_difference import compare_structure
 from gradctl.onnxio.onnx_file import OnnxFile, read, session
-from gradctl.onnxio.session import described, port_text, run
+from gradctl.onnxio.session import described, port_text
 from gradctl.subject.frames import first_line
 
 __all__ = ["compare_files"]
@@ -69,31 +64,26 @@ def compare_files(
     example = given(inputs, a) if inputs is not None else drawn_to_run(a, seed)
     say(f"matching {first} and {second}")
     compared = compare_structure(a, b)
-    worst: dict[str, OutputRow] = {}
-    tried: dict[str, dict[str, Tensor]] = {}
+    differences: dict[Key, FileDifference] = {}
+    tried: list[str] = []
     for optimised in (True, False):
         say(f"running {first} and {second}")
-        running, other = session(a, optimised=optimised), session(b, optimised=optimised)
-        perturbed = perturbed_sessions(a, seed, optimised=optimised)
-        for name, feeds in trials(example, seed):
-            trial = name if optimised else f"{name}, optimiser off"
-            try:
-                expected = run(running, feeds)
-            except RuntimeError:
-                if name == "example":
-                    raise TargetError("GC602", f"{first} does not run on these inputs: see --inputs.") from None
-                continue
-            tried[trial] = feeds
-            found = _run_or_raise(other, {mine: feeds[theirs] for mine, theirs in feeds_of_b.items()}, second)
-            renamed = {names_of_b[key]: value for key, value in found.items()}
-            worst_rows(output_rows(trial, expected, renamed, noisy_outputs(perturbed, feeds, seed)), worst)
-    rows = sorted(worst.values(), key=severity, reverse=True)
-    tensors = [tensor_result(row) for row in rows]
-    differing = [row for row in rows if row.differs and not row.unstable]
+        trials = [
+            trial if optimised else replace(trial, name=f"{trial.name}, optimiser off")
+            for trial in file_trials(a, variations(example, seed), seed, optimised=optimised)
+        ]
+        candidate = FileProgram(str(second), session(b, optimised=optimised), feeds_of_b, names_of_b)
+        comparison: Comparison[FileTrial] = Comparison(candidate, worst=differences)
+        comparison.add(trials)
+        for error in comparison.raised.values():
+            said = f"{second} does not run on inputs that the other file takes: {first_line(error)}."
+            raise TargetError("GC602", said) from error
+        tried += comparison.tried
+    rows = comparison.by_severity
+    tensors = [output_result(row) for row in rows]
+    differing = [row for row in rows if row.differs and not row.is_unstable]
     shared = SharedValues(a, b, compared.values, feeds_of_b, seed)
-    divergences = {
-        trial: shared.first_divergence(trial, tried[trial]) for trial in dict.fromkeys(row.trial for row in differing)
-    }
+    divergences = {trial: shared.first_divergence(trial) for trial in dict.fromkeys(row.trial for row in differing)}
     findings = accepted.apply([_finding(row, first, second, divergences[row.trial]) for row in differing])
     return Unit(
         target=str(second),
@@ -147,17 +137,8 @@ def _compatible(mine: tuple[str, list[int | str] | None], theirs: tuple[str, lis
     )
 
 
-def _run_or_raise(running: onnxruntime.InferenceSession, feeds: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    try:
-        return run(running, feeds)
-    except RuntimeError as error:
-        raise TargetError(
-            "GC602", f"{path} does not run on inputs that the other file takes: {first_line(error)}."
-        ) from error
-
-
-def _finding(row: OutputRow, first: Path, second: Path, divergence: FirstDivergence | None) -> Finding:
-    where = "" if row.trial == "example" else f" with {row.trial}"
+def _finding(row: FileDifference, first: Path, second: Path, divergence: FirstDivergence | None) -> Finding:
+    where = "" if row.trial.name == "example" else f" with {row.trial.name}"
     if row.structure:
         message = f"{row.name} is {row.structure} in {second}{where}."
     else:
@@ -167,7 +148,7 @@ def _finding(row: OutputRow, first: Path, second: Path, divergence: FirstDiverge
         )
     location = None
     if divergence is not None:
-        value, off = divergence.value, divergence.row
+        value, off = divergence.value, divergence.difference
         far = f"is {off.structure}" if off.structure else f"is off by {off.error:.2e}"
         name = value.before if value.before == value.after else f"{value.before} ({value.after} in {second})"
         makers = _maker(value.node_before), _maker(value.node_after)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from gradctl.commands.compare import Comparing
+from gradctl.comparison.difference import FileDifference
+from gradctl.comparison.difference_findings import output_result
 from gradctl.comparison.file_inputs import drawn_to_run, given
-from gradctl.comparison.file_outputs import OutputRow, severity, tensor_result
 from gradctl.comparison.verified_graph import InvalidGraph
 from gradctl.core.allows import Allows
 from gradctl.core.errors import TargetError
@@ -151,11 +152,9 @@ def optimize_target(
             unit, final = _optimized_or_refused(exported, example, beside, options, subject.target, output=output)
             if final is not None and unit.verdict == "pass":
                 options.progress("comparing the result with eager")
-                instance = comparing.reference.instance()
-                eager = comparing.captured(of_file(read(final.path), instance), form_named("onnx"))
-                if dynamic:
-                    again = of_file(read(final.path), comparing.reference.instance())
-                    eager = comparing.at_other_sizes(eager, again, dynamic)
+                result = of_file(read(final.path), comparing.reference.instance())
+                eager = comparing.captured(result, form_named("onnx"))
+                eager = comparing.at_other_sizes(eager, result, dynamic or {})
                 unit = _joined(unit, eager, options.fail_on)
         unit = msgspec.structs.replace(unit, seconds=time.perf_counter() - start)
         for other in beside.parent.iterdir():
@@ -191,15 +190,15 @@ def _optimized(
     options.progress("measuring")
     final = pipeline.saved(beside)
     findings = [_finding(target, each) for each in pipeline.findings]
-    rows: list[OutputRow] = []
+    rows: list[FileDifference] = []
     try:
-        rows = pipeline.verified.rows_in_total(final)
+        rows = pipeline.verified.total_differences(final)
     except InvalidGraph as refusal:
         findings.append(_invalid_total(target, str(refusal)))
-    worst = max(rows, key=severity, default=None)
+    worst = next(iter(rows), None)
     findings += [_total_finding(target, row) for row in rows if row.differs]
     accepted = options.allows.apply(findings)
-    tensors = tuple(tensor_result(row) for row in sorted(rows, key=severity, reverse=True))
+    tensors = tuple(map(output_result, rows))
     optimization = pipeline.optimization(options.level, final)
     if worst is not None:
         optimization = msgspec.structs.replace(optimization, error=number(worst.error), budget=number(worst.budget))
@@ -208,7 +207,7 @@ def _optimized(
         target=target,
         form="onnx",
         verdict=unit_verdict("complete", accepted, tensors, options.fail_on),
-        variations=tuple(pipeline.verified.feeds),
+        variations=tuple(trial.name for trial in pipeline.verified.trials),
         optimization=optimization,
         tensors=tensors,
         findings=accepted,
@@ -233,7 +232,7 @@ def _invalid_total(target: str, reason: str) -> Finding:
     )
 
 
-def _total_finding(target: str, row: OutputRow) -> Finding:
+def _total_finding(target: str, row: FileDifference) -> Finding:
     """Return that all passes together are off where each was not, or with onnxruntime's optimiser on."""
     return Finding(
         code="GC501",
@@ -243,7 +242,7 @@ def _total_finding(target: str, row: OutputRow) -> Finding:
         verdict="differs",
         message=(
             f"each pass held by itself, and {row.name} of their result is off by {row.error:.2e} (relative, rounding "
-            f"explains {row.budget:.2e}), with {row.trial}."
+            f"explains {row.budget:.2e}), with {row.trial.name}."
         ),
         hint="leave passes out (--pass NAME for each that is to run), and report it to the optimisers' authors.",
         allow=f"GC501:{row.name}",

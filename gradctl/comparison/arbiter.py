@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradctl.comparison.form_comparison import TensorComparison
-from gradctl.comparison.outcomes import cotangents_of
-from gradctl.comparison.reference import Reference, Trial
+from gradctl.comparison.difference import ModelDifference
+from gradctl.comparison.program import cotangents_of
+from gradctl.comparison.reference import Reference
+from gradctl.comparison.trials import ModelTrial
 from gradctl.core.allows import Allows
 from gradctl.core.findings import Element, number
 from gradctl.core.names import TensorVerdict
@@ -55,13 +56,13 @@ class Arbiter:
     allows: Allows
     _benches: dict[str, _Bench | None] = field(default_factory=dict)
 
-    def verdict(self, leaf_name: str, difference: TensorComparison) -> TensorVerdict:
+    def verdict(self, difference: ModelDifference) -> TensorVerdict:
         """Return ``wrong`` where eager is right, ``reference-wrong`` where the form is, else ``differs``."""
         bench = self._bench(difference.trial) if difference.call == 1 else None
         if bench is None or bench.runner.recording.hooks or bench.runner.instance.disabled_hooks:
             return "differs"  # a hook changes the gradient on purpose: finite differences know nothing of it
-        i = self._index(bench, leaf_name)
-        eager, form = self._widened(bench, i, difference.eager), self._widened(bench, i, difference.form)
+        i = self._index(bench, difference.name)
+        eager, form = self._as_leaf(bench, i, difference.reference), self._as_leaf(bench, i, difference.candidate)
         distance = norm(form - eager)
         if not distance or not bool(torch.isfinite(form - eager).all()):
             return "differs"
@@ -75,16 +76,16 @@ class Arbiter:
             return "wrong"
         return "reference-wrong" if abs(place - 1) < _SIDES else "differs"
 
-    def rows(self, leaf_name: str, difference: TensorComparison) -> tuple[tuple[Element, ...], int]:
+    def rows(self, difference: ModelDifference) -> tuple[tuple[Element, ...], int]:
         """Return the worst elements with finite differences, worst first, and how many elements differ."""
         bench = self._bench(difference.trial)
-        like = difference.eager if difference.eager is not None else difference.form
+        like = difference.reference if difference.reference is not None else difference.candidate
         assert like is not None
-        eager = torch.zeros_like(like) if difference.eager is None else difference.eager
-        form = torch.zeros_like(like) if difference.form is None else difference.form
+        eager = torch.zeros_like(like) if difference.reference is None else difference.reference
+        form = torch.zeros_like(like) if difference.candidate is None else difference.candidate
         if bench is None or eager.shape != form.shape:
             return (), 0
-        i = self._index(bench, leaf_name)
+        i = self._index(bench, difference.name)
         gap = (form.double() - eager.double() if not form.is_complex() else form - eager).abs().reshape(-1)
         beyond = max(difference.budget, 1e-6) * max(float(eager.abs().max()), float(form.abs().max()))
         count = int((gap > beyond).sum())
@@ -109,12 +110,12 @@ class Arbiter:
             )
         return tuple(rows), count
 
-    def _bench(self, trial: Trial) -> _Bench | None:
+    def _bench(self, trial: ModelTrial) -> _Bench | None:
         if trial.name not in self._benches:
             self._benches[trial.name] = self._made(trial)
         return self._benches[trial.name]
 
-    def _made(self, trial: Trial) -> _Bench | None:
+    def _made(self, trial: ModelTrial) -> _Bench | None:
         watch = FunctionWatch(linearised=lambda function: is_allowed(function, self.allows))
         source = oracle_runner(trial.instance.subject, self.reference.input_mode, watch)
         if source.dtype != torch.float64:
@@ -132,6 +133,6 @@ class Arbiter:
     def _index(self, bench: _Bench, leaf_name: str) -> int:
         return next(i for i, leaf in enumerate(bench.runner.leaves) if leaf.name == leaf_name)
 
-    def _widened(self, bench: _Bench, i: int, gradient: Tensor | None) -> Tensor:
+    def _as_leaf(self, bench: _Bench, i: int, gradient: Tensor | None) -> Tensor:
         value = bench.point.values[i]
         return torch.zeros_like(value) if gradient is None else gradient.to(value.dtype)

@@ -21,7 +21,7 @@ from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.tensor_file import INPUT_SUFFIXES, read_tensors
 from gradctl.subject.inputs.variations import redraw
 
-__all__ = ["drawn_to_run", "extremes", "given", "resized", "trials"]
+__all__ = ["drawn_to_run", "extremes", "given", "resized", "variations"]
 
 # A size that a file leaves free, and the integers that an input may take: the first that the file runs on.
 _FREE_SIZES = (3, 1, 8)
@@ -86,7 +86,7 @@ def drawn_to_run(file: OnnxFile, seed: int, *, optimised: bool = True) -> dict[s
     )
 
 
-def trials(example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def variations(example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Give the inputs, and the same redrawn and with flipped signs."""
     generator = torch.Generator().manual_seed(seed + 1)
     yield "example", dict(example)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from gradctl.comparison.outcomes import outcomes
+from gradctl.comparison.program import run_calls
+from gradctl.comparison.trials import ModelTrial
 from gradctl.forms import eager
 from gradctl.forms.form import Outcome
 from gradctl.subject.frames import first_line
@@ -20,30 +20,11 @@ from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.tracing.promotion import Promotion, default_dtype
 
-__all__ = ["Reference", "Trial"]
+__all__ = ["Reference"]
 
 # A relu or a max can flip on one rounding: a gradient over its budget whose outputs agree must be so on as many inputs.
 _PERSISTS = 3
 _Context = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Trial:
-    """One set of inputs, and what eager makes of them in three calls.
-
-    Attributes:
-        name: of the variation.
-        instance: the copy that gives the inputs.
-        native: eager's calls in its own dtype; fewer than three where a later one raises.
-        wide: the promoted copy; None where the model does not run in float64.
-        oracle: eager's calls in float64 (``native`` where there are none).
-    """
-
-    name: str
-    instance: Instance
-    native: list[Outcome]
-    wide: Instance | None
-    oracle: list[Outcome]
 
 
 class Reference:
@@ -60,12 +41,12 @@ class Reference:
 
     def __init__(self, subject: Subject, input_mode: InputMode) -> None:
         self.subject, self.input_mode = subject, input_mode
-        self.trials: list[Trial] = []
+        self.trials: list[ModelTrial] = []
         self.skipped: list[str] = []
-        self._fresh: list[Trial] | None = None
+        self._fresh: list[ModelTrial] | None = None
         for name in VARIATIONS:
             trial = self._trial(name, vary(subject, name))
-            if isinstance(trial, Trial):
+            if isinstance(trial, ModelTrial):
                 self.trials.append(trial)
             else:
                 self.skipped.append(f"{name} ({trial})")
@@ -74,12 +55,12 @@ class Reference:
         """Return a new private copy on the example's inputs, hooks and all."""
         return Instance(self.subject, promoted=promoted, input_mode=self.input_mode, keep_hooks=True)
 
-    def fresh_trials(self) -> list[Trial]:
+    def fresh_trials(self) -> list[ModelTrial]:
         """Return trials on new random inputs, made once."""
         if self._fresh is None:
             seeds = range(2, 2 + _PERSISTS)
             found = [self._trial(f"fresh {seed}", draw_inputs(self.subject, seed)) for seed in seeds]
-            self._fresh = [trial for trial in found if isinstance(trial, Trial)]
+            self._fresh = [trial for trial in found if isinstance(trial, ModelTrial)]
         return self._fresh
 
     def promoting(self) -> AbstractContextManager[Any]:
@@ -90,13 +71,13 @@ class Reference:
         stack.enter_context(Promotion(native_dtype(self.subject)))
         return stack
 
-    def plainly_wide(self, trial: Trial, calls: int) -> list[Outcome] | None:
+    def unpromoted_float64(self, trial: ModelTrial, calls: int) -> list[Outcome] | None:
         """Return eager's first calls on a trial in float64 without the promotion, or None if it refuses."""
         instance = Instance(trial.instance.subject, promoted=True, input_mode=self.input_mode, keep_hooks=True)
-        found = outcomes(eager.capture(instance), instance, State([]), calls=calls)
+        found = run_calls(eager.capture(instance), instance, State([]), calls=calls)
         return None if found[-1].error is not None else found
 
-    def _trial(self, name: str, subject: Subject) -> Trial | str:
+    def _trial(self, name: str, subject: Subject) -> ModelTrial | str:
         """Return a trial, or why there is none."""
         instance = Instance(subject, input_mode=self.input_mode, keep_hooks=True)
         native = self._calls(instance, nullcontext)
@@ -107,14 +88,14 @@ class Reference:
         floats = [t for t in native[0].outputs.values() if t.is_floating_point() and t.numel()]
         if name != "example" and floats and not any(bool(torch.isfinite(t).any()) for t in floats):
             return "eager's outputs are not finite"
-        wide = Instance(subject, promoted=True, input_mode=self.input_mode, keep_hooks=True)
-        oracle = self._calls(wide, self.promoting)
+        promoted = Instance(subject, promoted=True, input_mode=self.input_mode, keep_hooks=True)
+        oracle = self._calls(promoted, self.promoting)
         if oracle[len(native) - 1 :] == [] or oracle[len(native) - 1].error is not None:
-            return Trial(name, instance, native, None, native)
-        return Trial(name, instance, native, wide, oracle[: len(native)])
+            return ModelTrial(name, native, native, instance=instance, float64=None)
+        return ModelTrial(name, native, oracle[: len(native)], instance=instance, float64=promoted)
 
     def _calls(self, instance: Instance, context: _Context) -> list[Outcome]:
-        return outcomes(eager.capture(instance), instance, State([]), context=context)
+        return run_calls(eager.capture(instance), instance, State([]), context=context)
 
 
 def _compile_again(raised: type[BaseException] | None, *_: object) -> None:

@@ -5,7 +5,7 @@ onnxruntime's own optimiser is off on both sides, or it would repair what a pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +13,19 @@ import onnx
 import onnxruntime
 from torch import Tensor
 
-from gradctl.comparison.file_inputs import extremes, resized, trials
-from gradctl.comparison.file_outputs import OutputRow, noisy_trials, output_rows, worst_rows
+from gradctl.comparison.compare import Comparison
+from gradctl.comparison.difference import FileDifference
+from gradctl.comparison.file_inputs import extremes, resized, variations
+from gradctl.comparison.file_trials import file_trials
+from gradctl.comparison.program import FileProgram
+from gradctl.comparison.trials import FileTrial
 from gradctl.core.errors import TargetError
 from gradctl.numerics.measures import same_values
 from gradctl.onnxio.onnx_file import OnnxFile, session
-from gradctl.onnxio.session import described, run
+from gradctl.onnxio.session import described
 from gradctl.subject.frames import first_line
 
-__all__ = ["InvalidGraph", "VerifiedGraph", "shelved", "stored"]
-
-Outputs = dict[str, Tensor]
+__all__ = ["InvalidGraph", "VerifiedGraph", "shelve", "store"]
 
 # Initializers from here on are weights: shape inference reads sizes, which are smaller.
 _SHELVED_BYTES = 2**20
@@ -33,13 +35,13 @@ class InvalidGraph(Exception):
     """What a pass gave is no graph that stands in for the one before; says why, in a sentence without a full stop."""
 
 
-def stored(model: onnx.ModelProto, path: Path) -> OnnxFile:
+def store(model: onnx.ModelProto, path: Path) -> OnnxFile:
     """Return a graph as a file, which sessions read by themselves."""
     onnx.save(model, path)
     return OnnxFile(path, model)
 
 
-def shelved(model: onnx.ModelProto, path: Path) -> OnnxFile:
+def shelve(model: onnx.ModelProto, path: Path) -> OnnxFile:
     """Return a graph as a file, its large weights in another one beside it and not in memory; ``model`` is used up."""
     onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=_SHELVED_BYTES)
     # Read again: a message keeps the memory of a field that is cleared.
@@ -47,7 +49,7 @@ def shelved(model: onnx.ModelProto, path: Path) -> OnnxFile:
 
 
 class VerifiedGraph:
-    """The outputs of a graph on all trials, the noise of its rounding, and those of the last graph that held.
+    """A graph on all trials, the noise of its rounding, and the last graph that agreed with it.
 
     Args:
         file: the graph before all passes.
@@ -62,73 +64,55 @@ class VerifiedGraph:
         self.seed = seed
         self.ports = _ports(file.model)
         self.infers = _inference_error(file.model) is None
-        self.feeds = dict(_all_trials(file, example, seed))
-        self.outputs: dict[str, Outputs] = {}
-        running = session(file, optimised=False)
-        for trial, feeds in self.feeds.items():
-            try:
-                self.outputs[trial] = run(running, feeds)
-            except RuntimeError as error:
-                if trial == "example":
-                    said = first_line(error)
-                    raise TargetError("GC104", f"{file.path} does not run on these inputs: {said}.") from error
-        again = run(running, self.feeds["example"])
-        del running
-        self.unrepeated = [
-            name for name, value in again.items() if not same_values(value, self.outputs["example"][name])
-        ]
-        self.noisy = noisy_trials(file, {trial: self.feeds[trial] for trial in self.outputs}, seed)
-        self.feeds = {trial: self.feeds[trial] for trial in self.noisy}
-        self.original = self.outputs
+        self.trials = file_trials(file, _all_inputs(file, example, seed), seed)
+        again = FileProgram(str(file.path), session(file, optimised=False)).run(self.trials[0])[0]
+        first = self.trials[0].native[0].outputs
+        self.unrepeated = [name for name, value in again.outputs.items() if not same_values(value, first[name])]
+        self.original = self.trials
 
-    def rows(self, file: OnnxFile) -> list[OutputRow]:
-        """Return each output of a graph at its worst, against the last graph that held.
+    def differences(self, file: OnnxFile) -> list[FileDifference]:
+        """Return the largest difference of each output from the last graph that agreed, worst first.
 
         Raises:
             InvalidGraph: it is not valid, has other inputs or outputs, or does not run where the graph before did.
         """
         self._ensure_valid(file)
-        found = self._run(_session(file, optimised=False))
-        self._found = found
-        return self._held(found, self.outputs)
+        comparison = self._compare(file, self.trials, optimised=False, keep_outcomes=True)
+        self._found = comparison.outcomes
+        return comparison.by_severity
 
     def keep(self) -> None:
-        """Hold what comes next against the graph that ``rows`` was given last."""
-        self.outputs = self._found
+        """Compare the next graph with the graph that ``differences`` was given last."""
+        self.trials = [
+            replace(trial, native=self._found[trial.name], oracle=self._found[trial.name]) for trial in self.trials
+        ]
 
-    def rows_in_total(self, file: OnnxFile) -> list[OutputRow]:
-        """Return each output at its worst against the graph before all passes, onnxruntime's optimiser off and on.
+    def total_differences(self, file: OnnxFile) -> list[FileDifference]:
+        """Return the differences from the graph before all passes, onnxruntime's optimiser off and on, worst first.
 
         Raises:
-            InvalidGraph: as ``rows``.
+            InvalidGraph: as ``differences``.
         """
         self._ensure_valid(file)
-        worst: dict[str, OutputRow] = {}
-        for optimised in (False, True):
-            said = "onnxruntime's optimiser on" if optimised else ""
-            try:
-                found = self._run(_session(file, optimised=optimised))
-            except InvalidGraph as refusal:
-                raise InvalidGraph(f"{refusal} ({said})" if optimised else str(refusal)) from refusal
-            rows = self._held(found, self.original)
-            worst_rows((replace(row, trial=f"{row.trial}, {said}") if optimised else row for row in rows), worst)
-        return list(worst.values())
+        plain = self._compare(file, self.original, optimised=False)
+        try:
+            on = "onnxruntime's optimiser on"
+            renamed = [replace(trial, name=f"{trial.name}, {on}") for trial in self.original]
+            optimised = self._compare(file, renamed, optimised=True)
+        except InvalidGraph as refusal:
+            raise InvalidGraph(f"{refusal} ({on})") from refusal
+        worst = [max(plain.worst[key], optimised.worst[key], key=lambda each: each.severity) for key in plain.worst]
+        return sorted(worst, key=lambda each: each.severity, reverse=True)
 
-    def _held(self, found: Mapping[str, Outputs], expected: Mapping[str, Outputs]) -> list[OutputRow]:
-        worst: dict[str, OutputRow] = {}
-        for trial, outputs in found.items():
-            worst_rows(output_rows(trial, expected[trial], outputs, self.noisy[trial]), worst)
-        return list(worst.values())
-
-    def _run(self, running: onnxruntime.InferenceSession) -> dict[str, Outputs]:
-        found: dict[str, Outputs] = {}
-        for trial, feeds in self.feeds.items():
-            try:
-                found[trial] = run(running, feeds)
-            except RuntimeError as error:
-                said = first_line(error).removeprefix("RuntimeError: ")
-                raise InvalidGraph(f"it does not run with {trial}: {said}") from error
-        return found
+    def _compare(
+        self, file: OnnxFile, trials: Sequence[FileTrial], *, optimised: bool, keep_outcomes: bool = False
+    ) -> Comparison[FileTrial]:
+        comparison: Comparison[FileTrial] = Comparison(FileProgram(str(file.path), _session(file, optimised=optimised)))
+        comparison.add(trials, keep_outcomes=keep_outcomes)
+        for trial, error in comparison.raised.items():
+            said = first_line(error).removeprefix("RuntimeError: ")
+            raise InvalidGraph(f"it does not run with {trial.partition(', onnxruntime')[0]}: {said}") from error
+        return comparison
 
     def _ensure_valid(self, file: OnnxFile) -> None:
         try:
@@ -144,8 +128,8 @@ class VerifiedGraph:
             raise InvalidGraph(f"shapes do not fit: {error_text}")
 
 
-def _all_trials(file: OnnxFile, example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, Outputs]]:
-    yield from trials(example, seed)
+def _all_inputs(file: OnnxFile, example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    yield from variations(example, seed)
     yield from extremes(example, seed)
     yield from resized(file, example)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from gradctl.comparison.form_comparison import FormComparison
+from gradctl.comparison.form_comparison import FormComparison, form_comparison
 from gradctl.comparison.reference import Reference
 from gradctl.core.findings import Finding
 from gradctl.diagnosis.localise_form import with_place
@@ -22,7 +22,6 @@ from gradctl.forms.form import CannotCapture
 from gradctl.forms.silence import silenced
 from gradctl.forms.source_location import SourceLocation
 from gradctl.forms.table import form_named
-from gradctl.subject.state import State
 
 __all__ = ["bisected"]
 
@@ -69,9 +68,9 @@ def _words(reference: Reference) -> str:
             captured = compiled_with("compile", reference.instance(), "inductor", {})
         except CannotCapture:
             return False
-        comparison = FormComparison(reference, captured, State([captured.model]))
+        comparison = form_comparison(reference, captured)
         comparison.compare_natively()
-        return not comparison.raised and not any(each.differs for each in comparison.worst.values())
+        return not comparison.raised and not comparison.differing
 
     with silenced(), inductor_config.patch(fallback_random=True):
         result: Any = CompilerBisector.do_bisect(agrees)

@@ -15,14 +15,17 @@ from typing import Any
 
 import msgspec
 
-from gradctl.comparison.form_comparison import FormComparison, Key, TensorComparison, part
-from gradctl.comparison.outcomes import outcomes
-from gradctl.comparison.reference import Reference, Trial
+from gradctl.comparison.compare import tensors_of
+from gradctl.comparison.difference import Key, ModelDifference, tensor_difference
+from gradctl.comparison.form_comparison import FormComparison
+from gradctl.comparison.program import run_calls
+from gradctl.comparison.reference import Reference
+from gradctl.comparison.trials import ModelTrial
 from gradctl.core.findings import Finding
 from gradctl.forms import eager
 from gradctl.forms.form import Outcome
 from gradctl.gradients.gradient_findings import location
-from gradctl.numerics.agreement import agreement, largest_scale
+from gradctl.numerics.agreement import largest_scale
 from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Instance
 from gradctl.subject.state import State
@@ -116,17 +119,17 @@ class Search:
                 return alone.cause
         return altered.cause
 
-    def _explained_on(self, trial: Trial, altered: Intervention, keys: set[Key]) -> set[Key]:
+    def _explained_on(self, trial: ModelTrial, altered: Intervention, keys: set[Key]) -> set[Key]:
         here = {key: each for key, each in self.comparison.worst.items() if each.trial is trial}
         calls = max(each.call for each in here.values())
         native = self._run(trial, altered, calls)
         if native[-1].error is not None:
             return set()
-        wide = self._run(trial, altered, calls, promoted=True) if trial.wide is not None else native
-        if wide[-1].error is not None:
-            wide = native
+        float64 = self._run(trial, altered, calls, promoted=True) if trial.float64 is not None else native
+        if float64[-1].error is not None:
+            float64 = native
         as_form = {
-            key for key, each in here.items() if _is_given(key, each, native[each.call - 1], wide[each.call - 1])
+            key for key, each in here.items() if _is_given(key, each, native[each.call - 1], float64[each.call - 1])
         }
         # What the form has right must stay right: else the alteration is another program that happens to coincide.
         right = {key for key, each in here.items() if not each.differs and not each.exceeds}
@@ -141,7 +144,7 @@ class Search:
                 return False
         return bool(trials)
 
-    def _run(self, trial: Trial, altered: Intervention, calls: int, *, promoted: bool = False) -> list[Outcome]:
+    def _run(self, trial: ModelTrial, altered: Intervention, calls: int, *, promoted: bool = False) -> list[Outcome]:
         instance = Instance(
             trial.instance.subject,
             promoted=promoted,
@@ -158,7 +161,7 @@ class Search:
             return stack
 
         differentiable = trial.native[0].differentiable
-        return outcomes(captured, instance, State([]), differentiable=differentiable, calls=calls, context=context)
+        return run_calls(captured, instance, State([]), differentiable=differentiable, calls=calls, context=context)
 
 
 def stated(findings: Sequence[Finding], causes: dict[Key, Cause]) -> list[Finding]:
@@ -184,19 +187,19 @@ def _with_cause(finding: Finding, cause: Cause | None) -> Finding:
     )
 
 
-def _is_given(key: Key, each: TensorComparison, native: Outcome, wide: Outcome) -> bool:
+def _is_given(key: Key, each: ModelDifference, native: Outcome, float64: Outcome) -> bool:
     """Tell whether an outcome of altered eager has the tensor that the form gave."""
     quantity, name = key
-    theirs = part(wide, quantity)
-    mine, truth = part(native, quantity).get(name), theirs.get(name)
-    if mine is None or each.form is None:
-        return mine is each.form
-    if mine.shape != each.form.shape or mine.dtype != each.form.dtype:
+    oracles = tensors_of(float64, quantity)
+    altered, candidate = tensors_of(native, quantity).get(name), each.candidate
+    if altered is None or candidate is None:
+        return altered is candidate
+    if altered.shape != candidate.shape or altered.dtype != candidate.dtype:
         return False
-    if each.asks is not None and (name in native.differentiable) != each.asks:
+    if each.requires_grad is not None and (name in native.differentiable) != each.requires_grad:
         return False
-    if each.differs and not each.exceeds and each.asks is None and not each.structure:
+    if each.differs and not each.exceeds and each.requires_grad is None and not each.structure:
         return False  # it differs in float64 only, and the native tensors are too near to tell
-    neighbours = largest_scale(theirs.values())
-    error, budget = agreement(mine, mine if truth is None else truth, each.form, neighbours)
-    return error <= budget and (not (each.differs and each.exceeds) or _NEARER * error <= each.error)
+    neighbours = largest_scale(oracles.values())
+    found = tensor_difference(name, (altered, candidate), oracles.get(name), neighbours, trial=each.trial)
+    return not found.exceeds and (not (each.differs and each.exceeds) or _NEARER * found.error <= each.error)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gradctl.comparison.reference import Trial
+from gradctl.comparison.trials import ModelTrial
 from gradctl.diagnosis.causes import Cause, Intervention, Search
 from gradctl.inspection.model import hooks_on_modules, watched
 from gradctl.subject.frames import user_location
@@ -310,7 +310,7 @@ def _answers(form: str, seen: ProgramEvents, search: Search) -> Iterator[Interve
         yield replace(_told(form, seen, elsewhere, answers), alone=tuple(alone) if len(differing) > 1 else ())
 
 
-def _seen_on(trial: Trial, search: Search) -> ProgramEvents | None:
+def _seen_on(trial: ModelTrial, search: Search) -> ProgramEvents | None:
     subject = trial.instance.subject
     return _seen(Instance(subject, input_mode=search.reference.input_mode, keep_hooks=True))
 

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradctl.comparison.form_comparison import FormComparison, Key, part
-from gradctl.comparison.outcomes import outcomes
-from gradctl.comparison.reference import Reference, Trial
+from gradctl.comparison.compare import call_differences, tensors_of
+from gradctl.comparison.difference import Key, dtype_name
+from gradctl.comparison.form_comparison import FormComparison
+from gradctl.comparison.program import run_calls
+from gradctl.comparison.reference import Reference
+from gradctl.comparison.trials import ModelTrial
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding
 from gradctl.core.names import Quantity
@@ -22,7 +25,6 @@ from gradctl.forms import eager
 from gradctl.forms.form import Captured, Outcome
 from gradctl.forms.onnx.from_file import unoptimised
 from gradctl.inspection.model import training_modes, watched
-from gradctl.numerics.agreement import agreement, largest_scale
 from gradctl.numerics.measures import same_values
 from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.signature import module_of
@@ -33,7 +35,7 @@ __all__ = ["PreRunObservations", "explained"]
 
 @dataclass(slots=True)
 class PreRunObservations:
-    """What is to be asked of a form before it is widened.
+    """What a form shows before and between its runs.
 
     Attributes:
         moved: buffers that the form starts with and the model has otherwise.
@@ -113,15 +115,16 @@ def _observed(comparison: FormComparison) -> Iterator[tuple[Key, Cause]]:
     for (quantity, name), each in comparison.worst.items():
         if not each.differs:
             continue
-        if each.eager is not None and each.form is not None and each.eager.dtype != each.form.dtype:
-            mine, theirs = (str(t.dtype).removeprefix("torch.") for t in (each.eager, each.form))
+        eager, own = each.reference, each.candidate
+        if eager is not None and own is not None and eager.dtype != own.dtype:
+            mine, theirs = dtype_name(eager.dtype), dtype_name(own.dtype)
             words = f"{form} computes it in {theirs}, and eager in {mine}"
             yield (quantity, name), Cause("GC214", words, "cast where the dtype matters: x.to(torch.float32).")
         elif quantity == "buffer" and name.startswith("input:"):
             who = f"eager changes {name} in place, and {form} does not"
-            if each.eager is None:
+            if each.reference is None:
                 who = f"{form} changes {name} in place, and eager does not"
-            elif each.form is not None:
+            elif each.candidate is not None:
                 who = f"{form} changes {name} in place in another way than eager"
             yield (quantity, name), Cause("GC213", who, "work on a copy of the input, and return what is to be used.")
 
@@ -145,20 +148,13 @@ def _optimised_away(comparison: FormComparison, wrong: set[Key]) -> Iterator[Key
         here = {key: each for key, each in comparison.worst.items() if key in wrong and each.trial is trial}
         if not here:
             continue
-        calls = outcomes(plain, trial.instance, comparison.state, calls=max(each.call for each in here.values()))
+        count = max(each.call for each in here.values())
+        calls = run_calls(plain, trial.instance, comparison.program.state, calls=count)
         if calls[-1].error is None:
-            yield from (key for key, each in here.items() if _is_eagers(key, trial, each.call, calls))
-
-
-def _is_eagers(key: Key, trial: Trial, call: int, calls: list[Outcome]) -> bool:
-    theirs = part(trial.oracle[call - 1], key[0])
-    native, oracle, mine = part(trial.native[call - 1], key[0])[key[1]], theirs[key[1]], part(calls[call - 1], key[0])
-    candidate = mine.get(key[1])
-    if native is None or oracle is None or candidate is None or native.dtype != candidate.dtype:
-        return False
-    neighbours = largest_scale(theirs.values())
-    error, budget = agreement(native, oracle, candidate, neighbours)
-    return error <= budget
+            for key, each in here.items():
+                found = dict(call_differences(trial, each.call - 1, calls[each.call - 1], frozenset({key[0]}))).get(key)
+                if found is not None and not (found.is_missing or found.structure or found.exceeds):
+                    yield key
 
 
 def _redrawn(comparison: FormComparison, wrong: set[Key]) -> Iterator[tuple[Key, Cause]]:
@@ -173,7 +169,7 @@ def _redrawn(comparison: FormComparison, wrong: set[Key]) -> Iterator[tuple[Key,
         (_two_calls, "draws other random numbers at each call from one seed, and eager the same"),
         (_moved_before_backward, "draws random numbers anew in its backward, where eager keeps those of the forward"),
     ):
-        forms, eagers = runs(comparison.captured, trial, comparison.state), runs(mine, trial, State([]))
+        forms, eagers = runs(comparison.captured, trial, comparison.program.state), runs(mine, trial, State([]))
         if forms is None or eagers is None:
             continue
         for quantity, name in wrong - told:
@@ -193,12 +189,12 @@ def _redrawn(comparison: FormComparison, wrong: set[Key]) -> Iterator[tuple[Key,
 _Pair = tuple[Outcome, Outcome]
 
 
-def _two_calls(captured: Captured, trial: Trial, state: State) -> _Pair | None:
-    calls = outcomes(captured, trial.instance, state, calls=2)
+def _two_calls(captured: Captured, trial: ModelTrial, state: State) -> _Pair | None:
+    calls = run_calls(captured, trial.instance, state, calls=2)
     return None if calls[-1].error is not None else (calls[0], calls[1])
 
 
-def _moved_before_backward(captured: Captured, trial: Trial, state: State) -> _Pair | None:
+def _moved_before_backward(captured: Captured, trial: ModelTrial, state: State) -> _Pair | None:
     """Return two runs from one seed; in the second a number is drawn between forward and backward."""
     entered = 0
 
@@ -209,13 +205,13 @@ def _moved_before_backward(captured: Captured, trial: Trial, state: State) -> _P
             torch.rand(1)
         return nullcontext()
 
-    plain = outcomes(captured, trial.instance, state, calls=1)[0]
-    moved = outcomes(captured, trial.instance, state, calls=1, context=moving)[0]
+    plain = run_calls(captured, trial.instance, state, calls=1)[0]
+    moved = run_calls(captured, trial.instance, state, calls=1, context=moving)[0]
     return None if plain.error or moved.error else (plain, moved)
 
 
 def _repeats(pair: _Pair, quantity: Quantity, name: str) -> bool:
-    return _equal(*(part(outcome, quantity).get(name) for outcome in pair))
+    return _equal(*(tensors_of(outcome, quantity).get(name) for outcome in pair))
 
 
 def _equal(first: Tensor | None, second: Tensor | None) -> bool:

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 import onnx
 from torch import Tensor
 
-from gradctl.comparison.file_outputs import OutputRow, noisy_outputs, output_rows, perturbed_sessions
-from gradctl.comparison.verified_graph import stored
+from gradctl.comparison.difference import FileDifference, tensor_difference
+from gradctl.comparison.divergence import VALUES_A_RUN, compare_graphs, differing_values, with_outputs
+from gradctl.comparison.trials import FileTrial
+from gradctl.comparison.verified_graph import store
 from gradctl.core.errors import TargetError
-from gradctl.diagnosis.inner_values import VALUES_A_RUN, differing_values, giving_values
+from gradctl.numerics.agreement import largest_scale
 from gradctl.onnxio.onnx_file import OnnxFile, initializers, session
 from gradctl.onnxio.session import run
 from gradctl.onnxio.submodel import giving, part, used_by
@@ -37,48 +39,48 @@ class FirstChange:
     Attributes:
         value: its name; ``initializer b`` for a constant.
         node: the operator that makes it, or takes the constant, and the node's name.
-        row: how far it is off.
+        difference: how far it is off.
         nodes: the operators of the fewest nodes that show it; none where only the whole graph does.
         total: the nodes of the graph.
     """
 
     value: str
     node: str
-    row: OutputRow
+    difference: FileDifference
     nodes: tuple[str, ...]
     total: int
 
     @property
     def change(self) -> str:
         """Return what is other: shape or dtype, a few whole numbers as they are, or else how far it is off."""
-        before, after = self.row.expected, self.row.given
-        if self.row.structure:
-            return self.row.structure
-        if not before.is_floating_point() and self.value != self.row.name and before.numel() <= _MOST_ELEMENTS_NAMED:
+        before, after = self.difference.reference, self.difference.candidate
+        assert before is not None and after is not None
+        if self.difference.structure:
+            return self.difference.structure
+        is_constant = self.value != self.difference.name
+        if not before.is_floating_point() and is_constant and before.numel() <= _MOST_ELEMENTS_NAMED:
             return f"{after.tolist()} instead of {before.tolist()}"
-        return f"off by {self.row.error:.2e}"
+        return f"off by {self.difference.error:.2e}"
 
 
-def first_change(
-    before: OnnxFile, after: OnnxFile, apply: _Apply, feeds: Mapping[str, Tensor], *, trial: str, seed: int
-) -> FirstChange | None:
+def first_change(before: OnnxFile, after: OnnxFile, apply: _Apply, trial: FileTrial, seed: int) -> FirstChange | None:
     """Return the first value that differs; None where only outputs of the graph do, which no node of both makes.
 
     Args:
         before: the graph before the pass, in a file; others are written beside it.
         after: and after.
         apply: the pass.
-        feeds: the inputs with which outputs differ, named ``trial``.
+        trial: the inputs on which outputs differ.
         seed: of the noise.
     """
     makers = {name: place for place, node in enumerate(before.model.graph.node) for name in node.output}
     end = time.perf_counter() + _SECONDS
     inner: FirstChange | None = None
-    for row in _differing(before, after, feeds, trial, seed):
+    for row in _differing(before, after, trial, seed):
         if row.structure and time.perf_counter() > end:
             inner = inner or _found(before, after, row, makers, set())
             continue
-        shrinking = _Shrinking(before, apply, row.name, feeds, seed=seed, end=end if row.structure else None)
+        shrinking = _Shrinking(before, apply, row.name, trial.feeds, seed=seed, end=end if row.structure else None)
         nodes = shrinking.smallest(makers[row.name], makers)
         found = _found(before, after, row, makers, nodes)
         # A pass may keep an inner value in another type or layout, and be right about it, but not one that a part of
@@ -90,7 +92,7 @@ def first_change(
 
 
 def _found(
-    before: OnnxFile, after: OnnxFile, row: OutputRow, makers: Mapping[str, int], nodes: Collection[int]
+    before: OnnxFile, after: OnnxFile, row: FileDifference, makers: Mapping[str, int], nodes: Collection[int]
 ) -> FirstChange:
     node = before.model.graph.node[makers[row.name]]
     constant = _changed_constant(before, after, node, row)
@@ -103,7 +105,9 @@ def _found(
     )
 
 
-def _changed_constant(before: OnnxFile, after: OnnxFile, node: onnx.NodeProto, row: OutputRow) -> OutputRow | None:
+def _changed_constant(
+    before: OnnxFile, after: OnnxFile, node: onnx.NodeProto, row: FileDifference
+) -> FileDifference | None:
     """Return the first constant of a node that is another now, where the node after takes all the same names."""
     twin = next((each for each in after.model.graph.node if row.name in each.output), None)
     if twin is None or (twin.op_type, list(twin.input)) != (node.op_type, list(node.input)):
@@ -111,20 +115,21 @@ def _changed_constant(before: OnnxFile, after: OnnxFile, node: onnx.NodeProto, r
     expected, given = (
         {name: tensor for name, tensor in initializers(each) if name in node.input} for each in (before, after)
     )
-    shared = {name: expected[name] for name in node.input if name in expected and name in given}
-    return next((each for each in output_rows(row.trial, shared, given, ()) if each.differs), None)
+    shared = [name for name in node.input if name in expected and name in given]
+    neighbours = largest_scale(expected[name] for name in shared)
+    pairs = ((name, (expected[name], given[name])) for name in shared)
+    found = (tensor_difference(name, pair, None, neighbours, trial=row.trial) for name, pair in pairs)
+    return next((each for each in found if each.differs), None)
 
 
-def _differing(
-    before: OnnxFile, after: OnnxFile, feeds: Mapping[str, Tensor], trial: str, seed: int
-) -> Iterator[OutputRow]:
+def _differing(before: OnnxFile, after: OnnxFile, trial: FileTrial, seed: int) -> Iterator[FileDifference]:
     """Give the values that differ, in the order of the graph before, a few a run."""
     # What a pass computed ahead of time is an initializer now.
     theirs = {name for node in after.model.graph.node for name in node.output}
     theirs |= {each.name for each in after.model.graph.initializer}
     shared = [name for node in before.model.graph.node for name in node.output if name and name in theirs]
     values = [(name, name) for name in shared]
-    return differing_values((before, after), values, (feeds, feeds), trial, seed)
+    return differing_values((before, after), values, (trial.name, trial.feeds), seed)
 
 
 class _Shrinking:
@@ -184,7 +189,7 @@ class _Shrinking:
         for start in range(0, len(names), VALUES_A_RUN):
             few = names[start : start + VALUES_A_RUN]
             try:
-                self.values |= run(session(giving_values(self.before, few), optimised=False), feeds)
+                self.values |= run(session(with_outputs(self.before, few), optimised=False), feeds)
             except (RuntimeError, TargetError):  # a value that is no tensor cannot be the input of a part
                 continue
 
@@ -194,15 +199,12 @@ class _Shrinking:
         if smaller is None:
             return False
         try:
-            left = stored(smaller, self.before.path.with_name("part.onnx"))
+            left = store(smaller, self.before.path.with_name("part.onnx"))
             # Its output without a type: onnxruntime loads none that has another than it says.
             after = giving(self.apply(smaller), [self.value])
-            right = stored(after, self.before.path.with_name("part-after.onnx"))
+            right = store(after, self.before.path.with_name("part-after.onnx"))
             feeds = {each.name: self.values[each.name] for each in left.inputs}
-            expected, given = (run(session(each, optimised=False), feeds) for each in (left, right))
-            noisy = noisy_outputs(perturbed_sessions(left, self.seed, optimised=False), feeds, self.seed)
+            found = compare_graphs(left, right, ("part", feeds), self.seed)
         except Exception:  # a pass may raise anything on a part
             return False
-        if expected.keys() != given.keys():
-            return False
-        return any(row.differs and not row.unstable for row in output_rows("part", expected, given, noisy))
+        return any(each.differs and not each.is_unstable and not each.is_missing for each in found.values())

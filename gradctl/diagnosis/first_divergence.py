@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from torch import Tensor
 
-from gradctl.comparison.file_outputs import OutputRow
-from gradctl.diagnosis.inner_values import differing_values
+from gradctl.comparison.difference import FileDifference
+from gradctl.comparison.divergence import differing_values
+from gradctl.comparison.trials import FileTrial
 from gradctl.graphdiff.graph_difference import SharedValue
 from gradctl.onnxio.onnx_file import OnnxFile
 
@@ -30,7 +30,7 @@ class FirstDivergence:
     """A value, and how far it is off."""
 
     value: SharedValue
-    row: OutputRow
+    difference: FileDifference
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,35 +51,28 @@ class SharedValues:
     feeds_of_b: Mapping[str, str]
     seed: int
 
-    def first_divergence(self, trial: str, feeds: Mapping[str, Tensor]) -> FirstDivergence | None:
-        """Return the first inner value that differs; None where only outputs do, or none was found in 30 seconds.
-
-        Args:
-            trial: what the inputs are called.
-            feeds: the inputs, by the names of ``a``.
-        """
+    def first_divergence(self, trial: FileTrial) -> FirstDivergence | None:
+        """Return the first inner value that differs; None if only outputs do, or none was found in 30 seconds."""
         structural = None
         with tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
             try:
                 files = _whole(self.a, Path(folder) / "a.onnx"), _whole(self.b, Path(folder) / "b.onnx")
             except ValueError:  # protobuf: with its weights a model has more than 2 GiB
                 return None
-            for found in self._differing(*files, trial, feeds):
+            for found in self._differing(files, trial):
                 # An inner value may be kept in another type or layout and be right about it: numbers tell first.
-                if not found.row.structure:
+                if not found.difference.structure:
                     return found
                 structural = structural or found
         return structural
 
-    def _differing(
-        self, a: OnnxFile, b: OnnxFile, trial: str, feeds: Mapping[str, Tensor]
-    ) -> Iterator[FirstDivergence]:
-        feeds_of_b = {name: feeds[other] for name, other in self.feeds_of_b.items()}
+    def _differing(self, files: tuple[OnnxFile, OnnxFile], trial: FileTrial) -> Iterator[FirstDivergence]:
         by_name = {each.before: each for each in self._inner()}
         names = [(each.before, each.after) for each in by_name.values()]
         end = time.perf_counter() + _SECONDS
-        for row in differing_values((a, b), names, (feeds, feeds_of_b), trial, self.seed, end=end):
-            yield FirstDivergence(by_name[row.name], row)
+        inputs = trial.name, trial.feeds
+        for found in differing_values(files, names, inputs, self.seed, feeds_of_second=self.feeds_of_b, end=end):
+            yield FirstDivergence(by_name[found.name], found)
 
     def _inner(self) -> list[SharedValue]:
         """Return the values that are no outputs of a graph, which the report has rows for."""

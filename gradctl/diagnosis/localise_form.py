@@ -22,9 +22,9 @@ from typing import Any
 import msgspec
 import torch
 
-from gradctl.comparison.form_comparison import FormComparison, TensorComparison
-from gradctl.comparison.outcomes import cotangents_of
-from gradctl.comparison.reference import Trial
+from gradctl.comparison.difference import ModelDifference
+from gradctl.comparison.form_comparison import FormComparison
+from gradctl.comparison.program import cotangents_of
 from gradctl.core.findings import Finding, Location
 from gradctl.diagnosis.localise_modules import AloneModules
 from gradctl.diagnosis.paired_values import Divergence, PairedValues
@@ -105,18 +105,18 @@ def located(
     return found
 
 
-def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, TensorComparison]]) -> list[Divergence | None]:
+def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, ModelDifference]]) -> list[Divergence | None]:
     """Return where the graph of a form parts from eager, for tensors of one trial and call."""
     found: list[Divergence | None] = [None] * len(about)
-    captured, state = comparison.captured, comparison.state
-    for wide in (True, False):  # float64 tells any difference in meaning from rounding, where it can be had
+    captured, state = comparison.captured, comparison.program.state
+    for is_float64 in (True, False):  # float64 tells any difference in meaning from rounding, where it can be had
         try:
             if captured.form == "aot":  # opaque; what it traces is what torch.export traces
                 captured = export.capture(comparison.reference.instance())
                 state = State([captured.model])
             if captured.form not in _GRAPHS:
                 break
-            paired = _paired(comparison, captured, state, [each for _, each in about], wide=wide)
+            paired = _paired(comparison, captured, state, [each for _, each in about], is_float64=is_float64)
         except (CannotCapture, NoGraph):
             continue
         except Exception as error:  # the user's model, or the form, may raise anything
@@ -130,10 +130,10 @@ def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, TensorC
     return found
 
 
-def _parting(paired: PairedValues, finding: Finding, difference: TensorComparison) -> Divergence | None:
+def _parting(paired: PairedValues, finding: Finding, difference: ModelDifference) -> Divergence | None:
     if finding.quantity == "gradient":
         return paired.first_value() or paired.first_adjoint(str(finding.tensor))
-    if difference.asks is not None and not (difference.exceeds or difference.means_another):
+    if difference.requires_grad is not None and not (difference.exceeds or difference.means_another):
         return paired.first_cut_anywhere()
     return paired.first_value() or (paired.first_value_anywhere() if finding.quantity == "buffer" else None)
 
@@ -142,9 +142,9 @@ def _paired(
     comparison: FormComparison,
     captured: Captured,
     state: State,
-    differences: Sequence[TensorComparison],
+    differences: Sequence[ModelDifference],
     *,
-    wide: bool,
+    is_float64: bool,
 ) -> PairedValues:
     """Return both programs' values at the inputs and call where a tensor is worst.
 
@@ -153,15 +153,15 @@ def _paired(
         NoGraph: as ``watched`` of the form.
     """
     difference, reference = differences[0], comparison.reference
-    trial, sketcher, context = difference.trial, Sketcher(), nullcontext if not wide else reference.promoting
+    trial, sketcher, context = difference.trial, Sketcher(), nullcontext if not is_float64 else reference.promoting
     state.restore()
-    if wide:
-        if trial.wide is None:
+    if is_float64:
+        if trial.float64 is None:
             raise CannotCapture("the model does not run in float64.")
-        captured = form_named(captured.form).widened(captured, reference.instance(promoted=True))
+        captured = form_named(captured.form).to_float64(captured, reference.instance(promoted=True))
         state = State([captured.model])
-    form = trial.wide if wide and trial.wide is not None else trial.instance
-    eager = Instance(trial.instance.subject, promoted=wide, input_mode=reference.input_mode, keep_hooks=True)
+    form = trial.float64 if is_float64 and trial.float64 is not None else trial.instance
+    eager = Instance(trial.instance.subject, promoted=is_float64, input_mode=reference.input_mode, keep_hooks=True)
     names = {id(tensor): leaf.name for leaf in eager.leaves for tensor in (leaf.tensor, *leaf.sharing)}
     programs: list[ProgramValues] = []
     with ValueWatch(sketcher, names) as watch:
@@ -178,7 +178,7 @@ def _paired(
         call, run_of = _GRAPHS[captured.form].watched(captured, watch)
         _run(call, form, state, difference, context)
         run = run_of()
-    tolerance = _tolerance(torch.float64 if wide else native_dtype(reference.subject), differences)
+    tolerance = _tolerance(torch.float64 if is_float64 else native_dtype(reference.subject), differences)
     return PairedValues(programs[0].values, programs[0].inside, run, tolerance)
 
 
@@ -196,7 +196,7 @@ def _run(
     call: Callable[..., Any],
     instance: Instance,
     state: State,
-    difference: TensorComparison,
+    difference: ModelDifference,
     context: Callable[[], AbstractContextManager[Any]],
 ) -> None:
     """Make calls in a row from the state of a comparison, and the backward of the last."""
@@ -217,7 +217,7 @@ def _run(
         leaf.take_gradient()
 
 
-def _tolerance(dtype: torch.dtype, differences: Iterable[TensorComparison]) -> float:
+def _tolerance(dtype: torch.dtype, differences: Iterable[ModelDifference]) -> float:
     """Return below which relative distance two values are taken as one: rounding, and no part of what was found."""
     smallest = min((each.error for each in differences if 0 < each.error < math.inf), default=math.inf)
     # Constants that a form bakes in keep their dtype, and are off by 3e-8 in float64.
@@ -226,7 +226,7 @@ def _tolerance(dtype: torch.dtype, differences: Iterable[TensorComparison]) -> f
 
 
 def _of_modules(
-    comparison: FormComparison, form: Form, finding: Finding, difference: TensorComparison, deadline: float
+    comparison: FormComparison, form: Form, finding: Finding, difference: ModelDifference, deadline: float
 ) -> SourceLocation | None:
     """Return the innermost module that differs alone; for inductor, which compiles slowly, whose parameter it is."""
     captured = comparison.captured
@@ -235,8 +235,7 @@ def _of_modules(
         return SourceLocation(path.rpartition(".")[0]) if path != finding.tensor and "." in path else None
     if captured.form not in ("trace", "script", "aot"):
         return None
-    trial: Trial = difference.trial
-    alone = AloneModules(comparison.reference, form, trial, finding, difference, deadline)
+    alone = AloneModules(comparison.reference, form, difference.trial, finding, difference, deadline)
     return alone.innermost()
 
 

@@ -17,13 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradctl.comparison.form_comparison import TensorComparison
-from gradctl.comparison.outcomes import outcomes
-from gradctl.comparison.reference import Reference, Trial
+from gradctl.comparison.compare import tensors_of
+from gradctl.comparison.difference import ModelDifference
+from gradctl.comparison.program import run_calls
+from gradctl.comparison.reference import Reference
+from gradctl.comparison.trials import ModelTrial
 from gradctl.core.findings import Finding
 from gradctl.core.names import Quantity
 from gradctl.forms import eager
-from gradctl.forms.form import CannotCapture, Form, Outcome
+from gradctl.forms.form import CannotCapture, Form
 from gradctl.forms.source_location import SourceLocation
 from gradctl.numerics.agreement import agreement, largest_scale, scale_of
 from gradctl.subject.frames import is_out_of_memory, is_users, user_location
@@ -65,9 +67,9 @@ class AloneModules:
 
     reference: Reference
     form: Form
-    trial: Trial
+    trial: ModelTrial
     finding: Finding
-    difference: TensorComparison
+    difference: ModelDifference
     deadline: float = math.inf
 
     def innermost(self) -> SourceLocation | None:
@@ -99,7 +101,7 @@ class AloneModules:
                 return child, run_on[child][0].place
         return None
 
-    def _calls(self, trial: Trial, paths: list[str]) -> dict[str, list[_Call]]:
+    def _calls(self, trial: ModelTrial, paths: list[str]) -> dict[str, list[_Call]]:
         """Return what eager calls these modules with on a trial, in the order of their first calls."""
         instance = Instance(trial.instance.subject, input_mode=self.reference.input_mode, keep_hooks=True)
         module = module_of(instance.model)
@@ -124,22 +126,22 @@ class AloneModules:
     def _differs_on(self, captured: Any, instance: Instance) -> bool:
         own = Instance(instance.subject, input_mode="clone", keep_hooks=True)
         count = self.difference.call
-        truth = outcomes(eager.capture(own), own, State([]), calls=count)
+        truth = run_calls(eager.capture(own), own, State([]), calls=count)
         if truth[-1].error is not None:
             return False
         differentiable = truth[0].differentiable
-        found = outcomes(captured, instance, State([captured.model]), differentiable=differentiable, calls=count)
+        found = run_calls(captured, instance, State([captured.model]), differentiable=differentiable, calls=count)
         if found[-1].error is not None:
             return True
         return any(
-            self._differ(_part(mine, quantity), _part(theirs, quantity))
+            self._differ(tensors_of(mine, quantity), tensors_of(theirs, quantity))
             for mine, theirs in zip(truth, found, strict=True)
-            for quantity in self._quantities(captured.gives)
+            for quantity in self._quantities(captured.quantities)
         )
 
-    def _quantities(self, gives: frozenset[Quantity]) -> list[Quantity]:
+    def _quantities(self, quantities: frozenset[Quantity]) -> list[Quantity]:
         asked: tuple[Quantity, ...] = ("buffer",) if self.finding.quantity == "buffer" else ("output", "gradient")
-        return [each for each in asked if each in gives]
+        return [each for each in asked if each in quantities]
 
     def _differ(self, truth: dict[str, Tensor | None], found: dict[str, Tensor | None]) -> bool:
         neighbours = largest_scale(truth.values())
@@ -196,7 +198,7 @@ def _noting(modules: Mapping[str, nn.Module], calls: dict[str, list[_Call]]) -> 
             handle.remove()
 
 
-def _whole(trial: Trial) -> _Call:
+def _whole(trial: ModelTrial) -> _Call:
     subject = trial.instance.subject
     return _Call(subject.args, subject.kwargs, None)
 
@@ -219,9 +221,3 @@ def _own_line(module: nn.Module) -> tuple[str, int] | None:
 
 def _copied(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
-
-
-def _part(outcome: Outcome, quantity: Quantity) -> dict[str, Tensor | None]:
-    if quantity == "gradient":
-        return outcome.gradients
-    return dict(outcome.outputs if quantity == "output" else outcome.state)

@@ -6,7 +6,7 @@ from gradctl.forms.form import Captured
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 
-__all__ = ["capture", "widened"]
+__all__ = ["capture", "to_float64"]
 
 
 def capture(instance: Instance) -> Captured:
@@ -14,7 +14,7 @@ def capture(instance: Instance) -> Captured:
     return of_module("eager", instance, instance.model)
 
 
-def widened(captured: Captured, instance: Instance) -> Captured:
+def to_float64(captured: Captured, instance: Instance) -> Captured:
     """Return the promoted copy as it is."""
     return capture(instance)
 

@@ -39,7 +39,7 @@ class Captured:
             private copy's own tensors, those that are no registered parameters too.
         buffers: by qualified name.
         seconds: what capturing took.
-        gives: which quantities can be compared.
+        quantities: the quantities that can be compared.
         operators: calls by operator, for the summary; empty where the form has no graph to show.
         artifact: what can be saved (a ScriptModule, an ExportedProgram), or None.
         model: what holds the state that a call reads and changes: the form's own module, or the private copy where the
@@ -51,7 +51,7 @@ class Captured:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)
     seconds: float = 0.0
-    gives: frozenset[Quantity] = frozenset({"output", "gradient", "buffer"})
+    quantities: frozenset[Quantity] = frozenset({"output", "gradient", "buffer"})
     operators: dict[str, int] = field(default_factory=dict)
     artifact: Any = None
     model: Any = None
@@ -73,8 +73,8 @@ class Form(Protocol):
             CannotCapture: with the reason.
         """
 
-    def widened(self, captured: Captured, instance: Instance) -> Captured:
-        """Return the same in float64: what was captured, turned, or captured again from the promoted copy.
+    def to_float64(self, captured: Captured, instance: Instance) -> Captured:
+        """Return the same in float64, as a new form: a converted copy, or captured again from the promoted instance.
 
         Raises:
             CannotCapture: it cannot be had.

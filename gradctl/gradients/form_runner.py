@@ -80,7 +80,7 @@ def form_runner(eager: ModelRunner, form_name: str) -> FormRunner:
     try:
         form = form_named(form_name)
         captured = form.capture(native)
-        runner = FormRunner(eager, form.widened(captured, instance))
+        runner = FormRunner(eager, form.to_float64(captured, instance))
         runner.differentiate()
         return runner
     except CannotCapture as refusal:

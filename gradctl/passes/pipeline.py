@@ -13,9 +13,9 @@ import msgspec
 import onnx
 from torch import Tensor
 
-from gradctl.comparison.file_latency import latencies
-from gradctl.comparison.file_outputs import OutputRow, severity
-from gradctl.comparison.verified_graph import InvalidGraph, VerifiedGraph, shelved
+from gradctl.comparison.difference import FileDifference
+from gradctl.comparison.timing import latencies
+from gradctl.comparison.verified_graph import InvalidGraph, VerifiedGraph, shelve
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding, number
 from gradctl.core.names import Severity
@@ -60,7 +60,7 @@ class Pipeline:
     ) -> None:
         self.folder, self.seed, self.progress = folder, seed, progress
         progress("running the graph as it is")
-        self.current = shelved(onnx.load(path), folder / "graph-0.onnx")
+        self.current = shelve(onnx.load(path), folder / "graph-0.onnx")
         try:
             self.verified = VerifiedGraph(self.current, example, seed)
         except TargetError as error:
@@ -81,7 +81,7 @@ class Pipeline:
         """
         for index, each in enumerate(passes):
             rest = passes[index + 1 :]
-            before = self.current, list(self.stages), list(self.outcomes), list(self.findings), self.verified.outputs
+            before = self.current, list(self.stages), list(self.outcomes), list(self.findings), self.verified.trials
             grown = self._run(each, may_grow=on_trial and bool(rest))
             if not grown:
                 continue
@@ -91,7 +91,7 @@ class Pipeline:
             tried = self.outcomes[len(before[2])]
             for path in self.stages[len(before[1]) :]:
                 self._remove(path)
-            self.current, self.stages, self.outcomes, self.findings, self.verified.outputs = before
+            self.current, self.stages, self.outcomes, self.findings, self.verified.trials = before
             self.whole = onnx.load(self.current.path)
             self._note(each, "set aside", changed=tried.changed, reason=grown, seconds=tried.seconds)
 
@@ -123,7 +123,7 @@ class Pipeline:
             self._note(each, "set aside", changed=made.changed, reason=grown, seconds=seconds)
         else:
             start, changed = time.perf_counter(), made.changed
-            candidate = shelved(made.model, self.folder / f"graph-{len(self.outcomes) + 1}.onnx")
+            candidate = shelve(made.model, self.folder / f"graph-{len(self.outcomes) + 1}.onnx")
             del made
             self._verify(each, candidate, changed, seconds, start)
         if self.before.bytes > _MANY_BYTES:
@@ -132,13 +132,13 @@ class Pipeline:
 
     def _verify(self, each: Pass, candidate: OnnxFile, changed: str, seconds: float, start: float) -> None:
         try:
-            rows = self.verified.rows(candidate)
+            differences = self.verified.differences(candidate)
         except InvalidGraph as refusal:
             self._remove(candidate.path)
             self._failed(each, str(refusal), seconds, time.perf_counter() - start)
             return
         spent = time.perf_counter() - start
-        worst = max(rows, key=severity, default=None)
+        worst = next(iter(differences), None)
         numbers = {"error": number(worst.error), "budget": number(worst.budget)} if worst else {}
         if worst is None or not worst.differs:
             self.verified.keep()
@@ -155,9 +155,8 @@ class Pipeline:
                 **numbers,
             )
             return
-        feeds = self.verified.feeds[worst.trial]
         before = replace(self.current, model=self.whole)
-        where = first_change(before, candidate, each.apply, feeds, trial=worst.trial, seed=self.seed)
+        where = first_change(before, candidate, each.apply, worst.trial, self.seed)
         self._remove(candidate.path)
         self.findings.append(_changed(each, worst, where))
         self._note(
@@ -178,7 +177,7 @@ class Pipeline:
 
     def optimization(self, level: str | None, final: OnnxFile) -> Optimization:
         """Return the table: sizes, and latencies where all graphs fit into memory together, or else of the two ends."""
-        feeds = self.verified.feeds["example"]
+        feeds = self.verified.trials[0].feeds
         files = [OnnxFile(path, final.model) for path in self.stages[:-1]] + [final]
         after = self._size(final.model)
         sizes = [self.before, *(each.size for each in self.outcomes if each.size), after]
@@ -242,10 +241,10 @@ def _grown(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
     return f"it makes {counts[1]} nodes of {counts[0]}" if counts[1] > counts[0] else ""
 
 
-def _changed(each: Pass, row: OutputRow, where: FirstChange | None) -> Finding:
+def _changed(each: Pass, row: FileDifference, where: FirstChange | None) -> Finding:
     """Return the finding of a pass that changes what the graph computes."""
     off = row.structure or f"off by {row.error:.2e} (relative, rounding explains {row.budget:.2e})"
-    text = f"pass {each.name} ({each.backend}) changes {row.name}: {off}, with {row.trial}"
+    text = f"pass {each.name} ({each.backend}) changes {row.name}: {off}, with {row.trial.name}"
     if where is not None:
         text += f"; the first value it changes is {where.value} of {where.node}: {where.change}"
         if where.nodes:

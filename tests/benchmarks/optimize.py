@@ -40,7 +40,7 @@ import onnx
 
 from gradctl.commands.optimize import Options, optimize_file, optimize_target
 from gradctl.comparison.file_inputs import drawn_to_run
-from gradctl.comparison.file_latency import latencies
+from gradctl.comparison.timing import latencies
 from gradctl.comparison.verified_graph import VerifiedGraph, stored
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import format_number

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gradctl.commands.optimize import Options, chosen_passes, optimize_file, optimize_target
-from gradctl.comparison.file_latency import latencies
+from gradctl.comparison.timing import latencies
 from gradctl.core.allows import Allows
 from gradctl.core.errors import ResourceError, TargetError
 from gradctl.core.target_options import TargetOptions

@@ -7,12 +7,11 @@ import os
 import pytest
 import torch
 
-from gradctl.comparison.form_comparison import FormComparison
+from gradctl.comparison.form_comparison import form_comparison
 from gradctl.comparison.reference import Reference
 from gradctl.core.findings import Finding
 from gradctl.diagnosis.bisect import bisected
 from gradctl.forms.eager import capture
-from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from tests.cli.command_line import gradctl
 from tests.zoo.pooled import POOLED
@@ -37,4 +36,4 @@ def test_what_is_no_error_is_not_bisected():
     x = torch.randn(3, generator=torch.Generator().manual_seed(0))
     reference = Reference(Subject(target="test", model=torch.sin, args=(x,)), "leaf")
     captured = capture(reference.instance())
-    assert bisected([note], FormComparison(reference, captured, State([captured.model]))) == [note]
+    assert bisected([note], form_comparison(reference, captured)) == [note]

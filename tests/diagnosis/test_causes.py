@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradctl.comparison.form_comparison import FormComparison
+from gradctl.comparison.form_comparison import form_comparison
 from gradctl.core.findings import Unit
 from gradctl.diagnosis.explanation import PreRunObservations
 from gradctl.forms.onnx.from_file import of_file
 from gradctl.forms.table import form_named
 from gradctl.forms.torchscript.scripted_module import of_script
 from gradctl.onnxio.onnx_file import read
-from gradctl.subject.state import State
 from tests.compared import causes, compared, comparing
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -363,7 +362,7 @@ def test_what_is_right_without_onnxruntimes_optimiser_is_its_doing(tmp_path, wit
     eager = comparing(lambda x: 2 * x, X)
     captured = of_file(scaled_file(tmp_path / "optimised.onnx", 3.0), eager.reference.instance())
     captured = replace(captured, artifact=scaled_file(tmp_path / "plain.onnx", without_optimiser))
-    comparison = FormComparison(eager.reference, captured, State([captured.model]))
+    comparison = form_comparison(eager.reference, captured)
     witness = PreRunObservations.of(captured, eager.reference)
     comparison.compare_natively()
     witness.ask(comparison)

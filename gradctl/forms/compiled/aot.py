@@ -6,7 +6,7 @@ from gradctl.forms.compiled.dynamo import compiled_with
 from gradctl.forms.form import Captured
 from gradctl.subject.instance import Instance
 
-__all__ = ["capture", "widened"]
+__all__ = ["capture", "to_float64"]
 
 
 def capture(instance: Instance) -> Captured:
@@ -18,6 +18,6 @@ def capture(instance: Instance) -> Captured:
     return compiled_with("aot", instance, "aot_eager", {})
 
 
-def widened(captured: Captured, instance: Instance) -> Captured:
+def to_float64(captured: Captured, instance: Instance) -> Captured:
     """Return the promoted copy compiled anew: Dynamo runs eagerly under a dispatch mode."""
     return capture(instance)

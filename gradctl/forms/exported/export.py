@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import traceback
@@ -23,7 +24,7 @@ from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import call_signature
 from gradctl.subject.tree import map_leaves
 
-__all__ = ["FunctionModule", "capture", "capture_reason", "of_exported_program", "widened"]
+__all__ = ["FunctionModule", "capture", "capture_reason", "of_exported_program", "to_float64"]
 
 
 class FunctionModule(nn.Module):
@@ -118,7 +119,10 @@ def capture_reason(error: Exception) -> str:
 def of_exported_program(program: torch.export.ExportedProgram, seconds: float = 0.0) -> Captured:
     """Return an exported program, just captured or loaded from a file, as a form."""
     # Its guards would refuse another dtype or batch size; whether those matter is for the comparison to say.
-    module = program.module(check_guards=False)
+    return _of_module(program.module(check_guards=False), program, seconds)
+
+
+def _of_module(module: nn.Module, program: torch.export.ExportedProgram, seconds: float = 0.0) -> Captured:
     return Captured(
         "export",
         module,
@@ -131,19 +135,10 @@ def of_exported_program(program: torch.export.ExportedProgram, seconds: float = 
     )
 
 
-def widened(captured: Captured, instance: Instance) -> Captured:
-    """Return the same module with float64 parameters and buffers, to be run under the promotion (in place)."""
-    module = captured.call
-    assert isinstance(module, nn.Module)
-    module.double()
-    return Captured(
-        "export",
-        module,
-        dict(module.named_parameters(remove_duplicate=False)),
-        dict(module.named_buffers(remove_duplicate=False)),
-        artifact=captured.artifact,
-        model=module,
-    )
+def to_float64(captured: Captured, instance: Instance) -> Captured:
+    """Return a copy of the module with float64 parameters and buffers, to be run under the promotion."""
+    assert isinstance(captured.call, nn.Module)
+    return _of_module(copy.deepcopy(captured.call).double(), captured.artifact)
 
 
 def _operators(program: torch.export.ExportedProgram) -> dict[str, int]:

@@ -25,7 +25,7 @@ from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.instance import Instance
 
-__all__ = ["capture", "differentiated_by", "exported", "of_file", "save", "widened"]
+__all__ = ["capture", "differentiated_by", "exported", "of_file", "save", "to_float64"]
 
 _NAMES = "gradctl.json"
 
@@ -123,7 +123,7 @@ def _names(path: Path) -> Names | None:
         raise unreadable(path, error) from error
 
 
-def widened(captured: Captured, instance: Instance) -> Captured:
+def to_float64(captured: Captured, instance: Instance) -> Captured:
     """Return the promoted copy traced anew."""
     return capture(instance)
 

@@ -35,7 +35,7 @@ from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.tree import leaves
 
-__all__ = ["by_file", "capture", "converted", "exported", "initial_values", "name_ports", "save", "widened"]
+__all__ = ["by_file", "capture", "converted", "exported", "initial_values", "name_ports", "save", "to_float64"]
 
 # Protobuf takes 2 GiB; what is not weights needs room too.
 _LARGEST = 2**31 - 2**27
@@ -91,7 +91,9 @@ def exported(instance: Instance, *, opset: int | None = None, dynamic: Dynamic |
         lambda found: _name(found, outputs, instance, dynamic or {}),
         lambda error: f"torch.onnx refuses the model: {first_line(error)}",
     )
-    return Captured("onnx", not_called, seconds=perf_counter() - start, gives=frozenset({"output"}), artifact=model)
+    return Captured(
+        "onnx", not_called, seconds=perf_counter() - start, quantities=frozenset({"output"}), artifact=model
+    )
 
 
 def converted(
@@ -180,7 +182,7 @@ def initial_values(instance: Instance) -> dict[str, Tensor]:
     return values
 
 
-def widened(captured: Captured, instance: Instance) -> Captured:
+def to_float64(captured: Captured, instance: Instance) -> Captured:
     """Refuse: onnxruntime has no float64 kernels for Conv, Erf and others.
 
     Raises:

@@ -61,7 +61,7 @@ def of_file(file: OnnxFile, instance: Instance) -> Captured:
         call,
         parameters,
         buffers,
-        gives=frozenset({"output"}),
+        quantities=frozenset({"output"}),
         operators=operators,
         artifact=file,
     )

@@ -22,7 +22,7 @@ from gradctl.onnxio.session import run
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.instance import Instance
 
-__all__ = ["capture", "differentiated_by", "exported", "of_file", "widened"]
+__all__ = ["capture", "differentiated_by", "exported", "of_file", "to_float64"]
 
 _UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>")
 # By the name of an operator, the first that fits.
@@ -111,7 +111,7 @@ def differentiated_by(file: OnnxFile) -> tuple[str, ...]:
     return differentiated([each.name for each in file.inputs], [each.name for each in file.model.graph.output])
 
 
-def widened(captured: Captured, instance: Instance) -> Captured:
+def to_float64(captured: Captured, instance: Instance) -> Captured:
     """Return the promoted copy exported anew.
 
     Raises:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.torchscript.scripted_module import captured_by, widened
+from gradctl.forms.torchscript.scripted_module import captured_by, to_float64
 from gradctl.subject.instance import Instance
 
-__all__ = ["capture", "widened"]
+__all__ = ["capture", "to_float64"]
 
 
 def capture(instance: Instance) -> Captured:

@@ -5,6 +5,7 @@ Private to torch (seen in 2.10 to 2.14): ``torch.jit._recursive.concrete_type_st
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from gradctl.forms.reasons import reason_of
 from gradctl.forms.silence import silenced
 from gradctl.subject.instance import Instance
 
-__all__ = ["captured_by", "of_script", "widened"]
+__all__ = ["captured_by", "of_script", "to_float64"]
 
 
 def captured_by(form: str, compile_to_script: Callable[[], Any]) -> Captured:
@@ -56,19 +57,16 @@ def of_script(form: str, scripted: Any, seconds: float = 0.0) -> Captured:
     )
 
 
-def widened(captured: Captured, instance: Instance) -> Captured:
-    """Return the same script with float64 parameters and buffers, to be run under the promotion (in place)."""
-    if isinstance(captured.artifact, torch.nn.Module):
-        captured.artifact.double()
-        return Captured(
-            captured.form,
-            captured.call,
-            dict(captured.artifact.named_parameters(remove_duplicate=False)),
-            dict(captured.artifact.named_buffers(remove_duplicate=False)),
-            artifact=captured.artifact,
-            model=captured.artifact,
-        )
-    return captured
+def to_float64(captured: Captured, instance: Instance) -> Captured:
+    """Return a copy of the script with float64 parameters and buffers, to be run under the promotion."""
+    script = captured.artifact
+    if not isinstance(script, torch.nn.Module):
+        return captured
+    with torch.no_grad():  # with gradients enabled, a script copies its parameters to tensors that are no leaves
+        converted = copy.deepcopy(script).double()
+    for own, parameter in zip(script.parameters(), converted.parameters(), strict=True):
+        parameter.requires_grad_(own.requires_grad)
+    return of_script(captured.form, converted)
 
 
 def _forget_types_without_methods() -> None:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.torchscript.scripted_module import captured_by, widened
+from gradctl.forms.torchscript.scripted_module import captured_by, to_float64
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import POSITIONAL, call_signature
 
-__all__ = ["capture", "widened"]
+__all__ = ["capture", "to_float64"]
 
 
 def capture(instance: Instance) -> Captured:

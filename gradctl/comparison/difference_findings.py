@@ -1,15 +1,17 @@
-"""From one form's comparison to its unit: the words of GC301, GC302, GC303, GC402 and GC403."""
+"""The findings and rows of a comparison: GC301, GC302, GC303, GC304, GC402, GC403 and GC415."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradctl.comparison.arbiter import Arbiter
-from gradctl.comparison.form_comparison import FormComparison, TensorComparison
+from gradctl.comparison.difference import FileDifference, ModelDifference, TensorDifference, dtype_name
+from gradctl.comparison.form_comparison import FormComparison
 from gradctl.core.findings import Element, Finding, TensorResult, number
 from gradctl.core.names import Quantity, TensorVerdict
 from gradctl.forms.form import Captured
@@ -17,7 +19,7 @@ from gradctl.gradients.guard import explaining
 from gradctl.numerics.measures import relative_error
 from gradctl.subject.frames import first_line
 
-__all__ = ["findings_and_rows", "stale_values"]
+__all__ = ["findings_and_rows", "output_result", "stale_values"]
 
 # The rows of one tensor cost 20 forwards and want a person's eye: only the worst few have them.
 _TENSORS_WITH_ROWS = 3
@@ -38,32 +40,44 @@ def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[lis
     order = sorted(comparison.worst.items(), key=lambda item: (not item[1].differs, -item[1].severity))
     with_rows = [key for key, each in order if key[0] == "gradient" and each.differs][:_TENSORS_WITH_ROWS]
     for (quantity, name), each in order:
-        verdict = _verdict(quantity, name, each, arbiter)
+        verdict = _verdict(quantity, each, arbiter)
         elements: tuple[Element, ...] = ()
         count: int | None = None
         if (quantity, name) in with_rows:
             with explaining(f"the elements of {name}"):
-                elements, count = arbiter.rows(name, each)
-        rows.append(
-            TensorResult(
-                quantity=quantity,
-                tensor=name,
-                verdict=verdict,
-                shape=tuple(tensor.shape)
-                if (tensor := each.eager if each.eager is not None else each.form) is not None
-                else (),
-                dtype=str(tensor.dtype).removeprefix("torch.") if tensor is not None else "none",
-                error=number(each.error),
-                budget=number(each.budget),
-                elements_wrong=count,
-                worst=elements,
-            )
-        )
+                elements, count = arbiter.rows(each)
+        rows.append(_result(quantity, each, verdict, elements, count))
         if each.differs:
-            findings.append(_difference(form, quantity, name, verdict, each))
+            findings.append(_difference(form, quantity, verdict, each))
         elif each.exceeds:
-            findings.append(_flipped(form, name, each))
+            findings.append(_flipped(form, each))
     return findings, rows
+
+
+def output_result(each: FileDifference) -> TensorResult:
+    """Return the row of an output of a file."""
+    return _result("output", each, "same" if not each.differs else "unresolved" if each.is_unstable else "differs")
+
+
+def _result(
+    quantity: Quantity,
+    each: TensorDifference[Any],
+    verdict: TensorVerdict,
+    elements: tuple[Element, ...] = (),
+    count: int | None = None,
+) -> TensorResult:
+    tensor = each.reference if each.reference is not None else each.candidate
+    return TensorResult(
+        quantity=quantity,
+        tensor=each.name,
+        verdict=verdict,
+        shape=tuple(tensor.shape) if tensor is not None else (),
+        dtype=dtype_name(tensor.dtype) if tensor is not None else "none",
+        error=number(each.error),
+        budget=number(each.budget),
+        elements_wrong=count,
+        worst=elements,
+    )
 
 
 def stale_values(captured: Captured, expected: Mapping[str, Tensor], path: Path) -> list[Finding]:
@@ -96,18 +110,19 @@ def stale_values(captured: Captured, expected: Mapping[str, Tensor], path: Path)
     return findings
 
 
-def _verdict(quantity: Quantity, name: str, each: TensorComparison, arbiter: Arbiter) -> TensorVerdict:
+def _verdict(quantity: Quantity, each: ModelDifference, arbiter: Arbiter) -> TensorVerdict:
     if not each.differs:
         return "same"
     if each.is_missing:
         return "missing"
     if quantity == "gradient" and not each.structure:
-        with explaining(f"whose gradient of {name} is right"):
-            return arbiter.verdict(name, each)
+        with explaining(f"whose gradient of {each.name} is right"):
+            return arbiter.verdict(each)
     return "differs"
 
 
-def _difference(form: str, quantity: Quantity, name: str, verdict: TensorVerdict, each: TensorComparison) -> Finding:
+def _difference(form: str, quantity: Quantity, verdict: TensorVerdict, each: ModelDifference) -> Finding:
+    name = each.name
     what = {"output": name, "buffer": f"{name} after the call", "gradient": f"the gradient of {name}"}[quantity]
     code = _CODES[quantity]
     size: float | None = None
@@ -115,12 +130,12 @@ def _difference(form: str, quantity: Quantity, name: str, verdict: TensorVerdict
     where += f" at call {each.call}" if each.call > 1 else ""
     if each.is_missing:
         code = "GC403" if quantity == "gradient" else code
-        has, lacks = (form, "eager") if each.eager is None else ("eager", form)
+        has, lacks = (form, "eager") if each.reference is None else ("eager", form)
         message = f"{has} gives {what}{where}, and {lacks} gives none."
     elif each.structure:
         message = f"{what} is {each.structure} in {form}{where}."
-    elif each.asks is not None and not (each.exceeds or each.means_another):
-        asks, does_not = (form, "eager") if each.asks else ("eager", form)
+    elif each.requires_grad is not None and not (each.exceeds or each.means_another):
+        asks, does_not = (form, "eager") if each.requires_grad else ("eager", form)
         message = f"{what} asks for a gradient in {asks}, and not in {does_not}."
     else:
         size = each.error if each.exceeds or each.meaning is None else each.meaning
@@ -139,15 +154,15 @@ def _difference(form: str, quantity: Quantity, name: str, verdict: TensorVerdict
     )
 
 
-def _flipped(form: str, name: str, each: TensorComparison) -> Finding:
+def _flipped(form: str, each: ModelDifference) -> Finding:
     return Finding(
         code="GC415",
         severity="note",
         quantity="gradient",
-        tensor=name,
+        tensor=each.name,
         verdict="same",
-        message=f"the gradient of {name} differs in {form} with {each.trial.name} by {each.error:.2e} (relative), and "
-        "not on fresh inputs: a relu or a max fell to the other side by one rounding.",
+        message=f"the gradient of {each.name} differs in {form} with {each.trial.name} by {each.error:.2e} (relative), "
+        "and not on fresh inputs: a relu or a max fell to the other side by one rounding.",
     )
 
 

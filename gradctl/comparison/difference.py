@@ -1,0 +1,151 @@
+"""The difference of one tensor between two programs: how large, how large by rounding alone, and what it means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from gradctl.comparison.trials import FileTrial, ModelTrial, Trial
+from gradctl.core.names import Quantity
+from gradctl.numerics.agreement import agreement
+from gradctl.numerics.measures import same_values
+
+__all__ = [
+    "FileDifference",
+    "Key",
+    "ModelDifference",
+    "TensorDifference",
+    "dtype_name",
+    "tensor_difference",
+]
+
+Key = tuple[Quantity, str]
+T = TypeVar("T", bound=Trial)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorDifference(Generic[T]):
+    """One tensor of a candidate beside that of the reference, where it differs most.
+
+    Attributes:
+        name: of the tensor.
+        trial: the inputs on which it differs most.
+        call: the number of the call there, from 1.
+        reference, candidate: the tensors; None if a program has none.
+        error, budget: relative to the norm of the reference, in the native dtype; rounding explains the budget.
+        meaning: relative error if both run in float64; None if that is not known.
+        persists: for a gradient over its budget: whether it is over it on fresh inputs too.
+        coarsest: machine epsilon of the coarsest dtype that constants of the candidate can have.
+        requires_grad: for an output: whether the candidate's requires a gradient, if the reference's does not agree.
+        is_unstable: an integer that a change of the inputs by one ULP also changes: either value is right.
+    """
+
+    name: str
+    trial: T
+    call: int
+    reference: Tensor | None
+    candidate: Tensor | None
+    error: float
+    budget: float
+    meaning: float | None = None
+    persists: bool = True
+    coarsest: float = 0.0
+    requires_grad: bool | None = None
+    is_unstable: bool = False
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether one program has the tensor and the other does not."""
+        return (self.reference is None) != (self.candidate is None)
+
+    @property
+    def structure(self) -> str:
+        """The difference in shape or dtype, or an empty text."""
+        if self.reference is None or self.candidate is None or _same_type(self.reference, self.candidate):
+            return ""
+        return f"{_describe(self.candidate)} instead of {_describe(self.reference)}"
+
+    @property
+    def means_another(self) -> bool:
+        """Whether the candidate computes something else, whatever the dtype.
+
+        A baked constant is off by half an epsilon of its own dtype (3e-8 in float32, 2e-3 in bfloat16). A candidate
+        that is ten times nearer natively than in float64 was only converted badly.
+        """
+        return self.meaning is not None and max(1e-6, 8 * self.coarsest) < self.meaning < 10 * self.error
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the native difference is more than rounding explains."""
+        return self.error > self.budget
+
+    @property
+    def differs(self) -> bool:
+        """Whether the two programs do not agree on this tensor, whichever is right."""
+        structure = self.is_missing or bool(self.structure) or self.requires_grad is not None
+        return structure or self.means_another or (self.exceeds and self.persists)
+
+    @property
+    def severity(self) -> float:
+        """The error in budgets, by which the worst is kept; infinite for a tensor of another type or none."""
+        if self.is_missing or self.structure:
+            return math.inf
+        return self.error / self.budget if self.budget else (math.inf if self.error else 0.0)
+
+
+ModelDifference = TensorDifference[ModelTrial]
+FileDifference = TensorDifference[FileTrial]
+
+
+def tensor_difference(
+    name: str,
+    tensors: tuple[Tensor | None, Tensor | None],
+    oracle: Tensor | None,
+    neighbours: float,
+    *,
+    trial: T,
+    call: int = 1,
+    noisy: Sequence[Tensor] = (),
+) -> TensorDifference[T]:
+    """Return the difference of one tensor.
+
+    Args:
+        name: of the tensor.
+        tensors: the reference's and the candidate's, in the native dtype.
+        oracle: the reference's in float64; None if the reference's own is the best that is known.
+        neighbours: the largest norm among tensors of its kind (``agreement.largest_scale``).
+        trial: the inputs.
+        call: the number of the call.
+        noisy: the reference's tensor where inputs and weights are changed by an ULP: the noise, if there is no oracle.
+    """
+    reference, candidate = tensors
+    if reference is None or candidate is None:
+        error = 0.0 if reference is candidate else math.inf
+        return TensorDifference(name, trial, call, reference, candidate, error, 0.0)
+    if not _same_type(reference, candidate):
+        return TensorDifference(name, trial, call, reference, candidate, math.inf, 0.0)
+    error, budget = agreement(reference, reference if oracle is None else oracle, candidate, neighbours)
+    samples = [value for value in noisy if value.shape == reference.shape]
+    budget = max([budget, *(agreement(value, reference, candidate, neighbours)[1] for value in samples)])
+    is_exact = not (reference.is_floating_point() or reference.is_complex())
+    is_unstable = is_exact and error > 0 and any(not same_values(value, reference) for value in samples)
+    return TensorDifference(name, trial, call, reference, candidate, error, budget, is_unstable=is_unstable)
+
+
+def _same_type(reference: Tensor, candidate: Tensor) -> bool:
+    return reference.shape == candidate.shape and reference.dtype == candidate.dtype
+
+
+def _describe(tensor: Tensor) -> str:
+    """Return ``float32[2, 3]``."""
+    return f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return ``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")

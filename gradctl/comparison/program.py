@@ -1,0 +1,201 @@
+"""A program that can be compared: a static form, altered eager, or an ONNX file, run on the inputs of a trial.
+
+A run is three calls in a row, from the same state and seed, forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import onnxruntime
+import torch
+from torch import Tensor
+
+from gradctl.comparison.trials import FileTrial, ModelTrial, Trial
+from gradctl.core.names import Quantity, buffer_name, input_name
+from gradctl.forms.form import Captured, Outcome, gradient_of
+from gradctl.numerics.measures import gaussian_like, same_values
+from gradctl.onnxio.session import run
+from gradctl.subject.frames import is_out_of_memory
+from gradctl.subject.inputs.example import input_names
+from gradctl.subject.instance import Instance
+from gradctl.subject.state import State
+
+__all__ = ["CALLS", "FileProgram", "FormProgram", "Program", "cotangents_of", "run_calls"]
+
+# TorchScript's own autodiff starts at the second or third call, and state that is not put back accumulates.
+CALLS = 3
+T_contra = TypeVar("T_contra", bound=Trial, contravariant=True)
+
+
+class Program(Protocol[T_contra]):
+    """A candidate: it has a name, gives some quantities, and runs on the inputs of a trial."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def quantities(self) -> frozenset[Quantity]:
+        """The quantities that can be compared."""
+
+    def run(self, trial: T_contra, calls: int = CALLS) -> list[Outcome]:
+        """Return the outcomes of some calls in a row; after one that raised there is no other."""
+
+
+@dataclass(slots=True, eq=False)
+class FormProgram:
+    """A captured form, run from the state in which it was captured.
+
+    Attributes:
+        captured: the form.
+        state: of the form as it was captured; put back before each run.
+        is_float64: whether it runs on the float64 copy of a trial.
+        context: entered around each call and its backward.
+    """
+
+    captured: Captured
+    state: State = field(init=False)
+    is_float64: bool = False
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def __post_init__(self) -> None:
+        self.state = State([self.captured.model])
+
+    @property
+    def name(self) -> str:
+        """The name of the form."""
+        return self.captured.form
+
+    @property
+    def quantities(self) -> frozenset[Quantity]:
+        """The quantities that the form gives."""
+        return self.captured.quantities
+
+    def run(
+        self, trial: ModelTrial, calls: int = CALLS, *, differentiable: frozenset[str] | None = None
+    ) -> list[Outcome]:
+        """Return the outcomes of some calls in a row.
+
+        Args:
+            trial: the inputs.
+            calls: how many.
+            differentiable: the outputs that get a cotangent; by default those that require a gradient in eager.
+        """
+        instance = trial.float64 if self.is_float64 else trial.instance
+        assert instance is not None
+        asked = trial.native[0].differentiable if differentiable is None else differentiable
+        return run_calls(self.captured, instance, self.state, differentiable=asked, calls=calls, context=self.context)
+
+
+@dataclass(slots=True, eq=False)
+class FileProgram:
+    """An ONNX file in a session.
+
+    Attributes:
+        name: what messages call it.
+        session: of onnxruntime.
+        feeds, outputs: the reference's name of each input and output, if the file's are others.
+    """
+
+    name: str
+    session: onnxruntime.InferenceSession
+    feeds: Mapping[str, str] | None = None
+    outputs: Mapping[str, str] | None = None
+    quantities: frozenset[Quantity] = frozenset({"output"})
+
+    def run(self, trial: FileTrial, calls: int = 1) -> list[Outcome]:
+        """Return the outcome of one call: a session has no state."""
+        return [self.outcome(trial.feeds)]
+
+    def outcome(self, feeds: Mapping[str, Tensor]) -> Outcome:
+        """Return the outputs for inputs by their names in the reference, or the error."""
+        own = feeds if self.feeds is None else {name: feeds[other] for name, other in self.feeds.items()}
+        try:
+            found = run(self.session, own)
+        except RuntimeError as error:
+            return Outcome(error=error)
+        return Outcome(found if self.outputs is None else {self.outputs[name]: value for name, value in found.items()})
+
+
+def run_calls(
+    captured: Captured,
+    instance: Instance,
+    state: State,
+    *,
+    differentiable: frozenset[str] | None = None,
+    calls: int = CALLS,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> list[Outcome]:
+    """Return the outcomes of calls in a row; after one that raised there is no other.
+
+    Args:
+        captured: the form to run.
+        instance: where the inputs come from.
+        state: of the form, put back before the first call.
+        differentiable: outputs that get a cotangent; None gives one to each that requires a gradient.
+        calls: how many in a row.
+        context: entered around each call and its backward.
+    """
+    instance.restore()
+    state.restore()
+    found = []
+    for _ in range(calls):
+        try:
+            found.append(_one_call(captured, instance, differentiable, context))
+        except Exception as error:  # the form or the user's model may raise anything
+            if is_out_of_memory(error):
+                raise
+            found.append(Outcome(error=error))
+            break
+    for leaf in instance.leaves:
+        gradient_of(leaf, captured)
+    return found
+
+
+def _one_call(
+    captured: Captured,
+    instance: Instance,
+    differentiable: frozenset[str] | None,
+    context: Callable[[], AbstractContextManager[Any]],
+) -> Outcome:
+    for leaf in instance.leaves:
+        gradient_of(leaf, captured)
+    args, kwargs = instance.inputs()
+    given = _named(instance, args, kwargs)
+    before = {name: tensor.detach().clone() for name, tensor in given.items()}
+    with context(), torch.enable_grad():
+        outputs = dict(instance.call(captured.call, args, kwargs))
+    asked = {
+        name: t for name, t in outputs.items() if t.requires_grad and (differentiable is None or name in differentiable)
+    }
+    # Drawn outside the context: under the promotion random numbers are drawn in the native dtype, and are others.
+    cotangents = cotangents_of(outputs, instance.subject.seed)
+    if asked:
+        with context():
+            torch.autograd.backward(list(asked.values()), [cotangents[name] for name in asked])
+    return Outcome(
+        {name: t.detach().clone() for name, t in outputs.items()},
+        {leaf.name: gradient_of(leaf, captured) for leaf in instance.leaves},
+        {
+            **{buffer_name(name): buffer.detach().clone() for name, buffer in captured.buffers_now().items()},
+            **{name: t.detach().clone() for name, t in given.items() if not same_values(before[name], t.detach())},
+        },
+        frozenset(name for name, t in outputs.items() if t.requires_grad),
+    )
+
+
+def cotangents_of(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Return a Gaussian cotangent for each float output, the same in every form and dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    floats = {name: t.detach() for name, t in outputs.items() if t.is_floating_point() or t.is_complex()}
+    wide = {name: t.to(torch.complex128 if t.is_complex() else torch.float64) for name, t in floats.items()}
+    return {name: gaussian_like(wide[name], generator).to(t.dtype) for name, t in floats.items()}
+
+
+def _named(instance: Instance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    named = input_names(instance.subject.model, args, kwargs)
+    return {input_name(name): value for name, value in named if isinstance(value, Tensor)}

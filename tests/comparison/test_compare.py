@@ -1,0 +1,66 @@
+"""Two programs on all trials: the worst difference of each tensor is the one that is judged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gradctl.comparison.compare import Comparison
+from gradctl.comparison.trials import Trial
+from gradctl.forms.form import Outcome
+
+
+class Given:
+    """A candidate whose outputs are known."""
+
+    name, quantities = "given", frozenset({"output"})
+
+    def __init__(self, **outputs):
+        self.outputs = outputs
+
+    def run(self, trial, calls=1):
+        return [Outcome({"y": self.outputs[trial.name]})]
+
+
+def compared(reference, noisy=None, **candidates):
+    """Return the worst difference of one output, of trials by name."""
+    native, moved = [Outcome({"y": reference})], [] if noisy is None else [Outcome({"y": noisy})]
+    comparison = Comparison(Given(**candidates))
+    comparison.add([Trial(name, native, native, moved) for name in candidates])
+    return comparison.worst["output", "y"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+def test_what_differs_in_a_later_trial_alone_is_the_worst(dtype):
+    """A difference of integers has no budget to be measured in: an equal row counted as much as a wrong one."""
+    right, wrong = torch.tensor([0, 1]).to(dtype), torch.tensor([1, 1]).to(dtype)
+    worst = compared(right, example=right, seed=wrong, flipped=right)
+    assert (worst.trial.name, worst.differs) == ("seed", True)
+
+
+def test_the_example_is_named_unless_another_input_is_clearly_worse():
+    right = torch.ones(4)
+    assert compared(right, example=right + 0.01, seed=right + 0.015).trial.name == "example"
+    assert compared(right, example=right + 0.01, seed=right + 0.03).trial.name == "seed"
+
+
+def test_what_an_ulp_of_the_inputs_moves_is_rounding():
+    right = torch.ones(4)
+    assert compared(right, right + 0.01, example=right + 0.03).differs is False
+    assert compared(right, right + 0.01, example=right + 0.05).differs is True
+
+
+def test_an_index_that_an_ulp_of_the_inputs_moves_is_unstable():
+    tie, other = torch.tensor([2]), torch.tensor([3])
+    assert compared(tie, other, example=other).is_unstable is True
+    assert compared(tie, tie, example=other).is_unstable is False
+
+
+@pytest.mark.parametrize(
+    ("candidate", "structure"),
+    [(torch.ones(2, 2), "float32[2, 2] instead of float32[4]"), (torch.ones(4).double(), "float64[4] instead of")],
+)
+def test_another_shape_or_dtype_is_infinitely_far(candidate, structure):
+    worst = compared(torch.ones(4), example=candidate)
+    assert worst.structure.startswith(structure)
+    assert (worst.differs, worst.severity) == (True, float("inf"))
