@@ -79,15 +79,15 @@ class Comparing:
         self.allows, self.fail_on, self.outputs_only = allows, fail_on, outputs_only
         self.bisect, self.wrt = bisect, wrt
         with _silenced():
-            self.native: Baseline | None = None
+            self.baseline: Baseline | None = None
             try:
-                self.native = run_native(subject)
-                subject = self.native.subject
+                self.baseline = run_native(subject)
+                subject = self.baseline.subject
             except NothingToCheck:
                 if not outputs_only:
                     raise
             self.subject = subject
-            self.reference = Reference(subject, self.native.input_mode if self.native else "constant")
+            self.reference = Reference(subject, self.baseline.input_mode if self.baseline else "constant")
         self.arbiter = Arbiter(self.reference, allows)
 
     def form(self, name: str, *, named: bool) -> Unit:
@@ -165,7 +165,7 @@ class Comparing:
                 verdict="inconclusive",
                 reason=open_reason,
                 seconds=time.perf_counter() - start,
-                tensors=self.native.unrepeated if self.native else (),
+                tensors=self.baseline.unrepeated if self.baseline else (),
             )
         with _silenced(), unexplained() as failures:
             comparison = form_comparison(self.reference, captured)
@@ -240,9 +240,14 @@ class Comparing:
             chosen, variations=(*unit.variations, named), seconds=unit.seconds + other.seconds, timing=unit.timing
         )
 
+    def put_back(self) -> None:
+        """Put back the user's own tensors that could not be copied."""
+        if self.baseline is not None:
+            self.baseline.kept.put_back()
+
     def _left_open(self) -> str:
         """Return why no form can be held against eager, or nothing."""
-        if self.native and self.native.unrepeated:
+        if self.baseline and self.baseline.unrepeated:
             return "eager differs from itself when run twice from the same seed, so no form can be held against it."
         return "" if self.reference.trials else f"eager gives nothing to compare with: {self.reference.skipped[0]}."
 
@@ -255,6 +260,7 @@ def compare(
     allows: Allows | Sequence[str] = (),
     fail_on: str = "error",
     progress: Callable[[str], None] | None = None,
+    on_unit: Callable[[Unit], None] | None = None,
 ) -> list[Unit]:
     """Return eager's own gradcheck as the first unit, then one a form, in this process.
 
@@ -263,14 +269,26 @@ def compare(
         forms: which.
         named: whether the user asked for just these: one that refuses the model is inconclusive then.
         allows, fail_on, progress: as in ``gradcheck``.
+        on_unit: called with each unit as soon as it is complete.
     """
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
-    units = [gradcheck(subject, allows=accepted, fail_on=fail_on, progress=progress)]
+    say, told = progress or (lambda text: None), on_unit or (lambda unit: None)
+    units: list[Unit] = []
     with preserve_generators():
+        say("running eager")
         comparing = Comparing(subject, accepted, fail_on=fail_on)
-        for name in forms:
-            (progress or (lambda text: None))(f"comparing {name}")
-            units.append(comparing.form(name, named=named))
+        try:
+            say("checking eager")
+            units.append(
+                gradcheck(subject, allows=accepted, fail_on=fail_on, progress=progress, baseline=comparing.baseline)
+            )
+            told(units[-1])
+            for name in forms:
+                say(f"comparing {name}")
+                units.append(comparing.form(name, named=named))
+                told(units[-1])
+        finally:
+            comparing.put_back()
     return units
 
 

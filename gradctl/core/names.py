@@ -9,6 +9,7 @@ __all__ = [
     "DTYPES",
     "FORMATS",
     "FORMS",
+    "NEEDS_PROCESS",
     "NOT_JUDGED",
     "SEVERITIES",
     "VERDICTS",
@@ -32,6 +33,9 @@ FORMS: tuple[str, ...] = get_args(FormName)
 DEFAULT_FORMS: tuple[str, ...] = tuple(name for name in FORMS if not name.endswith("-joint"))
 
 WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx",)
+# Compilers and runtimes that can hang or crash: these forms run in a process of their own, under a time limit.
+# ``gradctl check`` gives every unit one; the Python API has no way to send a model to another process.
+NEEDS_PROCESS: tuple[str, ...] = ("compile", "onnx", "onnx-joint")
 
 FORMATS = ("console", "json", "jsonl", "markdown", "junit", "github")
 

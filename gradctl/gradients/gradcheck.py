@@ -92,6 +92,7 @@ def gradcheck(
     atol: float | None = None,
     fail_on: str = "error",
     progress: Callable[[str], None] | None = None,
+    baseline: Baseline | None = None,
 ) -> Unit:
     """Return the verdict on every gradient of the subject, against finite differences in float64.
 
@@ -105,6 +106,7 @@ def gradcheck(
         rtol, atol: accept a gradient error up to atol + rtol ||g|| (Euclidean norm of one tensor).
         fail_on: the severity from which a finding fails the unit.
         progress: told what is being done.
+        baseline: of the subject, if the caller has it, and puts back what it borrows.
 
     Raises:
         TargetError: the model cannot be run (GC111) or copied (GC112), or no tensor matches (GC115).
@@ -115,9 +117,10 @@ def gradcheck(
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     with preserve_generators(), warnings.catch_warnings(), unexplained() as failures, ExitStack() as finally_:
         warnings.simplefilter("ignore")  # the model's own, over and over, and torch's about leaves that we made
-        native = run_native(subject)
+        native = baseline or run_native(subject)
         subject = native.subject
-        finally_.callback(native.kept.put_back)
+        if baseline is None:
+            finally_.callback(native.kept.put_back)
         alone = native.findings()
         with explaining("the call that makes an output NaN"):
             alone = broken_outputs(alone, subject, native)

@@ -6,8 +6,9 @@ A thread starts each process and waits for it; the caller's thread receives the 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 from gradctl.core.findings import Unit
@@ -15,7 +16,7 @@ from gradctl.isolation.cleanup import remove_at_end
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.unit_process import UnitProcess
 
-__all__ = ["Interrupted", "UnitRequest", "run_units"]
+__all__ = ["Interrupted", "UnitRequest", "run_units", "start_units"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,23 +43,46 @@ def run_units(
     Raises:
         Interrupted: on the first Ctrl-C, after the processes are ended; a second one does not wait for them.
     """
+    with start_units(requests, jobs=jobs) as wait:
+        return wait(on_result)
+
+
+@contextmanager
+def start_units(
+    requests: Sequence[UnitRequest], *, jobs: int = 1
+) -> Iterator[Callable[[Callable[[Unit], None] | None], list[Unit]]]:
+    """Start the processes of some units, and provide the function that waits for them, as ``run_units``.
+
+    The caller can do something else meanwhile; if it raises, the processes are ended.
+
+    Args:
+        requests: what to check.
+        jobs: how many processes run at a time, at least one.
+
+    Raises:
+        Interrupted: as ``run_units``.
+    """
     folder = Path(tempfile.mkdtemp(prefix="gradctl-")).resolve()
     with remove_at_end(folder):
         processes = [UnitProcess(request, folder / str(index)) for index, request in enumerate(requests)]
         pool = ThreadPoolExecutor(jobs)
         futures = [pool.submit(process.run) for process in processes]
-        try:
+
+        def wait(on_result: Callable[[Unit], None] | None = None) -> list[Unit]:
             for future in as_completed(futures):
                 unit = future.result()
                 if unit is not None and on_result is not None:
                     on_result(unit)
+            return [unit for each in futures if (unit := each.result()) is not None]
+
+        try:
+            yield wait
         except BaseException as error:
             _stop(pool, processes)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted([_unit_of(each) for each in futures]) from error
             raise
         pool.shutdown()
-    return [unit for each in futures if (unit := each.result()) is not None]
 
 
 def _unit_of(future: Future[Unit | None]) -> Unit | None:

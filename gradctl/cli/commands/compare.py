@@ -12,7 +12,7 @@ from gradctl.cli.options import TargetOptions, refuse_other_options, subject_fro
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
-from gradctl.core.names import FORMS
+from gradctl.core.names import FORMS, NEEDS_PROCESS
 
 if TYPE_CHECKING:
     from gradctl.core.allows import Allows
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["compare"]
 
-# Forms that can hang or crash run in a process of their own, under a time limit.
-_APART = ("compile", "onnx", "onnx-joint")
 _MODEL_FILES = (".onnx", ".pt", ".pt2", ".pth", ".ts")
 # What two files have a use for; the other options build a program.
 _OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format", "files", "allows", "fail_on")
@@ -111,14 +109,10 @@ def _forms(
     from gradctl.commands.compare import DEFAULT_STATIC_FORMS
     from gradctl.commands.compare import compare as compare_forms
     from gradctl.isolation.protocol import UnitRequest
-    from gradctl.isolation.units import run_units
+    from gradctl.isolation.units import start_units
 
     chosen = forms or DEFAULT_STATIC_FORMS
-    here = [form for form in chosen if form not in _APART]
     subject = subject_from(checking)
-    units = compare_forms(
-        subject, forms=here, named=bool(forms), allows=allows, fail_on=reporting.fail_on, progress=progress
-    )
     requests = [
         UnitRequest(
             checking=checking,
@@ -130,12 +124,30 @@ def _forms(
             timeout_seconds=timeout,
         )
         for form in chosen
-        if form in _APART
+        if form in NEEDS_PROCESS
     ]
-    progress(f"comparing {', '.join(request.form for request in requests)}")
-    # What was accepted there is marked here too, or an allow that was needed would be called unused.
-    apart = [msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in run_units(requests)]
-    return add_repros([*units, *apart], checking, subject, reporting, repro, progress=progress)
+    done: list[Unit] = []
+
+    def say(text: str) -> None:
+        progress(f"{len(done)} of {len(chosen) + 1} forms: {text}")
+
+    with start_units(requests) as wait:  # they run beside the forms that need no process of their own
+        units = compare_forms(
+            subject,
+            forms=[form for form in chosen if form not in NEEDS_PROCESS],
+            named=bool(forms),
+            allows=allows,
+            fail_on=reporting.fail_on,
+            progress=say,
+            on_unit=done.append,
+        )
+        waiting = ", ".join(request.form for request in requests)
+        say(f"waiting for {waiting}")
+        # What was accepted there is marked here too, or an allow that was needed would be called unused.
+        units += [
+            msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in wait(done.append)
+        ]
+    return add_repros(units, checking, subject, reporting, repro, progress=progress)
 
 
 def _file(
