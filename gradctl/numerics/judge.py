@@ -44,6 +44,8 @@ _APPROXIMATE = 1e-4
 _MORE_PROBES = 6
 # A disagreement this many times the tolerance is plain.
 _PLAINLY = 30
+# So many times the leaves are moved by a few ULPs to see how their gradients are rounded.
+_ROUNDED = 4
 # A tensor in which an error of 1 % would be missed more often than this by the joint probes gets probes of its own;
 # where even those would miss it every second time, nothing was judged.
 _WEAK = 1e-2
@@ -466,13 +468,18 @@ class Judge:
         return self._is_tiny(i, site) and self.scales[i] * self._rounding(site)[i] > _CANCELLED * self._size(i, site)
 
     def _rounding(self, site: Site) -> list[float]:
-        """Return by how much (Euclidean norm) each gradient changes as all leaves move by one ULP; measured once."""
+        """Return by how much (Euclidean norm) each gradient changes as all leaves move by a few ULPs; measured once.
+
+        The largest of some samples: in one of them two roundings can be the same by chance.
+        """
         if site.rounding is None:
-            changed = self._entered(site).point.gradients_rounded(site.samples[0].cotangents, self.generator)
-            site.rounding = [
-                0.0 if before is None or now is None else norm(now - before)
-                for before, now in zip(site.samples[0].gradients, changed, strict=True)
-            ]
+            point, sample = self._entered(site).point, site.samples[0]
+            site.rounding = [0.0] * len(sample.gradients)
+            for ulps in range(1, _ROUNDED + 1):
+                changed = point.gradients_rounded(sample.cotangents, self.generator, ulps)
+                for i, (before, now) in enumerate(zip(sample.gradients, changed, strict=True)):
+                    if before is not None and now is not None:
+                        site.rounding[i] = max(site.rounding[i], norm(now - before))
         return site.rounding
 
     def _is_linear(self, i: int, site: Site) -> bool:

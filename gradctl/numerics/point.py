@@ -188,12 +188,14 @@ class Point:
         reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
         return {name: int(mask.sum()) for name, mask in self.absorbed.items()} if reached else {}
 
-    def gradients_rounded(self, cotangents: dict[str, Tensor], generator: torch.Generator) -> list[Tensor | None]:
-        """Return autograd's gradient with each element of the leaves and of the cotangents moved by about one ULP."""
+    def gradients_rounded(
+        self, cotangents: dict[str, Tensor], generator: torch.Generator, ulps: int = 1
+    ) -> list[Tensor | None]:
+        """Return autograd's gradient with each element of the leaves and of the cotangents moved by about ``ulps``."""
 
         def rounded(value: Tensor) -> Tensor:
             noise = gaussian_like(value, generator)
-            return torch.where(torch.isfinite(value), value * (1 + torch.finfo(value.dtype).eps * noise), value)
+            return torch.where(torch.isfinite(value), value * (1 + ulps * torch.finfo(value.dtype).eps * noise), value)
 
         values = self.values
         try:

@@ -31,7 +31,7 @@ def wrong(unit) -> dict[str, str]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_its_file(form):
-    assert {"capture", "widened"} <= set(dir(form_named(form)))
+    assert {"capture", "to_float64"} <= set(dir(form_named(form)))
 
 
 @pytest.mark.parametrize("form", ["trace", "script", "export", "aot", "onnx"])
