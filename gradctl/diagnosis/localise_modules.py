@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradctl.comparison.compare import tensors_of
+from gradctl.comparison.compare import Comparison, tensors_of
 from gradctl.comparison.difference import ModelDifference
-from gradctl.comparison.program import run_calls
+from gradctl.comparison.program import FormProgram, run_calls
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.trials import ModelTrial
 from gradctl.core.findings import Finding
@@ -27,7 +27,7 @@ from gradctl.core.names import Quantity
 from gradctl.forms import eager
 from gradctl.forms.form import CannotCapture, Form
 from gradctl.forms.source_location import SourceLocation
-from gradctl.numerics.agreement import agreement, largest_scale, scale_of
+from gradctl.numerics.agreement import largest_scale, scale_of
 from gradctl.subject.frames import is_out_of_memory, is_users, user_location
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
@@ -123,42 +123,26 @@ class AloneModules:
                 raise
             return False
 
-    def _differs_on(self, captured: Any, instance: Instance) -> bool:
+    def _differs_on(self, captured: Captured, instance: Instance) -> bool:
         own = Instance(instance.subject, input_mode="clone", keep_hooks=True)
-        count = self.difference.call
-        truth = run_calls(eager.capture(own), own, State([]), calls=count)
-        if truth[-1].error is not None:
+        eager_calls = run_calls(eager.capture(own), own, State([]), calls=self.difference.call)
+        if eager_calls[-1].error is not None:
             return False
-        differentiable = truth[0].differentiable
-        found = run_calls(captured, instance, State([captured.model]), differentiable=differentiable, calls=count)
-        if found[-1].error is not None:
-            return True
-        return any(
-            self._differ(tensors_of(mine, quantity), tensors_of(theirs, quantity))
-            for mine, theirs in zip(truth, found, strict=True)
-            for quantity in self._quantities(captured.quantities)
+        comparison: Comparison[ModelTrial] = Comparison(FormProgram(captured))
+        comparison.add([ModelTrial("alone", eager_calls, eager_calls, instance=instance, float64=None)])
+        asked = ("buffer",) if self.finding.quantity == "buffer" else ("output", "gradient")
+        return bool(comparison.raised) or any(
+            self._explains(quantity, each) for (quantity, _), each in comparison.worst.items() if quantity in asked
         )
 
-    def _quantities(self, quantities: frozenset[Quantity]) -> list[Quantity]:
-        asked: tuple[Quantity, ...] = ("buffer",) if self.finding.quantity == "buffer" else ("output", "gradient")
-        return [each for each in asked if each in quantities]
-
-    def _differ(self, truth: dict[str, Tensor | None], found: dict[str, Tensor | None]) -> bool:
-        neighbours = largest_scale(truth.values())
+    def _explains(self, quantity: Quantity, each: ModelDifference) -> bool:
+        """Tell whether a difference of a module alone can be the reason for that of the model."""
+        if each.is_missing:
+            neighbours = largest_scale(tensors_of(each.trial.native[each.call - 1], quantity).values())
+            only = each.reference if each.reference is not None else each.candidate
+            return only is not None and scale_of(only) > _EXPLAINS * neighbours
         size = self.difference.error if math.isfinite(self.difference.error) else 1.0
-        for name in truth.keys() | found.keys():
-            mine, theirs = truth.get(name), found.get(name)
-            if mine is None or theirs is None:
-                other = mine if mine is not None else theirs
-                if other is not None and scale_of(other) > _EXPLAINS * neighbours:
-                    return True
-                continue
-            if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-                return True
-            error, budget = agreement(mine, mine, theirs, neighbours)
-            if error > max(budget, _EXPLAINS * size):
-                return True
-        return False
+        return bool(each.structure) or each.error > max(each.budget, _EXPLAINS * size)
 
     def _instance(self, path: str, call: _Call) -> Instance:
         """Return a private copy of one module on the inputs of a call."""

@@ -179,7 +179,7 @@ class NativeOnly:
 
         return replace(captured, call=call)
 
-    def widened(self, captured, instance):
+    def to_float64(self, captured, instance):
         raise CannotCapture("there is no float64 run of this form.")
 
 

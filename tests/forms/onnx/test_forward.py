@@ -361,7 +361,7 @@ def test_an_operator_without_a_conversion_is_refused():
 
 def test_float64_is_refused():
     instance = instance_of(two_layers(), X)
-    assert refusal(lambda: form.widened(form.capture(instance), instance)) == (
+    assert refusal(lambda: form.to_float64(form.capture(instance), instance)) == (
         "onnxruntime has no float64 kernels for many operators; outputs are judged in the native dtype."
     )
 
