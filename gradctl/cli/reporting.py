@@ -204,20 +204,24 @@ def emit_units(
 
 @contextmanager
 def progress_line(stream: TextIO | None = None, *, after_seconds: float = 1.0) -> Iterator[Callable[[str], None]]:
-    """Provide a function that shows one line of text on ``stream`` (stderr), each over the last; cleared at the end.
+    """Provide a function that shows a line of text and the elapsed time on ``stream`` (stderr), each over the last.
 
-    Nothing is shown unless it is a terminal, nor in the first ``after_seconds``: a quick check stays quiet.
+    The last is cleared at the end; a text that ends in a newline stays. Nothing is shown unless it is a terminal, nor
+    in the first ``after_seconds``: a quick check stays quiet.
     """
     stream = stream if stream is not None else sys.stderr
     started, shown = time.monotonic(), ""
 
     def progress(text: str) -> None:
         nonlocal shown
-        if time.monotonic() - started >= after_seconds:
-            text = text[: _width() - 1]
-            stream.write(f"\r{text:<{len(shown)}}")
-            stream.flush()
-            shown = text
+        seconds = time.monotonic() - started
+        if seconds < after_seconds:
+            return
+        stays = text.endswith("\n")
+        text = text.rstrip("\n") if stays else f"{seconds:.0f} s  {text}"[: _width() - 1]
+        stream.write(f"\r{text:<{len(shown)}}" + "\n" * stays)
+        stream.flush()
+        shown = "" if stays else text
 
     if not stream or not stream.isatty():
         yield lambda text: None

@@ -25,7 +25,7 @@ from gradctl.comparison.trials import ModelTrial
 from gradctl.core.findings import Finding
 from gradctl.core.names import Quantity
 from gradctl.forms import eager
-from gradctl.forms.form import CannotCapture, Form
+from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.source_location import SourceLocation
 from gradctl.numerics.agreement import largest_scale, scale_of
 from gradctl.subject.frames import is_out_of_memory, is_users, user_location

@@ -198,7 +198,17 @@ def test_progress_overwrites_itself_and_is_gone_at_the_end():
     with progress_line(terminal, after_seconds=0) as progress:
         progress("screen: 12 of 40 forwards")
         progress("done")
-    assert terminal.getvalue() == ("\rscreen: 12 of 40 forwards" + "\rdone" + " " * 21 + "\r    \r")
+    assert terminal.getvalue() == ("\r0 s  screen: 12 of 40 forwards" + "\r0 s  done" + " " * 21 + "\r         \r")
+
+
+def test_a_line_of_progress_that_ends_in_a_newline_stays():
+    terminal = Terminal()
+    with progress_line(terminal, after_seconds=0) as progress:
+        progress("comparing export")
+        progress("export: pass\n")
+        progress("comparing aot")
+    lines = terminal.getvalue().split("\n")
+    assert lines == ["\r0 s  comparing export\rexport: pass         ", "\r0 s  comparing aot\r" + " " * 18 + "\r"]
 
 
 @pytest.mark.parametrize(

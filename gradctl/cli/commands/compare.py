@@ -129,7 +129,12 @@ def _forms(
     done: list[Unit] = []
 
     def say(text: str) -> None:
-        progress(f"{len(done)} of {len(chosen) + 1} forms: {text}")
+        progress(f"{len(done)} of {len(chosen) + 1} forms  {text}")
+
+    def complete(unit: Unit) -> None:
+        done.append(unit)
+        progress(f"{unit.form}: {unit.verdict} ({unit.seconds:.1f} s)\n")
+        say("")
 
     with start_units(requests) as wait:  # they run beside the forms that need no process of their own
         units = compare_forms(
@@ -139,14 +144,11 @@ def _forms(
             allows=allows,
             fail_on=reporting.fail_on,
             progress=say,
-            on_unit=done.append,
+            on_unit=complete,
         )
-        waiting = ", ".join(request.form for request in requests)
-        say(f"waiting for {waiting}")
+        say(f"waiting for {', '.join(request.form for request in requests)}")
         # What was accepted there is marked here too, or an allow that was needed would be called unused.
-        units += [
-            msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in wait(done.append)
-        ]
+        units += [msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in wait(complete)]
     return add_repros(units, checking, subject, reporting, repro, progress=progress)
 
 
