@@ -36,7 +36,7 @@ def timing_of(captured: Captured, reference: Reference) -> Timing | None:
         training = (
             _interleaved(lambda: _training(captured, instance), lambda: _training(eager, instance))
             if "gradient" in captured.quantities
-            else (None, None)
+            else (None, None, None)
         )
     except Exception:  # the form may raise; then the comparison says so
         return None
@@ -46,6 +46,8 @@ def timing_of(captured: Captured, reference: Reference) -> Timing | None:
         eager_forward=forward[1],
         training=training[0],
         eager_training=training[1],
+        forward_noise=forward[2],
+        training_noise=training[2],
     )
 
 
@@ -65,10 +67,15 @@ def _training(form: Captured, instance: Instance) -> None:
         gradient_of(leaf, form)
 
 
-def _interleaved(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
-    """Return the medians of some pairs of calls."""
+def _interleaved(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float, float | None]:
+    """Return the medians of some pairs of calls, and the noise of their ratio."""
     taken = _in_turn([first, second], fewest=1, most=_MOST_PAIRS, seconds=_SECONDS)
-    return statistics.median(taken[0]), statistics.median(taken[1])
+    ratios = [eager / form for form, eager in zip(*taken, strict=True)]
+    noise = None
+    if len(ratios) > 1:
+        lower, _, upper = statistics.quantiles(ratios, method="inclusive")
+        noise = (upper - lower) / 2
+    return statistics.median(taken[0]), statistics.median(taken[1]), noise
 
 
 def _in_turn(calls: Sequence[Callable[[], object]], *, fewest: int, most: int, seconds: float) -> list[list[float]]:

@@ -118,13 +118,18 @@ class Oracle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """What a form costs and buys, in seconds: medians of calls interleaved with eager's; null where it has none."""
+    """Seconds of a form's capture and calls: medians of calls interleaved with eager's; null where it has none.
+
+    The noise is half the range between the quartiles of the ratio of the two; null after a single pair of calls.
+    """
 
     capture: float
     forward: float | None = None
     eager_forward: float | None = None
     training: float | None = None
     eager_training: float | None = None
+    forward_noise: float | None = None
+    training_noise: float | None = None
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby, zip_longest
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -22,19 +23,31 @@ _NARROWEST_TARGET = 16
 
 
 def matrix_of_forms(units: Sequence[Unit]) -> Table:
-    """Return the table of one target's forms by quantity, each cell the worst verdict; with times if there are any."""
+    """Return the table of the forms of one target by quantity, each cell the worst verdict in it.
+
+    It ends in the time to capture and the speedup over eager (eager's time by the form's) of those columns in which a
+    form differs from eager by more than the noise.
+
+    Args:
+        units: of one target.
+    """
     table = plain_table()
     table.add_column("form", overflow="fold")
     for heading in ("outputs", "gradients", "buffers"):
         table.add_column(heading, no_wrap=True)
-    timed = any(unit.timing is not None for unit in units)
-    for heading in ("capture", "forward", "and backward") if timed else ():
+    columns = {
+        "capture": [f"{unit.timing.capture:.2f} s" if unit.timing else "-" for unit in units],
+        "forward\nspeedup": [_speedup(unit, "forward") for unit in units],
+        "training\nspeedup": [_speedup(unit, "training") for unit in units],
+    }
+    columns = {heading: column for heading, column in columns.items() if any(each != "-" for each in column)}
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    for unit in units:
+    for unit, *times in zip(units, *columns.values(), strict=True):
         cells = [cell(unit, quantity) for quantity in QUANTITIES]
         if unit.status != "complete":
             cells[0] = unit.status
-        table.add_row(data(unit.form), *cells, *(_times(unit) if timed else []))
+        table.add_row(data(unit.form), *cells, *times)
     return table
 
 
@@ -90,16 +103,13 @@ def _folded(name: str, room: int) -> Iterator[str]:
     yield name
 
 
-def _times(unit: Unit) -> list[str]:
-    """Return the seconds of the capture, and the time of a call as a part of eager's."""
+def _speedup(unit: Unit, kind: Literal["forward", "training"]) -> str:
+    """Return eager's time by the form's, or ``-`` if it is within the noise of 1."""
     timing = unit.timing
-    if timing is None:
-        return ["-", "-", "-"]
-    pairs = ((timing.forward, timing.eager_forward), (timing.training, timing.eager_training))
-    return [
-        f"{timing.capture:.2f} s",
-        *(f"{mine / theirs:.2f} x" if mine and theirs else "-" for mine, theirs in pairs),
-    ]
+    form, eager, noise = (getattr(timing, name, None) for name in (kind, f"eager_{kind}", f"{kind}_noise"))
+    if not form or not eager or noise is None or abs(eager / form - 1) <= noise:
+        return "-"
+    return f"{eager / form:.2f}x"
 
 
 def data(text: str) -> Text:
