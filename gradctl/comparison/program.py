@@ -1,4 +1,4 @@
-"""A program that can be compared: a static form, altered eager, or an ONNX file, run on the inputs of a trial.
+"""Programs that can be compared with a reference: a static form, altered eager, or an ONNX file.
 
 A run is three calls in a row, from the same state and seed, forward and backward.
 """
@@ -24,15 +24,15 @@ from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.state import State
 
-__all__ = ["CALLS", "FileProgram", "FormProgram", "Program", "cotangents_of", "run_calls"]
+__all__ = ["CALLS", "Candidate", "FileProgram", "FormProgram", "cotangents_of", "run_calls"]
 
 # TorchScript's own autodiff starts at the second or third call, and state that is not put back accumulates.
 CALLS = 3
 T_contra = TypeVar("T_contra", bound=Trial, contravariant=True)
 
 
-class Program(Protocol[T_contra]):
-    """A candidate: it has a name, gives some quantities, and runs on the inputs of a trial."""
+class Candidate(Protocol[T_contra]):
+    """A program that is compared: it has a name and quantities, and runs on the inputs of a trial."""
 
     @property
     def name(self) -> str:
