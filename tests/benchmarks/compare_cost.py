@@ -1,31 +1,42 @@
-"""What `gradctl compare` costs beside the bare captures and compilations, in one run.
+"""What ``gradctl compare`` costs beside the bare captures and compilations, in one run.
 
-    python tests/benchmarks/compare_cost.py [--without-compile]
+    python tests/benchmarks/compare_cost.py [MODEL.py ...] [--without-compile]
 
-Each side runs in a fresh process, imports counted: the bare one captures sample_models/mlp.py in each form once, and
-runs it forward and backward once where it has gradients.
+Both sides use the same two processes: the forms that run in gradctl's own process, and those that need another
+(``compile``, ``onnx``), imports counted. The bare side captures the model in each form once, and runs it forward and
+backward once if it has gradients. Without a MODEL: the MLP, transformer and ResNet of ``sample_models``, and a GPT of
+four blocks of width 64.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FORMS = ("trace", "script", "export", "aot", "onnx", "compile")
+MODELS = (
+    "sample_models/mlp.py",
+    "sample_models/transformer.py",
+    "tests/benchmarks/models/gpt.py",
+    "sample_models/resnet.py",
+)
+OWN_PROCESS, OTHER_PROCESS = ("trace", "script", "export", "aot"), ("compile", "onnx")
 BARE = """
-import sys, torch, warnings, logging
+import sys, pathlib, torch, warnings, logging
 warnings.simplefilter("ignore"); logging.disable(logging.CRITICAL)
-sys.path.insert(0, "sample_models")
-import mlp
+path = pathlib.Path(sys.argv[1])
+sys.path.insert(0, str(path.parent))
+model_file = __import__(path.stem)
 def fresh():
-    return mlp.make_model(), mlp.example_inputs()
+    return model_file.make_model(), model_file.example_inputs()
 def train(call, args):
-    call(*[a.clone().requires_grad_() for a in args]).sum().backward()
-for form in sys.argv[1:]:
+    call(*[a.clone().requires_grad_(a.is_floating_point()) for a in args]).sum().backward()
+for form in sys.argv[2:]:
     model, args = fresh()
     if form == "trace": train(torch.jit.trace(model, args), args)
     if form == "script": train(torch.jit.script(model), args)
@@ -39,25 +50,37 @@ for form in sys.argv[1:]:
 """
 
 
-def seconds(command: list[str]) -> float:
-    """Return the wall time of a command that must succeed."""
+def seconds(*commands: Sequence[str]) -> float:
+    """Return the wall time of commands that run side by side."""
+    environment = {**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}  # what was compiled is kept on disk
     start = time.perf_counter()
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for command in commands
+    ]
+    codes = [process.wait() for process in processes]
+    assert set(codes) <= {0, 1}, f"exit codes {codes}"  # 1: gradctl has found something
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Print both sides and their ratio."""
+    """Print both sides and their ratio, for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--without-compile", action="store_true")
-    forms = [form for form in FORMS if form != "compile" or not parser.parse_args().without_compile]
-    options = [word for form in forms for word in ("--form", form)]
-    # inductor keeps what it compiled on disk: both sides start without.
-    fresh = [sys.executable, "-c", "import os, sys; os.environ['TORCHINDUCTOR_FORCE_DISABLE_CACHES'] = '1'; "
-             "import subprocess; sys.exit(subprocess.call(sys.argv[1:]))", sys.executable]  # fmt: skip
-    bare = seconds([*fresh, "-c", BARE, *forms])
-    ours = seconds([*fresh, "-m", "gradctl", "compare", "sample_models/mlp.py", *options])
-    print(f"forms {', '.join(forms)}: bare {bare:.1f} s, gradctl compare {ours:.1f} s, ratio {ours / bare:.2f}")
+    arguments = parser.parse_args()
+    other = [form for form in OTHER_PROCESS if form != "compile" or not arguments.without_compile]
+    options = [word for form in (*OWN_PROCESS, *other) for word in ("--form", form)]
+    for model in arguments.models:
+        bare = seconds(["-c", BARE, model, *OWN_PROCESS], ["-c", BARE, model, *other])
+        ours = seconds(["-m", "gradctl", "compare", model, *options])
+        print(f"{model}: bare {bare:.1f} s, gradctl compare {ours:.1f} s, ratio {ours / bare:.2f}", flush=True)
 
 
 if __name__ == "__main__":
