@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradctl.commands.compare import STATIC_FORMS, compare, compare_one
+from gradctl.commands.compare import STATIC_FORMS, Comparing, compare, compare_one
+from gradctl.core.allows import Allows
 from gradctl.core.names import FORMS
 from gradctl.forms.table import form_named
+from gradctl.gradients.baseline import run_native
+from gradctl.gradients.gradcheck import gradcheck
 from gradctl.subject.subject import Subject
 
 RIGHT = ("mlp", "resnet", "tied_weights", "straight_through_detach", "custom_relu")
@@ -82,3 +85,35 @@ def test_eager_is_judged_first_and_then_each_form():
     assert [unit.form for unit in units] == ["eager", "trace", "script"]
     assert units[1].variations == ("example", "seed", "flipped signs", "non-contiguous")
     assert set(STATIC_FORMS) == set(FORMS) - {"eager"}
+
+
+def test_eager_has_one_baseline_in_a_command():
+    """The two runs that show how a model takes its inputs serve its own check and the comparison of its forms."""
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x):
+            calls.append(1)
+            return self.fc(x).tanh()
+
+    def count(run):
+        calls.clear()
+        run()
+        return len(calls)
+
+    calls = []
+    subject = Subject(target="test", model=Counted(), args=(torch.randn(4, 3),))
+    alone = count(lambda: gradcheck(subject)) + count(lambda: Comparing(subject, Allows(())))
+    baseline = count(lambda: run_native(subject))
+    assert baseline >= 2
+    assert count(lambda: compare(subject, forms=())) == alone - baseline
+
+
+def test_each_unit_is_told_as_soon_as_it_is_complete():
+    told = []
+    subject = Subject(target="test", model=nn.Linear(3, 2), args=(torch.randn(4, 3),))
+    units = compare(subject, forms=("trace", "export"), on_unit=lambda unit: told.append(unit.form))
+    assert told == [unit.form for unit in units] == ["eager", "trace", "export"]
