@@ -18,8 +18,8 @@ from gradctl.comparison.trials import ModelTrial
 from gradctl.core.allows import Allows
 from gradctl.core.findings import Element, number
 from gradctl.core.names import TensorVerdict
-from gradctl.gradients.attribution import is_allowed
 from gradctl.gradients.float64 import oracle_runner
+from gradctl.gradients.functions.attribution import is_allowed
 from gradctl.numerics.elements import along_leaf, element_slope
 from gradctl.numerics.ladder import noise_floor, slope_at_zero
 from gradctl.numerics.measures import dot, norm

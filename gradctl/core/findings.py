@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -27,6 +27,7 @@ __all__ = [
     "Unit",
     "fingerprint",
     "format_number",
+    "note",
     "number",
 ]
 
@@ -65,6 +66,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     location: Location | None = None
     repro: str | None = None
     fingerprint: str = ""
+
+
+def note(code: str, message: str, hint: str = "", **fields: Any) -> Finding:
+    """Return a finding that fails no unit."""
+    return Finding(code=code, severity="note", message=message, hint=hint, **fields)
 
 
 class Element(msgspec.Struct, frozen=True, kw_only=True):

@@ -35,7 +35,7 @@ from gradctl.forms.onnx import onnx_values
 from gradctl.forms.source_location import SourceLocation, line_in
 from gradctl.forms.table import form_named
 from gradctl.forms.torchscript import torchscript_values
-from gradctl.gradients.function_contracts import function_name
+from gradctl.gradients.functions.function_part import function_name
 from gradctl.gradients.gradient_findings import location
 from gradctl.numerics.sketch import Sketcher
 from gradctl.onnxio.onnx_file import OnnxFile

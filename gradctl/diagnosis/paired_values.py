@@ -111,8 +111,8 @@ class PairedValues:
     def _first_cut(self, nodes: Iterable[GraphValue]) -> Divergence | None:
         for node in nodes:
             eager = self._counterparts.get(node.name, ())
-            if len({each.asks for each in eager}) == 1 and eager[0].asks != node.asks:
-                return Divergence(node, eager[0], "form" if eager[0].asks else "eager")
+            if len({each.requires_grad for each in eager}) == 1 and eager[0].requires_grad != node.requires_grad:
+                return Divergence(node, eager[0], "form" if eager[0].requires_grad else "eager")
         return None
 
     def _parting(self, nodes: Sequence[GraphValue]) -> Divergence:
@@ -186,7 +186,7 @@ class PairedValues:
 
     def _same_adjoint(self, eager: Sketch | None, form: Sketch | None) -> bool:
         known = [each for each in (eager, form) if each is not None]
-        if all(not each.broken and each.norm <= self._floor for each in known):
+        if all(not each.nonfinite and each.norm <= self._floor for each in known):
             return True
         return eager is not None and form is not None and eager.distance(form) <= 10 * self.tolerance
 
@@ -246,4 +246,4 @@ class PairedValues:
 
 
 def _is_broken(node: GraphValue) -> bool:
-    return node.sketch is not None and node.sketch.broken > 0
+    return node.sketch is not None and node.sketch.nonfinite > 0

@@ -19,7 +19,7 @@ class GraphValue:
         place: the node that makes it; None for an input, a parameter or a constant.
         inputs: names of the values that the node takes.
         sketch: of the value; None where it is no tensor.
-        asks: whether it asks for a gradient.
+        requires_grad: whether it requires a gradient.
         adjoint: of the gradient that it got; None for none.
         leaf: its name, if it is one.
     """
@@ -28,7 +28,7 @@ class GraphValue:
     place: SourceLocation | None
     inputs: tuple[str, ...] = ()
     sketch: Sketch | None = None
-    asks: bool = False
+    requires_grad: bool = False
     adjoint: Sketch | None = None
     leaf: str | None = None
 

@@ -12,23 +12,20 @@ Not seen: a gradient that is wrong though every part's is right (a saved tensor 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from gradctl.gradients.part import Part, Vote, forward_mode_vote
 from gradctl.numerics.judge import Judge
-from gradctl.numerics.ladder import slope_at_zero
-from gradctl.numerics.measures import dot, gaussian_like, is_float, norm
-from gradctl.numerics.point import Direction, NoGradient
-from gradctl.numerics.runner import Outputs
-from gradctl.subject.frames import is_out_of_memory, user_location
+from gradctl.numerics.measures import is_float
+from gradctl.numerics.runner import Outputs, refusals_ignored
+from gradctl.subject.frames import user_location
 from gradctl.subject.instance import Leaf
 from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.tree import leaves, map_leaves
@@ -38,16 +35,10 @@ from gradctl.tracing.recorder import Program
 from gradctl.tracing.recording import Recording
 from gradctl.tracing.tracer import REGISTER_HOOK
 
-__all__ = ["Vote", "WrongBackward", "forward_mode_vote", "wrong_parts"]
+__all__ = ["WrongBackward", "find_wrong_parts"]
 
-# A step of 1e-3 has an error of about 1e-12 after one extrapolation where the function is tame, and 1e-13 of rounding.
-_STEP = 1e-3
 # Calls of one function at one line with one set of shapes: a loop of a thousand steps is judged in its first ones.
 _ALIKE = 32
-_PLAINLY = 1e-7
-
-# Whose rule is broken: the VJP (forward mode agrees with finite differences), both, or nobody can say.
-Vote = Literal["vjp", "both"] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,21 +56,15 @@ class WrongBackward:
     sources: tuple[Any, ...]
 
 
-def wrong_parts(
+def find_wrong_parts(
     runner: ModelRunner, settings: dict[str, Any], is_over: Callable[[], bool] = lambda: False
 ) -> list[WrongBackward]:
     """Return the torch calls that are wrong alone at the present values of the leaves; if none is, the leaf modules.
 
     A call that applies custom Functions is passed over: those are judged by themselves.
 
-    Args:
-        runner: the model.
-        settings: of each ``Judge``.
-        is_over: whether to judge no further part.
-
     Raises:
         TimeoutError: it was over before a part was found wrong.
-        Exception: whatever the user's model raises.
     """
     calls = _CallWatch(runner, settings, is_over)
     with runner.instance.preserve_leaves():
@@ -98,10 +83,8 @@ def wrong_parts(
     return _once_each(modules.found)
 
 
-class _Part:
-    """One call as the oracle wants it: a function of the arguments that ask for a gradient."""
-
-    extra = 0.0
+class _CallPart(Part):
+    """One call as a function of the arguments that require a gradient."""
 
     def __init__(self, function: Callable[..., Any], args: Any, kwargs: Any, seed: int) -> None:
         self.function, self.seed = function, seed
@@ -110,12 +93,7 @@ class _Part:
         self.originals: list[Tensor] = []
         self._known: dict[int, int] = {}
         self.arguments = map_leaves(self._copied, (tuple(args), dict(kwargs)))
-        self.leaves: Sequence[Leaf] = self._leaves
-
-    @property
-    def writes(self) -> bool:
-        """Whether a run may change a leaf: never, it is given clones."""
-        return False
+        self.leaves = self._leaves
 
     def differentiate(self) -> Outputs:
         return self.run(Program(hooks_only=True))
@@ -129,10 +107,9 @@ class _Part:
     def beside(self) -> Outputs:
         return self.run(Program(self.recording))
 
-    @contextmanager
-    def promoted(self) -> Iterator[None]:
-        """Return no context of its own: the model's run, in which it is judged, is promoted already."""
-        yield
+    def evaluate(self, tensors: Sequence[Tensor]) -> Outputs:
+        with sdpa_kernel(SDPBackend.MATH):  # the only one with a rule for forward mode
+            return self.run(Program(hooks_only=True), tensors)
 
     def run(self, program: Program, tensors: Sequence[Tensor] | None = None) -> Outputs:
         """Return the float tensors that the call returns, and those among its arguments that it wrote to."""
@@ -149,16 +126,6 @@ class _Part:
         returned = {id(value) for value in named.values()}
         written = [(f"argument.{k}", value) for k, value in enumerate(handed) if value._version > versions[k]]
         return [*named.items(), *((name, value) for name, value in written if id(value) not in returned)]
-
-    def push(self, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return J times the tangents by output name, in forward mode; raises where there is no rule for that."""
-        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-            duals = [forward_ad.make_dual(p, v) for p, v in zip(primals, tangents, strict=True)]  # type: ignore[no-untyped-call]
-            pushed = {
-                name: forward_ad.unpack_dual(t).tangent  # type: ignore[no-untyped-call]
-                for name, t in self.run(Program(hooks_only=True), duals)
-            }
-        return {name: tangent for name, tangent in pushed.items() if tangent is not None}
 
     def _copied(self, path: str, value: Any) -> Any:
         if isinstance(value, torch.Generator):
@@ -203,10 +170,10 @@ class _CallWatch(Program):
         if func not in REGISTER_HOOK and _is_judged(func, (args, kwargs)):
             kind = (func, user_location(), tuple(v.shape for _, v in leaves((args, kwargs)) if isinstance(v, Tensor)))
             if self._right[kind] < _ALIKE and not self.is_over():
-                part = _Part(func, args, kwargs, self.runner.instance.subject.seed)
-                culprit = _judged(part, self.runner, self.settings, lambda: self.call_site(func))
-                self.found += [culprit] if culprit is not None else []
-                self._right[kind] += culprit is None
+                part = _CallPart(func, args, kwargs, self.runner.instance.subject.seed)
+                wrong = _judge(part, self.runner, self.settings, lambda: self.call_site(func))
+                self.found += [wrong] if wrong is not None else []
+                self._right[kind] += wrong is None
         return super().call(func, args, kwargs)
 
 
@@ -240,13 +207,13 @@ class _ModuleWatch:
             return torch.func.functional_call(module, state, tuple(inputs)) if state else module(*inputs)
 
         origin = CallSite(type(module).__name__, user_location(), self.paths[id(module)])
-        part = _Part(call, (*args, tensors), {}, self.runner.instance.subject.seed)
+        part = _CallPart(call, (*args, tensors), {}, self.runner.instance.subject.seed)
         self._judging = True
         try:
-            culprit = _judged(part, self.runner, self.settings, lambda: origin)
+            wrong = _judge(part, self.runner, self.settings, lambda: origin)
         finally:
             self._judging = False
-        self.found += [culprit] if culprit is not None else []
+        self.found += [wrong] if wrong is not None else []
 
 
 def _is_judged(func: Any, arguments: Any) -> bool:
@@ -262,101 +229,22 @@ def _is_judged(func: Any, arguments: Any) -> bool:
 _NOT_JUDGED = frozenset({"__set__", "backward", "grad"})
 
 
-def _judged(
-    part: _Part, runner: ModelRunner, settings: dict[str, Any], origin: Callable[[], CallSite]
+def _judge(
+    part: _CallPart, runner: ModelRunner, settings: dict[str, Any], origin: Callable[[], CallSite]
 ) -> WrongBackward | None:
-    """Return the culprit if this part alone is wrong; None also where it cannot be judged alone."""
+    """Return a part whose backward is wrong alone; None also if it cannot be judged alone."""
     applied = runner.watch.applied
-    with preserve_generators(), torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _as_it_is):
-        # Hooks of its own: those of a checkpoint around the call would run the checkpointed function again.
-        try:
-            if _agrees(part) or runner.watch.applied > applied:
-                return None
-            judge = Judge(part, **{**settings, "probes": 1, "sizes": False})
-            suspects, _ = judge.screen(range(len(part.leaves)))
-            judged = judge.settled(judge.each(suspects)[0])
-            wrong = [i for i, each in judged.items() if each.verdict in ("wrong", "missing") and not each.only_here]
-            if not wrong:
-                return None
+    # Hooks of its own: those of a checkpoint around the call would run the checkpointed function again.
+    own_hooks = torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _as_it_is)
+    with refusals_ignored(), preserve_generators(), own_hooks:  # a call outside its model may refuse anything
+        if part.is_plainly_right(part.seed) or runner.watch.applied > applied:
+            return None
+        judge = Judge(part, **{**settings, "probes": 1, "sizes": False})
+        judged = judge.wrong(range(len(part.leaves)), is_settled=True)
+        if wrong := [i for i, each in judged.items() if not each.only_here]:
             vote = forward_mode_vote(judge, part.push)
-        except NoGradient:
-            return None
-        except Exception as error:  # a call outside its model may refuse anything
-            if is_out_of_memory(error):
-                raise
-            return None
-    return WrongBackward(origin(), vote, tuple(node_before(part.originals[i]) for i in wrong))
-
-
-def _agrees(part: _Part) -> bool:
-    """Tell a part that is plainly right, or has no gradient: 4 forwards along one direction over all its arguments.
-
-    Any doubt (a kink, a curvature too large for the step, an argument without gradient that has a slope) is left to a
-    ``Judge``, which is ten times as dear.
-    """
-    generator = torch.Generator().manual_seed(part.seed)
-    outputs = {name: t for name, t in part.differentiate() if t.requires_grad}
-    if not outputs:
-        return True
-    cotangents = {name: gaussian_like(t, generator) for name, t in outputs.items()}
-    found = torch.autograd.grad(
-        list(outputs.values()), [leaf.tensor for leaf in part.leaves], list(cotangents.values()), allow_unused=True
-    )
-    norms = [0.0 if gradient is None else norm(gradient) for gradient in found]
-    # As in the joint screen: each argument has an equal share of the slope, one without a gradient that of the loudest.
-    parts = [
-        gaussian_like(leaf.tensor, generator) / ((leaf.tensor.numel() or 1) ** 0.5 * (size or max(norms) or 1.0))
-        for leaf, size in zip(part.leaves, norms, strict=True)
-    ]
-    length = sum(norm(v) ** 2 for v in parts) ** 0.5 or 1.0
-    parts = [v / length for v in parts]
-    part.record()
-
-    def phi(t: float) -> float:
-        with torch.enable_grad():
-            moved = [leaf.tensor + t * v for leaf, v in zip(part.leaves, parts, strict=True)]
-        values = dict(part.run(Program(part.recording), moved))
-        return sum(dot(w, values[name].detach()) for name, w in cotangents.items())
-
-    coarse = (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
-    fine = (phi(_STEP / 2) - phi(-_STEP / 2)) / _STEP
-    stated = sum(dot(g, v) for g, v in zip(found, parts, strict=True) if g is not None)
-    typical = sum((size * norm(v)) ** 2 / max(v.numel(), 1) for size, v in zip(norms, parts, strict=True)) ** 0.5
-    return bool(abs((4 * fine - coarse) / 3 - stated) <= _PLAINLY * typical)
-
-
-def forward_mode_vote(judge: Judge, push: Callable[[Sequence[Tensor], Sequence[Tensor]], dict[str, Tensor]]) -> Vote:
-    """Return whose rule is broken where reverse mode is known to be wrong; None where forward mode has no rule.
-
-    Along one random direction v, <w, J v> from forward mode is held against the finite difference.
-
-    Args:
-        judge: of the part, at its point.
-        push: J times tangents at primals, by output name.
-    """
-    point, sample = judge.point, judge.samples[0]
-    tangents = [gaussian_like(value, judge.generator) for value in point.values]
-    for i, mask in point.infinite.items():
-        tangents[i] = torch.where(mask, 0, tangents[i])
-    length = sum(norm(v) ** 2 for v in tangents) ** 0.5
-    tangents = [v / length for v in tangents]
-    try:
-        pushed = push([value.clone() for value in point.values], tangents)
-    except Exception as error:  # no rule, or a wrong one that raises
-        if is_out_of_memory(error):
-            raise
-        return None
-    products = [
-        (w, torch.where(sample.finite[name], pushed[name], 0) if name in sample.finite else pushed[name])
-        for name, w in sample.cotangents.items()
-        if name in pushed
-    ]
-    stated = sum(dot(w, tangent) for w, tangent in products)
-    weight = sum(norm(w) * norm(tangent) for w, tangent in products)
-    slope = slope_at_zero(point.along(Direction(list(tangents), []), sample), judge.noise, weight, judge.epsilon)
-    if not slope.usable:
-        return None
-    return "vjp" if abs(stated - slope.derivative) <= 10 * slope.error + 64 * judge.epsilon * weight else "both"
+            return WrongBackward(origin(), vote, tuple(node_before(part.originals[i]) for i in wrong))
+    return None
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
@@ -364,10 +252,10 @@ def _as_it_is(tensor: Tensor) -> Tensor:
 
 
 def _once_each(found: Sequence[WrongBackward]) -> list[WrongBackward]:
-    """Return one culprit an origin: a call in a loop is one."""
+    """Return one part an origin: a call in a loop is one."""
     merged: dict[CallSite, WrongBackward] = {}
-    for culprit in found:
-        known = merged.get(culprit.origin)
-        sources = culprit.sources if known is None else (*known.sources, *culprit.sources)
-        merged[culprit.origin] = WrongBackward(culprit.origin, culprit.vote if known is None else known.vote, sources)
+    for part in found:
+        known = merged.get(part.origin)
+        sources = part.sources if known is None else (*known.sources, *part.sources)
+        merged[part.origin] = WrongBackward(part.origin, part.vote if known is None else known.vote, sources)
     return list(merged.values())

@@ -11,8 +11,8 @@ from torch import Tensor
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.findings import Finding, TensorResult, format_number, number
 from gradctl.core.names import Quantity
-from gradctl.gradients.unjudged import Kept, ObservedInstance, closed_notes, shared_note, stranger_note
-from gradctl.numerics.measures import gaussian_like, relative_error
+from gradctl.gradients.unjudged import Kept, ObservedInstance, closed_notes, shared_note, unknown_leaf_note
+from gradctl.numerics.measures import gaussian_like, is_float, relative_error
 from gradctl.numerics.point import NoGradient
 from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
 from gradctl.subject.inputs.misfit import first_layer_remedy, given_inputs
@@ -83,7 +83,7 @@ def run_native(subject: Subject) -> Baseline:
     if has_lazy_parameters(subject):
         subject = infer_shapes(subject)
     subject, watched, outputs, gradients = _with_all_leaves(subject)
-    instance, first = watched.instance, watched.strangers
+    instance, first = watched.instance, watched.unknown_leaves
     again_outputs, again_gradients = _run(watched, subject)
     rows = [
         *(_unrepeated("output", name, value, again_outputs.get(name)) for name, value in outputs.items()),
@@ -96,9 +96,9 @@ def run_native(subject: Subject) -> Baseline:
     }
     unrepeated = tuple(row for row in rows if row is not None)
     # A leaf that each run makes anew is the program's own affair (it detaches, to differentiate inside).
-    again = {id(tensor) for tensor in watched.strangers}
-    strangers = [tensor for tensor in first if id(tensor) in again]
-    notes = [*map(stranger_note, strangers), *closed_notes(instance)]
+    again = {id(tensor) for tensor in watched.unknown_leaves}
+    repeated = [tensor for tensor in first if id(tensor) in again]
+    notes = [*map(unknown_leaf_note, repeated), *closed_notes(instance)]
     notes += [shared_note(instance.shared)] if instance.shared else []
     return Baseline(
         instance.input_mode, outputs, overflowing, unrepeated, len(rows), subject, tuple(notes), watched.kept
@@ -108,9 +108,9 @@ def run_native(subject: Subject) -> Baseline:
 def _with_all_leaves(subject: Subject) -> tuple[Subject, ObservedInstance, dict[str, Tensor], Named]:
     """Return the first run, made again where that one built layers; with the subject that has them."""
     watched, outputs, gradients = _first_run(subject)
-    if watched.strangers:
+    if watched.unknown_leaves:
         held = {id(found) for _, found in walk([((), watched.instance.model)])}
-        if any(id(tensor) in held for tensor in watched.strangers):
+        if any(id(tensor) in held for tensor in watched.unknown_leaves):
             built = build_layers(subject, watched.instance.input_mode)
             if built is not subject:
                 return built, *_first_run(built)
@@ -178,33 +178,21 @@ def _first_run(subject: Subject) -> tuple[ObservedInstance, dict[str, Tensor], N
 
 def _run(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
     """Return outputs and gradients of one run with unit Gaussian cotangents."""
-    with watched.instance.preserve_leaves():
-        return _run_once(watched, subject)
-
-
-def _run_once(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
     instance = watched.instance
-    with torch.enable_grad():
-        outputs = {
-            name: t
-            for name, t in instance.run()
-            if (t.is_floating_point() or t.is_complex()) and t.layout == torch.strided
-        }
-    if subject.loss is not None and any(t.numel() != 1 for t in outputs.values()):
-        shape = list(next(iter(outputs.values())).shape)
-        raise TargetError(
-            "GC113", f"the loss returns a tensor of shape {shape}, not a scalar; end it in a sum or mean."
-        )
-    differentiable = [t for t in outputs.values() if t.requires_grad]
-    if not differentiable:
-        raise NoGradient
-    watched.see(differentiable)
-    generator = torch.Generator().manual_seed(subject.seed)
-    cotangents = [gaussian_like(t, generator) for t in differentiable]
-    torch.autograd.backward(differentiable, cotangents)
-    return {name: t.detach().clone() for name, t in outputs.items()}, {
-        leaf.name: leaf.take_gradient() for leaf in instance.leaves
-    }
+    with instance.preserve_leaves(), torch.enable_grad():
+        outputs = {name: t for name, t in instance.run() if is_float(t)}
+        if subject.loss is not None and any(t.numel() != 1 for t in outputs.values()):
+            shape = list(next(iter(outputs.values())).shape)
+            message = f"the loss returns a tensor of shape {shape}, not a scalar; end it in a sum or mean."
+            raise TargetError("GC113", message)
+        differentiable = [t for t in outputs.values() if t.requires_grad]
+        if not differentiable:
+            raise NoGradient
+        watched.see(differentiable)
+        generator = torch.Generator().manual_seed(subject.seed)
+        torch.autograd.backward(differentiable, [gaussian_like(t, generator) for t in differentiable])
+        gradients = {leaf.name: leaf.take_gradient() for leaf in instance.leaves}
+        return {name: t.detach().clone() for name, t in outputs.items()}, gradients
 
 
 def _is_nan(value: Tensor) -> bool:

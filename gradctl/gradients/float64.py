@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradctl.core.findings import Finding
+from gradctl.core.findings import Finding, note
 from gradctl.numerics.measures import relative_error
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.instance import InputMode, Instance, native_dtype
@@ -79,12 +79,11 @@ def cast_note(native: dict[str, Tensor], promoted: list[tuple[str, Tensor]]) -> 
     if worst <= _ROUNDING_EPSILONS:
         return None
     own = native[name]
-    return Finding(
-        code="GC411",
-        severity="note",
-        quantity="output",
-        tensor=name,
-        message=f"in float64 {name} differs by {worst * torch.finfo(own.dtype).eps:.2e} (relative) from the native "
+    return note(
+        "GC411",
+        f"in float64 {name} differs by {worst * torch.finfo(own.dtype).eps:.2e} (relative) from the native "
         f"{str(own.dtype).removeprefix('torch.')} run: casts to narrower dtypes inside the model are taken as exact, "
         "as autograd takes them.",
+        quantity="output",
+        tensor=name,
     )

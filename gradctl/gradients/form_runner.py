@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import WITHOUT_GRADIENTS
 from gradctl.forms.form import CannotCapture, Captured, collecting
 from gradctl.forms.table import form_named
+from gradctl.numerics.runner import Outputs
 from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Instance
 from gradctl.tracing.model_runner import ModelRunner
+from gradctl.tracing.recorder import Program
 
 __all__ = ["FormRunner", "form_runner"]
 
@@ -28,9 +29,9 @@ class FormRunner(ModelRunner):
         self.captured = captured
         self.leaves = [replace(leaf, sharing=collecting(leaf, captured)) for leaf in eager.leaves]
         # Dynamo runs eagerly under a dispatch mode: compiled code is called, and differentiated, without it.
-        self._plain = captured.form in ("aot", "compile")
+        self._plain, self._is_eager = captured.form in ("aot", "compile"), False
 
-    def differentiate(self) -> list[tuple[str, Tensor]]:
+    def differentiate(self) -> Outputs:
         """Return the form's outputs with their graph."""
         with torch.no_grad():
             for leaf in self.leaves:
@@ -45,26 +46,16 @@ class FormRunner(ModelRunner):
     @contextmanager
     def promoted(self) -> Iterator[None]:
         """Run the form's backward as its forward was run."""
-        with nullcontext() if self._plain and not self._running_eager else super().promoted():
+        with nullcontext() if self._plain and not self._is_eager else super().promoted():
             yield
 
-    _running_eager = False
-
-    def record(self) -> list[tuple[str, Tensor]]:
-        """Return eager's outputs at the point."""
-        with self._eager():
-            return super().record()
-
-    def beside(self) -> list[tuple[str, Tensor]]:
-        """Return eager's outputs beside the point."""
-        with self._eager():
-            return super().beside()
-
-    def _eager(self) -> ExitStack:
-        stack = ExitStack()
-        self._running_eager = True
-        stack.callback(setattr, self, "_running_eager", False)
-        return stack
+    def run(self, program: Program, *, is_plain: bool = False) -> Outputs:
+        """Return eager's outputs."""
+        self._is_eager = True
+        try:
+            return super().run(program, is_plain=is_plain)
+        finally:
+            self._is_eager = False
 
 
 def form_runner(eager: ModelRunner, form_name: str) -> FormRunner:

@@ -21,42 +21,44 @@ from gradctl.core.allows import Allows
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, fingerprint, number
 from gradctl.core.verdicts import unit_verdict
-from gradctl.gradients.attribution import (
+from gradctl.gradients.baseline import Baseline, run_native
+from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
+from gradctl.gradients.form_runner import form_runner
+from gradctl.gradients.functions.attribution import (
     Attribution,
     FunctionCheck,
     is_allowed,
     nothing_in_front,
     tensors_behind,
 )
-from gradctl.gradients.baseline import Baseline, run_native
-from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
-from gradctl.gradients.form_runner import form_runner
-from gradctl.gradients.function_contracts import FunctionFault
+from gradctl.gradients.functions.function_part import FunctionFault
 from gradctl.gradients.gradient_findings import (
-    constant_inputs_note,
-    cut_notes,
     frozen_results,
     gradient_finding,
-    hook_notes,
-    kink_note,
     native_gradient_findings,
-    not_replayed,
     of_form,
     tensor_result,
-    too_large_notes,
-    undifferentiated_note,
     with_hooks,
+)
+from gradctl.gradients.gradient_notes import (
+    constant_inputs_note,
+    cut_notes,
+    hook_notes,
+    kink_note,
+    not_replayed,
+    too_large_note,
+    undifferentiated_note,
 )
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.gradients.hooked_gradients import leaves_behind_hooks
-from gradctl.gradients.regimes import Regimes, about, other_regimes, with_verdicts
+from gradctl.gradients.regimes import Regimes, about, compare_regimes, with_verdicts
 from gradctl.gradients.wrong_calls import (
     Explanation,
-    broken_backwards,
-    broken_natively,
-    broken_outputs,
-    explained,
-    wrong_backwards,
+    explain,
+    locate_nonfinite_backwards,
+    locate_nonfinite_natively,
+    locate_nonfinite_outputs,
+    locate_wrong_backwards,
 )
 from gradctl.numerics.elements import ElementDifference, worst_elements
 from gradctl.numerics.judge import Judge, TensorJudgement, Verdict
@@ -123,7 +125,7 @@ def gradcheck(
             finally_.callback(native.kept.put_back)
         alone = native.findings()
         with explaining("the call that makes an output NaN"):
-            alone = broken_outputs(alone, subject, native)
+            alone = locate_nonfinite_outputs(alone, subject, native)
         if native.unrepeated:
             check = None
             findings, tensors = [*subject.notes, *alone], list(native.unrepeated)
@@ -131,7 +133,7 @@ def gradcheck(
             regimes = Regimes()
             if form == "eager":
                 with explaining("what training in another regime gives"):
-                    regimes = other_regimes(subject, native)
+                    regimes = compare_regimes(subject, native)
                 native = replace(native, input_mode="constant") if regimes.computes_another else native
             check = _Check(subject, native, accepted, progress or (lambda text: None), form)
             check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
@@ -178,9 +180,9 @@ class _Check:
     behind: dict[int, FunctionClass] = field(default_factory=dict)
     missed: float = 0.0
     is_tolerant: bool = False
-    blame: Attribution = field(default_factory=Attribution)
+    attribution: Attribution = field(default_factory=Attribution)
     wrong_calls: list[Explanation] = field(default_factory=list)
-    broken_calls: list[Explanation] = field(default_factory=list)
+    nonfinite_calls: list[Explanation] = field(default_factory=list)
     functions: list[Finding] = field(default_factory=list)
     recording: Recording = field(default_factory=Recording)
     hooked: set[str] = field(default_factory=set)
@@ -204,14 +206,14 @@ class _Check:
         suspects, self.missed = self.probing.screen(indices)
         self.recording = runner.recording  # those made later see fewer directions, and fewer of its cuts move
         self.silent_seconds = time.perf_counter() - start
-        self.judged = {i: self.probing.screened(i) for i in indices}
+        self.judged = {i: self.probing.verdict_of_screen(i) for i in indices}
         each = indices if thorough else suspects
         for count, i in enumerate(each, 1):
             self.progress(f"tensor {count} of {len(each)}: {runner.leaves[i].name}")
             judged, missed = self.probing.each([i])
             self.judged |= judged
             self.missed = max(self.missed, missed)
-        self.judged = self.probing.settled(self.judged)
+        self.judged = self.probing.settle(self.judged)
         for i in tensors_behind(self.probing, runner):
             if i in self.judged and self.judged[i].verdict in ("same", "no-gradient", "too-small"):
                 self.judged[i] = replace(self.judged[i], verdict="unresolved")
@@ -235,21 +237,21 @@ class _Check:
         self.progress("checking custom Functions alone")
         functions = FunctionCheck(runner, self.accepted, settings["epsilon"])
         with explaining("the custom Functions"):
-            self.probing.origin.record()
+            self.probing.point.record()
             functions.judge(is_alarmed=bool(wrong))
             tolerated = settings["rtol"] or 0.0
             functions.faults = {
                 f: fault for f, fault in functions.faults.items() if not 0 <= _error(fault) <= tolerated
             }
             if functions.faults and wrong:
-                self.blame = functions.blame(wrong, settings)
-                self.judged |= self.blame.own
+                self.attribution = functions.attribute(wrong, settings)
+                self.judged |= self.attribution.own
                 first = next(iter(functions.faults))
-                self.behind |= {i: first for i in wrong if i not in self.blame.own}
+                self.behind |= {i: first for i in wrong if i not in self.attribution.own}
         unexplained = [i for i in wrong if i not in self.behind]
         right = {runner.leaves[i].name for i, each in self.judged.items() if each.verdict == "same" and not wrong}
         with explaining("what the custom Functions do wrong"):
-            self.probing.origin.record()
+            self.probing.point.record()
             told = functions.findings(right, is_explained=not unexplained)
             self.functions = [each for each in told if each.code != "GC408" or not 0 <= _error(each) <= tolerated]
         self.probing.point.record()
@@ -263,13 +265,13 @@ class _Check:
             with explaining("the call whose backward is wrong"):
                 self.probing.site(next(i for i in wrong if self.judged[i].verdict in ("wrong", "missing")))
                 start, seconds = time.perf_counter(), self._seconds()
-                self.wrong_calls = wrong_backwards(runner, settings, seconds)
+                self.wrong_calls = locate_wrong_backwards(runner, settings, seconds)
                 self.is_searched = time.perf_counter() - start < seconds
-        if self._broken() and not self._is_output_broken():
+        if self._nonfinite() and not self._is_output_nonfinite():
             self.progress("looking for the call that makes NaN")
             with explaining("the call whose backward makes NaN"):
                 self.probing.point.record()
-                self.broken_calls = broken_backwards(runner, self.probing.samples[0].cotangents)
+                self.nonfinite_calls = locate_nonfinite_backwards(runner, self.probing.samples[0].cotangents)
 
     def _seconds(self) -> float:
         """Return how long an explanation may take: a few times what the check took without an alarm."""
@@ -290,13 +292,13 @@ class _Check:
 
     def results(self) -> list[TensorResult]:
         """Return a row a judged leaf, with elements for the worst few."""
-        leaves, broken = self.source.runner.leaves, self._broken()
-        wrong = [i for i in self.judged if i in broken or self.judged[i].verdict in ("wrong", "missing")]
+        leaves, nonfinite = self.source.runner.leaves, self._nonfinite()
+        wrong = [i for i in self.judged if i in nonfinite or self.judged[i].verdict in ("wrong", "missing")]
         worst = sorted(wrong, key=lambda i: -(self.judged[i].error or 0.0))[:_TENSORS_WITH_ROWS]
         results = []
         for i, judged in self.judged.items():
             rows, count = self._rows(i) if i in worst else ([], None)
-            results.append(tensor_result(leaves[i], judged, broken=i in broken, rows=rows, wrong=count))
+            results.append(tensor_result(leaves[i], judged, nonfinite=i in nonfinite, rows=rows, wrong=count))
         return with_hooks(results, self.hooked)
 
     def _rows(self, i: int) -> tuple[Sequence[ElementDifference], int | None]:
@@ -307,25 +309,25 @@ class _Check:
 
     def findings(self) -> list[Finding]:
         """Return what is wrong: custom Functions first, then tensors, worst first."""
-        leaves, broken = self.source.runner.leaves, self._broken()
+        leaves, nonfinite = self.source.runner.leaves, self._nonfinite()
         order = sorted(self.judged, key=lambda i: -(self.judged[i].error or 0.0))
-        is_output_broken = self._is_output_broken()
+        is_output_nonfinite = self._is_output_nonfinite()
         about = [
             gradient_finding(
-                leaves[i], self.judged[i], self.behind.get(i), broken.get(i), is_output_broken=is_output_broken
+                leaves[i], self.judged[i], self.behind.get(i), nonfinite.get(i), is_output_nonfinite=is_output_nonfinite
             )
             for i in order
         ]
-        calls = {"GC401": self.wrong_calls, "GC403": self.wrong_calls, "GC407": self.broken_calls}
-        told = [explained(finding, calls.get(finding.code, ())) for finding in about if finding is not None]
-        overflow = native_gradient_findings(self.native, {leaves[i].name for i in broken}, self._untrained())
+        calls = {"GC401": self.wrong_calls, "GC403": self.wrong_calls, "GC407": self.nonfinite_calls}
+        told = [explain(finding, calls.get(finding.code, ())) for finding in about if finding is not None]
+        overflow = native_gradient_findings(self.native, {leaves[i].name for i in nonfinite}, self._untrained())
         native_calls: list[Explanation] = []
-        if overflow and not is_output_broken:
+        if overflow and not is_output_nonfinite:
             with explaining("the call whose backward overflows"):
-                native_calls = broken_natively(self.subject, self.native)
+                native_calls = locate_nonfinite_natively(self.subject, self.native)
         heads = [each for each in self.functions if each.severity == "error"]
         tails = [each for each in self.functions if each.severity != "error"]
-        return [*heads, *told, *(explained(finding, native_calls) for finding in overflow), *tails]
+        return [*heads, *told, *(explain(finding, native_calls) for finding in overflow), *tails]
 
     def _untrained(self) -> set[str]:
         """Return the inputs whose gradient training does not compute: without requires_grad, beside parameters."""
@@ -350,15 +352,15 @@ class _Check:
                 for name in undifferentiated(self.probing.point, self.probing.samples[0].cotangents)
             ]
         with explaining("what the casts of the program change"):
-            cast = cast_note(self.native.outputs, self.probing.origin.outputs)
+            cast = cast_note(self.native.outputs, self.probing.point.outputs)
             notes += [cast] if cast is not None else []
-        if self.probing.origin.absorbed:
-            self.probing.origin.record()
-            notes += too_large_notes(self.probing.origin.too_large())
+        if self.probing.point.absorbed:
+            self.probing.point.record()
+            notes += [too_large_note(*each) for each in self.probing.point.too_large().items()]
         beside = [runner.leaves[i].name for i, judged in self.judged.items() if judged.where == "beside"]
         notes += [kink_note(beside)] if beside else []
         notes += [constant_inputs_note()] if self.native.input_mode == "constant" else []
-        return notes if self.probing.origin.consistent else [not_replayed(), *notes]
+        return notes if self.probing.point.consistent else [not_replayed(), *notes]
 
     def oracle(self, probes: int) -> Oracle:
         """Return how the finite differences were made, and what they could have missed."""
@@ -366,18 +368,18 @@ class _Check:
             dtype=str(self.source.dtype).removeprefix("torch."),
             islands=self.source.islands,
             noise=number(self.probing.relative_noise),
-            forwards=self.probing.forwards + self.blame.forwards,
+            forwards=self.probing.forwards + self.attribution.forwards,
             probes=probes,
             missed_with_probability=None if self.is_tolerant else number(self.missed),
             of_error=_OF_ERROR,
             held_fixed=sum(cut.moves for cut in self.recording.cuts.values()),
         )
 
-    def _is_output_broken(self) -> bool:
+    def _is_output_nonfinite(self) -> bool:
         return any(not self.accepted.matching(finding.allow) for finding in self.native.findings())
 
-    def _broken(self) -> dict[int, torch.Tensor]:
-        return self.probing.samples[0].broken
+    def _nonfinite(self) -> dict[int, torch.Tensor]:
+        return self.probing.samples[0].nonfinite
 
     def _matching(self, pattern: str) -> list[int]:
         leaves = self.source.runner.leaves

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from gradctl.core.findings import Finding
+from gradctl.core.findings import Finding, note
 from gradctl.subject.frames import first_line, is_out_of_memory
 
 __all__ = ["Unexplained", "explaining", "unexplained"]
@@ -27,15 +27,11 @@ class Unexplained:
         """Note that ``what`` has no explanation for ``error``."""
         message = f"{what} could not be explained: {first_line(error)}."
         if isinstance(error, TimeoutError):  # it was stopped, and nothing broke
-            self._notes[message] = Finding(code="GC419", severity="note", message=message)
+            self._notes[message] = note("GC419", message)
             return
         self._tracebacks.append("".join(traceback.format_exception(error)))
-        self._notes[message] = Finding(
-            code="GC419",
-            severity="note",
-            message=message,
-            hint="the verdict holds without it; report this with the traceback in 'details' of the JSON report.",
-        )
+        hint = "the verdict holds without it; report this with the traceback in 'details' of the JSON report."
+        self._notes[message] = note("GC419", message, hint)
 
     def notes(self) -> list[Finding]:
         """Return one note for each message."""
@@ -64,13 +60,8 @@ def unexplained() -> Iterator[Unexplained]:
 def explaining(what: str) -> Iterator[None]:
     """Run one explanation, which may fail: its exception is collected, and the caller goes on with its default.
 
-    Outside ``unexplained`` the exception is raised.
-
-    Args:
-        what: what is being explained, as the subject of "… could not be explained".
-
-    Raises:
-        MemoryError, RuntimeError: the machine is out of memory.
+    Outside ``unexplained`` the exception is raised, and everywhere if the machine is out of memory. ``what`` is the
+    subject of "… could not be explained".
     """
     try:
         yield

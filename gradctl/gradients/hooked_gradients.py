@@ -26,12 +26,7 @@ _CHANGED = 1e-9
 def leaves_behind_hooks(subject: Subject, source: OracleRunner) -> set[str]:
     """Return the names of the leaves that receive another gradient with hooks than without, from one cotangent.
 
-    Args:
-        subject: the model and its inputs.
-        source: how it is run in float64; its leaves are not touched.
-
-    Raises:
-        Exception: what a hook raises.
+    The leaves of ``source`` are not touched.
     """
     without, with_hooks = (_gradients(subject, source, keeps_hooks=keeps) for keeps in (False, True))
     return {name for name, gradient in without.items() if _differ(gradient, with_hooks[name])}
@@ -53,13 +48,13 @@ def _gradients(subject: Subject, source: OracleRunner, *, keeps_hooks: bool) -> 
 
 def _carry_later_hooks(subject: Subject, instance: Instance) -> None:
     """Give the copy those hooks after accumulation that can reach nothing of the user's: no optimizer, no model."""
-    theirs, own = module_of(optimized_inner(subject.model)), module_of(instance.model)
-    parameters = dict(own.named_parameters()) if own is not None else {}
-    for name, parameter in theirs.named_parameters() if theirs is not None else ():
-        mine = parameters.get(name.replace("_orig_mod.", ""))
+    original, copied = module_of(optimized_inner(subject.model)), module_of(instance.model)
+    parameters = dict(copied.named_parameters()) if copied is not None else {}
+    for name, parameter in original.named_parameters() if original is not None else ():
+        copy = parameters.get(name.replace("_orig_mod.", ""))
         for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
-            if mine is not None and _is_self_contained(hook):
-                mine.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            if copy is not None and _is_self_contained(hook):
+                copy.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def _is_self_contained(hook: Any) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gradctl.core.findings import Finding, TensorResult, format_number, number
+from gradctl.core.findings import Finding, TensorResult, format_number, note, number
 from gradctl.core.names import TensorVerdict
 from gradctl.gradients.baseline import Baseline
 from gradctl.numerics.measures import gaussian_like, is_float, norm, relative_error
@@ -26,7 +26,7 @@ from gradctl.subject.seeding import seed_generators
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 
-__all__ = ["Regimes", "about", "other_regimes", "with_verdicts"]
+__all__ = ["Regimes", "about", "compare_regimes", "with_verdicts"]
 
 Gradients = dict[str, Tensor | None]
 Outputs = dict[str, Tensor]
@@ -50,15 +50,10 @@ class Regimes:
     computes_another: bool = False
 
 
-def other_regimes(subject: Subject, native: Baseline) -> Regimes:
+def compare_regimes(subject: Subject, native: Baseline) -> Regimes:
     """Return what differs between one backward with inputs that ask for gradients and what training does.
 
-    Args:
-        subject: the model and its inputs.
-        native: of a model that repeats itself.
-
-    Raises:
-        Exception: what the model raises in the regime in which it ran before.
+    The model repeats itself. What it raises in the regime in which it ran before is raised.
     """
     step = _Step(Instance(subject, input_mode=native.input_mode))
     regimes = Regimes()
@@ -173,7 +168,7 @@ def _again(step: _Step, reference: Gradients, regimes: Regimes) -> None:
             raise
         step.taken()
         message = f"a second backward on the retained graph raises: {first_line(error)}."
-        regimes.findings.append(_note("GC417", message))
+        regimes.findings.append(note("GC417", message))
         step.given(reference)
         added, second = _added(step.run()[1], reference), reference
     hint = "do not change in backward what it reads (ctx, a buffer), nor set or clear .grad in forward or backward."
@@ -181,7 +176,7 @@ def _again(step: _Step, reference: Gradients, regimes: Regimes) -> None:
         for name, off in _differences(step, reference, gradients).items():
             if gradients is added and name in cleared:
                 message = f"forward clears the .grad of {name}: gradients of several batches do not add up."
-                regimes.findings.append(_note("GC417", message))
+                regimes.findings.append(note("GC417", message))
                 continue
             message = f"{what} gives {_another(off)} for {name} than the first."
             regimes.findings.append(_wrong("GC417", message, hint, name, off))
@@ -203,7 +198,7 @@ def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regi
         message = "the model raises when its inputs ask for no gradient, as they are given: "
         hint = "give it inputs that ask for a gradient (requires_grad_()), as training must."
         regimes.findings.append(
-            _note("GC416", f"{message}{first_line(error)}. It is judged with inputs that ask for one.", hint)
+            note("GC416", f"{message}{first_line(error)}. It is judged with inputs that ask for one.", hint)
         )
         return
     finally:
@@ -214,7 +209,7 @@ def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regi
         judged = (
             "it is judged as it is given, and its inputs are constants" if not asking else "it is judged with those"
         )
-        regimes.findings.append(_note("GC416", f"{message}: {judged}."))
+        regimes.findings.append(note("GC416", f"{message}: {judged}."))
         return
     parameters = {name: gradient for name, gradient in reference.items() if name not in step.instance.without_grad}
     hint = "checkpoint with use_reentrant=False; let a custom backward look at ctx.needs_input_grad of each argument."
@@ -271,10 +266,6 @@ def _wrong(code: str, message: str, hint: str, name: str, error: float) -> Findi
         error=number(error) if math.isfinite(error) else None,
         allow=f"{code}:{name}",
     )
-
-
-def _note(code: str, message: str, hint: str = "") -> Finding:
-    return Finding(code=code, severity="note", message=message, hint=hint)
 
 
 def about(findings: Iterable[Finding], rows: Iterable[TensorResult]) -> list[Finding]:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from gradctl.core.findings import Finding, Location
-from gradctl.gradients.backward_localisation import Vote, wrong_parts
+from gradctl.gradients.backward_localisation import find_wrong_parts
 from gradctl.gradients.baseline import Baseline
-from gradctl.gradients.function_contracts import function_name, source_place
+from gradctl.gradients.functions.function_part import function_name, source_place
 from gradctl.gradients.gradient_findings import location
+from gradctl.gradients.part import Vote
 from gradctl.numerics.measures import gaussian_like
 from gradctl.subject.instance import Instance, Leaf
 from gradctl.subject.subject import Subject
@@ -24,7 +25,14 @@ from gradctl.tracing.graph import CallSite, Node, leaves_behind, modules_by_iden
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.nonfinite import BackwardTrace, ForwardTrace, Made
 
-__all__ = ["Explanation", "broken_backwards", "broken_natively", "broken_outputs", "explained", "wrong_backwards"]
+__all__ = [
+    "Explanation",
+    "explain",
+    "locate_nonfinite_backwards",
+    "locate_nonfinite_natively",
+    "locate_nonfinite_outputs",
+    "locate_wrong_backwards",
+]
 
 _WRONG: dict[Vote, str] = {
     "vjp": "the backward (VJP) of {} is wrong, forward mode (JVP) agrees with finite differences",
@@ -42,7 +50,7 @@ class Explanation:
     tensors: frozenset[str]
 
 
-def explained(finding: Finding, explanations: Iterable[Explanation]) -> Finding:
+def explain(finding: Finding, explanations: Iterable[Explanation]) -> Finding:
     """Return a finding about a tensor with where it becomes wrong; as it is where that is not known."""
     if finding.cause is not None:
         return finding
@@ -56,29 +64,26 @@ def explained(finding: Finding, explanations: Iterable[Explanation]) -> Finding:
     )
 
 
-def wrong_backwards(runner: ModelRunner, settings: dict[str, Any], seconds: float = math.inf) -> list[Explanation]:
+def locate_wrong_backwards(
+    runner: ModelRunner, settings: dict[str, Any], seconds: float = math.inf
+) -> list[Explanation]:
     """Return the torch calls and leaf modules whose backward is wrong alone, at the present values of the leaves.
 
-    Args:
-        runner: the model.
-        settings: of each ``Judge``.
-        seconds: after which no further part is judged.
-
     Raises:
-        TimeoutError: nothing was found in that time.
+        TimeoutError: nothing was found in so many seconds.
     """
     deadline = time.perf_counter() + seconds
     return [
         Explanation(
-            _WRONG[culprit.vote].format(culprit.origin.op),
-            _location(culprit.origin),
-            frozenset(leaves_behind(culprit.sources, runner.leaves)),
+            _WRONG[part.vote].format(part.origin.op),
+            _location(part.origin),
+            frozenset(leaves_behind(part.sources, runner.leaves)),
         )
-        for culprit in wrong_parts(runner, settings, lambda: time.perf_counter() > deadline)
+        for part in find_wrong_parts(runner, settings, lambda: time.perf_counter() > deadline)
     ]
 
 
-def broken_backwards(runner: ModelRunner, cotangents: dict[str, Tensor]) -> list[Explanation]:
+def locate_nonfinite_backwards(runner: ModelRunner, cotangents: dict[str, Tensor]) -> list[Explanation]:
     """Return the calls whose backward makes NaN or infinity of finite gradients, the first one first."""
     trace = BackwardTrace(modules_by_identity(runner.instance.model))
     with runner.instance.preserve_leaves():
@@ -88,7 +93,7 @@ def broken_backwards(runner: ModelRunner, cotangents: dict[str, Tensor]) -> list
     return _makers(trace, runner.leaves)
 
 
-def broken_natively(subject: Subject, native: Baseline) -> list[Explanation]:
+def locate_nonfinite_natively(subject: Subject, native: Baseline) -> list[Explanation]:
     """Return the same for the model in its own dtype."""
     instance = Instance(subject, input_mode=native.input_mode)
     trace = BackwardTrace(modules_by_identity(instance.model))
@@ -101,7 +106,7 @@ def broken_natively(subject: Subject, native: Baseline) -> list[Explanation]:
     return _makers(trace, instance.leaves)
 
 
-def broken_outputs(findings: Sequence[Finding], subject: Subject, native: Baseline) -> list[Finding]:
+def locate_nonfinite_outputs(findings: Sequence[Finding], subject: Subject, native: Baseline) -> list[Finding]:
     """Return findings about the native run, an output that is NaN with the call that made the first one."""
     names = {finding.tensor for finding in findings if finding.code == "GC407"}
     if not names:
@@ -115,7 +120,7 @@ def broken_outputs(findings: Sequence[Finding], subject: Subject, native: Baseli
         for name, origin in made.items()
         if origin is not None
     ]
-    return [explained(finding, places) for finding in findings]
+    return [explain(finding, places) for finding in findings]
 
 
 def _made_in_words(made: Made) -> str:

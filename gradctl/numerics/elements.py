@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradctl.numerics.judge import Judge, Site
+from gradctl.numerics.judge import Judge
+from gradctl.numerics.ladder import central_slope
 from gradctl.numerics.measures import gaussian_like
 from gradctl.numerics.point import Direction, Point, Sample, natural_scale
+from gradctl.numerics.site import Site
 
 __all__ = ["ElementDifference", "along_leaf", "element_slope", "worst_elements"]
 
@@ -42,17 +44,17 @@ def worst_elements(judge: Judge, i: int) -> tuple[list[ElementDifference], int |
     stretch of elements is split in halves, the five stretches with the largest difference are split again, down to
     elements.
     """
-    broken = judge.samples[0].broken.get(i)
-    site = judge.here if broken is not None else judge.site(i)
+    nonfinite = judge.samples[0].nonfinite.get(i)
+    site = judge.here if nonfinite is not None else judge.site(i)
     count = site.point.values[i].numel()
-    if broken is not None:
-        positions = broken.reshape(-1).nonzero().reshape(-1)[:_ROWS].tolist()
-        return [_measured(site, i, position) for position in positions], int(broken.sum())
+    if nonfinite is not None:
+        positions = nonfinite.reshape(-1).nonzero().reshape(-1)[:_ROWS].tolist()
+        return [_measured(site, i, position) for position in positions], int(nonfinite.sum())
     if count <= _ALL:
-        coarse = sorted((_measured(site, i, position, once=True) for position in range(count)), key=lambda e: -e.error)
+        coarse = [_measured(site, i, position, once=True) for position in range(count)]
         size = max(abs(e.autograd) for e in coarse) + max(abs(e.finite_difference) for e in coarse)
         wrong = sum(e.error > 1e-6 * size for e in coarse)
-        positions = [_position(e.index, site.point.values[i]) for e in coarse[: min(_ROWS, wrong)]]
+        positions = sorted(range(count), key=lambda position: -coarse[position].error)[: min(_ROWS, wrong)]
         return sorted((_measured(site, i, position) for position in positions), key=lambda e: -e.error), wrong
     positions = _followed_down(site, judge.generator, i, count)
     return sorted((_measured(site, i, position) for position in positions), key=lambda e: -e.error), None
@@ -97,19 +99,7 @@ def element_slope(point: Point, sample: Sample, i: int, position: int, *, once: 
     scale = natural_scale(point.values[i])
     part[position] = scale
     phi = point.along(along_leaf(point, i, part), sample)
-    coarse = (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
-    if once:
-        return coarse / scale
-    fine = (phi(_STEP / 2) - phi(-_STEP / 2)) / _STEP
-    return (4 * fine - coarse) / (3 * scale)
-
-
-def _position(index: tuple[int, ...], value: Tensor) -> int:
-    """Return the place of an element in the flattened tensor."""
-    position = 0
-    for place, size in zip(index, value.shape, strict=True):
-        position = position * size + place
-    return position
+    return ((phi(_STEP) - phi(-_STEP)) / (2 * _STEP) if once else central_slope(phi, _STEP)) / scale
 
 
 def _measured(site: Site, i: int, position: int, *, once: bool = False) -> ElementDifference:
@@ -117,7 +107,7 @@ def _measured(site: Site, i: int, position: int, *, once: bool = False) -> Eleme
     value = point.values[i]
     gradient = sample.gradients[i]
     stated = 0.0 if gradient is None else float(gradient.reshape(-1)[position].real)
-    if i in sample.broken and bool(sample.broken[i].reshape(-1)[position]):
+    if i in sample.nonfinite and bool(sample.nonfinite[i].reshape(-1)[position]):
         stated = math.nan
     index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(position), value.shape)) if value.dim() else ()
     return ElementDifference(index, stated, element_slope(point, sample, i, position, once=once))

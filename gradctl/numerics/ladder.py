@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-__all__ = ["LARGEST_STEP", "Slope", "noise_floor", "slope_at_zero"]
+__all__ = ["LARGEST_STEP", "Slope", "central_slope", "noise_floor", "slope_at_zero"]
 
 LARGEST_STEP = 3.07e-2  # 3e-2 is a whole multiple of the thousandths that programs round to
 _SMALLEST_STEP = 2e-7
@@ -67,6 +67,13 @@ class _Level:
     second: float
     second_half: float
     floor: float
+
+
+def central_slope(phi: Callable[[float], float], step: float) -> float:
+    """Return the derivative of ``phi`` at 0 by central differences, extrapolated once (4 calls)."""
+    coarse = (phi(step) - phi(-step)) / (2 * step)
+    fine = (phi(step / 2) - phi(-step / 2)) / step
+    return (4 * fine - coarse) / 3
 
 
 def noise_floor(phi: Callable[[float], float], spacing: float = _NOISE_SPACING) -> float:

@@ -8,7 +8,12 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-__all__ = ["dot", "gaussian_like", "is_float", "norm", "relative_error", "same_values"]
+__all__ = ["dense", "dot", "gaussian_like", "is_float", "norm", "relative_error", "same_values"]
+
+
+def dense(gradient: Tensor | None) -> Tensor | None:
+    """Return a gradient as a strided tensor; None for none."""
+    return gradient.to_dense() if gradient is not None and gradient.layout != torch.strided else gradient
 
 
 def dot(left: Tensor, right: Tensor) -> float:

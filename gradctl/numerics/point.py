@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gradctl.numerics.measures import dot, gaussian_like, is_float, norm, relative_error
-from gradctl.numerics.runner import Outputs, Runner
-from gradctl.subject.frames import is_out_of_memory
+from gradctl.numerics.runner import Outputs, Runner, refusals_ignored
 
-__all__ = ["Direction", "NoGradient", "Point", "Sample", "natural_scale", "rms"]
+__all__ = ["Direction", "NoGradient", "Point", "Sample", "moved_values", "natural_scale", "rms"]
 
 # Outputs of one model can differ by many decades (energies and forces); each takes an equal part, but rounding noise
 # around zero is not amplified to the size of the others.
@@ -33,7 +32,7 @@ class NoGradient(Exception):
 class Sample:
     """One random cotangent for each output that has a gradient, and the VJP that autograd makes of it.
 
-    ``finite`` marks, by output name, elements that take part (a logit masked with -inf takes none). ``broken``
+    ``finite`` marks, by output name, elements that take part (a logit masked with -inf takes none). ``nonfinite``
     marks, by index of the leaf, elements whose gradient is NaN or infinite; in ``gradients`` they are 0. ``size`` is
     the norm of the weighted outputs that move: their rounding is the noise of the objective.
     """
@@ -42,7 +41,7 @@ class Sample:
     finite: dict[str, Tensor]
     gradients: list[Tensor | None]
     norms: list[float]
-    broken: dict[int, Tensor]
+    nonfinite: dict[int, Tensor]
     size: float = 0.0
 
 
@@ -113,13 +112,13 @@ class Point:
             weighted = torch.where(mask & moving[name], output.detach(), 0) * cotangents[name]
             size = math.hypot(size, norm(weighted))
         gradients = self._vjp(outputs, cotangents)
-        broken = {}
+        nonfinite = {}
         for i, gradient in enumerate(gradients):
             if gradient is not None and not bool(torch.isfinite(gradient).all()):
-                broken[i] = ~torch.isfinite(gradient)
-                gradients[i] = torch.where(broken[i], 0, gradient)
+                nonfinite[i] = ~torch.isfinite(gradient)
+                gradients[i] = torch.where(nonfinite[i], 0, gradient)
         norms = [norm(gradient) if gradient is not None else 0.0 for gradient in gradients]
-        return Sample(cotangents, finite, gradients, norms, broken, size)
+        return Sample(cotangents, finite, gradients, norms, nonfinite, size)
 
     def gradients(self, cotangents: dict[str, Tensor], generator: torch.Generator | None = None) -> list[Tensor | None]:
         """Return autograd's gradient of the given cotangents; ``generator`` draws those that are missing."""
@@ -137,11 +136,10 @@ class Point:
                 return 0.0
             self._place(direction, t)
             self.forwards += 1
-            try:
+            outputs: dict[str, Tensor] = {}
+            with refusals_ignored():  # a probability above 1, say
                 outputs = dict(self.runner.beside())
-            except Exception as error:  # the model may refuse a value beside the point (a probability above 1)
-                if is_out_of_memory(error):
-                    raise
+            if not outputs:
                 return math.nan
             total = self.runner.extra
             for name, cotangent in sample.cotangents.items():
@@ -161,24 +159,15 @@ class Point:
 
         None if the function is not finite there where it is here: the point lies at the edge of the domain.
         """
-        values = list(self.values)
-        for i in indices:
-            unit = natural_scale(values[i])
-            unit = unit if unit != 1.0 else max(rms(values[i]), 0.1)
-            step = size * unit * gaussian_like(values[i], generator)
-            values[i] = values[i] + torch.where(torch.isfinite(values[i]), step, 0)
-        try:
-            point = Point(self.runner, values)
-        except Exception as error:  # the model may refuse a value beside the point
-            if is_out_of_memory(error):
-                raise
-            return None
         before = {name: torch.isfinite(value) for name, value in self.outputs}
-        kept = all(
-            name in before and before[name].shape == value.shape and bool(torch.isfinite(value)[before[name]].all())
-            for name, value in point.outputs
-        )
-        return point if kept else None
+        with refusals_ignored():
+            point = Point(self.runner, moved_values(self.values, indices, generator, size))
+            if all(
+                name in before and before[name].shape == value.shape and bool(torch.isfinite(value)[before[name]].all())
+                for name, value in point.outputs
+            ):
+                return point
+        return None
 
     def too_large(self) -> dict[str, int]:
         """Return how many elements of each output are too large to move with the leaves, though a gradient comes in."""
@@ -238,13 +227,10 @@ class Point:
 
     def _replayed(self) -> dict[str, Tensor]:
         """Return the float outputs with what was recorded held fixed, at the leaves' values; nothing if that raises."""
-        try:
+        with refusals_ignored():
             # Cloned: an output can be a leaf itself, which moves.
             return {name: t.detach().clone() for name, t in self.runner.beside() if is_float(t)}
-        except Exception as error:  # a replay of a program that hides what it does may raise anything
-            if is_out_of_memory(error):
-                raise
-            return {}
+        return {}
 
     def _differentiable_outputs(self) -> dict[str, Tensor]:
         self._place(None, 0.0)
@@ -296,6 +282,19 @@ def _scales(
     if not any(bool(scale.any()) for scale in scales.values()):
         scales = {name: torch.full_like(scale, 1 / (rms(outputs[name]) or 1.0)) for name, scale in scales.items()}
     return scales, moving, absorbed
+
+
+def moved_values(
+    values: Sequence[Tensor], indices: Collection[int], generator: torch.Generator, size: float
+) -> list[Tensor]:
+    """Return the leaves' values, those of ``indices`` moved by ``size`` of their scale at random."""
+    moved = list(values)
+    for i in indices:
+        unit = natural_scale(values[i])
+        unit = unit if unit != 1.0 else max(rms(values[i]), 0.1)
+        step = size * unit * gaussian_like(values[i], generator)
+        moved[i] = values[i] + torch.where(torch.isfinite(values[i]), step, 0)
+    return moved
 
 
 def rms(tensor: Tensor) -> float:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from torch import Tensor
 
+from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.instance import Leaf
 
-__all__ = ["Outputs", "Runner"]
+__all__ = ["Outputs", "Runner", "refusals_ignored"]
 
 Outputs = list[tuple[str, Tensor]]
 
@@ -43,3 +44,13 @@ class Runner(Protocol):
 
     def promoted(self) -> AbstractContextManager[None]:
         """Return the context of a backward."""
+
+
+@contextmanager
+def refusals_ignored() -> Iterator[None]:
+    """Go on after any exception of the user's program; that the machine is out of memory is raised."""
+    try:
+        yield
+    except Exception as error:  # the program may refuse a value beside the point, and raise anything
+        if is_out_of_memory(error):
+            raise

@@ -24,22 +24,22 @@ _SIZES_KEPT = 4
 class Sketch:
     """A tensor's shape, projections of its finite elements and of where it is not finite, and its norm.
 
-    ``broken`` counts the elements that are NaN or infinite.
+    ``nonfinite`` counts the elements that are NaN or infinite.
     """
 
     shape: tuple[int, ...]
     numbers: tuple[float, ...]
     norm: float
-    broken: int
+    nonfinite: int
 
     def distance(self, other: Sketch) -> float:
         """Return about ||self - other|| / ||self||; infinite for another shape, or NaN in other places."""
-        if self.shape != other.shape or self.broken != other.broken:
+        if self.shape != other.shape or self.nonfinite != other.nonfinite:
             return math.inf
         scale = max(self.norm, other.norm)
         if not scale:
             return 0.0
-        squares = ((mine - theirs) / scale for mine, theirs in zip(self.numbers, other.numbers, strict=True))
+        squares = ((left - right) / scale for left, right in zip(self.numbers, other.numbers, strict=True))
         return math.sqrt(sum(each * each for each in squares) / _PROJECTIONS)
 
 
@@ -56,13 +56,13 @@ class Sketcher:
             flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
             flat = flat.to("cpu", torch.float64)
             finite = torch.isfinite(flat)
-            broken = int((~finite).sum())
-            if broken:
+            nonfinite = int((~finite).sum())
+            if nonfinite:
                 flat = torch.where(finite, flat, 0)
             numbers = self._of(flat.numel()) @ flat
-            if broken:
+            if nonfinite:
                 numbers = numbers + self._of(flat.numel()) @ (~finite).to(torch.float64)
-            return Sketch(tuple(tensor.shape), tuple(numbers.tolist()), float(flat.norm()), broken)
+            return Sketch(tuple(tensor.shape), tuple(numbers.tolist()), float(flat.norm()), nonfinite)
 
     def _of(self, size: int) -> Tensor:
         if size not in self._directions:

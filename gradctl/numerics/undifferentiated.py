@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
+from torch import Tensor
 
 from gradctl.numerics.measures import gaussian_like, same_values
 from gradctl.numerics.point import Point
-from gradctl.subject.frames import is_out_of_memory
+from gradctl.numerics.runner import refusals_ignored
 
 __all__ = ["undifferentiated"]
 
-# ProgramEvents in float64 in whatever depends smoothly on a leaf; a threshold is seldom so near.
+# Seen in float64 in whatever depends smoothly on a leaf; a threshold is seldom so near.
 _STEP = 1e-6
 
 
@@ -28,10 +29,7 @@ def undifferentiated(point: Point, differentiable: Collection[str]) -> list[str]
     with torch.no_grad():
         for leaf, value in zip(point.runner.leaves, point.values, strict=True):
             leaf.tensor.copy_(value * (1 + _STEP * gaussian_like(value, generator)))
-    try:
+    beside: dict[str, Tensor] = {}
+    with refusals_ignored():
         beside = dict(point.runner.beside())
-    except Exception as error:  # the model may refuse a value beside the point
-        if is_out_of_memory(error):
-            raise
-        return []
     return [name for name, value in asked.items() if name in beside and not same_values(value, beside[name].detach())]

@@ -83,12 +83,12 @@ class FunctionWatch:
     extra: float = 0.0
     _structures: dict[int, Any] = field(default_factory=dict)
     _number: int = 0
-    _program: Program | None = None
+    _program: Program = field(default_factory=Program)
 
     @property
     def is_replaying(self) -> bool:
         """Whether this run is one beside the point."""
-        return self._program is not None and self._program.replaying
+        return self._program.replaying
 
     @property
     def applied(self) -> int:
@@ -102,7 +102,6 @@ class FunctionWatch:
 
     def _apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         program = self._program
-        assert program is not None
         is_transformed = is_in_transform()
         if is_transformed and (program.hooks_only or self.linearised(function)):
             return apply(*args)  # no linear map stands for the wrappers of a transform
@@ -115,21 +114,19 @@ class FunctionWatch:
             if is_transformed:
                 return self._transform(number, function, apply, args)
             if program.replaying:
-                return self._replay(program, number, function, apply, args)
-            return self._record(program, number, function, apply, args)
+                return self._replay(number, function, apply, args)
+            return self._record(number, function, apply, args)
 
-    def _record(
-        self, program: Program, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]
-    ) -> Any:
+    def _record(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         if function is Dirichlet and torch.is_grad_enabled() and is_differentiable(args[0]):
-            program.recording.estimators.append(user_location())
+            self._program.recording.estimators.append(user_location())
             result = apply(*args)
             self.maps[number] = DirichletMap.of(apply, args[0], result)
             return result
         self.classes.add(function)
         if not torch.is_grad_enabled() or not self.linearised(function) or not any(map(is_differentiable, args)):
             result = self._make(number, function, apply, args)
-            program.hold_fixed(number, function, args, result)
+            self._program.hold_fixed(number, function, args, result)
             return result
         self._structures[number] = args[-1]
         linear = None
@@ -166,13 +163,11 @@ class FunctionWatch:
         self.observer.after(number, result)
         return result
 
-    def _replay(
-        self, program: Program, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]
-    ) -> Any:
-        args = tuple(map(program.held_fixed, args))
+    def _replay(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
+        args = tuple(map(self._program.held_fixed, args))
         stands = self.maps.get(number)
         if stands is None:
-            return program.held_result(number, self._make(number, function, apply, args))
+            return self._program.held_result(number, self._make(number, function, apply, args))
         if hasattr(args[-1], "output_spec"):
             recorded = self._structures[number]
             args[-1].output_spec, args[-1].result_is_tuple = recorded.output_spec, recorded.result_is_tuple

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from gradctl.numerics.measures import dot
+from gradctl.numerics.measures import dense, dot
 from gradctl.subject.torch_private import dirichlet_grad, saved_tensors_hooks_disabled
 from gradctl.tracing.recording import BranchChanged
 from gradctl.tracing.tracer import Apply
@@ -133,8 +133,7 @@ def _vjp_with_graph(
         )
     except Exception:  # the user's backward may raise anything; then it states no map
         return None
-    dense = (g.to_dense() if g is not None and g.layout != torch.strided else g for g in found)
-    return {i: value for i, value in zip(leaves, dense, strict=True) if value is not None}
+    return {i: value for i, value in zip(leaves, map(dense, found), strict=True) if value is not None}
 
 
 def _is_affine(leaves: dict[int, Tensor], linear: LinearMap) -> bool:

@@ -81,9 +81,7 @@ class ModelRunner:
     def run(self, program: Program, *, is_plain: bool = False) -> Outputs:
         """Return the outputs of one run that ``program`` watches, the leaves as they are.
 
-        Args:
-            program: watches the run.
-            is_plain: whether float64 as default dtype is enough, and no operator is to be turned.
+        ``is_plain`` tells that float64 as default dtype is enough, and no operator is to be turned.
         """
         self.watch.begin(program)
         with ExitStack() as stack:

@@ -34,8 +34,7 @@ REGISTER_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook
 class Tracer(TorchFunctionMode):
     """Watch one run of a program: ``with tracer`` its torch calls, ``with tracer.functions()`` its custom Functions.
 
-    Args:
-        modules: paths of the model's modules, by identity.
+    ``modules`` are paths of the model's modules, by identity.
     """
 
     def __init__(self, modules: Mapping[int, str] | None = None) -> None:

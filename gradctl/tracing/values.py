@@ -28,7 +28,7 @@ class Watched(Protocol):
     """What a watch fills in about one value."""
 
     sketch: Sketch | None
-    asks: bool
+    requires_grad: bool
     adjoint: Sketch | None
     leaf: str | None
 
@@ -36,9 +36,7 @@ class Watched(Protocol):
 class ValueWatch:
     """Sketches tensors as they are made, and their gradients as they come; its hooks are gone on leaving.
 
-    Args:
-        sketcher: shared with whatever the values are held against.
-        leaves: names of leaves, by identity of their tensors.
+    ``leaves`` are names of leaves, by identity of their tensors.
     """
 
     def __init__(self, sketcher: Sketcher, leaves: Mapping[int, str]) -> None:
@@ -56,9 +54,9 @@ class ValueWatch:
         """Fill in what ``tensor`` is, and later which gradient it got; anything else has no sketch."""
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
             return
-        value.sketch, value.asks, value.adjoint = self.sketcher(tensor), _asks_now(tensor), None
+        value.sketch, value.requires_grad, value.adjoint = self.sketcher(tensor), _can_get_gradient(tensor), None
         value.leaf = self.leaves.get(id(tensor))
-        if value.asks:
+        if value.requires_grad:
             self.await_gradient(value, tensor)
 
     def await_gradient(self, value: Watched, tensor: Tensor) -> None:
@@ -78,7 +76,7 @@ class ProgramValue:
     Attributes:
         sketch: of the value.
         origin: the call that made it; None for a leaf, and inside a call.
-        asks: whether it asks for a gradient.
+        requires_grad: whether it requires a gradient.
         adjoint: of the gradient that it got; None for none.
         leaf: its name, if it is one.
         takers: the calls that take it.
@@ -87,7 +85,7 @@ class ProgramValue:
 
     sketch: Sketch | None = None
     origin: CallSite | None = None
-    asks: bool = False
+    requires_grad: bool = False
     adjoint: Sketch | None = None
     leaf: str | None = None
     takers: list[CallSite] = field(default_factory=list)
@@ -96,10 +94,6 @@ class ProgramValue:
 
 class ProgramValues(Tracer):
     """Watch one run of a program and the backward after it.
-
-    Args:
-        modules: paths by identity of the module.
-        watch: of its values.
 
     Attributes:
         values: of top-level calls, and what they are given, in the order in which they were seen.
@@ -155,8 +149,10 @@ class ProgramValues(Tracer):
                     value = ProgramValue(origin=origin)
                     self.values.append(value)
                     self.watch.see(value, tensor)
-                elif _asks_now(tensor) and (not value.asks or node is not before):  # a Function gave it out
-                    value.asks = True
+                elif _can_get_gradient(tensor) and (
+                    not value.requires_grad or node is not before
+                ):  # a Function gave it out
+                    value.requires_grad = True
                     self.watch.await_gradient(value, tensor)
                 self._known[tensor] = value, tensor._version, node
                 value.function = getattr(node, "_forward_cls", None)
@@ -175,7 +171,7 @@ class _Operators(OperatorMode):
         return result
 
 
-def _asks_now(tensor: Tensor) -> bool:
+def _can_get_gradient(tensor: Tensor) -> bool:
     """Tell whether a gradient can come: a view inside a Function's forward asks for one, and takes no hook yet."""
     return tensor.requires_grad and (tensor.grad_fn is not None or torch.is_grad_enabled())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradctl.gradients.backward_localisation import wrong_parts
+from gradctl.gradients.backward_localisation import find_wrong_parts
 from gradctl.gradients.baseline import run_native
 from gradctl.gradients.float64 import oracle_runner
 from gradctl.subject.subject import Subject
@@ -20,7 +20,7 @@ def blamed(model, *args):
     subject = Subject(target="test", model=model, args=args, kwargs={})
     runner = oracle_runner(subject, run_native(subject).input_mode, FunctionWatch()).runner
     before = [leaf.tensor.clone() for leaf in runner.leaves]
-    found = [(each.origin.module, each.origin.op, each.vote) for each in wrong_parts(runner, SETTINGS)]
+    found = [(each.origin.module, each.origin.op, each.vote) for each in find_wrong_parts(runner, SETTINGS)]
     assert all(map(torch.equal, before, [leaf.tensor for leaf in runner.leaves]))
     return found
 

@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gradctl.core.allows import Allows
 from gradctl.core.findings import Finding
-from gradctl.gradients import attribution as culprits
-from gradctl.gradients.attribution import FunctionCheck
 from gradctl.gradients.float64 import oracle_runner
-from gradctl.gradients.function_contracts import function_name
+from gradctl.gradients.functions import attribution as culprits
+from gradctl.gradients.functions.attribution import FunctionCheck
+from gradctl.gradients.functions.function_part import function_name
 from gradctl.gradients.guard import unexplained
 from gradctl.subject.subject import Subject
 from gradctl.tracing.functions import FunctionWatch

@@ -55,7 +55,7 @@ def test_a_wrong_gradient_is_named_though_its_explanation_raises(monkeypatch, ex
 
 
 def test_a_wrong_call_fails_though_the_search_for_it_raises(monkeypatch):
-    monkeypatch.setattr(gradcheck, "wrong_backwards", broken)
+    monkeypatch.setattr(gradcheck, "locate_wrong_backwards", broken)
     unit = judge(Overwriting(), torch.randn(3))
     assert wrong_tensors(unit) == ["input:x"]
     note = "the call whose backward is wrong could not be explained: KeyError: 'ours'."

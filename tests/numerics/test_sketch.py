@@ -37,7 +37,7 @@ def test_nan_in_another_place_is_another_tensor_and_in_the_same_place_is_not():
     sketch = Sketcher()
     first, same, other = VALUE.clone(), VALUE.clone(), VALUE.clone()
     first[1, 2] = same[1, 2] = other[3, 3] = math.nan
-    assert (sketch(first).broken, sketch(first).distance(sketch(same))) == (1, 0.0)
+    assert (sketch(first).nonfinite, sketch(first).distance(sketch(same))) == (1, 0.0)
     assert sketch(first).distance(sketch(other)) > 1e-2
     assert math.isinf(sketch(first).distance(sketch(VALUE)))
 

@@ -1,4 +1,4 @@
-"""Custom Functions as culprits: which are not the derivative, and what is wrong in the model besides them."""
+"""Custom Functions that are at fault: which are not the derivative, and what is wrong in the model besides them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,10 @@ import torch
 from gradctl.core.allows import Allows
 from gradctl.core.errors import NothingToCheck
 from gradctl.core.findings import Finding
-from gradctl.gradients.applications import Application, Judged, judge_applications, sampled, survey
-from gradctl.gradients.function_contracts import (
-    FunctionFault,
-    broken_contracts,
-    first_order_fault,
-    function_name,
-    kink_fault,
-)
+from gradctl.gradients.functions.applications import Judged, judge_applications
+from gradctl.gradients.functions.function_contracts import contract_faults, first_order_fault, kink_fault
+from gradctl.gradients.functions.function_part import FunctionFault, function_name
+from gradctl.gradients.functions.survey import Application, choose_sample, survey
 from gradctl.gradients.gradient_findings import function_finding, latent_finding, listed
 from gradctl.gradients.guard import explaining
 from gradctl.numerics.judge import Judge, TensorJudgement
@@ -67,7 +63,7 @@ class FunctionCheck:
         Leaves the runner recorded at another point.
         """
         self._applications = survey(self.runner)
-        sample = sampled(self._applications, self._seed)
+        sample = choose_sample(self._applications, self._seed)
         self._judge(sample)
         if is_alarmed and not self.faults:
             numbers = {application.number for application in sample}
@@ -137,7 +133,7 @@ class FunctionCheck:
             return [replace(fault, caller=fault.caller or "elsewhere")]
         if judged.kinked and (fault := kink_fault(judged.call, self.runner)) is not None:
             return [replace(fault, caller="kink")]
-        faults = broken_contracts(judged.call, self.runner, self._seed)
+        faults = contract_faults(judged.call, self.runner, self._seed)
         frozen = [fault for fault in faults if fault.caller == "frozen"]
         if len(frozen) > 1:  # one is enough: one that matters here, if there is any
             kept = next((fault for fault in frozen if self._is_exercised(fault)), frozen[0])
@@ -160,12 +156,12 @@ class FunctionCheck:
             return True
         if not is_explained and fault.rule == "layout":
             return True
-        mine = [each for each in self._applications if each.function is fault.function]
+        applications = [each for each in self._applications if each.function is fault.function]
         if fault.caller == "frozen":  # in training a model's inputs ask for no gradient, nor does what is made of them
-            behind = self._behind({each.number for each in mine}).values()
+            behind = self._behind({each.number for each in applications}).values()
             names = [leaves[fault.position] for leaves in behind if fault.position in leaves]
             return any(each and all(name.startswith("input:") for name in each) for each in names)
-        return any(fault.caller in each.asked for each in mine)
+        return any(fault.caller in each.asked for each in applications)
 
     def _behind(self, numbers: Collection[int]) -> dict[int, dict[int, set[str]]]:
         """Return the names of the leaves behind each argument of these applications."""
@@ -180,22 +176,20 @@ class FunctionCheck:
 
     # ------------------------------------------------------------------ what is wrong besides
 
-    def blame(self, wrong: Sequence[int], settings: dict[str, Any]) -> Attribution:
+    def attribute(self, wrong: Sequence[int], settings: dict[str, Any]) -> Attribution:
         """Return which of the ``wrong`` tensors are so even if the faulty Functions are the linear maps they state."""
-        watch, blame = self.runner.watch, Attribution()
+        watch, attribution = self.runner.watch, Attribution()
         allowed, unjudged = watch.linearised, set(watch.unjudged)
         watch.linearised = lambda function: function in self.faults or allowed(function)
         try:
             around = Judge(self.runner, **settings)
-            suspects, _ = around.screen(wrong)
-            judged = around.settled(around.each(suspects)[0])
-            blame.own = {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
-            blame.forwards = around.forwards
+            attribution.own = around.wrong(wrong, is_settled=True)
+            attribution.forwards = around.forwards
         except NoGradient:  # every output is behind a Function that states no linear map: nothing is left to judge
-            blame.own = {}
+            attribution.own = {}
         finally:
             watch.linearised, watch.unjudged = allowed, unjudged
-        return blame
+        return attribution
 
 
 def is_allowed(function: FunctionClass, allows: Allows) -> bool:

@@ -1,0 +1,183 @@
+"""The custom Functions that a model applies, and what its own backward asks of each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from gradctl.gradients.part import expanded, gaussian
+from gradctl.subject.frames import is_out_of_memory, user_location
+from gradctl.tracing.functions import FunctionObserver, is_users
+from gradctl.tracing.graph import innermost_module, leaves_behind
+from gradctl.tracing.model_runner import ModelRunner
+from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine
+
+__all__ = ["Application", "choose_sample", "numbered", "observed", "survey"]
+
+
+@dataclass(slots=True, eq=False)
+class Application:
+    """One application of a custom Function, and what the model's own backward asks of it.
+
+    Attributes:
+        number: which application of the run it is.
+        function: the class.
+        group: what it shares with others that do the same: class, shapes and dtypes of tensors, other arguments.
+        bytes: of the tensors among its arguments.
+        place: file and line of the caller.
+        module: path of the module that applies it; None outside any, "" for the model itself.
+        inside: whether it is applied in a transform of torch.func, where what cotangents it gets is not seen.
+        outputs: numbers of the outputs that get a cotangent.
+        asked: what not every caller asks: a cotangent that is not contiguous (``expanded``, ``strided``) or that one
+            output has and another has not (``undefined``), a backward that is itself differentiated
+            (``second-order``), dual tensors (``forward-mode``).
+        leaves: names of the leaves behind each argument, by position; filled in where ``survey`` is asked to.
+    """
+
+    number: int
+    function: FunctionClass
+    group: tuple[Any, ...]
+    bytes: int
+    place: SourceLine | None
+    module: str | None
+    inside: bool = False
+    outputs: set[int] = field(default_factory=set)
+    asked: set[str] = field(default_factory=set)
+    leaves: dict[int, set[str]] = field(default_factory=dict)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a gradient passes it at all."""
+        return self.inside or bool(self.outputs)
+
+
+def survey(runner: ModelRunner, behind: Collection[int] = ()) -> list[Application]:
+    """Return the applications of custom Functions at the present values of the leaves, one backward run through them.
+
+    The backward is that of ``sum``: what follows a Function decides how the cotangent lies that it gets.
+
+    The leaves behind an application are searched if its number is in ``behind``.
+    """
+    raised: dict[int, set[str]] = {}
+    for cotangents in (expanded, gaussian):
+        seen = _Survey(runner, behind)
+        with runner.instance.preserve_leaves():
+            with observed(runner, seen):
+                outputs = [t for _, t in runner.record() if t.requires_grad and t.layout == torch.strided]
+            try:
+                with runner.promoted():
+                    torch.autograd.backward(outputs, cotangents(outputs))
+                break
+            except Exception as error:  # a backward that refuses an expanded cotangent: that it got one is seen
+                if is_out_of_memory(error):
+                    raise
+                raised = {number: each.asked for number, each in seen.applications.items()}
+            finally:
+                for leaf in runner.leaves:
+                    leaf.take_gradient()
+    for number, asked in raised.items():
+        if number in seen.applications:
+            seen.applications[number].asked |= asked
+    return list(seen.applications.values())
+
+
+class _Survey:
+    def __init__(self, runner: ModelRunner, behind: Collection[int]) -> None:
+        self.runner, self.behind = runner, behind
+        self.applications: dict[int, Application] = {}
+
+    def before(
+        self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...], *, inside: bool = False
+    ) -> None:
+        if not is_users(function) or not any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+            return
+        self.applications[number] = Application(
+            number,
+            function,
+            (function, *map(_kind, args)),
+            sum(arg.numel() * arg.element_size() for arg in args if isinstance(arg, Tensor)),
+            user_location(),
+            innermost_module(self.runner.watch.modules),
+            inside=inside,
+            asked={"forward-mode"} if forward_ad._current_level >= 0 else set(),
+        )
+        if number in self.behind:
+            self.applications[number].leaves = {
+                k: self._behind(arg) for k, arg in enumerate(args) if isinstance(arg, Tensor) and arg.requires_grad
+            }
+
+    def after(self, number: int, result: Any) -> None:
+        if number in self.applications and not self.applications[number].inside:
+            self._watch(self.applications[number], result)
+
+    def _behind(self, arg: Tensor) -> set[str]:
+        own = {leaf.name for leaf in self.runner.leaves if any(arg is t for t in (leaf.sharing or (leaf.tensor,)))}
+        return own | leaves_behind([arg.grad_fn], self.runner.leaves)
+
+    def _watch(self, application: Application, result: Any) -> None:
+        """See what cotangents arrive, in the backward to come and in one that the program itself runs."""
+        nodes: dict[Any, set[int]] = {}
+        for k, y in numbered(result).items():
+            if y.requires_grad and y.grad_fn is not None:
+                nodes.setdefault(y.grad_fn, set()).add(k)
+        for node, numbers in nodes.items():
+
+            def arrived(cotangents: Sequence[Tensor | None], numbers: set[int] = numbers) -> None:
+                given = {k for k in numbers if k < len(cotangents) and cotangents[k] is not None}
+                application.outputs |= given
+                application.asked |= {"undefined"} if given and given != numbers else set()
+                application.asked |= {"second-order"} if torch.is_grad_enabled() else set()
+                for k in given:
+                    application.asked |= _layout(cotangents[k])  # type: ignore[arg-type]  # one that is there
+
+            node.register_prehook(arrived)
+
+
+def _layout(cotangent: Tensor) -> set[str]:
+    if cotangent.layout != torch.strided or cotangent.is_contiguous():
+        return set()
+    spread = [stride for size, stride in zip(cotangent.shape, cotangent.stride(), strict=True) if size > 1]
+    return {"expanded" if 0 in spread else "strided"}
+
+
+def _kind(arg: Any) -> Any:
+    """Return what two calls with arguments of one kind share; numbers differ from call to call (a step, a rate)."""
+    if isinstance(arg, Tensor):
+        return tuple(arg.shape), arg.dtype, arg.layout, arg.requires_grad
+    return arg if isinstance(arg, (bool, str, type(None))) else type(arg)
+
+
+def choose_sample(applications: Iterable[Application], seed: int) -> list[Application]:
+    """Return the first, the last and one other application of each group."""
+    groups: dict[Any, list[Application]] = {}
+    for application in applications:
+        groups.setdefault(application.group, []).append(application)
+    draw = random.Random(seed)  # which of many calls to look at
+    chosen = []
+    for group in groups.values():
+        middle = draw.randrange(1, len(group) - 1) if len(group) > 2 else 0
+        chosen += [group[k] for k in sorted({0, middle, len(group) - 1})]
+    return sorted(chosen, key=lambda application: application.number)
+
+
+@contextmanager
+def observed(runner: ModelRunner, observer: FunctionObserver) -> Iterator[None]:
+    """Show the applications of Functions to ``observer``."""
+    runner.watch.observer = observer
+    try:
+        yield
+    finally:
+        runner.watch.observer = None
+
+
+def numbered(result: Any) -> dict[int, Tensor]:
+    """Return the tensors that a Function gives by the number that its node gives them, which is their place."""
+    results = result if isinstance(result, tuple) else (result,)
+    return {k: y for k, y in enumerate(results) if isinstance(y, Tensor)}
