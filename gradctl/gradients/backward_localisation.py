@@ -1,12 +1,12 @@
 """Which torch call or leaf module has a wrong backward: each is judged alone, at the inputs it gets in the model.
 
 The model runs once. Before each top-level torch call the same call is judged on copies of its arguments, as a function
-of those that ask for a gradient; then it is made for the model. No activation is kept for it, what comes after a wrong
+of those that require a gradient; then it is made for the model. No activation is kept for it, what comes after a wrong
 call is judged on its own inputs and found right, and memory is that of one training forward and one call. Where no
 call is wrong, leaf modules are judged in the same way: they may compute in compiled code that torch calls do not show.
 
-Not seen: a gradient that is wrong though every part's is right (a saved tensor written to behind autograd's back, a
-``saved_tensors_hooks`` around more than one module that loses precision).
+Not seen: a gradient that is wrong though every part's is right (a saved tensor written to without autograd's knowledge,
+``saved_tensors_hooks`` around more than one module that lose precision).
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class _ModuleWatch:
 
 
 def _is_judged(func: Any, arguments: Any) -> bool:
-    """Tell a call that autograd differentiates: it has a float argument that asks for a gradient."""
+    """Tell a call that autograd differentiates: it has a float argument that requires a gradient."""
     return (
         torch.is_grad_enabled()
         and getattr(func, "__name__", "") not in _NOT_JUDGED

@@ -73,7 +73,7 @@ class Baseline:
 def run_native(subject: Subject) -> Baseline:
     """Return two runs of the model as it is.
 
-    Inputs are given as leaves that ask for a gradient where the model takes that, else as clones of leaves (it changes
+    Inputs are given as leaves that require a gradient if the model takes that, else as clones of leaves (it changes
     them in place), else as constants (it turns them to numpy, say).
 
     Raises:

@@ -104,16 +104,16 @@ def gradcheck(
         thorough: probe each tensor by itself also where the joint probes are silent.
         probes: number of joint probes, and of probes a tensor.
         tensor: glob of the names to judge, for example ``param:fc1.*``.
-        allows: accepted findings, ``CODE`` or ``CODE:NAME``; an accepted custom Function is judged around.
+        allows: accepted findings, ``CODE`` or ``CODE:NAME``; an accepted custom Function is excluded.
         rtol, atol: accept a gradient error up to atol + rtol ||g|| (Euclidean norm of one tensor).
         fail_on: the severity from which a finding fails the unit.
-        progress: told what is being done.
+        progress: called with what is being done.
         baseline: of the subject, if the caller has it, and puts back what it borrows.
 
     Raises:
         TargetError: the model cannot be run (GC111) or copied (GC112), or no tensor matches (GC115).
         TargetError: GC116 the form cannot take the model in float64, GC117 it has no gradients.
-        NothingToCheck: GC110, also where all outputs are behind an allowed Function that cannot be judged around.
+        NothingToCheck: GC110, also where all outputs are behind an allowed Function that cannot be excluded.
     """
     start = time.perf_counter()
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
@@ -224,7 +224,7 @@ class _Check:
             with explaining("which gradients the hooks change"):
                 self.hooked = leaves_behind_hooks(self.subject, self.source)
         wrong = [i for i in indices if self.judged[i].verdict in ("wrong", "missing", "approximate")]
-        # Who asks for some tensors only wants no word on Functions that do not concern them.
+        # For a choice of tensors, Functions that do not concern them are not reported.
         unexplained = self._check_functions(wrong, settings) if wrong or pattern == "*" else []
         self._localise(unexplained, settings)
         self._accept_kinks(unexplained)
@@ -252,8 +252,8 @@ class _Check:
         right = {runner.leaves[i].name for i, each in self.judged.items() if each.verdict == "same" and not wrong}
         with explaining("what the custom Functions do wrong"):
             self.probing.point.record()
-            told = functions.findings(right, is_explained=not unexplained)
-            self.functions = [each for each in told if each.code != "GC408" or not 0 <= _error(each) <= tolerated]
+            found = functions.findings(right, is_explained=not unexplained)
+            self.functions = [each for each in found if each.code != "GC408" or not 0 <= _error(each) <= tolerated]
         self.probing.point.record()
         return unexplained
 
@@ -283,10 +283,10 @@ class _Check:
         ``relu(x) - relu(-x)`` at 0 is x, smooth; autograd's gradient there is 0, and of each part a slope it has. If
         the parts were not all judged, there is no verdict.
         """
-        told = frozenset[str]().union(*(each.tensors for each in self.wrong_calls))
+        located = frozenset[str]().union(*(each.tensors for each in self.wrong_calls))
         for i in unexplained:
             judged = self.judged[i]
-            if judged.only_here and self.source.runner.leaves[i].name not in told:
+            if judged.only_here and self.source.runner.leaves[i].name not in located:
                 verdict: Verdict = "same" if self.is_searched else "unresolved"
                 self.judged[i] = replace(judged, verdict=verdict, where="beside")
 
@@ -319,7 +319,7 @@ class _Check:
             for i in order
         ]
         calls = {"GC401": self.wrong_calls, "GC403": self.wrong_calls, "GC407": self.nonfinite_calls}
-        told = [explain(finding, calls.get(finding.code, ())) for finding in about if finding is not None]
+        tensors = [explain(finding, calls.get(finding.code, ())) for finding in about if finding is not None]
         overflow = native_gradient_findings(self.native, {leaves[i].name for i in nonfinite}, self._untrained())
         native_calls: list[Explanation] = []
         if overflow and not is_output_nonfinite:
@@ -327,7 +327,7 @@ class _Check:
                 native_calls = locate_nonfinite_natively(self.subject, self.native)
         heads = [each for each in self.functions if each.severity == "error"]
         tails = [each for each in self.functions if each.severity != "error"]
-        return [*heads, *told, *(explain(finding, native_calls) for finding in overflow), *tails]
+        return [*heads, *tensors, *(explain(finding, native_calls) for finding in overflow), *tails]
 
     def _untrained(self) -> set[str]:
         """Return the inputs whose gradient training does not compute: without requires_grad, beside parameters."""
@@ -337,7 +337,7 @@ class _Check:
         return inputs - trained if inputs != names else set()
 
     def notes(self) -> list[Finding]:
-        """Return what was held fixed, set aside or taken as exact."""
+        """Return what was held fixed, disabled or taken as exact."""
         runner = self.source.runner
         norms = self.probing.samples[0].norms
         without = {leaf.name for i, leaf in enumerate(runner.leaves) if norms[i] == 0}

@@ -118,9 +118,9 @@ def function_finding(fault: FunctionFault, module: str | None, *, severity: Seve
 
 
 def latent_finding(fault: FunctionFault, module: str | None) -> Finding:
-    """Return the finding for what a Function does wrong if it is asked for something that this model does not ask.
+    """Return the finding for what a Function does wrong for callers other than this model.
 
-    A warning; a note if it is asked for a second derivative, which most Functions do not claim to have.
+    A warning; a note for a second derivative, which most Functions do not claim to have.
     """
     if fault.caller == "kink":  # at this very point; but any value there may be what its author wants
         return function_finding(fault, module, severity="warning")
@@ -217,7 +217,7 @@ def tensor_result(
 
 
 def frozen_results(subject: Subject, pattern: str) -> list[TensorResult]:
-    """Return a row for each parameter that does not ask for a gradient and whose name matches the glob."""
+    """Return a row for each parameter that requires no gradient and whose name matches the glob."""
     module = module_of(optimized_inner(subject.model))
     if module is None:
         return []
@@ -241,7 +241,7 @@ def of_form(
     """Return findings and rows in a form's name: what is wrong then is the form's gradient, and not eager's."""
     if form == "eager":
         return findings, tensors
-    told = [
+    renamed = [
         msgspec.structs.replace(
             finding,
             code="GC402",
@@ -256,7 +256,7 @@ def of_form(
     rows = [
         msgspec.structs.replace(row, verdict="wrong") if row.verdict == "reference-wrong" else row for row in tensors
     ]
-    return told, rows
+    return renamed, rows
 
 
 def with_hooks(rows: Iterable[TensorResult], hooked: set[str]) -> list[TensorResult]:

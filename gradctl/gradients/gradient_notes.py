@@ -51,7 +51,7 @@ def cut_notes(recording: Recording, leaves: Sequence[Leaf], without: set[str]) -
 
 
 def hook_notes(recording: Recording, hooked: Sequence[str], *, changes: bool) -> list[Finding]:
-    """Return a note for each hook that was set aside: the gradient was judged without it.
+    """Return a note for each hook that was disabled: the gradient was judged without it.
 
     ``hooked`` are names of modules and parameters with hooks of their own; ``changes`` tells whether any gradient is
     another with the hooks.

@@ -1,4 +1,4 @@
-"""Which gradients a hook that was set aside really changes: those are not judged as training takes them."""
+"""The gradients that a disabled hook really changes: those are not judged as training takes them."""
 
 from __future__ import annotations
 

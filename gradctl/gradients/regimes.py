@@ -1,6 +1,6 @@
 """Do the gradients hold as training takes them: with inputs as given, again on a retained graph, added to ``.grad``?
 
-Finite differences judge one backward, with every float input asking for a gradient. Training gives inputs that ask for
+Finite differences judge one backward, with every float input requiring a gradient. Training gives inputs that require
 none, may go through a graph twice, and accumulates: each must give the same gradient, in the model's own dtype.
 """
 
@@ -43,7 +43,7 @@ class Regimes:
 
     Attributes:
         findings: GC416 and GC417.
-        computes_another: whether the model computes something else when its inputs ask for a gradient.
+        computes_another: whether the model computes something else when its inputs require a gradient.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Regimes:
 
 
 def compare_regimes(subject: Subject, native: Baseline) -> Regimes:
-    """Return what differs between one backward with inputs that ask for gradients and what training does.
+    """Return what differs between one backward with inputs that require gradients and what training does.
 
     The model repeats itself. What it raises in the regime in which it ran before is raised.
     """
@@ -76,8 +76,8 @@ class _Step:
             outputs = {name: t for name, t in self.instance.run() if is_float(t)}
         generator = torch.Generator().manual_seed(self.instance.subject.seed)
         drawn = {name: gaussian_like(t, generator) for name, t in outputs.items()}
-        asking = [name for name, t in outputs.items() if t.requires_grad]
-        return outputs, [outputs[name] for name in asking], [drawn[name] for name in asking]
+        requiring = [name for name, t in outputs.items() if t.requires_grad]
+        return outputs, [outputs[name] for name in requiring], [drawn[name] for name in requiring]
 
     def backward(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], *, retain_graph: bool = False) -> None:
         """Let the gradients arrive in ``.grad``."""
@@ -86,9 +86,9 @@ class _Step:
 
     def run(self) -> tuple[Outputs, Gradients]:
         """Return the outputs and gradients of one step; no gradients if no output has one."""
-        outputs, asking, cotangents = self.forward()
-        if asking:
-            self.backward(asking, cotangents)
+        outputs, differentiable, cotangents = self.forward()
+        if differentiable:
+            self.backward(differentiable, cotangents)
         return {name: t.detach().clone() for name, t in outputs.items()}, self.taken()
 
     def taken(self) -> Gradients:
@@ -138,11 +138,11 @@ def _forward_watched(step: _Step) -> tuple[list[Tensor], list[Tensor], set[str]]
             note = partial(_noted, arrived, leaf.name)
             handles.append(leaf.tensor.register_post_accumulate_grad_hook(note))  # type: ignore[no-untyped-call]
     try:
-        _, asking, cotangents = step.forward()
+        _, differentiable, cotangents = step.forward()
     finally:
         for handle in handles:
             handle.remove()
-    return asking, cotangents, arrived
+    return differentiable, cotangents, arrived
 
 
 def _noted(names: set[str], name: str, _: Tensor) -> None:
@@ -154,14 +154,14 @@ def _again(step: _Step, reference: Gradients, regimes: Regimes) -> None:
     step.given(reference)
     cleared: set[str] = set()
     try:
-        asking, cotangents, arrived = _forward_watched(step)
+        differentiable, cotangents, arrived = _forward_watched(step)
         # A forward that runs a backward of its own (an inner optimiser) clears what that left.
         cleared = step.cleared(reference) & arrived
         state = State([step.instance.model], [tensor for leaf in step.instance.leaves for tensor in leaf.sharing])
-        step.backward(asking, cotangents, retain_graph=True)
+        step.backward(differentiable, cotangents, retain_graph=True)
         added = _added(step.taken(), reference)  # before the restoring, which knows the tensors in .grad too
         state.restore()
-        step.backward(asking, cotangents)
+        step.backward(differentiable, cotangents)
         second = step.taken()
     except Exception as error:  # a Function that frees what it saved may raise anything the second time
         if is_out_of_memory(error):
@@ -183,11 +183,11 @@ def _again(step: _Step, reference: Gradients, regimes: Regimes) -> None:
 
 
 def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regimes) -> None:
-    """Run the step with inputs that ask for a gradient only where the user's do."""
+    """Run the step with inputs that require a gradient only if the user's do."""
     subject = step.instance.subject
     inputs = [leaf.name for leaf in step.instance.leaves if leaf.name.startswith("input:")]
-    asking = trained_inputs(subject.model, subject.args, subject.kwargs)
-    step.instance.without_grad = frozenset(inputs) - asking
+    trained = trained_inputs(subject.model, subject.args, subject.kwargs)
+    step.instance.without_grad = frozenset(inputs) - trained
     if not step.instance.without_grad or len(inputs) == len(step.instance.leaves):
         return
     try:
@@ -204,10 +204,10 @@ def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regi
     finally:
         step.taken()
     if any(name not in own or _is_another(value, own[name]) for name, value in outputs.items()):
-        regimes.computes_another = not asking
+        regimes.computes_another = not trained
         message = "the model computes something else when its inputs ask for a gradient"
         judged = (
-            "it is judged as it is given, and its inputs are constants" if not asking else "it is judged with those"
+            "it is judged as it is given, and its inputs are constants" if not trained else "it is judged with those"
         )
         regimes.findings.append(note("GC416", f"{message}: {judged}."))
         return

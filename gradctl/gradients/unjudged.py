@@ -21,7 +21,7 @@ _FEW = 3  # names that a message lists
 
 
 class Kept:
-    """What a check borrows of the user's own, where it cannot have a copy, to be put back at its end."""
+    """State and gradients of the user's own objects that a check uses without a copy; restored at its end."""
 
     def __init__(self, instance: Instance) -> None:
         self._state = State(instance.shared.values())
@@ -77,7 +77,7 @@ def unknown_leaf_note(tensor: Tensor) -> Finding:
 def closed_notes(instance: Instance) -> list[Finding]:
     """Return a note for each input and output of a run that cannot be opened and holds float tensors.
 
-    What asks for a gradient in an input (a module) is a leaf, like the model's own.
+    A tensor in an input (a module) that requires a gradient is a leaf, like the model's own.
     """
     subject = instance.subject
     inputs = input_names(subject.model, subject.args, subject.kwargs)

@@ -133,11 +133,11 @@ def _makers(trace: BackwardTrace, leaves: Sequence[Leaf]) -> list[Explanation]:
     """Return one explanation a node that made NaN: for the leaves whose gradient was still finite before."""
     for leaf in leaves:
         leaf.take_gradient()
-    told: frozenset[str] = frozenset()
+    seen: frozenset[str] = frozenset()
     explanations = []
     for maker in trace.makers:
-        reached = leaves_behind([maker.node], leaves) - told
-        told |= reached
+        reached = leaves_behind([maker.node], leaves) - seen
+        seen |= reached
         place = _function_location(maker.node) or _location(maker.origin)
         name = _name(maker.node, maker.origin)
         explanations.append(Explanation(f"the backward of {name} makes the first", place, frozenset(reached)))

@@ -60,7 +60,7 @@ class Judge:
         probes: joint probes, and probes a tensor.
         rtol, atol: accept an error of a tensor up to atol + rtol ||g||, in Euclidean norm, whatever the probes resolve.
         epsilon: machine epsilon of the dtype in which the function really computes.
-        sizes: whether the size of an error is asked for, and not only whether it is one.
+        sizes: whether the size of an error matters, and not only whether it is one.
 
     Attributes:
         point: the user's own.

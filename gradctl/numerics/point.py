@@ -25,7 +25,7 @@ _STEPS_OF_OUTPUTS = (3e-2, 1e-4, 1e-7)
 
 
 class NoGradient(Exception):
-    """No output asks for a gradient."""
+    """No output requires a gradient."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

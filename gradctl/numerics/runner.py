@@ -1,4 +1,4 @@
-"""What finite differences ask of the function that they judge."""
+"""The interface of the functions that finite differences judge."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Outputs = list[tuple[str, Tensor]]
 
 
 class Runner(Protocol):
-    """What the oracle asks of anything it judges. The leaves' tensors are written before each call.
+    """A function of leaves, whose tensors are written before each call.
 
     ``differentiate`` runs as training does and returns outputs with their graph; ``record`` runs at the point and notes
     what must be held fixed; ``beside`` runs with that held fixed. ``extra`` is what the last run adds to the objective.

@@ -1,4 +1,4 @@
-"""A tensor as a few numbers, by which two programs' values are held against each other without keeping either.
+"""A tensor as a few numbers, by which two programs' values are compared without keeping either.
 
 Projections on Gaussian directions keep distances (Johnson & Lindenstrauss 1984): with three, two tensors that lie
 further apart than a hundred tolerances pass as one with a probability of about 1e-6.

@@ -22,8 +22,8 @@ def undifferentiated(point: Point, differentiable: Collection[str]) -> list[str]
 
     A value that the program cuts (``detach``) is held fixed beside the point, so it does not move.
     """
-    asked = {name: value for name, value in point.outputs if name not in differentiable}
-    if not asked:
+    candidates = {name: value for name, value in point.outputs if name not in differentiable}
+    if not candidates:
         return []
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -32,4 +32,6 @@ def undifferentiated(point: Point, differentiable: Collection[str]) -> list[str]
     beside: dict[str, Tensor] = {}
     with refusals_ignored():
         beside = dict(point.runner.beside())
-    return [name for name, value in asked.items() if name in beside and not same_values(value, beside[name].detach())]
+    return [
+        name for name, value in candidates.items() if name in beside and not same_values(value, beside[name].detach())
+    ]

@@ -1,4 +1,4 @@
-"""torch's operators of control flow (``cond``, ``map``, ``scan``, ``while_loop``) as the Python that they stand for.
+"""torch's operators of control flow (``cond``, ``map``, ``scan``, ``while_loop``) as the Python that they mean.
 
 Outside ``torch.compile`` they compile themselves, which refuses dispatch and function modes; and what they mean is a
 branch or a loop over the functions that they are given.

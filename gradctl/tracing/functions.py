@@ -47,21 +47,20 @@ class FunctionCall:
 
 
 class FunctionObserver(Protocol):
-    """What sees the applications of Functions, before and after each is made."""
+    """Observes the applications of Functions, before and after each."""
 
     def before(
         self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...], *, inside: bool = False
     ) -> None:
-        """See what application ``number`` is given; ``inside`` a transform of torch.func, what one sample of it is."""
+        """Observe the arguments of application ``number``; ``inside`` a transform, those of one sample."""
 
     def after(self, number: int, result: Any) -> None:
-        """See what it gives."""
+        """Observe its result."""
 
 
 @dataclass(slots=True)
 class FunctionWatch:
-    """Stands for the Functions of a program: shows them to an observer, and puts linear maps in their places beside
-    the point.
+    """Watches the Functions of a program: shows them to an observer, and replaces them by linear maps beside the point.
 
     Attributes:
         linearised: tells which classes to replace.
@@ -104,7 +103,7 @@ class FunctionWatch:
         program = self._program
         is_transformed = is_in_transform()
         if is_transformed and (program.hooks_only or self.linearised(function)):
-            return apply(*args)  # no linear map stands for the wrappers of a transform
+            return apply(*args)  # no linear map replaces a Function on the wrappers of a transform
         if _is_checkpoint(function) and program.opens_checkpoints:
             return args[0](*args[2:])  # reentrant checkpointing hides the cuts of its body, which is the same function
         number, self._number = self._number, self._number + 1

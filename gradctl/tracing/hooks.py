@@ -1,6 +1,6 @@
-"""Hooks on nodes of the autograd graph, set aside: what a program gets for ``grad_fn`` registers none.
+"""Hooks on nodes of the autograd graph, disabled: what a program gets for ``grad_fn`` registers none.
 
-The methods ``register_hook`` and ``register_prehook`` of a node are C code that nothing can stand for. So the program
+The methods ``register_hook`` and ``register_prehook`` of a node are C code that cannot be replaced. So the program
 is given an object that is the node in all but these two.
 """
 
@@ -17,14 +17,14 @@ import torch.utils.hooks
 from gradctl.subject.frames import is_users
 from gradctl.tracing.graph import Node
 
-__all__ = ["NoHandle", "is_asked_by_program", "node_without_hooks", "real_nodes"]
+__all__ = ["NoHandle", "is_programs_call", "node_without_hooks", "real_nodes"]
 
 # Module hooks become hooks on nodes here. Elsewhere torch gives nodes to C code, which takes nothing in their place.
-_ASK_TO_HOOK = (torch.nn.modules.module.__file__, torch.utils.hooks.__file__)
+_HOOKING_FILES = (torch.nn.modules.module.__file__, torch.utils.hooks.__file__)
 
 
 class NoHandle:
-    """Stands for the handle of a hook that was set aside."""
+    """The handle of a hook that is disabled."""
 
     id = 0
 
@@ -39,14 +39,14 @@ class NoHandle:
 
 
 class _NodeWithoutHooks:
-    """A node that calls ``set_aside`` instead of registering a hook, and whose next nodes do so too."""
+    """A node that calls ``disable`` instead of registering a hook, and whose next nodes do so too."""
 
-    def __init__(self, node: Node, set_aside: Callable[[], None]) -> None:
+    def __init__(self, node: Node, disable: Callable[[], None]) -> None:
         object.__setattr__(self, "_node", node)
-        object.__setattr__(self, "_set_aside", set_aside)
+        object.__setattr__(self, "_disable", disable)
 
     @property  # type: ignore[misc]  # of object it can be assigned
-    def __class__(self) -> Any:  # what isinstance asks
+    def __class__(self) -> Any:  # what isinstance reads
         return type(self._node)
 
     @property
@@ -54,12 +54,12 @@ class _NodeWithoutHooks:
         """Return the next nodes, which register no hooks either."""
         following = self._node.next_functions
         return tuple(
-            (None if node is None else node_without_hooks(node, self._set_aside), index) for node, index in following
+            (None if node is None else node_without_hooks(node, self._disable), index) for node, index in following
         )
 
     def register_hook(self, hook: Any) -> NoHandle:
-        """Set a hook aside."""
-        self._set_aside()
+        """Disable a hook."""
+        self._disable()
         return NoHandle()
 
     register_prehook = register_hook
@@ -83,13 +83,13 @@ class _NodeWithoutHooks:
         return repr(self._node)
 
 
-def node_without_hooks(node: Node, set_aside: Callable[[], None]) -> Any:
-    """Return what the program has for ``node``: the same but for hooks, each of which calls ``set_aside`` instead."""
-    return type(type(node).__name__, (_NodeWithoutHooks,), {})(node, set_aside)
+def node_without_hooks(node: Node, disable: Callable[[], None]) -> Any:
+    """Return what the program has for ``node``: the same but for hooks, each of which calls ``disable`` instead."""
+    return type(type(node).__name__, (_NodeWithoutHooks,), {})(node, disable)
 
 
 def real_nodes(value: Any) -> Any:
-    """Return the node that ``value`` stands for, in tuples and lists too; any other value as it is."""
+    """Return the node that ``value`` wraps, in tuples and lists too; any other value as it is."""
     if issubclass(type(value), _NodeWithoutHooks):
         return object.__getattribute__(value, "_node")
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a GradientEdge
@@ -97,10 +97,10 @@ def real_nodes(value: Any) -> Any:
     return type(value)(map(real_nodes, value)) if type(value) in (tuple, list) else value
 
 
-def is_asked_by_program() -> bool:
+def is_programs_call() -> bool:
     """Tell whether the call that is being made now is one of the program, or one that makes hooks of its modules'."""
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__", "").startswith("gradctl."):
         frame = frame.f_back  # type: ignore[assignment]  # the program is further out
     file = frame.f_code.co_filename
-    return is_users(file) or file in _ASK_TO_HOOK
+    return is_users(file) or file in _HOOKING_FILES

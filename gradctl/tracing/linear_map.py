@@ -1,8 +1,8 @@
 """The linear map that a custom Function's backward states, which replaces the Function beside the point.
 
-A Function whose backward is not its derivative on purpose (straight-through, gradient reversal) is judged around:
-beside the point it is y0 + J (x - x0), where J is the transpose of its own VJP, u ↦ VJP(u), differentiated in the
-cotangent u.
+A Function whose backward is not its derivative on purpose (straight-through, gradient reversal) is taken as that
+states: beside the point it is y0 + J (x - x0), where J is the transpose of its own VJP, u ↦ VJP(u), differentiated in
+the cotangent u.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ class DirichletMap:
 
 
 def linear_map(apply: Apply, args: tuple[Any, ...]) -> LinearMap | None:
-    """Return the linear map that a Function's backward states at ``args``, or None where it cannot be had.
+    """Return the linear map that a Function's backward states at ``args``, or None.
 
-    It cannot be had where backward cannot be differentiated in its cotangent (``once_differentiable``, numpy
+    There is none if backward cannot be differentiated in its cotangent (``once_differentiable``, numpy
     inside), or is not affine in it (gradient clipping).
     """
     leaves = {i: arg for i, arg in enumerate(args) if is_differentiable(arg) and arg.layout == torch.strided}

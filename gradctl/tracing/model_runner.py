@@ -24,7 +24,7 @@ class ModelRunner:
 
     Attributes:
         recording: the cuts and hooks of the last ``record``.
-        watch: stands for the custom Functions; what it linearises is set before ``record``.
+        watch: replaces custom Functions; what it linearises is set before ``record``.
     """
 
     def __init__(self, instance: Instance, promotion: Promotion | None, watch: FunctionWatch) -> None:
@@ -43,7 +43,7 @@ class ModelRunner:
 
     @property
     def writes(self) -> bool:
-        """Whether the program was seen to write behind autograd's back, where version counters do not count."""
+        """Whether the program was seen to write without autograd's knowledge, where version counters do not count."""
         return bool(self.recording.written) or any(cut.writes for cut in self.recording.cuts.values())
 
     def differentiate(self) -> Outputs:

@@ -1,4 +1,4 @@
-"""The float64 oracle, through casts: a dispatch mode that turns every narrower float dtype a program asks for into
+"""The float64 oracle, through casts: a dispatch mode that turns each narrower float dtype of a program into
 float64.
 
 ``model.double()`` alone is not enough: real models cast inside (Llama's RMSNorm goes through float32), and finite
@@ -149,7 +149,7 @@ def _grouped_mm(left: Tensor, right: Tensor, ends: Tensor | None = None, *_: Any
     return torch.cat([left[span] @ right[i] for i, span in enumerate(spans)])
 
 
-# TorchScript's optimiser asks these of its constants, which reach a dispatch mode as Python numbers.
+# TorchScript's optimiser calls these on its constants, which reach a dispatch mode as Python numbers.
 _OF_NUMBERS: dict[Any, Callable[..., Any]] = {
     _aten.equal.default: operator.eq,
     _aten._local_scalar_dense.default: lambda value: value,

@@ -22,7 +22,7 @@ from gradctl.subject.frames import user_location
 from gradctl.subject.torch_private import TensorBase, standard_gamma
 from gradctl.tracing.documented_gradients import Recorder, documented_gradient
 from gradctl.tracing.graph import node_before
-from gradctl.tracing.hooks import NoHandle, is_asked_by_program, node_without_hooks, real_nodes
+from gradctl.tracing.hooks import NoHandle, is_programs_call, node_without_hooks, real_nodes
 from gradctl.tracing.recording import (
     BranchChanged,
     Cut,
@@ -85,7 +85,7 @@ class Program(Tracer):
         self._frozen: dict[int, _FrozenLeaf] = {}
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:  # a kind of call a line
-        """Make one top-level call, or what stands for it."""
+        """Make one top-level call, or what replaces it."""
         if self.keeps_hooks:
             return func(*args, **kwargs)
         if func in REGISTER_HOOK:
@@ -93,7 +93,7 @@ class Program(Tracer):
             return NoHandle()
         if func == _GET_NODE:
             node = func(*args, **kwargs)
-            return node_without_hooks(node, self._disable_hook) if node is not None and is_asked_by_program() else node
+            return node_without_hooks(node, self._disable_hook) if node is not None and is_programs_call() else node
         if func in _TAKE_NODES:
             args, kwargs = real_nodes(args), {key: real_nodes(value) for key, value in kwargs.items()}
         if func is F.embedding:
@@ -104,7 +104,7 @@ class Program(Tracer):
         return self._replay(func, args, kwargs) if self.replaying else self._record(func, args, kwargs)
 
     def apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
-        """Apply a Function, or what stands for it."""
+        """Apply a Function, or what replaces it."""
         return apply(*args) if self.on_function is None else self.on_function(function, apply, args)
 
     def _without_frequency_scaling(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -170,9 +170,9 @@ class Program(Tracer):
     def _record_requires_grad(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Record a leaf that no longer requires a gradient: until it does, its value is held fixed."""
         tensor = args[0]
-        asked, source = tensor.requires_grad, node_before(tensor) if tensor.requires_grad else None
+        before, source = tensor.requires_grad, node_before(tensor) if tensor.requires_grad else None
         result = func(*args, **kwargs)
-        if asked and not tensor.requires_grad and tensor.is_floating_point():
+        if before and not tensor.requires_grad and tensor.is_floating_point():
             self.recording.aliases.add(storage_of(tensor))  # autograd sees no write to it now
             self.recording.cuts[self._number] = Cut(func, tensor.detach().clone(), False, user_location(), (source,))
         return result

@@ -30,7 +30,7 @@ StateQuery = tuple[str, SourceLine | None]
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """What Python was told by a call that gives no tensor: a truth value, a number, sizes.
+    """The result of a call that returns no tensor to Python: a truth value, a number, sizes.
 
     Attributes:
         question: name of the call, and its place in the user's program.
@@ -47,10 +47,10 @@ class ProgramEvents:
 
     Attributes:
         calls: top-level torch calls, in order, by name and place.
-        answers: what Python was told, in order.
+        answers: results that Python got, in order.
         functions: custom Functions, with the place of the first application.
-        hooks, no_grads, detaches: places that register a hook, start a ``no_grad`` under which something that asks for
-            a gradient is used, or detach such a thing.
+        hooks, no_grads, detaches: places that register a hook, start a ``no_grad`` under which something that
+            requires a gradient is used, or detach such a thing.
     """
 
     calls: list[StateQuery] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Suppressed:
     """What a run does without, by class or by place.
 
     Attributes:
-        answers: what Python is told instead, in order, by question.
+        answers: results that Python gets instead, in order, by question.
     """
 
     functions: frozenset[FunctionClass] = frozenset()
@@ -119,14 +119,14 @@ class _SemanticsTracer(Tracer):
         return result
 
     def _note_cut(self, question: StateQuery) -> None:
-        """Note what keeps the gradient from a call with an argument that asks for one."""
+        """Note what keeps the gradient from a call with an argument that requires one."""
         if question[0] in _DETACHES:
             _note(self.events.detaches, question[1])
         if not torch.is_grad_enabled():
             _note(self.events.no_grads, self._no_grad)
 
     def _answer(self, question: StateQuery, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return the answer to a question that was asked in another run."""
+        """Return the answer that the query had in another run."""
         if not self._answers[question]:
             raise BranchChanged
         answer = self._answers[question].popleft()
@@ -144,12 +144,12 @@ class _SemanticsTracer(Tracer):
 
 
 class _Context:
-    """Takes what a ``forward`` tells its ``ctx``, for nobody."""
+    """A ``ctx`` that ignores what a ``forward`` tells it."""
 
     needs_input_grad: tuple[bool, ...] = ()
 
     def save_for_backward(self, *tensors: Any) -> None:
-        """Nothing is saved: no backward will ask."""
+        """Save nothing: there is no backward."""
 
     save_for_forward = mark_dirty = mark_non_differentiable = set_materialize_grads = save_for_backward
 

@@ -140,7 +140,7 @@ class ProgramValues(Tracer):
         self.see(_tensors(outputs), None)
 
     def see(self, tensors: Iterable[Tensor], origin: CallSite | None) -> None:
-        """Note tensors that are new, and watch the adjoints of those that ask for a gradient now."""
+        """Note tensors that are new, and watch the adjoints of those that require a gradient now."""
         with DisableTorchFunction():
             for tensor in tensors:
                 node = node_of(tensor)
@@ -172,7 +172,7 @@ class _Operators(OperatorMode):
 
 
 def _can_get_gradient(tensor: Tensor) -> bool:
-    """Tell whether a gradient can come: a view inside a Function's forward asks for one, and takes no hook yet."""
+    """Tell whether a gradient can come: a view inside a Function's forward requires one, and takes no hook yet."""
     return tensor.requires_grad and (tensor.grad_fn is not None or torch.is_grad_enabled())
 
 

@@ -5,7 +5,7 @@ theta + t v, the application has inputs x(t) and outputs y(t). The backward is r
 psi(t) = <u, y(t)> - <g, x(t)> has no slope at 0. One run of the model beside the point serves all applications, and
 only numbers are kept of it. What moves the inputs moves them as the model does: symmetric ones stay symmetric.
 
-A Function is asked for a gradient of those outputs only that get a cotangent in the model's own backward.
+A Function is differentiated in those outputs only that get a cotangent in the model's own backward.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class _Sweep:
         self.phi = self.point.along(site.direction(indices, sample, equal_lengths=True), sample)
 
     def judge(self) -> dict[int, Judged]:
-        """Return a verdict on each application that could be asked for a gradient here."""
+        """Return a verdict on each application that could be differentiated here."""
         with observed(self.runner, self):
             return {number: self._judged(probe) for number, probe in self.probes.items()}
 
@@ -201,10 +201,10 @@ class _Sweep:
             return
         # The user's Function is called once more than its model calls it, and may raise.
         with refusals_ignored(), preserve_generators(), keeps_what_it_saves():
-            self._ask(application, apply, args)
+            self._differentiate(application, apply, args)
 
-    def _ask(self, application: Application, apply: Apply, args: tuple[Any, ...]) -> None:
-        """Ask one application for its gradient: its own node alone, by ``backward`` as training does."""
+    def _differentiate(self, application: Application, apply: Apply, args: tuple[Any, ...]) -> None:
+        """Differentiate one application: its own node alone, by ``backward`` as training does."""
         runner = self.runner
         fresh = {i: arg.detach().requires_grad_() for i, arg in enumerate(args) if _is_inner(arg)}
         call = FunctionCall(application.function, copied_arguments(args), application.place, application.module)
@@ -294,7 +294,7 @@ class _Sweep:
         def verdict(word: Verdict, error: float = 0.0, *, kinked: bool = False) -> Judged:
             return Judged(probe.application, probe.call, word, error, kinked)
 
-        if self.runner.watch.linearised(probe.application.function):  # a linear map stands for it beside the point
+        if self.runner.watch.linearised(probe.application.function):  # a linear map replaces it beside the point
             return verdict("unresolved")
         far, near = self._at(_STEP).get(number), self._at(_STEP / 2).get(number)
         size = 2 * near.halves / _STEP if near is not None else 0.0

@@ -24,7 +24,7 @@ from gradctl.tracing.tracer import FunctionClass
 
 __all__ = ["Attribution", "FunctionCheck", "is_allowed", "tensors_behind"]
 
-# So many groups of calls of one Function (shapes, dtypes, inputs that ask for a gradient) are also judged alone.
+# So many groups of calls of one Function (shapes, dtypes, inputs that require a gradient) are also judged alone.
 _GROUPS = 3
 
 
@@ -151,17 +151,17 @@ class FunctionCheck:
         return [judged for groups in chosen.values() for judged in groups.values()]
 
     def _is_exercised(self, fault: FunctionFault, *, is_explained: bool = True) -> bool:
-        """Tell whether this model's training asks of a Function what it does wrong."""
+        """Tell whether this model's training uses what a Function does wrong."""
         if fault.caller is None or fault.function is self.runner.instance.subject.function:
             return True
         if not is_explained and fault.rule == "layout":
             return True
         applications = [each for each in self._applications if each.function is fault.function]
-        if fault.caller == "frozen":  # in training a model's inputs ask for no gradient, nor does what is made of them
+        if fault.caller == "frozen":  # in training a model's inputs require no gradient, nor does what is made of them
             behind = self._behind({each.number for each in applications}).values()
             names = [leaves[fault.position] for leaves in behind if fault.position in leaves]
             return any(each and all(name.startswith("input:") for name in each) for each in names)
-        return any(fault.caller in each.asked for each in applications)
+        return any(fault.caller in each.uses for each in applications)
 
     def _behind(self, numbers: Collection[int]) -> dict[int, dict[int, set[str]]]:
         """Return the names of the leaves behind each argument of these applications."""

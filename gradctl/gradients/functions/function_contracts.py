@@ -1,7 +1,7 @@
 """Custom ``autograd.Function``s by themselves: is each backward the derivative, whatever its caller hands it?
 
 First order by finite differences at the recorded inputs. Then what callers do sooner or later: a cotangent with
-stride 0 (``sum().backward()``), one that is not contiguous, one that is undefined, an input that asks for no
+stride 0 (``sum().backward()``), one that is not contiguous, one that is undefined, an input that requires no
 gradient; and, where the Function defines them, forward mode and second order.
 """
 

@@ -40,7 +40,7 @@ class FunctionFault:
         error: relative, summed over its inputs where several are wrong.
         caller: what a caller must do for it to matter: an ``expanded``, ``strided`` or ``shared`` cotangent, one that
             is ``undefined``, an input that is ``frozen``, ``forward-mode``, ``second-order``; None if any does.
-        position: of the argument that asks for no gradient.
+        position: of the argument that requires no gradient.
     """
 
     function: type[Function]

@@ -1,4 +1,4 @@
-"""The custom Functions that a model applies, and what its own backward asks of each."""
+"""The custom Functions that a model applies, and how its own backward uses each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Application", "choose_sample", "numbered", "observed", "survey"]
 
 @dataclass(slots=True, eq=False)
 class Application:
-    """One application of a custom Function, and what the model's own backward asks of it.
+    """One application of a custom Function, and how the model's own backward uses it.
 
     Attributes:
         number: which application of the run it is.
@@ -35,10 +35,10 @@ class Application:
         module: path of the module that applies it; None outside any, "" for the model itself.
         inside: whether it is applied in a transform of torch.func, where what cotangents it gets is not seen.
         outputs: numbers of the outputs that get a cotangent.
-        asked: what not every caller asks: a cotangent that is not contiguous (``expanded``, ``strided``) or that one
+        uses: what not every caller does: a cotangent that is not contiguous (``expanded``, ``strided``) or that one
             output has and another has not (``undefined``), a backward that is itself differentiated
             (``second-order``), dual tensors (``forward-mode``).
-        leaves: names of the leaves behind each argument, by position; filled in where ``survey`` is asked to.
+        leaves: names of the leaves behind each argument, by position; filled in if ``survey`` is to.
     """
 
     number: int
@@ -49,7 +49,7 @@ class Application:
     module: str | None
     inside: bool = False
     outputs: set[int] = field(default_factory=set)
-    asked: set[str] = field(default_factory=set)
+    uses: set[str] = field(default_factory=set)
     leaves: dict[int, set[str]] = field(default_factory=dict)
 
     @property
@@ -78,13 +78,13 @@ def survey(runner: ModelRunner, behind: Collection[int] = ()) -> list[Applicatio
             except Exception as error:  # a backward that refuses an expanded cotangent: that it got one is seen
                 if is_out_of_memory(error):
                     raise
-                raised = {number: each.asked for number, each in seen.applications.items()}
+                raised = {number: each.uses for number, each in seen.applications.items()}
             finally:
                 for leaf in runner.leaves:
                     leaf.take_gradient()
-    for number, asked in raised.items():
+    for number, uses in raised.items():
         if number in seen.applications:
-            seen.applications[number].asked |= asked
+            seen.applications[number].uses |= uses
     return list(seen.applications.values())
 
 
@@ -106,7 +106,7 @@ class _Survey:
             user_location(),
             innermost_module(self.runner.watch.modules),
             inside=inside,
-            asked={"forward-mode"} if forward_ad._current_level >= 0 else set(),
+            uses={"forward-mode"} if forward_ad._current_level >= 0 else set(),
         )
         if number in self.behind:
             self.applications[number].leaves = {
@@ -132,10 +132,10 @@ class _Survey:
             def arrived(cotangents: Sequence[Tensor | None], numbers: set[int] = numbers) -> None:
                 given = {k for k in numbers if k < len(cotangents) and cotangents[k] is not None}
                 application.outputs |= given
-                application.asked |= {"undefined"} if given and given != numbers else set()
-                application.asked |= {"second-order"} if torch.is_grad_enabled() else set()
+                application.uses |= {"undefined"} if given and given != numbers else set()
+                application.uses |= {"second-order"} if torch.is_grad_enabled() else set()
                 for k in given:
-                    application.asked |= _layout(cotangents[k])  # type: ignore[arg-type]  # one that is there
+                    application.uses |= _layout(cotangents[k])  # type: ignore[arg-type]  # one that is there
 
             node.register_prehook(arrived)
 
