@@ -27,9 +27,9 @@ from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.findings import Unit, fingerprint
 from gradctl.core.names import DEFAULT_FORMS, FORMS
 from gradctl.core.verdicts import unit_verdict
-from gradctl.diagnosis.bisect import bisected
-from gradctl.diagnosis.explanation import PreRunObservations, explained
-from gradctl.diagnosis.localise_form import located
+from gradctl.diagnosis.bisect import bisect_findings
+from gradctl.diagnosis.explanation import PreRunObservations, explain_findings
+from gradctl.diagnosis.localise_form import locate_findings
 from gradctl.forms.artifact import ensure_loadable, fits, loaded
 from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.onnx.forward import initial_values
@@ -181,12 +181,12 @@ class Comparing:
             comparison.worst = {key: each for key, each in comparison.worst.items() if self._is_asked(*key)}
             found, tensors = findings_and_rows(comparison, self.arbiter)
             with explaining(f"where {captured.form} departs from eager"):
-                found = located(found, comparison, form, seconds=time.perf_counter() - start)
+                found = locate_findings(found, comparison, form, seconds=time.perf_counter() - start)
             with explaining(f"why {captured.form} departs from eager"):
-                found = explained(found, comparison, witness)
+                found = explain_findings(found, comparison, witness)
             if self.bisect and captured.form == "compile":
                 with explaining("which part of torch.compile is wrong"):
-                    found = bisected(found, comparison)
+                    found = bisect_findings(found, comparison)
             comparison.program.state.restore()
             found = [*found, *failures.notes()]
         findings = [

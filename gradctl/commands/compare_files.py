@@ -13,7 +13,7 @@ from pathlib import Path
 from gradctl.comparison.compare import Comparison
 from gradctl.comparison.difference import FileDifference, Key
 from gradctl.comparison.difference_findings import output_result
-from gradctl.comparison.file_inputs import drawn_to_run, given, variations
+from gradctl.comparison.file_inputs import draw_inputs, read_inputs, variations
 from gradctl.comparison.file_trials import file_trials
 from gradctl.comparison.program import FileProgram
 from gradctl.comparison.trials import FileTrial
@@ -61,7 +61,8 @@ def compare_files(
     accepted = allows or Allows(())
     a, b = read(first), read(second)
     feeds_of_b, names_of_b = _ports(a, b)
-    example = given(inputs, a) if inputs is not None else drawn_to_run(a, seed)
+    outputs_in_b = {name: own for own, name in names_of_b.items()}
+    example = read_inputs(inputs, a) if inputs is not None else draw_inputs(a, seed)
     say(f"matching {first} and {second}")
     compared = compare_structure(a, b)
     differences: dict[Key, FileDifference] = {}
@@ -72,7 +73,9 @@ def compare_files(
             trial if optimised else replace(trial, name=f"{trial.name}, optimiser off")
             for trial in file_trials(a, variations(example, seed), seed, optimised=optimised)
         ]
-        candidate = FileProgram(str(second), session(b, optimised=optimised), feeds_of_b, names_of_b)
+        candidate = FileProgram(
+            str(second), session(b, optimised=optimised), feeds_of_b, {name: own for own, name in names_of_b.items()}
+        )
         comparison: Comparison[FileTrial] = Comparison(candidate, worst=differences)
         comparison.add(trials)
         for error in comparison.raised.values():

@@ -18,7 +18,7 @@ from torch import Tensor
 from gradctl.commands.compare import Comparing
 from gradctl.comparison.difference import FileDifference
 from gradctl.comparison.difference_findings import output_result
-from gradctl.comparison.file_inputs import drawn_to_run, given
+from gradctl.comparison.file_inputs import draw_inputs, read_inputs
 from gradctl.comparison.verified_graph import InvalidGraph
 from gradctl.core.allows import Allows
 from gradctl.core.errors import TargetError
@@ -99,7 +99,7 @@ def optimize_file(path: Path, output: Path, options: Options, *, inputs: Path | 
     """
     start = time.perf_counter()
     file = read(path)
-    example = given(inputs, file) if inputs is not None else drawn_to_run(file, options.seed, optimised=False)
+    example = read_inputs(inputs, file) if inputs is not None else draw_inputs(file, options.seed, optimised=False)
     _ensure_small(file)
     del file  # it may hold all weights
     with staged_file(output) as beside:

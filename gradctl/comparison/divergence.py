@@ -46,8 +46,7 @@ def differing_values(
         few = dict(pending.pop(0))
         try:
             first, second = with_outputs(files[0], few), with_outputs(files[1], dict.fromkeys(few.values()))
-            names = {other: name for name, other in few.items()}
-            found = compare_graphs(first, second, inputs, seed, feeds=feeds_of_second, outputs=names)
+            found = compare_graphs(first, second, inputs, seed, feeds=feeds_of_second, outputs=few)
         except TargetError:
             if len(few) > 1:  # one of them is no tensor, or of a type that cannot be an output
                 pending[:0] = [[each] for each in few.items()]

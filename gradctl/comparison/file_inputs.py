@@ -21,7 +21,7 @@ from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.tensor_file import INPUT_SUFFIXES, read_tensors
 from gradctl.subject.inputs.variations import redraw
 
-__all__ = ["drawn_to_run", "extremes", "given", "resized", "variations"]
+__all__ = ["draw_inputs", "extremes", "read_inputs", "variations", "vary_sizes"]
 
 # A size that a file leaves free, and the integers that an input may take: the first that the file runs on.
 _FREE_SIZES = (3, 1, 8)
@@ -35,7 +35,7 @@ _LARGE = {torch.float16: 16.0}
 _TINY = {torch.float16: 1e-4}
 
 
-def given(path: Path, file: OnnxFile) -> dict[str, Tensor]:
+def read_inputs(path: Path, file: OnnxFile) -> dict[str, Tensor]:
     """Return the inputs of a file of tensors, by the names of the graph's inputs.
 
     Raises:
@@ -60,7 +60,7 @@ def given(path: Path, file: OnnxFile) -> dict[str, Tensor]:
     return {name: torch.as_tensor(content[name]) for name in names}
 
 
-def drawn_to_run(file: OnnxFile, seed: int, *, optimised: bool = True) -> dict[str, Tensor]:
+def draw_inputs(file: OnnxFile, seed: int, *, optimised: bool = True) -> dict[str, Tensor]:
     """Return inputs of the graph's types that it runs on.
 
     Args:
@@ -116,7 +116,7 @@ def extremes(example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, di
             yield f"{trial} integers", {name: of(value) if _varies(value) else value for name, value in example.items()}
 
 
-def resized(file: OnnxFile, example: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def vary_sizes(file: OnnxFile, example: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Give the inputs with each free size one larger, each by another number, and one; nothing where none is free.
 
     Sizes of one name are the same. The last slice is repeated where there are not as many.

@@ -98,7 +98,8 @@ class FileProgram:
     Attributes:
         name: what messages call it.
         session: of onnxruntime.
-        feeds, outputs: the reference's name of each input and output, if the file's are others.
+        feeds: the reference's name of each input, if they differ.
+        outputs: the file's name of each output of the reference, if they differ.
     """
 
     name: str
@@ -118,7 +119,7 @@ class FileProgram:
             found = run(self.session, own)
         except RuntimeError as error:
             return Outcome(error=error)
-        return Outcome(found if self.outputs is None else {self.outputs[name]: value for name, value in found.items()})
+        return Outcome(found if self.outputs is None else {name: found[own] for name, own in self.outputs.items()})
 
 
 def run_calls(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradctl.comparison.compare import Comparison
 from gradctl.comparison.difference import FileDifference
-from gradctl.comparison.file_inputs import extremes, resized, variations
+from gradctl.comparison.file_inputs import extremes, variations, vary_sizes
 from gradctl.comparison.file_trials import file_trials
 from gradctl.comparison.program import FileProgram
 from gradctl.comparison.trials import FileTrial
@@ -131,7 +131,7 @@ class VerifiedGraph:
 def _all_inputs(file: OnnxFile, example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
     yield from variations(example, seed)
     yield from extremes(example, seed)
-    yield from resized(file, example)
+    yield from vary_sizes(file, example)
 
 
 def _session(file: OnnxFile, *, optimised: bool) -> onnxruntime.InferenceSession:

@@ -31,7 +31,7 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.state import State
 from gradctl.tracing.tracer import SourceLine
 
-__all__ = ["RAISES", "Cause", "Intervention", "Search", "stated"]
+__all__ = ["RAISES", "Cause", "Intervention", "Search", "state_causes"]
 
 # Stands for what a form raises, among the tensors that it gets wrong.
 RAISES: Key = ("output", "")
@@ -164,7 +164,7 @@ class Search:
         return run_calls(captured, instance, State([]), differentiable=differentiable, calls=calls, context=context)
 
 
-def stated(findings: Sequence[Finding], causes: dict[Key, Cause]) -> list[Finding]:
+def state_causes(findings: Sequence[Finding], causes: dict[Key, Cause]) -> list[Finding]:
     """Return the findings with their causes, in code, in words and with the place."""
     return [_with_cause(each, causes.get(_key(each))) for each in findings]
 

@@ -19,7 +19,7 @@ from gradctl.comparison.trials import ModelTrial
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding
 from gradctl.core.names import Quantity
-from gradctl.diagnosis.causes import Cause, Intervention, Search, stated
+from gradctl.diagnosis.causes import Cause, Intervention, Search, state_causes
 from gradctl.diagnosis.experiments import experiments, generators_moved, place_of_draw
 from gradctl.forms import eager
 from gradctl.forms.form import Captured, Outcome
@@ -30,7 +30,7 @@ from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.signature import module_of
 from gradctl.subject.state import State
 
-__all__ = ["PreRunObservations", "explained"]
+__all__ = ["PreRunObservations", "explain_findings"]
 
 
 @dataclass(slots=True)
@@ -80,7 +80,9 @@ class PreRunObservations:
             self.causes = {**dict(_redrawn(comparison, wrong)), **self.causes}
 
 
-def explained(findings: Sequence[Finding], comparison: FormComparison, witness: PreRunObservations) -> list[Finding]:
+def explain_findings(
+    findings: Sequence[Finding], comparison: FormComparison, witness: PreRunObservations
+) -> list[Finding]:
     """Return the findings on a form, each with its cause where one is established.
 
     Where a difference stays open, a note comes first that says what explains most of them: GC220.
@@ -96,7 +98,7 @@ def explained(findings: Sequence[Finding], comparison: FormComparison, witness: 
     causes = {**dict(_observed(comparison)), **witness.causes}
     search.causes(_started_otherwise(comparison.captured.form, witness), causes)
     search.causes(experiments(search), causes)
-    found = stated(findings, causes)
+    found = state_causes(findings, causes)
     usual = "; ".join(_usual(comparison.reference))
     if not usual or all(each.cause or each.severity != "error" for each in found):
         return found

@@ -45,7 +45,7 @@ from gradctl.subject.state import State
 from gradctl.tracing.graph import modules_by_identity
 from gradctl.tracing.values import ProgramValues, ValueWatch
 
-__all__ = ["located", "with_place"]
+__all__ = ["locate_findings", "with_place"]
 
 _GRAPHS: dict[str, ModuleType] = {
     "trace": torchscript_values,
@@ -65,7 +65,7 @@ _BAKED = 1e-7
 _ORT_NODE = re.compile(r"Name:'([^']+)'")
 
 
-def located(
+def locate_findings(
     findings: Sequence[Finding], comparison: FormComparison, form: Form, *, seconds: float = math.inf
 ) -> list[Finding]:
     """Return the findings about a form with the first place where it is not eager.

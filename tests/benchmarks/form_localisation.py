@@ -124,7 +124,7 @@ def main() -> None:
     )
     print(f"{'net':<10} {'kind':<16} {'changes':>8} {'exactly':>8} {'comparison':>11} {'localised in':>13}")
     spent: list[float] = []
-    original = comparing_module.located
+    original = comparing_module.locate_findings
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -133,7 +133,7 @@ def main() -> None:
         finally:
             spent.append(time.perf_counter() - start)
 
-    comparing_module.located = timed
+    comparing_module.locate_findings = timed
     exactly, ratios = 0, []
     for position, (net, kind) in enumerate(cells):
         count = len(range(position, options.changes, len(cells)))

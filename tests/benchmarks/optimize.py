@@ -39,7 +39,7 @@ import numpy as np
 import onnx
 
 from gradctl.commands.optimize import Options, optimize_file, optimize_target
-from gradctl.comparison.file_inputs import drawn_to_run
+from gradctl.comparison.file_inputs import draw_inputs
 from gradctl.comparison.timing import latencies
 from gradctl.comparison.verified_graph import VerifiedGraph, stored
 from gradctl.core.errors import TargetError
@@ -77,7 +77,7 @@ def count(model: onnx.ModelProto) -> int:
 def two_runs(path: Path) -> float:
     """Return the seconds of a session and a run of it, twice."""
     file = read(path)
-    feeds = drawn_to_run(file, 0)
+    feeds = draw_inputs(file, 0)
     start = time.perf_counter()
     for _ in range(2):
         run(session(file, optimised=False), feeds)
@@ -107,7 +107,7 @@ class Stopwatch:
 
 def log_medians(files: dict[str, OnnxFile]) -> dict[str, list[float]]:
     """Return the logarithm of the median of each graph, repetition by repetition."""
-    feeds = drawn_to_run(files["before"], 0)
+    feeds = draw_inputs(files["before"], 0)
     order, draw = list(files), random.Random(0)
     found: dict[str, list[float]] = {name: [] for name in files}
     for _ in range(REPETITIONS):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from onnx.parser import parse_model
 
-from gradctl.comparison.file_inputs import drawn_to_run, extremes, resized
+from gradctl.comparison.file_inputs import draw_inputs, extremes, vary_sizes
 from gradctl.core.errors import TargetError
 from gradctl.onnxio.onnx_file import read
 
@@ -21,12 +21,12 @@ def file_of(tmp_path, *sizes):
 
 
 def test_a_negative_size_is_a_free_one_as_onnxruntime_has_it(tmp_path):
-    assert drawn_to_run(file_of(tmp_path, -1), 0)["x"].shape == (3,)
+    assert draw_inputs(file_of(tmp_path, -1), 0)["x"].shape == (3,)
 
 
 def test_for_a_size_that_memory_cannot_have_nothing_is_drawn(tmp_path):
     with pytest.raises(TargetError) as caught:
-        drawn_to_run(file_of(tmp_path, 2**62), 0)
+        draw_inputs(file_of(tmp_path, 2**62), 0)
     assert str(caught.value) == (
         "GC104 nothing can be drawn for input 'x' of float32[4611686018427387904]; give it with --inputs."
     )
@@ -65,7 +65,7 @@ def test_free_sizes_are_tried_larger_unequal_and_one(tmp_path):
     file = file_of(tmp_path, -1, -1)
     for size, name in zip(file.model.graph.input[0].type.tensor_type.shape.dim, "ab", strict=True):
         size.dim_param = name
-    found = resized(file, {"x": torch.arange(6.0).reshape(2, 3)})
+    found = vary_sizes(file, {"x": torch.arange(6.0).reshape(2, 3)})
     sizes = {trial: tuple(feeds["x"].shape) for trial, feeds in found}
     assert sizes == {"larger sizes": (3, 4), "unequal sizes": (4, 6), "sizes of one": (1, 1)}
-    assert list(resized(file_of(tmp_path, 2, 3), {"x": torch.ones(2, 3)})) == []
+    assert list(vary_sizes(file_of(tmp_path, 2, 3), {"x": torch.ones(2, 3)})) == []

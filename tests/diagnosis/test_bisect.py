@@ -10,7 +10,7 @@ import torch
 from gradctl.comparison.form_comparison import form_comparison
 from gradctl.comparison.reference import Reference
 from gradctl.core.findings import Finding
-from gradctl.diagnosis.bisect import bisected
+from gradctl.diagnosis.bisect import bisect_findings
 from gradctl.forms.eager import capture
 from gradctl.subject.subject import Subject
 from tests.cli.command_line import gradctl
@@ -36,4 +36,4 @@ def test_what_is_no_error_is_not_bisected():
     x = torch.randn(3, generator=torch.Generator().manual_seed(0))
     reference = Reference(Subject(target="test", model=torch.sin, args=(x,)), "leaf")
     captured = capture(reference.instance())
-    assert bisected([note], form_comparison(reference, captured)) == [note]
+    assert bisect_findings([note], form_comparison(reference, captured)) == [note]

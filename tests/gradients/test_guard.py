@@ -70,7 +70,7 @@ def test_a_right_model_passes_though_a_note_raises(monkeypatch, explanation):
     assert finding(unit, "GC419").message.endswith("KeyError: 'ours'.")
 
 
-@pytest.mark.parametrize("explanation", ["located", "explained"])
+@pytest.mark.parametrize("explanation", ["locate_findings", "explain_findings"])
 def test_a_wrong_form_is_named_though_its_explanation_raises(monkeypatch, explanation):
     monkeypatch.setattr(compare, explanation, broken)
     unit = compare_one(Subject(target="test", model=ModeDependent(), args=(X,), kwargs={}), "trace")
