@@ -73,9 +73,7 @@ def compare_files(
             trial if optimised else replace(trial, name=f"{trial.name}, optimiser off")
             for trial in file_trials(a, variations(example, seed), seed, optimised=optimised)
         ]
-        candidate = FileProgram(
-            str(second), session(b, optimised=optimised), feeds_of_b, {name: own for own, name in names_of_b.items()}
-        )
+        candidate = FileProgram(str(second), session(b, optimised=optimised), feeds_of_b, outputs_in_b)
         comparison: Comparison[FileTrial] = Comparison(candidate, worst=differences)
         comparison.add(trials)
         for error in comparison.raised.values():
