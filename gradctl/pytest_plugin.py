@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from gradctl.api import CheckReport
     from gradctl.suite.plan import Planned
 
-__all__ = ["Gradctl"]
-
 _CONFIGURATION = "gradctl.toml"
 
 _MARKED = ("allow", "fail_on", "forms", "seed")  # the options of the checks that the marker may set

@@ -16,8 +16,6 @@ import click
 from gradctl import __version__
 from gradctl.core.errors import GradctlError, ResourceError, TargetError, is_out_of_memory, nearest
 
-__all__ = ["COMMANDS", "cli", "main", "run", "silence_stdout"]
-
 # Name → (module that defines a click command of the same name, its line in ``gradctl --help``).
 COMMANDS: dict[str, tuple[str, str]] = {
     "gradcheck": ("gradctl.cli.commands.gradcheck", "Check whether autograd's gradient is the derivative of TARGET."),

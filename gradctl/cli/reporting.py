@@ -28,17 +28,6 @@ if TYPE_CHECKING:
     from gradctl.core.findings import Report, Unit
     from gradctl.core.target_options import TargetOptions
 
-__all__ = [
-    "OutputOptions",
-    "ReportOptions",
-    "emit",
-    "emit_units",
-    "judging",
-    "output_options",
-    "progress_line",
-    "report_options",
-]
-
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from gradctl.core.findings import Unit
     from gradctl.subject.subject import Subject
 
-__all__ = ["add_repros", "repro_option"]
-
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 

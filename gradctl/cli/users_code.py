@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 import click
 
-__all__ = ["users_code"]
-
 
 @contextlib.contextmanager
 def users_code() -> Iterator[None]:

@@ -13,8 +13,6 @@ from gradctl.cli.users_code import users_code
 if TYPE_CHECKING:
     from gradctl.commands.capture_to_file import Written
 
-__all__ = ["write_and_emit"]
-
 
 def write_and_emit(
     write: Callable[..., Written],

@@ -11,8 +11,6 @@ import msgspec
 from gradctl.core.errors import GradctlError
 from gradctl.core.findings import Allowance, Finding
 
-__all__ = ["Allows"]
-
 
 class Allows:
     """The accepted findings of one run.

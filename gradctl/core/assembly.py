@@ -14,8 +14,6 @@ from gradctl.core.allows import Allows
 from gradctl.core.findings import Allowance, Finding, Report, Tool, Unit
 from gradctl.core.verdicts import run_verdict, summarise, unit_verdict
 
-__all__ = ["assemble_report", "environment", "make_report"]
-
 
 def make_report(
     command: str, units: Sequence[Unit], allows: Allows, *, seed: int, device: str = "cpu", fail_on: str = "error"

@@ -12,16 +12,6 @@ An inner function raises what it knows; the boundary that knows the target adds 
 
 from __future__ import annotations
 
-__all__ = [
-    "GradctlError",
-    "NothingToCheck",
-    "ResourceError",
-    "TargetError",
-    "TrustError",
-    "is_out_of_memory",
-    "nearest",
-]
-
 import difflib
 from collections.abc import Iterable
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["intercept_exits"]
-
 import os
 import sys
 from collections.abc import Callable, Iterator

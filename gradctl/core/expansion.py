@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Endless", "expanded_size"]
-
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeVar
 

@@ -12,8 +12,6 @@ import msgspec
 
 from gradctl.core.findings import Location
 
-__all__ = ["BufferRow", "Inspection", "ParameterRow", "Port", "Semantic", "SemanticKind", "Source"]
-
 Source = Literal["program", "torchscript", "export", "onnx"]
 SemanticKind = Literal[
     "custom function", "custom operator", "hook", "cut", "control flow", "training mode", "random numbers"

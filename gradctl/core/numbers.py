@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-__all__ = ["Number", "format_number", "number"]
-
 # JSON has no NaN and no infinity; ``null`` means "none" (no gradient, not measured), which is not zero.
 Number = float | Literal["nan", "inf", "-inf"] | None
 

@@ -8,8 +8,6 @@ import msgspec
 
 from gradctl.core.numbers import Number
 
-__all__ = ["GraphSize", "Latency", "Optimization", "PassOutcome", "PassStatus"]
-
 PassStatus = Literal["kept", "unchanged", "set aside", "undone", "failed", "not installed", "not applicable"]
 
 

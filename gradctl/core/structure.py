@@ -8,8 +8,6 @@ import msgspec
 
 from gradctl.core.numbers import Number
 
-__all__ = ["ChangeKind", "Difference", "GraphChange", "GraphNode", "InitializerChange", "InitializerKind", "Structure"]
-
 ChangeKind = Literal[
     "fused", "split", "replaced", "folded", "merged", "removed", "added", "rewired", "attributes", "rewired, attributes"
 ]

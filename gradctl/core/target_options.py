@@ -9,8 +9,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULTS", "OPTIONS", "Option", "TargetOptions"]
-
 
 @dataclass(frozen=True, slots=True)
 class TargetOptions:

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from gradctl.core.findings import Finding, Summary, TensorResult
 from gradctl.core.names import NOT_JUDGED, SEVERITIES, UnitStatus, UnitVerdict
 
-__all__ = ["EXIT_CODES", "exit_code_of", "failing_severities", "run_verdict", "summarise", "unit_verdict"]
-
 EXIT_CODES: dict[UnitVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4, "skipped": 5}
 
 

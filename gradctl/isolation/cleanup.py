@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["kill_processes", "main", "remove_at_end", "unit_environment"]
-
 _MARK = "GRADCTL_UNIT"
 _START = "import sys; sys.path[:] = {path!r}; from gradctl.isolation.cleanup import main; main()"
 _MOST_SCANS, _SCAN_SECONDS = 10, 0.005

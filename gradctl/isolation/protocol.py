@@ -16,19 +16,6 @@ from gradctl.core.findings import Finding, Location, Unit, fingerprint
 from gradctl.core.names import UnitStatus
 from gradctl.core.target_options import TargetOptions
 
-__all__ = [
-    "ANSWER",
-    "ASSIGNMENT",
-    "Answer",
-    "Assignment",
-    "UnitRequest",
-    "inconclusive_unit",
-    "mentions_out_of_memory",
-    "read_answer",
-    "read_message",
-    "write_message",
-]
-
 ASSIGNMENT, ANSWER = "assignment.json", "answer.json"
 
 _Message = TypeVar("_Message")

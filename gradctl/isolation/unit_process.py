@@ -34,8 +34,6 @@ from gradctl.isolation.protocol import (
     write_message,
 )
 
-__all__ = ["UnitProcess"]
-
 # Python's search path is the parent's from the first import on, or a file in the current folder could shadow a module.
 _START = "import sys; sys.path[:] = {path!r}; from gradctl.suite.worker import main; main()"
 _PATIENCE_SECONDS = 1.0  # from TERM to KILL

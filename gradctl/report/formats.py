@@ -10,8 +10,6 @@ from pathlib import Path
 from gradctl.core.errors import ResourceError
 from gradctl.core.findings import Report
 
-__all__ = ["FORMATTERS", "ensure_writable", "render", "write"]
-
 # The module of each format, which has ``render(report) -> str``; imported when it is used (rich is slow to start).
 FORMATTERS: dict[str, str] = {
     "console": "gradctl.report.text.console",

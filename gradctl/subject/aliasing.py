@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["clone_as_laid_out", "flat_copy", "overlaps", "reach_of", "sharing_groups", "storage_key"]
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -6,8 +6,6 @@ write the original. So each function that reaches a tensor or a module is made a
 
 from __future__ import annotations
 
-__all__ = ["private_copy"]
-
 import copy
 import functools
 import types

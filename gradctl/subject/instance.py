@@ -28,8 +28,6 @@ from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["InputMode", "Instance", "Leaf", "call_loss", "loss_takes_inputs", "native_dtype", "restore_shared"]
-
 InputMode = Literal["leaf", "clone", "constant"]
 
 

@@ -5,8 +5,6 @@ The model that comes out is as it was before the call but for what was built.
 
 from __future__ import annotations
 
-__all__ = ["build_layers", "has_lazy_parameters", "infer_shapes"]
-
 import dataclasses
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Mapping

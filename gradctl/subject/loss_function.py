@@ -12,8 +12,6 @@ from torch import nn
 from gradctl.subject.instance import call_loss
 from gradctl.subject.subject import Subject
 
-__all__ = ["include_loss"]
-
 
 def include_loss(subject: Subject) -> Subject:
     """Return a subject whose model returns the loss, if any; parameters, buffers and inputs keep their names."""

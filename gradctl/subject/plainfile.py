@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["ensure_plain"]
-
 from pathlib import Path
 
 from gradctl.core.errors import TargetError, nearest

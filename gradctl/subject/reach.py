@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "attributes",
-    "global_names",
-    "global_values",
-    "held",
-    "instance_dict",
-    "path_name",
-    "script_names",
-    "slot_values",
-    "walk",
-]
-
 import dis
 import enum
 import functools

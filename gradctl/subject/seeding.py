@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["preserve_generators", "seed_generators"]
-
 
 def seed_generators(seed: int) -> None:
     """Seed python's, numpy's and torch's global generators (torch's on every device)."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["call_signature", "callee_name", "function_class", "module_of", "optimized_inner", "required_parameters"]
-
 import inspect
 import types
 from collections.abc import Callable

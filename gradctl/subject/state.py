@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from gradctl.subject.aliasing import overlaps
 from gradctl.subject.reach import instance_dict, script_names, slot_values, walk
 
-__all__ = ["State"]
-
 _Restore = Callable[[], None]
 
 

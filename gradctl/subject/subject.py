@@ -11,8 +11,6 @@ from torch.autograd import Function
 
 from gradctl.core.findings import Finding
 
-__all__ = ["Subject"]
-
 
 @dataclass(frozen=True, slots=True)
 class Subject:

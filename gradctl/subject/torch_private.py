@@ -20,8 +20,6 @@ import torch
 
 from gradctl.core.errors import ResourceError
 
-__all__ = ["patched"]
-
 # By the name here: module and name in torch.
 _NAMES = {
     # Tensors as torch's C code has them: its properties are what a function mode is called with.

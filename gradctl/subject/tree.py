@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from gradctl.subject.reach import attributes
 from gradctl.subject.torch_private import pytree_nodes
 
-__all__ = ["leaves", "map_leaves"]
-
 # What is a leaf at first sight. Most are one of these, and trees are opened for each call that is watched.
 _LEAVES = (
     Tensor, bool, int, float, complex, str, bytes, type, type(None), nn.Module, types.ModuleType, types.FunctionType,

@@ -20,18 +20,6 @@ from gradctl.core.names import FORMS, SEVERITIES, VERDICTS, FormName, Severity, 
 from gradctl.core.target_options import DEFAULTS, OPTIONS, TargetOptions
 from gradctl.rules.catalogue import allow_problem
 
-__all__ = [
-    "FILE_NAME",
-    "Accepted",
-    "Configuration",
-    "Project",
-    "TargetEntry",
-    "find_configuration",
-    "parse_configuration",
-    "parse_size",
-    "read_configuration",
-]
-
 FILE_NAME = "gradctl.toml"
 _PYPROJECT = "pyproject.toml"
 # TOML's words for what msgspec calls by JSON's or Python's.

@@ -10,8 +10,6 @@ from pathlib import Path
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.suite.configuration import Project, TargetEntry
 
-__all__ = ["module_and_name", "relative_target", "select_entries"]
-
 _NOT_LOOKED_INTO = ("__pycache__", "node_modules", "site-packages", "build", "dist", "venv")
 
 

@@ -19,8 +19,6 @@ from gradctl.isolation.units import Interrupted, run_units
 from gradctl.suite.configuration import Accepted, Project, TargetEntry, options_of, parse_size
 from gradctl.suite.discovery import relative_target
 
-__all__ = ["Overrides", "Planned", "apply_configuration", "is_unused", "note_unused", "plan", "run"]
-
 # Errors of wrong gradients repeat to rounding; what is accepted is written with three digits.
 _NOT_WORSE = 1.01
 _TIMEOUT_SECONDS = 300.0

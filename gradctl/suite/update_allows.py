@@ -19,8 +19,6 @@ from gradctl.core.verdicts import failing_severities
 from gradctl.suite.configuration import Accepted, Project, parse_configuration
 from gradctl.suite.plan import Planned, is_unused
 
-__all__ = ["accept_failing", "find_unused", "rewrite_allows"]
-
 # What is accepted changes how the rest is judged: a Function that is taken as meant lays bare what is behind it.
 _MOST_ROUNDS = 4
 

@@ -36,8 +36,6 @@ from gradctl.isolation.protocol import (
     write_message,
 )
 
-__all__ = ["main", "run_unit"]
-
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NOTHING_TO_CHECK = 5
 _REPORT_IT = "please report it with the traceback and the output of 'gradctl doctor'."
@@ -101,21 +99,16 @@ def main() -> NoReturn:
 
     _limit_memory(request)
     with intercept_exits(told):
-        answer(_attempted(request))
+        try:
+            unit = run_unit(request)
+        except BaseException as error:  # whatever the user's code and the compilers raise
+            unit = _explained(request, error, time.perf_counter() - start)
+        answer(unit)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # the user may have put anything there
             stream.flush()
     # Threads, exit handlers and destructors of the user's can hang or crash; the answer is given, and nothing is lost.
     leave(0)
-
-
-def _attempted(request: UnitRequest) -> Unit:
-    """Return the unit, whatever the user's code and the compilers raise."""
-    start = time.perf_counter()
-    try:
-        return run_unit(request)
-    except BaseException as error:
-        return _explained(request, error, time.perf_counter() - start)
 
 
 def _explained(request: UnitRequest, error: BaseException, seconds: float) -> Unit:

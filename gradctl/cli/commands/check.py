@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from gradctl.suite.configuration import Accepted, Project
     from gradctl.suite.plan import Planned
 
-__all__ = ["check"]
-
 _MOST_JOBS = 8
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import click
 
-__all__ = ["doctor"]
-
 
 @click.command(epilog="\b\nExample:\n  gradctl doctor --format json")
 @click.option(

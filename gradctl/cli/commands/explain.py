@@ -8,8 +8,6 @@ import click
 
 from gradctl.core.errors import nearest
 
-__all__ = ["explain"]
-
 
 @click.command(epilog="\b\nExample:\n  gradctl explain GC401")
 @click.argument("code", required=False)

@@ -14,8 +14,6 @@ from gradctl.cli.written import write_and_emit
 if TYPE_CHECKING:
     from gradctl.commands.capture_to_file import Written
 
-__all__ = ["export"]
-
 
 @click.command(
     epilog="\b\nExamples:\n"

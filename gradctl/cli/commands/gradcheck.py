@@ -14,8 +14,6 @@ from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS
 
-__all__ = ["gradcheck"]
-
 
 def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """Return a tolerance; NaN compares with nothing, and infinity accepts everything."""

@@ -10,8 +10,6 @@ from gradctl.cli.options import TargetOptions, refuse_other_options, subject_fro
 from gradctl.cli.reporting import progress_line
 from gradctl.cli.users_code import users_code
 
-__all__ = ["inspect"]
-
 _FILE_SUFFIXES = (".pt", ".pth", ".ts", ".pt2", ".onnx")
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from gradctl.commands.optimize import Optimized, Options
     from gradctl.core.allows import Allows
 
-__all__ = ["optimize"]
-
 # What a file has a use for; the other options build a program.
 _OF_FILES = ("target", "output", "inputs_file", "seed", "threads", "level", "passes", "opset", "list_passes")
 _OF_REPORTS = ("format", "files", "allows", "fail_on")

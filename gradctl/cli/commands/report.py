@@ -10,8 +10,6 @@ import click
 from gradctl.cli.reporting import OutputOptions, emit, output_options
 from gradctl.core.errors import GradctlError
 
-__all__ = ["report"]
-
 
 @click.command(
     epilog="\b\nExamples:\n"

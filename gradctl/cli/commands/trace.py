@@ -14,8 +14,6 @@ from gradctl.cli.written import write_and_emit
 if TYPE_CHECKING:
     from gradctl.commands.capture_to_file import Written
 
-__all__ = ["trace"]
-
 _FORMS = ("trace", "script", "export")
 _SUFFIXES = {"trace": (".pt", ".pth", ".ts"), "script": (".pt", ".pth", ".ts"), "export": (".pt2",)}
 

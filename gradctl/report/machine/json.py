@@ -10,8 +10,6 @@ import msgspec
 from gradctl.core.errors import GradctlError
 from gradctl.core.findings import Report
 
-__all__ = ["load", "render", "schema"]
-
 
 def render(report: Report) -> str:
     """Return the report as indented JSON; keys stand in the order of the types, those of mappings sorted."""

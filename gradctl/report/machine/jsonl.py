@@ -14,8 +14,6 @@ import msgspec
 
 from gradctl.core.findings import Report
 
-__all__ = ["render"]
-
 
 def render(report: Report) -> str:
     """Return the report, one JSON object a line."""

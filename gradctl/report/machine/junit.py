@@ -14,8 +14,6 @@ from xml.etree import ElementTree as ET
 from gradctl.core.findings import Finding, Report, Unit
 from gradctl.report.text.wording import is_as_expected, unit_line, verdict_line, why_skipped, worst_first
 
-__all__ = ["render"]
-
 # What XML 1.0 cannot hold, not even escaped.
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

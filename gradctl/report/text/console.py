@@ -7,6 +7,7 @@ is never broken; everything else keeps to the width.
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
 from collections import Counter
@@ -43,8 +44,6 @@ from gradctl.report.text.wording import (
     worst_first,
     worst_units_first,
 )
-
-__all__ = ["render"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,10 +267,7 @@ def _print_tensor(console: Console, unit: Unit, tensor: TensorResult, *, named: 
 
 
 def _of_elements(tensor: TensorResult) -> str:
-    total = 1
-    for size in tensor.shape:
-        total *= size
-    return f"{tensor.elements_wrong} of {counted(total, 'element')}"
+    return f"{tensor.elements_wrong} of {counted(math.prod(tensor.shape), 'element')}"
 
 
 def _elements(unit: Unit, tensor: TensorResult) -> Table:

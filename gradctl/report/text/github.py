@@ -13,8 +13,6 @@ from gradctl.core.names import SEVERITIES
 from gradctl.report.text import markdown
 from gradctl.report.text.wording import counted, one_line, verdict_line, worst_first
 
-__all__ = ["render", "step_summary"]
-
 _MOST_ANNOTATIONS = 10
 _CUT = "\n(cut here: GitHub shows no longer page; --report markdown=FILE has the rest, {} sections)\n"
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
@@ -31,14 +29,15 @@ def render(report: Report) -> str:
         for rank, (severity, line) in enumerate(_annotations(unit))
     ]
     annotations.sort(key=lambda annotation: annotation[:2])
-    lines = [_interrupted(report)] if report.status == "interrupted" else []
+    verdict = one_line(verdict_line(report))
+    lines = [f"::error title=gradctl interrupted::{_message(verdict)}"] if report.status == "interrupted" else []
     room = _MOST_ANNOTATIONS - len(lines)
     shown = room if len(annotations) <= room else room - 1
     lines += [line for _, _, line in annotations[:shown]]
     if rest := annotations[shown:]:
         command = _COMMANDS[SEVERITIES[rest[0][0]]]
         lines.append(f"::{command} title=gradctl::{counted(len(rest), 'more finding')}; see the summary of the job")
-    return "".join(f"{line}\n" for line in [*lines, one_line(verdict_line(report))])
+    return "".join(f"{line}\n" for line in [*lines, verdict])
 
 
 def step_summary(report: Report, *, most_bytes: int = 900_000) -> str:
@@ -75,21 +74,15 @@ def _annotation(unit: Unit, finding: Finding) -> str:
 
 def _annotations(unit: Unit) -> list[tuple[str, str]]:
     """Return severity and line of what is worth an annotation in a unit, worst first."""
-    found = [
+    found: list[tuple[str, str]] = [
         (finding.severity, _annotation(unit, finding)) for finding in worst_first(unit.findings) if not finding.allowed
     ]
     is_told = any(severity == "error" for severity, _ in found)
     is_open = unit.verdict == "inconclusive" and unit.status != "complete" and not is_told
-    return ([("error", _undecided(unit))] if is_open else []) + found
-
-
-def _interrupted(report: Report) -> str:
-    return f"::error title=gradctl interrupted::{_message(one_line(verdict_line(report)))}"
-
-
-def _undecided(unit: Unit) -> str:
-    text = f"{unit.target}, {unit.form}: {unit.reason or unit.status}"
-    return f"::error title={_property(f'gradctl {unit.status}')}::{_message(text)}"
+    if not is_open:
+        return found
+    text = _message(f"{unit.target}, {unit.form}: {unit.reason or unit.status}")
+    return [("error", f"::error title={_property(f'gradctl {unit.status}')}::{text}"), *found]
 
 
 def _message(text: str) -> str:

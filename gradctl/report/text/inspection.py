@@ -13,8 +13,6 @@ from gradctl.core.inspection import Inspection, Semantic
 from gradctl.report.text.matrix import data, plain_table
 from gradctl.report.text.wording import counted
 
-__all__ = ["render", "render_json", "summary"]
-
 # A screen is read: what goes beyond these is counted, and stands in --format json.
 _MOST_ROWS = 40
 _MOST_OPERATORS = 12

@@ -25,8 +25,6 @@ from gradctl.report.text.wording import (
     worst_units_first,
 )
 
-__all__ = ["parts", "render"]
-
 
 def render(report: Report) -> str:
     """Return the report in Markdown: the verdict first, then each unit with what differs and what was found.

@@ -14,8 +14,6 @@ from gradctl.core.findings import Unit
 from gradctl.core.names import Quantity, TensorVerdict
 from gradctl.report.text.wording import VERDICT_WORDS, one_line, printable, verdict_word, worst_units_first
 
-__all__ = ["QUANTITIES", "cell", "data", "matrix_of_forms", "matrix_of_targets", "plain_table"]
-
 QUANTITIES: tuple[Quantity, ...] = ("output", "gradient", "buffer")
 _MOST_ROWS = 40
 _WIDEST_FORM = 24

@@ -5,8 +5,6 @@ from __future__ import annotations
 from gradctl.core.numbers import format_number
 from gradctl.core.optimization import GraphSize, Latency, Optimization, PassOutcome
 
-__all__ = ["PASS_HEADINGS", "SIZE_HEADINGS", "notes", "pass_rows", "size_rows"]
-
 PASS_HEADINGS = ("pass", "result", "nodes", "error", "budget", "latency", "time")
 SIZE_HEADINGS = ("", "before", "after")
 

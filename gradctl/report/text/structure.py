@@ -8,8 +8,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from gradctl.core.numbers import format_number
 from gradctl.core.structure import Difference, GraphChange, GraphNode, InitializerChange, InitializerKind, Structure
 
-__all__ = ["structure_lines"]
-
 _MOST_CHANGES = 6
 _MOST_INITIALIZERS = 3
 _MOST_DIFFERENCES = 3

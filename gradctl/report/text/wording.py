@@ -9,28 +9,6 @@ from collections.abc import Iterable, Sequence
 from gradctl.core.findings import Finding, Number, Report, TensorResult, Unit
 from gradctl.core.names import NOT_JUDGED, SEVERITIES, TensorVerdict, UnitVerdict
 
-__all__ = [
-    "VERDICT_WORDS",
-    "affected_tensors",
-    "counted",
-    "counted_as_judged",
-    "detection_limits",
-    "differing_tensors",
-    "failing_findings",
-    "is_as_expected",
-    "not_judged",
-    "one_line",
-    "printable",
-    "shape_and_dtype",
-    "skip_lines",
-    "unit_line",
-    "verdict_line",
-    "verdict_word",
-    "why_skipped",
-    "worst_first",
-    "worst_units_first",
-]
-
 # The word of each tensor verdict on the screen, worst first; what is agreed is small, what is not is loud.
 VERDICT_WORDS: dict[TensorVerdict, str] = {
     "missing": "MISSING",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["ensure_unpacks", "read_array"]
-
 import tokenize
 import zipfile
 from pathlib import Path

@@ -12,8 +12,6 @@ from gradctl.core.errors import TargetError, nearest
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.tree import map_leaves
 
-__all__ = ["Dynamic", "by_leaf", "parse_dynamic"]
-
 # Input name → axis → name of the size.
 Dynamic = Mapping[str, Mapping[int, str]]
 

@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "Inputs",
-    "input_names",
-    "inputs_beside",
-    "inputs_from_beside",
-    "inputs_from_call",
-    "inputs_from_file",
-    "inputs_from_specs",
-    "trained_inputs",
-]
-
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["first_layer_remedy", "given_inputs"]
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["first_layer", "no_inputs", "proposed_input", "proposed_inputs"]
-
 import inspect
 import shlex
 from collections.abc import Callable

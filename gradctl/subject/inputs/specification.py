@@ -8,8 +8,6 @@ Python literal: ``n=3``, ``flag=True``, ``mask=None``, ``shape=[8,784]``.
 
 from __future__ import annotations
 
-__all__ = ["InputSpec", "TensorSpec", "draw", "parse_input"]
-
 import ast
 import re
 from dataclasses import dataclass

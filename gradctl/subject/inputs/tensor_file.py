@@ -4,8 +4,6 @@ ONNX's test data sets (a folder of ``input_0.pb``, ``input_1.pb``, …).
 
 from __future__ import annotations
 
-__all__ = ["INPUT_SUFFIXES", "WEIGHT_SUFFIXES", "read_tensors"]
-
 import lzma
 import pickle
 import re

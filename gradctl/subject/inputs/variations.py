@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,8 +11,6 @@ from torch import Tensor
 from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
-
-__all__ = ["VARIATIONS", "draw_inputs", "lengthen", "redraw", "vary"]
 
 
 def vary(subject: Subject, name: str) -> Subject:
@@ -32,26 +30,17 @@ def lengthen(subject: Subject, dynamic: Dynamic) -> Subject:
     Raises:
         TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
     """
-    marked = by_leaf(subject.model, subject.args, subject.kwargs, dynamic, _Axes)
-    free = iter([leaf.axes if isinstance(leaf, _Axes) else {} for _, leaf in leaves(marked)])
+    free = iter(leaves(by_leaf(subject.model, subject.args, subject.kwargs, dynamic, frozenset)))
 
     def lengthened(_: str, leaf: object) -> object:
-        axes: Mapping[int, str] = next(free)
-        if not isinstance(leaf, Tensor):
-            return leaf
-        for axis in axes:
+        _, axes = next(free)  # None for all but tensors
+        for axis in axes or ():
+            assert isinstance(leaf, Tensor)
             leaf = torch.cat([leaf, leaf.narrow(axis, -1, 1)], axis)
         return leaf
 
     args, kwargs = map_leaves(lengthened, (subject.args, subject.kwargs))
     return dataclasses.replace(subject, args=args, kwargs=kwargs)
-
-
-class _Axes:
-    """Free axes as a leaf, where a mapping would nest."""
-
-    def __init__(self, axes: Mapping[int, str]) -> None:
-        self.axes = axes
 
 
 def _mapped(subject: Subject, function: Callable[[Tensor], Tensor]) -> Subject:

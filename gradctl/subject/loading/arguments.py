@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["call_with", "parse_arguments"]
-
 import ast
 import inspect
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ parameters are parameters like any other. ``lambda x: net(x).logits`` has the pa
 
 from __future__ import annotations
 
-__all__ = ["adopt_modules"]
-
 import copy
 import types
 from collections.abc import Callable, Iterator, Mapping

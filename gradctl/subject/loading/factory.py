@@ -15,8 +15,6 @@ A factory gives a module, a function of tensors, or a Function. What has no sign
 
 from __future__ import annotations
 
-__all__ = ["KnownInputs", "build_model", "is_factory"]
-
 import inspect
 import typing
 from collections.abc import Callable

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["load_subject", "refuse_meta", "training_note"]
-
 import inspect
 from collections import Counter
 from collections.abc import Callable, Sequence

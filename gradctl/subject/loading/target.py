@@ -5,8 +5,6 @@ What the object is, and how a model is made of it, is said in ``gradctl.subject.
 
 from __future__ import annotations
 
-__all__ = ["Target", "find_in", "find_target", "import_target", "on_import_path", "parse_target"]
-
 import contextlib
 import hashlib
 import importlib

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["load_weights"]
-
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -118,17 +116,17 @@ def _state_dict(path: Path, content: Any) -> Mapping[str, Any]:
     """Return the state dict in a file's content, which may be a checkpoint that has more in it."""
     if isinstance(content, Mapping):
         nested = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
-        if nested and any(isinstance(value, Tensor) for value in nested.values()) and all(map(_is_name, nested)):
+        if (
+            nested
+            and any(isinstance(value, Tensor) for value in nested.values())
+            and all(isinstance(key, str) for key in nested)
+        ):
             return nested
         keys = f" with {', '.join(map(str, list(content)[:_FEW]))}" if content else " with nothing in it"
         what = f"a dict{keys}"
     else:
         what = f"an object of type {type(content).__name__!r}"
     raise TargetError("GC122", f"{path} holds {what}, and no state dict. Save model.state_dict().")
-
-
-def _is_name(key: Any) -> bool:
-    return isinstance(key, str)
 
 
 def _plain_names(names: Iterable[str]) -> list[str]:
