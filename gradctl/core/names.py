@@ -4,28 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-__all__ = [
-    "DEFAULT_FORMS",
-    "DTYPES",
-    "FORMATS",
-    "FORMS",
-    "NEEDS_PROCESS",
-    "NOT_JUDGED",
-    "SEVERITIES",
-    "VERDICTS",
-    "WITHOUT_GRADIENTS",
-    "FormName",
-    "Quantity",
-    "Severity",
-    "TensorVerdict",
-    "UnitStatus",
-    "UnitVerdict",
-    "buffer_name",
-    "input_name",
-    "output_name",
-    "parameter_name",
-]
-
 FormName = Literal["eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint"]
 FORMS: tuple[str, ...] = get_args(FormName)
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from gradctl.core.allows import Allows
     from gradctl.core.findings import Unit
 
-__all__ = ["compare"]
-
 _MODEL_FILES = (".onnx", ".pt", ".pt2", ".pth", ".ts")
 # What two files have a use for; the other options build a program.
 _OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format", "files", "allows", "fail_on")
