@@ -1,4 +1,4 @@
-"""What ``import gradctl`` gives: three checks of a model that is there already, in this process, and their report.
+"""The Python API, ``import gradctl``: three checks of an existing model, in this process, and their report.
 
 A compiler that crashes takes this process with it; ``gradctl compare`` and ``gradctl check`` run it in one of its own.
 Torch is imported when a check is called.
@@ -32,7 +32,7 @@ _Check = Callable[["Subject", "Allows"], Sequence[Unit]]
 
 
 class CheckReport(Report, frozen=True, kw_only=True):
-    """What one check found. ``str`` returns the text of the command line, ``report.machine.json.render`` the JSON."""
+    """The report of a check. ``str`` returns the text of the command line, ``report.machine.json.render`` the JSON."""
 
     @classmethod
     def of(cls, report: Report) -> CheckReport:

@@ -68,7 +68,7 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that ``args`` name; for a word that is none, name the nearest."""
+        """Return the command that ``args`` name; for an unknown word, suggest the nearest."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             known = ", ".join(COMMANDS)
             raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}. There are: {known}.", ctx=ctx)

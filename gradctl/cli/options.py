@@ -60,7 +60,7 @@ def _click_option(name: str, option: Option, default: Any) -> Callable[[_Command
 
 
 def dynamic_option(text: str) -> Callable[[_Command], _Command]:
-    """Return the option ``--dynamic`` with this help text; ``free_sizes_from`` reads what it gives."""
+    """Return the option ``--dynamic`` with this help text; ``free_sizes_from`` parses its value."""
     return click.option("--dynamic", metavar="NAME:AXIS=SIZE", multiple=True, help=text)
 
 
@@ -68,7 +68,7 @@ def free_sizes_from(texts: tuple[str, ...]) -> Dynamic:
     """Return the free sizes by input and axis.
 
     Raises:
-        click.UsageError: a text is none.
+        click.UsageError: a text is not NAME:AXIS=SIZE.
     """
     from gradctl.subject.inputs.dynamic_sizes import parse_dynamic
 

@@ -248,7 +248,7 @@ def _is_colourful() -> bool:
 
 
 def _width() -> int:
-    """Return the columns of the terminal, or 80 where there is none."""
+    """Return the columns of the terminal, or 80 if there is none."""
     terminal = sys.stdout is not None and sys.stdout.isatty()
     return max(40, shutil.get_terminal_size().columns) if terminal else 80
 

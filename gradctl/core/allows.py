@@ -1,4 +1,4 @@
-"""What the user accepts: ``--allow CODE[:NAME]``, matched against findings, and what matched nothing."""
+"""Accepted findings, ``--allow CODE[:NAME]``: matched against findings; those that matched nothing are unused."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def assemble_report(
 def environment(device: str, threads: int | None = None) -> dict[str, str | int | None]:
     """Return versions, threads and device; None for a package that is not installed, and for threads as torch has them.
 
-    Does not import torch: where units run in processes of their own, theirs counts.
+    Does not import torch: units that run in processes of their own import it there.
     """
     torch = sys.modules.get("torch")
     return {

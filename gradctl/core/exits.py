@@ -1,4 +1,4 @@
-"""``os._exit`` in the user's code: it ends the process past every ``finally``, and its 0 must not read as a pass."""
+"""``os._exit`` in the user's code ends the process past every ``finally``; its status 0 must not mean a pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a structure of references holds when each is followed: some kilobytes can stand for more than any memory."""
+"""The size of a structure with all references followed: a few kilobytes can expand beyond any memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Endless(Exception):
-    """A structure that holds itself, or lies too deep in itself; ``key`` is where, ``is_cycle`` which of the two."""
+    """A structure that holds itself (``is_cycle``) or is too deep, at ``key``."""
 
     def __init__(self, key: Any, *, is_cycle: bool) -> None:
         super().__init__("it holds itself" if is_cycle else "it lies too deep in others")
@@ -23,8 +23,8 @@ def expanded_size(
 
     Args:
         start: its key.
-        inside: gives the keys of what lies in one, as often as it lies there; none for a part without parts.
-        deepest: how many may lie in each other.
+        inside: returns the keys of the parts of one, repeated as often as they occur.
+        deepest: the largest depth.
         known: sizes that were found before, by key; filled.
 
     Raises:

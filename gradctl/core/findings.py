@@ -48,7 +48,7 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was found, by rule code.
 
-    ``error`` is how far off it is (norm-relative), where that has a size. ``allow`` is what to give to ``--allow`` to
+    ``error`` is its relative error (of norms), if it has one. ``allow`` is the value for ``--allow`` to
     accept it; ``allowed`` says that it was given. ``repro`` is the program that ``--repro`` wrote for it.
     """
 
@@ -77,7 +77,7 @@ class Element(msgspec.Struct, frozen=True, kw_only=True):
     """One element of a tensor that differs.
 
     For eager's own gradient ``reference`` is autograd's value and ``candidate`` is null; for a form ``reference`` is
-    eager's value and ``candidate`` the form's. Errors are against the finite difference where there is one.
+    eager's value and ``candidate`` the form's. Errors are against the finite difference if there is one.
     """
 
     index: tuple[int, ...]

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 FormName = Literal["eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint"]
 FORMS: tuple[str, ...] = get_args(FormName)
 
-# What is compared where no form is named: a joint graph is for those who want gradients outside PyTorch.
+# Compared if no form is named: a joint graph is for those who want gradients outside PyTorch.
 DEFAULT_FORMS: tuple[str, ...] = tuple(name for name in FORMS if not name.endswith("-joint"))
 
 WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx",)

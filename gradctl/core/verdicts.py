@@ -1,4 +1,4 @@
-"""From findings to verdicts to exit codes: the one place where severities are weighed."""
+"""From findings to verdicts to exit codes."""
 
 from __future__ import annotations
 

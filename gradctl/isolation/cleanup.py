@@ -1,6 +1,6 @@
-"""What units leave behind, processes and files, is ended and removed, also where nobody is left to do it.
+"""End the processes and remove the files that units leave behind, also if the supervisor is killed.
 
-Each process of a unit has the unit's folder in its environment, which all that it starts inherits: a daemon leaves its
+Each process of a unit has the unit's folder in its environment, which its children inherit: a daemon leaves its
 parent, its group and its session, and keeps that. Only Linux shows the environment of other processes (/proc).
 """
 
@@ -30,7 +30,7 @@ def unit_environment(folder: Path) -> dict[str, str]:
 def kill_processes(folder: Path) -> None:
     """Kill every process of the unit with this folder, or of all units with a folder in it.
 
-    Until none is found twice, for one may start another meanwhile, and has no environment while it does.
+    Repeats until two scans find none: a process may start another meanwhile, and has no environment while it does.
     """
     clean = 0
     for _ in range(_MOST_SCANS):

@@ -33,7 +33,7 @@ _REFUSALS = (
 
 
 class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One target in one form, and how it is to be judged: all that a process of its own has to know.
+    """One target in one form, and how to judge it: the request to a process of its own.
 
     Attributes:
         checking: the target and what goes with it.
@@ -83,13 +83,13 @@ def read_message(path: Path, kind: type[_Message]) -> _Message:
     """Return the message at ``path``, read strictly.
 
     Raises:
-        OSError, ValueError: there is none, or it is torn, or of another kind.
+        OSError, ValueError: it is missing, incomplete, or of another kind.
     """
     return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=lambda kind, value: kind(value))
 
 
 def read_answer(path: Path, nonce: str) -> Unit | None:
-    """Return the unit of the answer at ``path``; None if there is none, or it is torn, or has another nonce."""
+    """Return the unit of the answer at ``path``; None if it is missing, incomplete, or has another nonce."""
     try:
         answer = read_message(path, Answer)
     except (OSError, ValueError, RecursionError):
@@ -108,7 +108,7 @@ def inconclusive_unit(
     location: Location | None = None,
     seconds: float = 0.0,
 ) -> Unit:
-    """Return the unit of a check that came to no verdict, with one finding that says why.
+    """Return the unit of a check without a verdict, with one finding that says why.
 
     The finding is a warning: an error would fail the unit, and nothing is known about its gradients.
     """

@@ -1,8 +1,8 @@
-"""One unit in a process of its own, seen from the supervisor: start it, keep the end of what it says, end it in time.
+"""One unit in a process of its own, seen from the supervisor: start it, keep the end of its output, stop it in time.
 
-Each process leads a session of its own, so that a terminal's Ctrl-C does not reach it, and so that whatever it has
-started is ended with it; on Linux also what has left that session. What it prints goes through a pipe of which the
-last part is kept: it can fill no disk.
+Each process leads a session of its own, so that a terminal's Ctrl-C does not reach it, and so that whatever it
+starts ends with it; on Linux also what has left that session. Its output goes through a pipe of which the
+last part is kept: it cannot fill a disk.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class UnitProcess:
         self._killer.daemon = True
 
     def run(self) -> Unit | None:
-        """Return the unit, by itself or by how its process ended; None if it was stopped before it had an answer."""
+        """Return the unit that the process answered, or one that says how it ended; None if it was stopped before."""
         start, nonce = time.perf_counter(), secrets.token_hex(16)
         assignment = Assignment(request=self._request, nonce=nonce, supervisor=os.getpid())
         try:

@@ -32,7 +32,7 @@ def run_units(
 ) -> list[Unit]:
     """Return one unit a request, in their order, whatever their processes do.
 
-    A process that crashes, hangs or runs out of memory gives an ``inconclusive`` unit with a finding GC801, GC802 or
+    A process that crashes, hangs or runs out of memory returns an ``inconclusive`` unit with a finding GC801, GC802 or
     GC803, and the end of its output as details. Nothing that a process prints reaches the streams of this one.
 
     Args:

@@ -183,7 +183,7 @@ class _Mender:
         return weakref.ref(target, reference.__callback__)
 
     def _own(self, value: Any) -> Any:
-        """Return the copy of an object that a function refers to; the object itself where there is none to be made."""
+        """Return the copy of an object that a function refers to; the object itself if it cannot be copied."""
         if id(value) not in self.original_ids:
             return self.mend(value)
         if not self._is_tied(value):

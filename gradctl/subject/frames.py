@@ -41,7 +41,7 @@ _STANDARD_LIBRARY = tuple({sysconfig.get_paths()[key] for key in ("stdlib", "pla
 _SITE_PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _INTERPRETER = "The following operation failed in the TorchScript interpreter"
 _RAISED = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception): .+)$", re.MULTILINE)
-# What changes from run to run: addresses, and the numbers that TorchScript gives to classes of one name.
+# Text that changes from run to run: addresses, and TorchScript's numbers of classes of one name.
 _PASSING = re.compile(r" \(of Python compilation unit at: \w+\)| at 0x[0-9a-f]+|__torch__\.|___torch_mangle_\d+\.")
 
 

@@ -78,8 +78,8 @@ class Instance:
 
     Attributes:
         leaves: what is differentiable.
-        shared: the tensors and modules that the copy could not but share with the user's own, by name.
-        closed_outputs: what the last call gave besides tensors, by path.
+        shared: the tensors and modules that the copy has to share with the user's own, by name.
+        closed_outputs: outputs of the last call that are not tensors, by path.
 
     Args:
         subject: what to copy; never changed.
@@ -145,7 +145,7 @@ class Instance:
         )
 
     def run(self, context: AbstractContextManager[Any] | None = None) -> list[tuple[str, Tensor]]:
-        """Return the tensors that the model gives, by name, from the state and seed of every other run.
+        """Return the tensors that the model returns, by name, from the state and seed of every other run.
 
         Args:
             context: entered around the call of the model only.
@@ -168,7 +168,7 @@ class Instance:
     def call(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[tuple[str, Tensor]]:
-        """Return the tensors that ``model`` (this one, or a form of it) gives on these inputs, the loss applied.
+        """Return the tensors that ``model`` (this one, or a form of it) returns on these inputs, the loss applied.
 
         Random generators are seeded before. Raises as ``run``.
         """

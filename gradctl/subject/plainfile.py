@@ -1,4 +1,4 @@
-"""Files that a user names: plain ones, with something in them. A pipe would be waited for, and a device never ends."""
+"""Files that a user names must be plain and not empty: a pipe would block, and a device never ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def ensure_plain(path: Path, code: str, alike: str) -> int:
     Args:
         path: the file.
         code: rule code of the refusal.
-        alike: which files beside it are compared with a name that is none, for example ``*.onnx``.
+        alike: pattern of the files to suggest if there is no such file, for example ``*.onnx``.
 
     Raises:
         TargetError: it is a folder, missing, no plain file, or empty.

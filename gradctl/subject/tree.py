@@ -34,8 +34,8 @@ class _Opened(NamedTuple):
 
     Attributes:
         children: each with its part of the path, None if it has no name.
-        rebuild: takes the shell and new children, in order, and gives the container with these.
-        shell: gives a shallow copy to fill in, to which children may refer; None where there is none.
+        rebuild: takes the shell and new children, in order, and returns the container with these.
+        shell: returns a shallow copy to fill in, to which children may refer; None if there is none.
     """
 
     children: Sequence[tuple[str | None, Any]]
@@ -46,7 +46,7 @@ class _Opened(NamedTuple):
 def leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
     """Return every leaf of ``value`` with its path, in order: ``[("mask", …), ("xs.0", …)]``; of a bare leaf ``""``.
 
-    What holds itself is no leaf there.
+    A container that holds itself is not a leaf.
     """
     found: list[tuple[str, Any]] = []
     _collect(value, path, (), found)

@@ -1,6 +1,6 @@
-"""``gradctl.toml``, or ``[tool.gradctl]`` of pyproject.toml: what ``gradctl check`` runs, and what is accepted there.
+"""``gradctl.toml``, or ``[tool.gradctl]`` of pyproject.toml: the targets of ``gradctl check``, and accepted findings.
 
-Decoded strictly: a key that is none is an error with its line and the nearest one that is, never passed over.
+Decoded strictly: an unknown key is an error, reported with its line and the nearest known key.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gradctl.rules.catalogue import allow_problem
 
 FILE_NAME = "gradctl.toml"
 _PYPROJECT = "pyproject.toml"
-# TOML's words for what msgspec calls by JSON's or Python's.
+# TOML's terms by those of msgspec, which are JSON's or Python's.
 _WORDS = {"": " | null", "table": "object", "string": "str", "integer": "int"}
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
@@ -113,7 +113,7 @@ _KINDS: dict[str, type[msgspec.Struct]] = {"targets": TargetEntry, "allow": Acce
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A configuration with its place; one that was not found is empty, and its place is where it would be."""
+    """A configuration with its path; if none was found, an empty one with the path that it would have."""
 
     file: Path
     configuration: Configuration
@@ -156,16 +156,16 @@ def read_configuration(path: Path) -> Project:
     """Return the configuration in a file.
 
     Raises:
-        TargetError: GC153 if it cannot be read, or holds what is no configuration; says where.
+        TargetError: GC153 if it cannot be read, or is not a valid configuration; names the line.
     """
     return parse_configuration(path, _text(path))
 
 
 def parse_configuration(path: Path, text: str) -> Project:
-    """Return the configuration that ``text`` is, for a file at ``path``.
+    """Return the configuration in ``text``, for a file at ``path``.
 
     Raises:
-        TargetError: GC153 if it is none; says where.
+        TargetError: GC153 if it is not a valid configuration; names the line.
     """
     try:
         content: Any = tomllib.loads(text)
@@ -188,7 +188,7 @@ def parse_size(size: int | str) -> int:
     """Return the bytes of a size like ``8GiB``.
 
     Raises:
-        ValueError: it is none; says what one looks like.
+        ValueError: it is not a size; shows an example.
     """
     found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?) ?(\w*)", str(size).strip())
     if found is None or found[2] not in _UNITS or not float(found[1]):
@@ -252,7 +252,7 @@ def _of_settings(settings: _Settings, place: tuple[str | int, ...]) -> Iterable[
 
 
 def _translate(said: str) -> tuple[str, tuple[str | int, ...]]:
-    """Return what msgspec says, in TOML's words, and the place that it says it of."""
+    """Return a message of msgspec in TOML's words, and the place that it is about."""
     message, _, path = said.partition(" - at ")
     place: list[str | int] = [
         int(index) if index else key for index, key in re.findall(r"\[(\d+)\]|\.([\w-]+)", path.strip("`"))
@@ -280,9 +280,9 @@ def _error(path: Path, text: str, place: tuple[str | int, ...], message: str) ->
 
 
 def _line_of(text: str, place: tuple[str | int, ...]) -> int | None:
-    """Return the line where a value begins: after the last beginning of the text that is TOML and has it not.
+    """Return the line where a value begins: after the last prefix of the text that is TOML and lacks it.
 
-    What is not there (a key that is missing) has the line of the table that lacks it; None for the whole file.
+    A missing key has the line of its table; None stands for the whole file.
     """
     lines = text.splitlines()
 

@@ -1,4 +1,4 @@
-"""Which targets a run has: those of the configuration, and files with a ``make_model`` where a path is given."""
+"""The targets of a run: those of the configuration, and files with a ``make_model`` at the given paths."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def module_and_name(target: str) -> tuple[str, str]:
 
 
 def relative_target(root: Path, target: str) -> str:
-    """Return a target of a configuration as it is called from the current folder."""
+    """Return a target of a configuration with its path relative to the current folder."""
     place, name = module_and_name(target)
     if not _is_file(place):
         return target
@@ -84,7 +84,7 @@ def _name_of(entry: TargetEntry) -> str:
 
 
 def _named(project: Project, target: str) -> TargetEntry:
-    """Return the entry of a target that is named from the current folder, as the configuration would call it."""
+    """Return the entry of a target that is named from the current folder, its path relative to the configuration."""
     try:
         target.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Many targets in many forms, and what the configuration accepts and expects of them: ``gradctl check``."""
+"""Plan, run and judge the units of ``gradctl check``: accepted findings, expected verdicts, unused entries."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the command line says over the configuration; None leaves it."""
+    """Options of the command line that override the configuration; None does not."""
 
     timeout: float | None = None
     memory: int | str | None = None
@@ -91,10 +91,10 @@ def plan(
 
 
 def run(planned: Sequence[Planned], *, jobs: int, on_result: Callable[[Unit], None] | None = None) -> list[Unit]:
-    """Return the units as judged, in their order.
+    """Return the judged units, in their order.
 
     Raises:
-        Interrupted: with those that were complete, as judged.
+        Interrupted: with the judged units that were complete.
     """
     try:
         units = run_units([each.request for each in planned], jobs=jobs, on_result=on_result)
@@ -106,7 +106,7 @@ def run(planned: Sequence[Planned], *, jobs: int, on_result: Callable[[Unit], No
 
 
 def apply_configuration(planned: Planned, unit: Unit) -> Unit:
-    """Return a unit as the configuration sees it: under its title, what got worse not accepted, ``expect`` held."""
+    """Return a unit under its title, with findings that got worse no longer accepted, compared with ``expect``."""
     findings = [_named(_not_worse(finding, unit, planned.accepted), planned) for finding in unit.findings]
     unit = _with(msgspec.structs.replace(unit, target=planned.title), findings, planned)
     return unit if planned.expected is None else _as_expected(unit, planned.expected)
@@ -184,7 +184,7 @@ def _named(finding: Finding, planned: Planned) -> Finding:
 
 
 def _not_worse(finding: Finding, unit: Unit, accepted: Sequence[Accepted]) -> Finding:
-    """Return a finding, no longer allowed where it is further off than each entry that accepts it lets it be."""
+    """Return a finding, no longer allowed if its error is larger than every entry that accepts it permits."""
     entries = [each for each in accepted if _accepts(each, finding)] if finding.allowed else []
     budgets = [row.budget for row in unit.tensors if (row.quantity, row.tensor) == (finding.quantity, finding.tensor)]
     rounding = max((each for each in budgets if isinstance(each, float)), default=0.0)
@@ -212,7 +212,7 @@ def _applies(accepted: Accepted, entry: TargetEntry, form: str) -> bool:
 
 
 def _as_expected(unit: Unit, expected: UnitVerdict) -> Unit:
-    """Return a unit that passes by having the verdict it is to have, or fails by having another."""
+    """Return a unit that passes if it has the expected verdict, and fails if it has another."""
     if unit.verdict == expected:
         findings = tuple(
             each if each.severity == "note" else msgspec.structs.replace(each, allowed=True) for each in unit.findings

@@ -1,4 +1,4 @@
-"""``gradctl check --write-allows``: what fails today goes into the configuration, and what is of no use there goes."""
+"""``gradctl check --write-allows``: accept what fails today in the configuration, and remove unused entries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradctl.core.verdicts import failing_severities
 from gradctl.suite.configuration import Accepted, Project, parse_configuration
 from gradctl.suite.plan import Planned, is_unused
 
-# What is accepted changes how the rest is judged: a Function that is taken as meant lays bare what is behind it.
+# Accepting a finding changes how the rest is judged: an accepted Function reveals findings behind it.
 _MOST_ROUNDS = 4
 
 _Key = tuple[str, str, str | None]
@@ -77,7 +77,7 @@ def rewrite_allows(file: Path, text: str, *, add: Iterable[Accepted], drop: Iter
 def _with_entries(
     project: Project, text: str, added: Sequence[Accepted], gone: Container[_Key], new: Callable[[], AoT | Array]
 ) -> str:
-    """Return the text with the entries; ``new`` makes the list of them where there is none."""
+    """Return the text with the entries; ``new`` makes their list if there is none."""
     document = tomlkit.parse(text)
     table: Any = document
     for key in project.table:
@@ -108,7 +108,7 @@ def _with_entries(
 def _entries(planned: Sequence[Planned], units: Sequence[Unit]) -> list[Accepted]:
     """Return an entry for each finding that fails a unit and can be accepted, with the error that it has now.
 
-    What another finding of the unit is the cause of may be gone once that is accepted, and is left for the next round.
+    A finding that another one of the unit causes may be gone once that is accepted; it waits for the next round.
     """
     found = []
     for each, unit in zip(planned, units, strict=True):
@@ -128,7 +128,7 @@ def _entries(planned: Sequence[Planned], units: Sequence[Unit]) -> list[Accepted
 
 
 def _size(finding: Finding) -> float:
-    """Return the error; what has none that is a number has no limit either."""
+    """Return the error; infinity if it is not a number, so that the entry has no limit."""
     return finding.error if isinstance(finding.error, float) else math.inf
 
 
@@ -137,7 +137,7 @@ def _key(accepted: Accepted) -> _Key:
 
 
 def _rounded_up(error: float) -> float:
-    """Return an error with three significant digits, none of it lost."""
+    """Return an error rounded up to three significant digits."""
     if not error:
         return 0.0
     digit = 10.0 ** (math.floor(math.log10(error)) - 2)

@@ -1,6 +1,6 @@
 """The process of one unit: ``python -m gradctl.suite.worker FOLDER`` reads its assignment and leaves its answer there.
 
-The user's code and the compilers may do here what they like: print, exit, hang, crash. Whatever they do is told by the
+The user's code and the compilers may print, exit, hang or crash here. Whatever they do is reported by the
 answer, or by its absence (``gradctl.isolation.unit_process``).
 """
 

@@ -148,7 +148,7 @@ def _checked(
 
 
 def _project(file: Path | None, paths: Sequence[str]) -> Project:
-    """Return the configuration that is named, or the nearest to what is checked; an empty one where there is none."""
+    """Return the configuration that is named, or the nearest to the paths; an empty one if there is none."""
     from gradctl.suite.configuration import FILE_NAME, Configuration, Project, find_configuration, read_configuration
     from gradctl.suite.discovery import module_and_name
 
@@ -166,16 +166,16 @@ def _project(file: Path | None, paths: Sequence[str]) -> Project:
 
 def _listed(planned: Sequence[Planned]) -> Iterator[str]:
     """Yield a line for each unit: target, form, expected verdict, accepted findings."""
-    wide = max(len(each.title) for each in planned)
+    width = max(len(each.title) for each in planned)
     for each in planned:
         accepted = dict.fromkeys(entry.finding for entry in each.accepted)
         says = [f"expect {each.expected}"] if each.expected else []
         says += [f"allow {', '.join(accepted)}"] if accepted else []
-        yield f"{each.title:<{wide}}  {each.form:<7}  {'; '.join(says)}".rstrip()
+        yield f"{each.title:<{width}}  {each.form:<7}  {'; '.join(says)}".rstrip()
 
 
 def _every_unit(project: Project) -> list[Planned]:
-    """Return all units of the configuration; none where there is nothing in it that could be of no use."""
+    """Return all units of the configuration; none if it accepts no finding, so that nothing can be unused."""
     from gradctl.core.errors import NothingToCheck
     from gradctl.suite.discovery import select_entries
     from gradctl.suite.plan import plan

@@ -48,7 +48,7 @@ from gradctl.report.text.wording import (
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """How much of a unit is shown: tensors with their elements, and lines of anything else."""
+    """The most of a unit that is shown: tensors with their elements, and lines of anything else."""
 
     blocks: int
     lines: int
@@ -70,7 +70,7 @@ _STYLES = {
     "inconclusive": "bold yellow",
     "skipped": "yellow",
 }
-# What explains most differences: read first, or the numbers are read for nothing.
+# Explains most differences, so it comes before the numbers.
 _BEFORE_NUMBERS = "GC220"
 
 

@@ -1,6 +1,6 @@
 """The report as GitHub workflow annotations, and as the page that GitHub shows for a step.
 
-GitHub shows ten annotations a step and drops the rest in silence: here the worst nine stand, and how many more there
+GitHub shows ten annotations a step and silently drops the rest: the worst nine are written, and how many more there
 are. https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands
 """
 

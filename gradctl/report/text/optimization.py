@@ -1,4 +1,4 @@
-"""What ``gradctl optimize`` did, as the rows of tables that a screen and Markdown share."""
+"""The result of ``gradctl optimize``, as rows of tables for screen and Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How two graphs differ, in the few lines that a screen and Markdown share: what is alike is counted."""
+"""How two graphs differ, in a few lines for screen and Markdown; what is the same is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words that all formats share: what comes first, what is counted, and the one line that a person can quote."""
+"""Texts that all formats share: the order of findings, counts, and the one line that a person can quote."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VERDICT_WORDS: dict[TensorVerdict, str] = {
 _AGREES = ("same", "non-differentiable")
 _FAILS = ("missing", "reference-wrong", "wrong", "differs")
 _NO_VERDICT = ("unresolved", "nondeterministic")
-# What is said of one tensor that is not judged, and of several.
+# The text for one tensor that is not judged, and for several.
 _CLASSES: dict[TensorVerdict, tuple[str, str]] = {
     "frozen": ("frozen", "frozen"),
     "no-gradient": ("receives no gradient", "receive no gradient"),
@@ -140,7 +140,7 @@ def unit_line(unit: Unit) -> str:
     if unit.verdict == "skipped":
         return f"NOTHING CHECKED: {one_line(why_skipped(unit))}"
     if unit.verdict == "inconclusive":
-        return f"INCONCLUSIVE: {_undecided(unit)}{_how_to_go_on([unit])}"
+        return f"INCONCLUSIVE: {_inconclusive(unit)}{_how_to_go_on([unit])}"
     accepted = {finding.tensor for finding in unit.findings if finding.allowed}
     wrong = _wrong([tensor for tensor in unit.tensors if tensor.tensor not in accepted], unit)
     return f"FAIL: {wrong or counted(len(failing_findings(unit)), 'finding')}{_how_to_go_on([unit])}"
@@ -162,7 +162,7 @@ def _wrong(tensors: Sequence[TensorResult], unit: Unit) -> str:
 def _as_expected(unit: Unit) -> str:
     """Return what the unit was expected to do, and what it did."""
     assert unit.expected is not None
-    what = _wrong(unit.tensors, unit) if unit.expected == "fail" else _undecided(unit)
+    what = _wrong(unit.tensors, unit) if unit.expected == "fail" else _inconclusive(unit)
     return f"{_EXPECTATIONS[unit.expected]} as expected{f': {what}' if what else ''}"
 
 
@@ -263,7 +263,7 @@ def _allowed(unit: Unit) -> str:
     return f", {counted(count, 'finding')} allowed" if count else ""
 
 
-def _undecided(unit: Unit) -> str:
+def _inconclusive(unit: Unit) -> str:
     if unit.status != "complete":
         return f"{unit.status}: {one_line(unit.reason)}" if unit.reason else unit.status
     open_tensors = [tensor for tensor in unit.tensors if tensor.verdict in _NO_VERDICT]

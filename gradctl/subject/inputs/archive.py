@@ -1,4 +1,4 @@
-"""Zip archives (``.npz``, ``.pt``, ``.pt2``), held to what they say of their size before they are unpacked."""
+"""Zip archives (``.npz``, ``.pt``, ``.pt2``), checked against the size that they declare before they are unpacked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_array(member: IO[bytes], size: int) -> np.ndarray[Any, Any]:
     """Return the array in an ``.npy`` file of ``size`` bytes, compared with its header before memory is allocated.
 
     Raises:
-        ValueError: it is none, is damaged, or holds pickled objects, which are not loaded.
+        ValueError: it is not an array, is damaged, or holds pickled objects, which are not loaded.
     """
     version = np.lib.format.read_magic(member)
     if version not in _HEADERS:

@@ -63,7 +63,7 @@ def trained_inputs(function: Callable[..., Any], args: Sequence[Any], kwargs: Ma
 
 
 def inputs_from_specs(specs: Sequence[InputSpec], model: Callable[..., Any], seed: int) -> Inputs:
-    """Return the inputs that ``--input`` asks for, drawn in order from one generator seeded by ``seed``.
+    """Return the inputs of ``--input``, drawn in order from one generator seeded by ``seed``.
 
     Raises:
         TargetError: GC104 if a name is given twice, or names or number do not fit what the model takes.
@@ -117,7 +117,7 @@ def inputs_from_file(path: Path, model: Callable[..., Any]) -> Inputs:
 
 
 def inputs_beside(module: ModuleType, name: str) -> tuple[str, Any] | None:
-    """Return name and object of what gives the target's inputs: ``NAME_inputs``, else ``example_inputs``, else None."""
+    """Return name and object of the source of the inputs: ``NAME_inputs``, else ``example_inputs``, else None."""
     for candidate in (f"{name.replace('.', '_')}_inputs", "example_inputs"):
         if hasattr(module, candidate):
             return candidate, getattr(module, candidate)
@@ -125,7 +125,7 @@ def inputs_beside(module: ModuleType, name: str) -> tuple[str, Any] | None:
 
 
 def inputs_from_beside(name: str, found: Any, model: Callable[..., Any]) -> Inputs:
-    """Return what ``NAME_inputs()`` gives: a tuple by position, a dict by keyword, anything else as the one input.
+    """Return the result of ``NAME_inputs()``: a tuple by position, a dict by keyword, anything else as the one input.
 
     Raises:
         TargetError: GC104 if the user's function raises, with their frames, gives None or a list, or what it gives
@@ -153,7 +153,7 @@ def inputs_from_call(inputs: Any, kwargs: Mapping[str, Any], model: Callable[...
     """Return the inputs of a program: a tuple or list by position, a mapping by keyword, a tensor as the one input.
 
     Raises:
-        TargetError: GC104 if ``inputs`` is none of these, or does not fit what the model takes.
+        TargetError: GC104 if ``inputs`` is of another type, or does not fit the model.
     """
     if isinstance(inputs, Mapping):
         named = {str(name): value for name, value in inputs.items()}

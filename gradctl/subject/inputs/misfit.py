@@ -1,4 +1,4 @@
-"""What to say where a model refuses its inputs: what it was given, and what its first layer would take."""
+"""The message if a model refuses its inputs: the given inputs, and what its first layer takes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FEW = 4  # inputs that a message lists
 
 
 def given_inputs(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return the tensors among the inputs, ``x=f32[3,7], mask=bool[3,7]``, or ``its inputs`` where there are none."""
+    """Return the tensors among the inputs, ``x=f32[3,7], mask=bool[3,7]``, or ``its inputs`` if there are none."""
     tensors = [(name, value) for name, value in input_names(function, args, kwargs) if isinstance(value, Tensor)]
     listed = ", ".join(f"{name}={_spec(value)}" for name, value in tensors[:_FEW])
     return (listed + (f" and {len(tensors) - _FEW} more" if len(tensors) > _FEW else "")) or "its inputs"
 
 
 def first_layer_remedy(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Return a sentence with the ``--input`` that the model's first layer takes, if the first tensor is none such."""
+    """Return a sentence with the ``--input`` that the model's first layer takes, if the first tensor does not fit."""
     name, layer, wanted = first_layer(function)
     tensors = [each for each in input_names(function, args, kwargs) if isinstance(each[1], Tensor)]
     if layer is None or not tensors or not _is_misfit(tensors[0][1], layer, wanted):

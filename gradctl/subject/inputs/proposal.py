@@ -1,4 +1,4 @@
-"""The line to type where inputs are missing, guessed from the model's first layer and the names its forward takes."""
+"""The line to type if inputs are missing, guessed from the model's first layer and the names its forward takes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def proposed_input(model: Callable[..., Any], parameter: inspect.Parameter) -> s
 def first_layer(model: Callable[..., Any]) -> tuple[str, nn.Module | None, TensorSpec]:
     """Return name and module of the first layer that has a width of its own, in order of definition, and what it takes.
 
-    The layer is None where there is no such; then the input is a guess out of the blue.
+    The layer is None if there is no such layer; then the input is a default guess.
     """
     owner = module_of(model)
     for name, module in owner.named_modules() if owner is not None else ():

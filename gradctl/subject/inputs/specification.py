@@ -63,7 +63,7 @@ class InputSpec:
 
 
 def parse_input(text: str) -> InputSpec:
-    """Return what one ``--input`` asks for.
+    """Return one ``--input``, parsed.
 
     Raises:
         TargetError: GC104 with the part that is wrong and an example: dtype, shape, range or literal.
@@ -118,7 +118,7 @@ def _shape(text: str, sizes: str) -> tuple[int, ...]:
 
 
 def _range(text: str, dtype: str, values: str) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-    """Return the bounds and the normal distribution that ``values`` gives: one of them, or neither."""
+    """Return the bounds and the normal distribution in ``values``: one of them, or neither."""
     is_float, is_complex = dtype[0] in "fb" and dtype != "bool", dtype[0] == "c"
     if not values:
         return None, None

@@ -41,7 +41,7 @@ def read_tensors(path: Path, suffixes: Sequence[str], remedy: str) -> Any:
     Args:
         path: the file; of a data set its folder, or the first of its files.
         suffixes: those that are understood here.
-        remedy: what to do where the file holds pickled code; a sentence.
+        remedy: what to do if the file holds pickled code; a sentence.
 
     Raises:
         TargetError: GC122 if the file is missing, of another kind, empty, truncated or not what its suffix says.
@@ -127,7 +127,7 @@ def _as_tensor(path: Path, name: str, array: Any) -> torch.Tensor:
 
 
 def _read_pickled_weights(path: Path, remedy: str) -> Any:
-    """Return what ``torch.load(weights_only=True)`` gives; it fails in many ways, some of them by a wrong byte."""
+    """Return the result of ``torch.load(weights_only=True)``, which fails in many ways, some by a wrong byte."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

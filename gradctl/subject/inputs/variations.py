@@ -1,4 +1,4 @@
-"""More inputs than the example: what a form that baked something in gets wrong."""
+"""More inputs than the example: they reveal what a form fixed at capture."""
 
 from __future__ import annotations
 

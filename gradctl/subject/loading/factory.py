@@ -5,12 +5,13 @@ that holds:
 
 1. It is named ``make_model``, or says that it returns an ``nn.Module`` (``-> Net``): a factory.
 2. It says that it returns a tensor, or inputs name its own parameters (``--input 'x=…'`` for ``def f(x)``): of tensors.
-3. ``--arg`` gives it arguments: a factory.
+3. ``--arg`` passes arguments to it: a factory.
 4. It takes parameters without a default, or ``*args``: of tensors; except where each of them is annotated with a plain
    type (``width: int``) and there is no ``--input``, ``--inputs`` or ``NAME_inputs()``: a factory that lacks arguments.
 5. It needs nothing: a factory.
 
-A factory gives a module, a function of tensors, or a Function. What has no signature (``torch.relu``) is of tensors.
+A factory returns a module, a function of tensors, or a Function. A builtin without a signature (``torch.relu``) is a
+function of tensors.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def make_subject(
     The arguments are those of ``gradctl.gradcheck``; modules that a function uses become part of the model.
 
     Raises:
-        TargetError: GC109 ``model`` is none, or has no values; GC104 the inputs do not fit; GC113 ``loss`` is none.
+        TargetError: GC109 not a model, or one without values; GC104 the inputs do not fit; GC113 invalid ``loss``.
     """
     if inspect.isclass(model) and issubclass(model, Function):
         model = model.apply

@@ -1,6 +1,6 @@
-"""TARGET: ``path/to/file.py:NAME`` or ``package.module:NAME``, from the text to the object that it names.
+"""TARGET, ``path/to/file.py:NAME`` or ``package.module:NAME``: from the text to the object that it names.
 
-What the object is, and how a model is made of it, is said in ``gradctl.subject.loading.factory``.
+``gradctl.subject.loading.factory`` makes a model of the object.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def parse_target(text: str) -> Target:
     """Return the parts of a target, its file found.
 
     Raises:
-        TargetError: GC101 if the file is missing, a folder or no Python file, or the module's name is none;
+        TargetError: GC101 if the file is missing, a folder or not a Python file, or the module's name is invalid;
             GC102 if what is after the colon is no name.
     """
     place, colon, name = text.rpartition(":")
