@@ -1,6 +1,6 @@
-"""One table of torch.onnx's conversions for all exports of a process: torch reads it anew from source for each.
+"""What torch computes anew in each export of a process, computed once (torch 2.13, onnxscript 0.7): 1.5 s of each.
 
-That is a second of each export (torch 2.13, onnxscript 0.7), and what it gives hangs on the opset alone.
+The table of conversions, which onnxscript reads from source, and the list of operators without kernels of their own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ def share_conversions() -> None:
 
         if not isinstance(ONNXRegistry.from_torchlib, Shared):
             ONNXRegistry.from_torchlib = Shared(functools.cache(ONNXRegistry.from_torchlib), TORCHLIB_OPSET)
+    with contextlib.suppress(ImportError, AttributeError):
+        import torch._export.utils as utils
+
+        if not isinstance(utils._materialize_cpp_cia_ops, Materialize):
+            utils._materialize_cpp_cia_ops = Materialize(utils._materialize_cpp_cia_ops)
 
 
 class Shared:
@@ -33,3 +38,19 @@ class Shared:
         found = copy.copy(self.first(self.opset if opset_version is None else opset_version))
         found.functions = {target: [*conversions] for target, conversions in found.functions.items()}
         return found
+
+
+class Materialize:
+    """``_materialize_cpp_cia_ops``, done again only where operators were registered since."""
+
+    def __init__(self, materialize):
+        self.materialize, self.done = materialize, None
+
+    def __call__(self):
+        """Put all operators that decompose by themselves under ``torch.ops``."""
+        import torch
+
+        found = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+        if len(found) != self.done:
+            self.materialize()
+            self.done = len(found)

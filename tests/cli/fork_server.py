@@ -13,6 +13,7 @@ import gc
 import importlib
 import io
 import json
+import logging
 import os
 import runpy
 import socket
@@ -27,7 +28,8 @@ __all__ = ["MOST_BYTES", "STREAMS"]
 MOST_BYTES = 1 << 16
 STREAMS = 2
 IMPORTED = (
-    *("torch", "torch.export", "torch._dynamo", "torch.onnx._internal.exporter._core"),
+    *("torch", "torch.export._trace", "torch._dynamo", "torch._functorch.aot_autograd", "torch._inductor.codecache"),
+    *("torch.onnx._internal.exporter._core", "networkx.algorithms.coloring.greedy_coloring"),
     *("onnx", "onnx_ir", "onnxscript.optimizer", "onnxscript.rewriter", "onnxscript.function_libs.torch_lib.ops"),
     *("gradctl.gradients.gradcheck", "gradctl.joint.capture", "gradctl.suite.plan", "gradctl.report.text.console"),
 )
@@ -40,7 +42,9 @@ def import_all() -> None:
         for name in IMPORTED:
             importlib.import_module(name)
         share_conversions()
+        logging.disable(logging.WARNING)  # torch says which operators of torchvision it has not found
         importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry.from_torchlib()
+        logging.disable(logging.NOTSET)
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a fork has only the thread that forks"
 
 

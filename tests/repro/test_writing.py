@@ -202,6 +202,7 @@ def test_a_reversed_gradient_that_export_drops(tmp_path):
     assert_fails_until_mended(script, tmp_path, "ReverseGradient.apply(h)", "h.sin()")
 
 
+@pytest.mark.slow
 def test_a_branch_that_trace_bakes_in_shows_on_other_inputs_than_the_example(tmp_path):
     units, _ = written(tmp_path, MODELS / "control_flow.py", forms=["trace"])
     script = scripts(units)["trace", "GC301"]

