@@ -12,8 +12,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A busy machine is no reason to fail.
+settings.register_profile("without a deadline", deadline=None)
+settings.load_profile("without a deadline")
 
 ROOT = Path(__file__).parent
 # Beginnings of test ids. What runs torch.onnx, a compiler or many processes is left to the whole suite.

@@ -52,8 +52,8 @@ def test_each_line_of_a_diff_is_in_its_file():
     for block in re.findall(r"```diff\n(.*?)```", CONTRIBUTING, re.DOTALL):
         for part in re.split(r"^\+\+\+ ", block, flags=re.MULTILINE)[1:]:
             name, *lines = part.rstrip("\n").split("\n")
-            source = (ROOT / name).read_text(encoding="utf-8").splitlines()
-            assert [line for line in lines if line.removeprefix("+") not in source] == [], name
+            source = (ROOT / name).read_text(encoding="utf-8")
+            assert [line for line in lines if line.removeprefix("+").strip() not in source] == [], name
 
 
 def test_the_hooks_for_contributors_run_what_ci_runs():
