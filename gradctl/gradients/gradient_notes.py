@@ -69,24 +69,27 @@ def kink_note(names: Sequence[str]) -> Finding:
     """Return the note that the function has a kink at the user's point along these leaves."""
     message = (
         "the function has a kink or jump at this point (relu at 0, a tie in max); these gradients were judged 1e-3 "
+        f"beside it: {listed(names)}."
     )
-    return note("GC405", f"{message}beside it: {listed(names)}.", verdict="non-differentiable", quantity="gradient")
+    return note("GC405", message, verdict="non-differentiable", quantity="gradient")
 
 
 def undifferentiated_note(name: str) -> Finding:
     """Return the note that an output moves with the leaves and has no gradient."""
-    message = f"{name} changes with the parameters or inputs, but has no gradient: a custom Function marks it as not "
-    return note(
-        "GC418", f"{message}differentiable, or it is computed outside of autograd.", quantity="output", tensor=name
+    message = (
+        f"{name} changes with the parameters or inputs, but has no gradient: a custom Function marks it as not "
+        "differentiable, or it is computed outside of autograd."
     )
+    return note("GC418", message, quantity="output", tensor=name)
 
 
 def too_large_note(name: str, count: int) -> Finding:
     """Return the note that so many elements of an output absorb what the leaves do."""
     message = (
         f"{name} has {count} elements that are too large to change with the leaves (a mask of -1e30 that is added, "
+        "perhaps): the gradient through them is not judged."
     )
-    return note("GC423", f"{message}perhaps): the gradient through them is not judged.", quantity="output", tensor=name)
+    return note("GC423", message, quantity="output", tensor=name)
 
 
 def constant_inputs_note() -> Finding:
