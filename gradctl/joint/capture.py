@@ -14,9 +14,6 @@ output that asks for a gradient, ``grad_output`` or ``grad_output.logits``; rand
 inputs too, ``random.dropout`` (see ``gradctl.joint.draws``). Names of outputs are ``output`` or
 ``output.logits``, ``grad.fc1.weight``, ``grad.input.x``, and for what the forward changes ``updated.bn.running_mean``.
 What no output hangs on has no gradient, as in eager.
-
-Private to torch (seen in 2.10 to 2.14): ``torch._decomp``, ``torch._guards``, ``torch._dispatch.python``,
-``torch._dynamo.config``, ``torch._subclasses.fake_tensor``, ``torch.fx.experimental``.
 """
 
 from __future__ import annotations
@@ -30,10 +27,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import core_aten_decompositions
-from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -51,6 +44,15 @@ from gradctl.joint.slice_gradients import join_parts
 from gradctl.joint.step import TrainingStep
 from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
 from gradctl.subject.instance import Instance
+from gradctl.subject.torch_private import (
+    DispatchKey,
+    FakeTensorMode,
+    OpOverload,
+    core_aten_decompositions,
+    detect_fake_mode,
+    dynamo_config,
+    enable_python_dispatcher,
+)
 
 __all__ = ["Joint", "joint_program"]
 
@@ -151,14 +153,14 @@ def _without_data(mode: FakeTensorMode) -> Iterator[None]:
 
 def _compiled_parts_as_eager() -> AbstractContextManager[None]:
     """Let functions inside the model that torch.compile has wrapped be traced like any other."""
-    found: AbstractContextManager[None] = torch._dynamo.config.patch(error_on_nested_fx_trace=False)
+    found: AbstractContextManager[None] = dynamo_config.patch(error_on_nested_fx_trace=False)
     return found
 
 
 @contextmanager
-def _own_autograd(operator: torch._ops.OpOverload) -> Iterator[None]:
+def _own_autograd(operator: OpOverload) -> Iterator[None]:
     """Let autograd see an operator that torch decomposes before it, wrongly; then our decomposition is taken."""
-    key = torch._C.DispatchKey.Autograd
+    key = DispatchKey.Autograd
     kernel = operator.py_kernels.pop(key)
     operator._dispatch_cache.clear()
     try:
@@ -192,7 +194,7 @@ def _fakes(step: TrainingStep, free: Mapping[str, Mapping[int, str]]) -> tuple[l
     for name, value in zip(names[: len(names) - len(step.draws) - len(step.asking)], values, strict=False):
         kinds = [DimDynamic.DYNAMIC if axis in free.get(name, {}) else DimDynamic.STATIC for axis in range(value.ndim)]
         fakes[name] = mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds))
-    ignored = mode.shape_env.ignore_fresh_unbacked_symbols()  # type: ignore[union-attr]
+    ignored = mode.shape_env.ignore_fresh_unbacked_symbols()
     with _without_data(mode), ignored:
         outputs, draws = step.forward(fakes)
         _ensure_alike(step.draws, draws)

@@ -2,8 +2,6 @@
 
 A draw is called by the module that makes it, ``random.layers.0.dropout``, with a number where it makes several. What
 is drawn again from the same state of the generator, as a checkpoint does in its backward, is the same draw.
-
-Private to torch (seen in 2.10 to 2.14): ``torch._C._DisableTorchDispatch``.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from torch import Tensor
 
 from gradctl.joint.export_error import JointExportError, here
 from gradctl.subject.signature import module_of
+from gradctl.subject.torch_private import DisableTorchDispatch
 from gradctl.tracing.operators import OperatorMode, name_of, writes
 
 __all__ = ["Distribution", "Draw", "Draws", "generator_kept", "only_torch_draws"]
@@ -211,12 +210,12 @@ def _other_states() -> tuple[Any, Any]:
 
 
 def _state() -> bytes:
-    with torch._C._DisableTorchDispatch():  # or a fake mode makes a fake tensor of it
+    with DisableTorchDispatch():  # or a fake mode makes a fake tensor of it
         return bytes(torch.default_generator.get_state().numpy())
 
 
 def _set_state(state: bytes) -> None:
-    with torch._C._DisableTorchDispatch():
+    with DisableTorchDispatch():
         torch.default_generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 

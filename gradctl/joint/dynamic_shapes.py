@@ -14,18 +14,18 @@ from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
-import torch._decomp.decompositions
 from torch import Tensor
 
 from gradctl.joint.draws import Distribution
 from gradctl.joint.export_error import JointExportError
 from gradctl.subject.frames import is_users
+from gradctl.subject.torch_private import decompositions
 
 __all__ = ["Sizes", "exported_axes", "free_sizes", "named_axes", "with_sizes"]
 
 _SLICE = "_compute_slice_index"  # which clamps
 _LARGE = sympy.Integer(10**6)
-_DECOMPOSITIONS = (torch._decomp.decompositions.__file__,)
+_DECOMPOSITIONS = (decompositions.__file__,)
 _ALIKE = ("matmul",)  # decompositions whose choice is one of speed
 # The names of free sizes, by the expressions that stand for them in shapes.
 Sizes = Mapping[Any, str]

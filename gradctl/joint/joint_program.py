@@ -23,8 +23,8 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
-from torch.utils import _pytree as pytree
 
+from gradctl.subject.torch_private import tree_leaves, tree_structure
 from gradctl.tracing.operators import writes
 
 __all__ = ["exported_program"]
@@ -58,7 +58,7 @@ def exported_program(
         [OutputSpec(OutputKind.USER_OUTPUT, each, None) for each in found],
     )
     example: tuple[tuple[Tensor, ...], dict[str, Tensor]] = (tuple(tensors), {})
-    call = ModuleCallSignature(given, found, pytree.tree_structure(example), pytree.tree_structure(outputs))
+    call = ModuleCallSignature(given, found, tree_structure(example), tree_structure(outputs))
     values = {name: getattr(graph, name) for name in constants}
     return ExportedProgram(graph, graph.graph, signature, {}, {}, [ModuleCallEntry("", call)], example, values)
 
@@ -67,7 +67,7 @@ def _is_known(node: fx.Node) -> bool:
     """Return whether a node gives tensors of known sizes, writes to none and calls nothing that has its own graph."""
     if writes(node.target):
         return False
-    values = [each for each in pytree.tree_leaves(node.meta.get("val")) if each is not None]
+    values = [each for each in tree_leaves(node.meta.get("val")) if each is not None]
     of_known_sizes = (isinstance(each, Tensor) and all(isinstance(size, int) for size in each.shape) for each in values)
     return node.op == "output" or (bool(values) and all(of_known_sizes))
 

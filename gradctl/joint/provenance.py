@@ -1,9 +1,6 @@
 """Which of the user's lines an operator of the trace comes from, and what no graph can do, refused with that line.
 
 An operator of the backward comes from the line of the forward whose gradient it is: autograd numbers both alike.
-
-Private to torch (seen in 2.10 to 2.14): ``torch._C._current_autograd_node``, ``torch.autograd._get_sequence_nr``,
-``torch._subclasses.fake_tensor``, ``torch.fx.experimental.symbolic_shapes``.
 """
 
 from __future__ import annotations
@@ -12,11 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.traceback import annotate
 
 from gradctl.joint.export_error import JointExportError, here
+from gradctl.subject.torch_private import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    current_autograd_node,
+    sequence_number,
+)
 from gradctl.tracing.operators import OperatorMode, name_of, writes
 
 __all__ = ["Places", "place_of", "places_by_operator"]
@@ -47,9 +49,9 @@ class Places(OperatorMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""
-        place, node = here(), torch._C._current_autograd_node()
+        place, node = here(), current_autograd_node()
         if node is None:
-            self._forward[torch.autograd._get_sequence_nr() - 1] = place
+            self._forward[sequence_number() - 1] = place
         elif not place:  # else the user's own backward, or a checkpoint
             place = self._forward.get(node._sequence_nr(), "").replace(" (", " (the backward of ", 1)
         if writes(func):

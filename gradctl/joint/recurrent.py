@@ -4,8 +4,6 @@ torch traces a layer as the nodes of every step, and its kernel for that drops t
 ``_rnn_helper``). Here what does not hang on the step before stays outside of the Scan: the products with the inputs,
 and the gradients of weights, each one product over all steps.
 
-Private to torch: ``torch._higher_order_ops.scan``.
-
 Sources: Cho et al. 2014, arXiv 1406.1078, in the form of cuDNN (bias inside the reset); Hochreiter and Schmidhuber,
 Neural Computation 1997, with the projection of Sak et al. 2014, arXiv 1402.1128; gradients by the chain rule.
 """
@@ -18,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan_op
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+
+from gradctl.subject.torch_private import scan
 
 __all__ = ["ScannedLayers"]
 
@@ -133,7 +132,7 @@ class _Steps(torch.autograd.Function):
             return [each.clone() for each in (*after, after[0], *before, *kept)]
 
         weights = tuple(each for each in (weight, bias, projection) if each is not None)
-        found = scan_op(step, list(states), [given], weights)
+        found = scan(step, list(states), [given], weights)
         after, outputs, rest = found[:count], found[count], found[count + 1 :]
         ctx.cell, ctx.count = cell, count
         ctx.save_for_backward(given, weight, bias, projection, *states, *rest)
@@ -158,7 +157,7 @@ class _Steps(torch.autograd.Function):
             return [each.clone() for each in (*by_before, by_given, by_gates, by_shown)]
 
         weights = (weight,) if projection is None else (weight, projection)
-        found = scan_op(step, list(by_after), [each.flip(0) for each in (by_outputs, before[-1], *kept)], weights)
+        found = scan(step, list(by_after), [each.flip(0) for each in (by_outputs, before[-1], *kept)], weights)
         by_given, by_gates, by_shown = (each.flip(0) for each in found[count:])
         rows = by_gates.flatten(0, 1)
         by_bias = None if bias is None else rows.sum(0)

@@ -46,16 +46,33 @@ _NAMES = {
     # Operators, and what they are given.
     "OpOverload": "torch._ops:OpOverload",
     "pytree_nodes": "torch.utils._pytree:SUPPORTED_NODES",
+    "tree_structure": "torch.utils._pytree:tree_structure",
     "tree_leaves": "torch.utils._pytree:tree_leaves",
     "tree_map": "torch.utils._pytree:tree_map",
     "tree_unflatten": "torch.utils._pytree:tree_unflatten",
     "tree_flatten_spec": "torch.fx._pytree:tree_flatten_spec",
+    "scan": "torch._higher_order_ops.scan:scan_op",
+    # Tracing: fake tensors, dispatch, decompositions, and autograd's numbering of nodes.
+    "DispatchKey": "torch:_C.DispatchKey",
+    "DisableTorchDispatch": "torch:_C._DisableTorchDispatch",
+    "enable_python_dispatcher": "torch._dispatch.python:enable_python_dispatcher",
+    "detect_fake_mode": "torch._guards:detect_fake_mode",
+    "FakeTensorMode": "torch._subclasses.fake_tensor:FakeTensorMode",
+    "DataDependentOutputException": "torch._subclasses.fake_tensor:DataDependentOutputException",
+    "DynamicOutputShapeException": "torch._subclasses.fake_tensor:DynamicOutputShapeException",
+    "register_op_impl": "torch._subclasses.fake_impls:register_op_impl",
+    "deregister_op_impl": "torch._subclasses.fake_impls:_deregister_op_impl",
+    "core_aten_decompositions": "torch._decomp:core_aten_decompositions",
+    "decompositions": "torch._decomp.decompositions:",
+    "current_autograd_node": "torch:_C._current_autograd_node",
+    "sequence_number": "torch.autograd:_get_sequence_nr",
     # TorchScript.
     "create_function_from_graph": "torch:_C._create_function_from_graph",
     # Compilers.
     "CompilerBisector": "torch._inductor.compiler_bisector:CompilerBisector",
     "inductor_config": "torch._inductor.config:",
     "reset_dynamo": "torch._dynamo:reset",
+    "dynamo_config": "torch._dynamo.config:",
     "dynamo_counters": "torch._dynamo.utils:counters",
 }
 

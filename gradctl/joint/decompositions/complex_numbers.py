@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from gradctl.joint.decompositions.register import Table, decomposes
+from gradctl.subject.torch_private import tree_leaves
 
 __all__ = ["COMPLEX", "with_complex"]
 

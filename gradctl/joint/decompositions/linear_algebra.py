@@ -8,8 +8,6 @@ A graph cannot raise: for a matrix that is singular or not positive definite, th
 no eigenvalues and singular values: their iterations end at convergence. If the rank is known, a Cholesky or QR factor
 serves as well.
 
-Private to torch: ``torch._higher_order_ops.scan``.
-
 Source: Golub and Van Loan, Matrix Computations (2013), sections 3.1, 3.4, 4.2, 5.1, 5.2 and 9.3.
 """
 
@@ -22,10 +20,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan_op
-from torch._ops import OpOverload
 
 from gradctl.joint.decompositions.register import REAL, Table, decomposes
+from gradctl.subject.torch_private import OpOverload, scan
 
 __all__ = ["EARLY"]
 
@@ -350,7 +347,7 @@ def _repeated(
     def body(carried: Tensor, place: Tensor, *constants: Tensor) -> list[Tensor]:
         return step(place, carried, *constants)
 
-    found = scan_op(body, [carried.contiguous()], [places.flip(0) if backwards else places], constants)
+    found = scan(body, [carried.contiguous()], [places.flip(0) if backwards else places], constants)
     return found[0], found[1] if len(found) > 1 else carried.new_zeros(0)
 
 

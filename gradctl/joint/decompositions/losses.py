@@ -4,8 +4,6 @@ The CTC loss and its gradient are the forward-backward algorithm in logarithms, 
 The number of frames may be symbolic, and lengths are values: for those that eager refuses (longer than their tensor)
 the result is undefined. Eager's gradient is that by the input of a log_softmax before the loss, and so is this one.
 
-Private to torch: ``torch._C.DispatchKey``, ``torch._higher_order_ops.scan``, ``torch._subclasses.fake_impls``.
-
 Sources: Graves et al., Connectionist Temporal Classification, ICML 2006, section 4.1 and equation 16;
 aten/src/ATen/native/LossCTC.cpp, LossMultiMargin.cpp and LossMultiLabelMargin.cpp.
 """
@@ -20,12 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import DispatchKey
-from torch._higher_order_ops.scan import scan_op
-from torch._subclasses.fake_impls import _deregister_op_impl, register_op_impl
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gradctl.joint.decompositions.register import decomposes
+from gradctl.subject.torch_private import DispatchKey, FakeTensorMode, deregister_op_impl, register_op_impl, scan
 
 __all__ = ["fake_ctc_loss"]
 
@@ -166,7 +161,7 @@ def _ctc_loss(
         following = _log_sum(alpha, one, two) + emitted
         return [following, following.clone()]
 
-    alphas: Tensor = scan_op(step, [before], [states.log_probs], (states.skips,))[1]
+    alphas: Tensor = scan(step, [before], [states.log_probs], (states.skips,))[1]
     last = (states.frames - 1).clamp_min(0).reshape(1, -1, 1).expand(1, *states.labels.shape)
     final = torch.where(states.ends, alphas.gather(0, last).squeeze(0), -math.inf)
     largest = final.amax(1, keepdim=True).clamp_min(torch.finfo(final.dtype).min)
@@ -205,7 +200,7 @@ def _ctc_loss_backward(
         return [beta + emitted, beta]
 
     given = [states.log_probs.flip(0), frames.flip(0)]
-    betas: Tensor = scan_op(step, [lowest], given, (last, final, skipped))[1].flip(0)
+    betas: Tensor = scan(step, [lowest], given, (last, final, skipped))[1].flip(0)
     loss = neg_log_likelihood.reshape(-1, 1)
     passing = (log_alpha.transpose(0, 1) + betas + loss).exp()
     occupied = _aten.scatter_add(torch.zeros_like(log_probs), 2, states.labels.expand(passing.shape), passing)
@@ -297,4 +292,4 @@ def fake_ctc_loss() -> Iterator[None]:
         del composite.py_kernels[key]
         composite._dispatch_cache.clear()
         for operator in rules:
-            _deregister_op_impl(operator)
+            deregister_op_impl(operator)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from torch._ops import OpOverload
+from gradctl.subject.torch_private import OpOverload
 
 __all__ = ["REAL", "Table", "decomposes"]
 
