@@ -1,6 +1,6 @@
-"""A static form in a file: captured, written, read back, and *the file* held against eager before it takes its place.
+"""Write a static form to a file: capture, save, load again, and compare *the file* with eager.
 
-Until it verified it lies in a folder of its own beside its place, which is removed.
+The file is staged in a temporary folder beside its target, and moved into place if the comparison passes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ArtifactFormat:
         save: to a path; the files that belong to it are written beside it.
         load: from that path, for a private copy.
         inspect: what was loaded, under the name that is given.
-        wrt: which gradients it gives, globs of names.
+        wrt: names of the gradients that it has, as globs.
     """
 
     form: str

@@ -1,6 +1,6 @@
-"""``gradctl compare A.onnx B.onnx``: do two files compute the same, as far as rounding lets one say?
+"""``gradctl compare A.onnx B.onnx``: whether two files compute the same outputs, up to rounding.
 
-How the graphs differ is told beside it; only numbers fail.
+The report also describes how the graphs differ; only the values decide the verdict.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def compare_files(
     fail_on: str = "error",
     progress: Callable[[str], None] | None = None,
 ) -> Unit:
-    """Return whether ``second`` gives the outputs of ``first``, each with onnxruntime's optimiser on and off, and how
-    the two graphs differ.
+    """Return whether ``second`` computes the outputs of ``first``, and how the two graphs differ.
+
+    Both run with onnxruntime's optimiser on and off.
 
     Args:
         first: what is right.
@@ -103,22 +104,22 @@ def _ports(a: OnnxFile, b: OnnxFile) -> tuple[dict[str, str], dict[str, str]]:
     """Return the names in ``a`` of the inputs and of the outputs of ``b``: the same, or else those in their order."""
     differing: list[str] = []
     found = []
-    for kind, mine, theirs in (
+    for kind, ports, candidate_ports in (
         ("input", a.inputs, b.inputs),
         ("output", list(a.model.graph.output), list(b.model.graph.output)),
     ):
-        names, others = [each.name for each in mine], [each.name for each in theirs]
+        names, others = [each.name for each in ports], [each.name for each in candidate_ports]
         if len(names) != len(others):
             differing.append(f"{len(others)} {kind}s ({', '.join(others)}), not {len(names)} ({', '.join(names)})")
             continue
         matched = (
             {name: name for name in others} if set(names) == set(others) else dict(zip(others, names, strict=True))
         )
-        types = {each.name: described(each) for each in mine}
-        for port in theirs:
+        types = {each.name: described(each) for each in ports}
+        for port in candidate_ports:
             if not _compatible(types[matched[port.name]], described(port)):
                 differing.append(
-                    f"{kind} {port.name} is {port_text(port)}, not {port_text(mine[names.index(matched[port.name])])}"
+                    f"{kind} {port.name} is {port_text(port)}, not {port_text(ports[names.index(matched[port.name])])}"
                 )
         found.append(matched)
     if differing:
@@ -126,15 +127,15 @@ def _ports(a: OnnxFile, b: OnnxFile) -> tuple[dict[str, str], dict[str, str]]:
     return found[0], found[1]
 
 
-def _compatible(mine: tuple[str, list[int | str] | None], theirs: tuple[str, list[int | str] | None]) -> bool:
+def _compatible(first: tuple[str, list[int | str] | None], second: tuple[str, list[int | str] | None]) -> bool:
     """Return whether dtypes are the same, and fixed sizes too."""
-    if mine[0] != theirs[0]:
+    if first[0] != second[0]:
         return False
-    if mine[1] is None or theirs[1] is None:
+    if first[1] is None or second[1] is None:
         return True
-    return len(mine[1]) == len(theirs[1]) and all(
+    return len(first[1]) == len(second[1]) and all(
         left == right or isinstance(left, str) or isinstance(right, str)
-        for left, right in zip(mine[1], theirs[1], strict=True)
+        for left, right in zip(first[1], second[1], strict=True)
     )
 
 

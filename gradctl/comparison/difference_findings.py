@@ -135,8 +135,8 @@ def _difference(form: str, quantity: Quantity, verdict: TensorVerdict, each: Mod
     elif each.structure:
         message = f"{what} is {each.structure} in {form}{where}."
     elif each.requires_grad is not None and not (each.exceeds or each.means_another):
-        asks, does_not = (form, "eager") if each.requires_grad else ("eager", form)
-        message = f"{what} asks for a gradient in {asks}, and not in {does_not}."
+        requires, does_not = (form, "eager") if each.requires_grad else ("eager", form)
+        message = f"{what} asks for a gradient in {requires}, and not in {does_not}."
     else:
         size = each.error if each.exceeds or each.meaning is None else each.meaning
         dtype = " in float64" if not each.exceeds else f", rounding explains {each.budget:.2e}"

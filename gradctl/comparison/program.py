@@ -72,7 +72,7 @@ class FormProgram:
 
     @property
     def quantities(self) -> frozenset[Quantity]:
-        """The quantities that the form gives."""
+        """The quantities that the form has."""
         return self.captured.quantities
 
     def run(
@@ -137,7 +137,7 @@ def run_calls(
         captured: the form to run.
         instance: where the inputs come from.
         state: of the form, put back before the first call.
-        differentiable: outputs that get a cotangent; None gives one to each that requires a gradient.
+        differentiable: outputs that get a cotangent; None: each that requires a gradient.
         calls: how many in a row.
         context: entered around each call and its backward.
     """
@@ -193,8 +193,8 @@ def cotangents_of(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]
     """Return a Gaussian cotangent for each float output, the same in every form and dtype."""
     generator = torch.Generator().manual_seed(seed)
     floats = {name: t.detach() for name, t in outputs.items() if t.is_floating_point() or t.is_complex()}
-    wide = {name: t.to(torch.complex128 if t.is_complex() else torch.float64) for name, t in floats.items()}
-    return {name: gaussian_like(wide[name], generator).to(t.dtype) for name, t in floats.items()}
+    doubles = {name: t.to(torch.complex128 if t.is_complex() else torch.float64) for name, t in floats.items()}
+    return {name: gaussian_like(doubles[name], generator).to(t.dtype) for name, t in floats.items()}
 
 
 def _named(instance: Instance, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:

@@ -101,7 +101,7 @@ class Reference:
 def _compile_again(raised: type[BaseException] | None, *_: object) -> None:
     """Let Dynamo forget, after a float64 run that raised, which functions it is to run as they are.
 
-    It compiles nothing under a dispatch mode, and no later call of what it left alone there. ``torch.cond`` asks it to
+    It compiles nothing under a dispatch mode, and no later call of what it left alone there. ``torch.cond`` makes it
     compile even in eager: left alone, it raises on branches that close over parameters. A reset drops what ``aot`` and
     ``compile`` have compiled, too.
     """

@@ -35,7 +35,7 @@ class ModelTrial(Trial):
     """Inputs of a model.
 
     Attributes:
-        instance: the private copy that gives the inputs.
+        instance: the private copy with the inputs.
         float64: the same in float64; None if the model does not run in float64.
     """
 

@@ -1,9 +1,9 @@
-"""Why a form differs: rule codes GC2xx, as ``cause`` of a finding, each established by an experiment.
+"""Causes of a difference: rule codes GC2xx, as ``cause`` of a finding, each established by an experiment.
 
-Eager is run once more, altered: a custom backward gives way to the derivative of its forward, a hook or a cut is left
-out, the model is in its other mode, Python is told what it was told on the example. Where eager, so altered, gives the
-very tensor that the form gives, and leaves right what the form has right, that is the cause. Where no alteration does
-it, there is no cause: none is guessed.
+Eager runs once more with an intervention: a custom backward is replaced by the derivative of its forward, a hook or a
+cut is left out, the model is in its other mode, or Python queries have the results that they had on the example. If
+eager then computes the very tensor that the form computed, and still agrees with the form where they agreed before, the
+intervention is the cause. Without such an intervention there is no cause; none is guessed.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _Call = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What a form has done.
+    """The reason for a difference.
 
     Attributes:
         code: GC2xx.
-        words: what stands after "because".
+        words: the clause after "because".
         hint: what to do.
         place: file and line in the user's program.
         module: path of the module, where it is one.
@@ -61,14 +61,14 @@ class Cause:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Intervention:
-    """Eager, altered as a form may have altered it.
+    """Eager, changed in the way in which a form may have changed it.
 
     Attributes:
-        cause: what it is if the form computes the same.
+        cause: the cause, if the form computes the same.
         context: entered around each call and its backward.
-        call: from a private copy to what is called instead of its model.
+        call: from a private copy to the callable that replaces its model.
         keep_hooks: whether hooks on modules and parameters are there.
-        alone: the same for one place each, where there are several.
+        alone: the same for each place alone, if there are several.
     """
 
     cause: Cause
@@ -80,7 +80,7 @@ class Intervention:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Search:
-    """Holds altered eager against what a form gave."""
+    """Compares eager under interventions with the outcomes of a form."""
 
     comparison: FormComparison
 
@@ -90,7 +90,7 @@ class Search:
         return self.comparison.reference
 
     def open(self) -> set[Key]:
-        """Return what the form gets wrong."""
+        """Return the tensors on which the form differs."""
         wrong = {key for key, each in self.comparison.worst.items() if each.differs}
         return wrong | {RAISES} if self.comparison.raised else wrong
 
@@ -105,7 +105,7 @@ class Search:
                 found.update(dict.fromkeys(explained, self._narrowed(altered, explained)))
 
     def explained(self, altered: Intervention, keys: set[Key]) -> set[Key]:
-        """Return those of ``keys`` that eager, so altered, gives as the form does."""
+        """Return those of ``keys`` on which eager with this intervention agrees with the form."""
         found = {RAISES} if RAISES in keys and self._raises(altered) else set()
         for trial in self.reference.trials:
             if any(key in keys and each.trial is trial for key, each in self.comparison.worst.items()):

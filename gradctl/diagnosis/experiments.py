@@ -1,4 +1,4 @@
-"""The alterations of eager that are tried on what a form gets wrong: ordinary explanations first, cheap ones early."""
+"""The interventions that are tried on a difference: ordinary explanations first, cheap ones early."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _Kind = Literal["functions", "hooks", "no_grads", "detaches"]
 
 
 def experiments(search: Search) -> Iterator[Intervention]:
-    """Return what is to be tried, each made when it is asked for."""
+    """Yield the interventions, each made on demand."""
     form = search.comparison.captured.form
     yield from _modes(form, search.reference.instance())
     yield from _seeds(form, search.reference.instance())
@@ -47,12 +47,12 @@ def experiments(search: Search) -> Iterator[Intervention]:
 
 
 def _seen(instance: Instance) -> ProgramEvents | None:
-    """Return what one run did, or None where the program refuses to be watched."""
+    """Return the events of one run, or None if the program rejects function modes."""
     seen = ProgramEvents()
     try:
         with torch.enable_grad():
             instance.run(watching(seen))
-    except Exception:  # a program may refuse any mode (torch.cond); then it keeps its secrets
+    except Exception:  # some programs reject function modes (torch.cond): skip the diagnosis
         return None
     return seen
 
@@ -66,7 +66,7 @@ def _modes(form: str, instance: Instance) -> Iterator[Intervention]:
     if module is None:
         return
     training = module.training
-    mine, other = ("training", "evaluation") if training else ("evaluation", "training")
+    own, other = ("training", "evaluation") if training else ("evaluation", "training")
     for kind, matches in _MODE_DEPENDENT.items():
         names = [
             name or type(child).__name__
@@ -79,7 +79,7 @@ def _modes(form: str, instance: Instance) -> Iterator[Intervention]:
         yield Intervention(
             Cause(
                 "GC209",
-                f"{form} has {kind or 'the model'} in {other} mode, and eager is in {mine} mode{shown}",
+                f"{form} has {kind or 'the model'} in {other} mode, and eager is in {own} mode{shown}",
                 "capture the model in the mode that it is used in: call eval() or train() before, or give --eval.",
                 module=names[0] if len(names) == 1 else None,
             ),
@@ -125,7 +125,7 @@ def generators_moved(instance: Instance) -> list[str]:
 
 
 def _call(instance: Instance, call: Callable[..., Any]) -> None:
-    """Call what stands for the model of a private copy once, from its state and seed."""
+    """Call once, from the state and seed of a private copy."""
     instance.restore()
     args, kwargs = instance.inputs()
     with torch.enable_grad():
@@ -175,8 +175,8 @@ def _seeded_as_captured(*, with_torch: bool) -> Callable[[Instance], Callable[..
 def place_of_draw(instance: Instance, names: list[str]) -> SourceLine | None:
     """Return the line that draws the first number of Python or numpy, or torch's first random operator."""
     if names == ["torch"]:
-        draws = [each.location for each in watched(instance, []) if each.kind == "random numbers"]
-        return next(((at.file, at.line) for at in draws if at is not None and at.file and at.line), None)
+        found = [each.location for each in watched(instance, []) if each.kind == "random numbers"]
+        return next(((at.file, at.line) for at in found if at is not None and at.file and at.line), None)
     places: list[SourceLine | None] = []
 
     def profile(frame: Any, event: str, called: Any) -> None:
@@ -200,7 +200,7 @@ def place_of_draw(instance: Instance, names: list[str]) -> SourceLine | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lost:
-    """One thing that a form may drop."""
+    """One part of the semantics that a form may drop."""
 
     kind: _Kind
     items: frozenset[Any]
@@ -210,7 +210,7 @@ class _Lost:
 
 
 def _semantics(form: str, seen: ProgramEvents, instance: Instance) -> list[_Lost]:
-    """Return what the program does that a form may drop, each with its cause."""
+    """Return the semantics of the program that a form may drop, each with its cause."""
     on_modules = [
         (hook.location.file, hook.location.line)
         for hook in hooks_on_modules(module_of(instance.subject.model))
@@ -294,7 +294,7 @@ def _undoing(several: list[_Lost]) -> Intervention:
 
 
 def _answers(form: str, seen: ProgramEvents, search: Search) -> Iterator[Intervention]:
-    """Return eager that tells Python what it was told on the example, for each variation that gave other answers."""
+    """Yield eager with the Python values of the example, for each variation on which they differ."""
     for trial in search.reference.trials[1:]:
         elsewhere = _seen_on(trial, search)
         if elsewhere is None:
@@ -316,7 +316,7 @@ def _seen_on(trial: ModelTrial, search: Search) -> ProgramEvents | None:
 
 
 def _differing(seen: ProgramEvents, elsewhere: ProgramEvents) -> list[StateQuery]:
-    """Return the questions that have other answers elsewhere, in the order they were asked."""
+    """Return the queries with other results elsewhere, in the order of the calls."""
     here, there = _by_question(seen.answers), _by_question(elsewhere.answers)
     return [question for question, values in here.items() if there.get(question) != values]
 
@@ -334,7 +334,7 @@ def _told(form: str, seen: ProgramEvents, elsewhere: ProgramEvents, answers: lis
 
 
 def _baked(form: str, seen: ProgramEvents, elsewhere: ProgramEvents, first: QueryResult) -> Cause:
-    """Return what was baked in: sizes and strides by the question, a loop or a branch by the calls that were made."""
+    """Return what was fixed at capture: sizes and strides by the query, a loop or a branch by the calls."""
     name, place = first.question
     if name in _OF_SHAPES:
         return Cause(
@@ -344,7 +344,7 @@ def _baked(form: str, seen: ProgramEvents, elsewhere: ProgramEvents, first: Quer
             place,
         )
     asked = [len(_by_question(each.answers).get(first.question, ())) for each in (seen, elsewhere)]
-    # A loop asks anew each time around, or takes a number once and makes the same calls more often; a branch asks once.
+    # A loop queries once an iteration, or reads a number once and repeats the same calls; a branch queries once.
     again = name not in _TRUTHS and seen.calls != elsewhere.calls and set(seen.calls) == set(elsewhere.calls)
     if asked[0] != asked[1] or again:
         return Cause(
@@ -379,7 +379,7 @@ _TRUTHS = {"__bool__", "is_nonzero", "equal", "allclose", "__contains__"}
 
 
 def _attributes(form: str, instance: Instance) -> Iterator[Intervention]:
-    """Return eager whose Python attributes stand still: a counter that a call moves was baked in."""
+    """Yield eager with constant Python attributes, if a call changes some: a counter was fixed at capture."""
     module = module_of(instance.model)
     if module is None:
         return

@@ -1,4 +1,4 @@
-"""What a form gets wrong, with its causes: observations first, then experiments; what none of them says stays open."""
+"""Findings on a form with their causes: observations first, then experiments."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class PreRunObservations:
     """What a form shows before and between its runs.
 
     Attributes:
-        moved: buffers that the form starts with and the model has otherwise.
+        moved: buffers of the form whose first values are not the model's.
         split: parameters that are one tensor in the model, and several with other values in the form.
-        causes: what running the form again has shown.
+        causes: found by running the form again.
     """
 
     moved: dict[str, Tensor] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class PreRunObservations:
 
     @staticmethod
     def of(captured: Captured, reference: Reference) -> PreRunObservations:
-        """Return what a form starts with that the model does not, looked at before its first run."""
+        """Return the state of a form before its first run, where it is not the model's."""
         instance = reference.trials[0].instance
         instance.restore()
         module = module_of(instance.model)
@@ -112,15 +112,14 @@ def explain_findings(
 
 
 def _observed(comparison: FormComparison) -> Iterator[tuple[Key, Cause]]:
-    """Return what the tensors themselves say: another dtype, an input that only one side has changed."""
+    """Yield causes that the tensors show: another dtype, an input that only one side has changed."""
     form = comparison.captured.form
     for (quantity, name), each in comparison.worst.items():
         if not each.differs:
             continue
         eager, own = each.reference, each.candidate
         if eager is not None and own is not None and eager.dtype != own.dtype:
-            mine, theirs = dtype_name(eager.dtype), dtype_name(own.dtype)
-            words = f"{form} computes it in {theirs}, and eager in {mine}"
+            words = f"{form} computes it in {dtype_name(own.dtype)}, and eager in {dtype_name(eager.dtype)}"
             yield (quantity, name), Cause("GC214", words, "cast where the dtype matters: x.to(torch.float32).")
         elif quantity == "buffer" and name.startswith("input:"):
             who = f"eager changes {name} in place, and {form} does not"
@@ -141,7 +140,7 @@ _OPTIMISER = Cause(
 
 
 def _optimised_away(comparison: FormComparison, wrong: set[Key]) -> Iterator[Key]:
-    """Return what is right once onnxruntime leaves the graph alone."""
+    """Yield the tensors that agree without the graph optimiser of onnxruntime."""
     try:
         plain = unoptimised(comparison.captured)
     except TargetError:
@@ -160,18 +159,19 @@ def _optimised_away(comparison: FormComparison, wrong: set[Key]) -> Iterator[Key
 
 
 def _redrawn(comparison: FormComparison, wrong: set[Key]) -> Iterator[tuple[Key, Cause]]:
-    """Return what hangs on generators that eager does not ask: from one seed eager repeats, and the form does not.
+    """Yield what depends on other generators than eager uses: from one seed eager repeats, and the form does not.
 
     It shows in two calls from one seed; and in gradients, when the generators are moved between forward and backward.
     """
-    trial, mine = comparison.reference.trials[0], eager.capture(comparison.reference.trials[0].instance)
+    trial = comparison.reference.trials[0]
+    own = eager.capture(trial.instance)
     place = place_of_draw(comparison.reference.instance(), ["torch"])
     told: set[Key] = set()
     for runs, words in (
         (_two_calls, "draws other random numbers at each call from one seed, and eager the same"),
         (_moved_before_backward, "draws random numbers anew in its backward, where eager keeps those of the forward"),
     ):
-        forms, eagers = runs(comparison.captured, trial, comparison.program.state), runs(mine, trial, State([]))
+        forms, eagers = runs(comparison.captured, trial, comparison.program.state), runs(own, trial, State([]))
         if forms is None or eagers is None:
             continue
         for quantity, name in wrong - told:
@@ -283,7 +283,7 @@ def _with_parameters(instance: Instance, values: dict[str, Tensor]) -> Callable[
 
 
 def _usual(reference: Reference) -> Iterator[str]:
-    """Return what explains half of all differences and holds here."""
+    """Yield the usual reasons for a difference that apply here."""
     instance = reference.instance()
     if _hangs_on_mode(instance):
         for each in training_modes(module_of(instance.model)):

@@ -125,9 +125,9 @@ def _changed_constant(
 def _differing(before: OnnxFile, after: OnnxFile, trial: FileTrial, seed: int) -> Iterator[FileDifference]:
     """Give the values that differ, in the order of the graph before, a few a run."""
     # What a pass computed ahead of time is an initializer now.
-    theirs = {name for node in after.model.graph.node for name in node.output}
-    theirs |= {each.name for each in after.model.graph.initializer}
-    shared = [name for node in before.model.graph.node for name in node.output if name and name in theirs]
+    kept = {name for node in after.model.graph.node for name in node.output}
+    kept |= {each.name for each in after.model.graph.initializer}
+    shared = [name for node in before.model.graph.node for name in node.output if name and name in kept]
     values = [(name, name) for name in shared]
     return differing_values((before, after), values, (trial.name, trial.feeds), seed)
 
@@ -175,7 +175,7 @@ class _Shrinking:
             size //= 2
 
     def _above(self, place: int, makers: Mapping[str, int]) -> list[int]:
-        """Return a node and all that it hangs on, the nearest first."""
+        """Return a node and all nodes that it depends on, the nearest first."""
         found = {place: None}
         for each in (queue := [place]):
             for name in used_by(self.before.model.graph.node[each]):

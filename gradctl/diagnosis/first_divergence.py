@@ -76,8 +76,8 @@ class SharedValues:
 
     def _inner(self) -> list[SharedValue]:
         """Return the values that are no outputs of a graph, which the report has rows for."""
-        mine, theirs = ({each.name for each in file.model.graph.output} for file in (self.a, self.b))
-        return [each for each in self.values if each.before not in mine and each.after not in theirs]
+        first, second = ({each.name for each in file.model.graph.output} for file in (self.a, self.b))
+        return [each for each in self.values if each.before not in first and each.after not in second]
 
 
 def _whole(file: OnnxFile, path: Path) -> OnnxFile:

@@ -1,4 +1,4 @@
-"""Where a static form parts from eager: the first value, and from the output back the first adjoint, that differs.
+"""Where a static form diverges from eager: the first value, and from the output back the first adjoint, that differs.
 
 One run of each on the same inputs, every value a sketch of a few numbers, so that memory is that of one training step.
 Where a form is opaque, modules are captured alone instead (``localise_modules``).
@@ -242,7 +242,7 @@ def _of_modules(
 def _with_parting(finding: Finding, parting: Divergence) -> Finding:
     """Return a finding with the node of a form, in the words of the user's program where eager has a counterpart."""
     place, eager = parting.node.place, parting.eager
-    if place is None:  # the graph gives out an input, a parameter or a constant
+    if place is None:  # an output of the graph is an input, a parameter or a constant
         return finding
     place = _in_eagers_words(place, parting)
     if eager is not None and eager.function is not None:

@@ -1,4 +1,4 @@
-"""Which module differs in a form by itself: each is captured alone, on the inputs that eager gives it.
+"""The module whose form differs: each module is captured alone, on the inputs that it has in eager.
 
 Descends from the model into the child that still differs alone; the innermost such module is the place. One level of
 the tree is recorded at a time, so memory is that of the inputs of a module's children.

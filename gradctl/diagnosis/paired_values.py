@@ -141,7 +141,7 @@ class PairedValues:
         )
 
     def _idle_before(self, node: GraphValue) -> GraphValue | None:
-        """Return what a node takes where that node gives what it is given, and eager's module makes something of it."""
+        """Return the input of a node that returns its input, if eager's module computes something from it."""
         for given in self._inputs(node):
             eager = self._counterparts.get(given.name, ())
             if given.place is None or len(eager) != 1:
