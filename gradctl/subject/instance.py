@@ -112,21 +112,14 @@ class Instance:
         held = list(walk([((), self.model), (("loss",), self._loss), *closed]))
         self.shared: dict[str, Any] = {}
         for path, found in held:
-            name = path_name(path) or type(found).__name__
-            if (
-                id(found) in original_ids
-                and _is_trained(found)
-                and not any(name.startswith(f"{part}.") for part in self.shared)
+            if id(found) in original_ids and (
+                found.is_leaf and found.requires_grad if isinstance(found, Tensor) else isinstance(found, nn.Module)
             ):
-                self.shared[name] = found
-        _shared_state.append(
-            State(
-                [],
-                walked=[
-                    each for _, each in held if id(each) in original_ids and not isinstance(each, (Tensor, nn.Module))
-                ],
-            )
-        )
+                name = path_name(path) or type(found).__name__
+                if not any(name.startswith(f"{part}.") for part in self.shared):
+                    self.shared[name] = found
+        borrowed = [each for _, each in held if id(each) in original_ids and not isinstance(each, (Tensor, nn.Module))]
+        _shared_state.append(State([], walked=borrowed))
         self.closed_outputs: list[tuple[str, Any]] = []
         reached = [(path, found) for path, found in held if isinstance(found, Tensor)]
         dtypes = {id(tensor): tensor.dtype for _, tensor in reached}
@@ -286,10 +279,6 @@ class _View:
     def of(self, base: Tensor) -> Tensor:
         """Return the view of the leaf, or of a copy of it."""
         return base.as_strided(self.shape, self.stride, base.storage_offset() + self.offset)
-
-
-def _is_trained(found: Any) -> bool:
-    return isinstance(found, nn.Module) or (isinstance(found, Tensor) and found.is_leaf and found.requires_grad)
 
 
 def _is_within(inputs: Sequence[Tensor], parameter: Tensor) -> bool:

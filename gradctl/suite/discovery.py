@@ -67,7 +67,11 @@ def _at(project: Project, path: str) -> Iterator[TargetEntry]:
     if _is_file(place) and not Path(place).is_file():
         raise TargetError("GC101", f"there is no {place!r}. Give a folder, a file, or a target.")
     given = _named(project, path)
-    same = [entry for entry in configured if _is_same(project, entry, given) and name in ("", _name_of(entry))]
+    same = [
+        entry
+        for entry in configured
+        if _is_same(project, entry, given) and name in ("", module_and_name(entry.target)[1])
+    ]
     yield from same or [given]
 
 
@@ -77,10 +81,6 @@ def _is_same(project: Project, entry: TargetEntry, other: TargetEntry) -> bool:
     if file is not None:
         return file == _file_of(project, other)
     return module_and_name(entry.target)[0] == module_and_name(other.target)[0]
-
-
-def _name_of(entry: TargetEntry) -> str:
-    return module_and_name(entry.target)[1]
 
 
 def _named(project: Project, target: str) -> TargetEntry:

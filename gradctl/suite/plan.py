@@ -12,7 +12,6 @@ import msgspec
 from gradctl.core.allows import Allows
 from gradctl.core.findings import Allowance, Finding, Unit, fingerprint, format_number
 from gradctl.core.names import DEFAULT_FORMS, FORMS, UnitVerdict
-from gradctl.core.numbers import Number
 from gradctl.core.verdicts import unit_verdict
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.units import Interrupted, run_units
@@ -188,16 +187,14 @@ def _not_worse(finding: Finding, unit: Unit, accepted: Sequence[Accepted]) -> Fi
     entries = [each for each in accepted if _accepts(each, finding)] if finding.allowed else []
     budgets = [row.budget for row in unit.tensors if (row.quantity, row.tensor) == (finding.quantity, finding.tensor)]
     rounding = max((each for each in budgets if isinstance(each, float)), default=0.0)
-    if not entries or any(_within(finding.error, each.error, rounding) for each in entries):
+    limits = [each.error for each in entries]
+    largest = max((each for each in limits if each is not None), default=0.0)
+    is_within = isinstance(finding.error, float) and finding.error <= largest * _NOT_WORSE + rounding
+    if not entries or None in limits or is_within:
         return finding
-    largest = max(each.error for each in entries if each.error is not None)
     size = f"of {format_number(finding.error)}" if finding.error is not None else "without a size"
     text = f"{finding.message.rstrip('.')}: an error {size}, and accepted is {format_number(largest)}."
     return msgspec.structs.replace(finding, allowed=False, message=text)
-
-
-def _within(error: Number, accepted: float | None, rounding: float) -> bool:
-    return accepted is None or (isinstance(error, float) and error <= accepted * _NOT_WORSE + rounding)
 
 
 def _accepts(accepted: Accepted, finding: Finding) -> bool:

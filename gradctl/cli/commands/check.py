@@ -109,7 +109,8 @@ def check(
     if write_allows:
         ensure_writable(project.file)
     sys.path.append(str(project.root))  # modules that the configuration names; the processes have our path
-    jobs = jobs or project.configuration.jobs or min(_processors(), _MOST_JOBS)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = jobs or project.configuration.jobs or min(processors, _MOST_JOBS)
     return _checked(project, planned, reporting, jobs=jobs, write_allows=write_allows)
 
 
@@ -243,7 +244,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -94,21 +94,16 @@ def render(report: Report, *, width: int = 80, colour: bool = False, verbose: bo
     if len({unit.target for unit in report.units}) > 1:
         _print_targets(console, report.units)
     else:
-        _print_forms(console, report.units)
+        several = len(report.units) > 1
+        if several:
+            console.print(matrix_of_forms(report.units), "")
+        for unit in report.units:
+            _print_unit(console, unit, named=several)
     for line in detection_limits(report.units) if verbose else ():
         _print_indented(console, line, indent=0)
     _print_whole(console, printable(verdict_line(report)), _STYLES[report.verdict])
     lines = "".join(f"{line.rstrip()}\n" for line in screen.getvalue().splitlines())
     return re.sub("\n{3,}", "\n\n", lines)
-
-
-def _print_forms(console: Console, units: Sequence[Unit]) -> None:
-    """Print what the forms of one target did."""
-    several = len(units) > 1
-    if several:
-        console.print(matrix_of_forms(units), "")
-    for unit in units:
-        _print_unit(console, unit, named=several)
 
 
 def _print_targets(console: Console, units: Sequence[Unit]) -> None:

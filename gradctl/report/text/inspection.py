@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.padding import Padding
 
-from gradctl.core.inspection import Inspection, Semantic
+from gradctl.core.inspection import Inspection, ParameterRow, Semantic
 from gradctl.report.text.matrix import data, plain_table
 from gradctl.report.text.wording import counted
 
@@ -29,10 +29,7 @@ def render(inspection: Inspection, *, width: int = 80) -> str:
     console = Console(file=screen, width=width, markup=False, highlight=False, emoji=False, color_system=None)
     ports = [("input", port) for port in inspection.inputs] + [("output", port) for port in inspection.outputs]
     _print_rows(console, ("", "name", "type"), [(what, port.name or "-", port.type) for what, port in ports])
-    parameters = [
-        (row.name, _typed(row.dtype, row.shape), ", ".join(_marks(row.tied, frozen=row.frozen, unused=row.unused)))
-        for row in inspection.parameters
-    ]
+    parameters = [(row.name, _typed(row.dtype, row.shape), _marks(row)) for row in inspection.parameters]
     _print_rows(console, ("parameter", "type", ""), parameters)
     buffers = [
         (row.name, _typed(row.dtype, row.shape), "changes in a call" if row.changes else "")
@@ -108,10 +105,10 @@ def _typed(dtype: str, shape: Sequence[int]) -> str:
     return f"{dtype}[{', '.join(map(str, shape))}]"
 
 
-def _marks(tied: Sequence[str], *, frozen: bool | None, unused: bool | None) -> list[str]:
-    marks = [f"tied with {', '.join(tied)}"] if tied else []
-    marks += ["frozen"] if frozen else []
-    return marks + (["unused (no gradient)"] if unused else [])
+def _marks(row: ParameterRow) -> str:
+    marks = [f"tied with {', '.join(row.tied)}"] if row.tied else []
+    marks += ["frozen"] if row.frozen else []
+    return ", ".join(marks + (["unused (no gradient)"] if row.unused else []))
 
 
 def _size(count: int) -> str:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_number
-from gradctl.core.optimization import Optimization
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.structure import structure_lines
 from gradctl.report.text.wording import (
@@ -80,7 +79,9 @@ def _folded(units: Sequence[Unit]) -> list[str]:
 def _unit(unit: Unit) -> list[str]:
     lines = [f"### {_code(unit.target)}, {_code(unit.form)}: {unit.verdict}", "", _escaped(unit_line(unit)), ""]
     if unit.optimization is not None:
-        lines += _optimization(unit.optimization)
+        lines += [*_table(PASS_HEADINGS, pass_rows(unit.optimization), left=2), ""]
+        lines += [f"- {_escaped(line)}" for line in notes(unit.optimization)]
+        lines += ["", *_table(SIZE_HEADINGS, size_rows(unit.optimization), left=1), ""]
     if unit.structure is not None:
         headline, *changes = structure_lines(unit.structure)
         lines += [_escaped(headline), "", *(f"- {_escaped(change.strip())}" for change in changes)]
@@ -93,12 +94,6 @@ def _unit(unit: Unit) -> list[str]:
     said += [f"- {_escaped(line)}" for line in not_judged(unit.tensors)]
     lines += [*said, ""] if said else []
     return lines
-
-
-def _optimization(optimization: Optimization) -> list[str]:
-    lines = [*_table(PASS_HEADINGS, pass_rows(optimization), left=2), ""]
-    lines += [f"- {_escaped(line)}" for line in notes(optimization)]
-    return [*lines, "", *_table(SIZE_HEADINGS, size_rows(optimization), left=1), ""]
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
