@@ -5,6 +5,7 @@ forms. Each form passes without a finding above a note, or refuses the model and
 from __future__ import annotations
 
 import importlib
+from itertools import product
 
 import pytest
 
@@ -20,9 +21,9 @@ WRONG = {("no_grad_inside", "trace"), ("control_flow", "trace")}
 # below a ReLU6 get gradients 45 to 135 times too large.
 AUTODIFF_WRONG = {(27, "trace")}
 
-# Drawn once from range(200): a net of each family, some at kinks (multiples of 3).
-SAMPLED_SEEDS = (9, 42, 118, 160)
-SAMPLED_TRANSFORMERS = ("gpt2", "wav2vec2")
+# A net of each family, some at kinks (multiples of 3), in two forms each.
+NETS = list(zip((9, 42, 118, 160) * 2, (*FORMS, "export", "aot", "trace", "script"), strict=True))
+ARCHITECTURES = [("wav2vec2", "trace"), ("gpt2", "export"), ("gpt2", "aot")]
 
 
 def assert_silent(unit) -> None:
@@ -33,8 +34,7 @@ def assert_silent(unit) -> None:
     assert found == ("pass", {}, []), found
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", RIGHT_SAMPLES)
+@pytest.mark.parametrize(("name", "form"), sampled(product(RIGHT_SAMPLES, FORMS), 12, always=WRONG))
 def test_a_right_sample_model_passes_or_is_refused(name, form):
     sample = importlib.import_module(f"sample_models.{name}")
     unit = compared(form, sample.make_model(), *sample.example_inputs(), named=False)
@@ -44,15 +44,13 @@ def test_a_right_sample_model_passes_or_is_refused(name, form):
         assert_silent(unit)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["resnet", "transformer"])
+@pytest.mark.parametrize(("name", "form"), sampled(product(["resnet", "transformer"], FORMS), 4))
 def test_a_sample_model_in_training_mode_passes_or_is_refused(name, form):
     sample = importlib.import_module(f"sample_models.{name}")
     assert_silent(compared(form, sample.make_model().train(), *sample.example_inputs(), named=False))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("seed", sampled(range(200), always=SAMPLED_SEEDS))
+@pytest.mark.parametrize(("seed", "form"), sampled(product(range(200), FORMS), always=NETS))
 def test_a_random_right_net_passes_or_is_refused(seed, form):
     model, args = random_net(seed)
     unit = compared(form, model, *args, named=False)
@@ -63,8 +61,9 @@ def test_a_random_right_net_passes_or_is_refused(seed, form):
 
 
 # TorchScript takes none of them from source.
-@pytest.mark.parametrize("form", ["trace", "export", "aot"])
-@pytest.mark.parametrize("name", sampled(TRANSFORMERS, always=SAMPLED_TRANSFORMERS))
+@pytest.mark.parametrize(
+    ("name", "form"), sampled(product(TRANSFORMERS, ["trace", "export", "aot"]), always=ARCHITECTURES)
+)
 def test_a_published_architecture_passes_or_is_refused(name, form):
     model, args, kwargs = TRANSFORMERS[name]()
     assert_silent(compared(form, model, *args, kwargs=kwargs, named=False))
