@@ -22,8 +22,8 @@ from gradctl.forms.exported.export import capture_reason
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.silence import silenced
 from gradctl.joint.capture import Joint, joint_program
-from gradctl.joint.draws import Draw, Draws, generator_kept
 from gradctl.joint.export_error import JointExportError, raised_by
+from gradctl.joint.random_inputs import RandomInput, RandomInputs, preserve_generator
 from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.inputs.example import input_names
@@ -130,9 +130,9 @@ def of_engine(form: str, engine: JointRuntime, instance: Instance, where: str, *
     )
 
 
-def _run_eagerly(instance: Instance, args: Any, kwargs: Any) -> tuple[Any, dict[str, Draw]]:
+def _run_eagerly(instance: Instance, args: Any, kwargs: Any) -> tuple[Any, dict[str, RandomInput]]:
     """Return what a model gives and what it draws; its state is put back."""
-    with instance.preserve_leaves(), generator_kept(), Draws(instance.model) as draws, torch.enable_grad():
+    with instance.preserve_leaves(), preserve_generator(), RandomInputs(instance.model) as draws, torch.enable_grad():
         value = instance.model(*args, **kwargs)  # which may take gradients inside
     instance.restore()
     return value, draws.by_name
@@ -159,7 +159,7 @@ class _Call:
         self.engine, self.instance, self.structure = engine, instance, structure
         self.parameters, self.buffers = parameters, buffers
         self.outputs = {output_name(path): leaf for path, leaf in leaves(structure) if isinstance(leaf, Tensor)}
-        self.at_sizes: dict[tuple[torch.Size, ...], tuple[dict[str, torch.Size], dict[str, Draw]]] = {}
+        self.at_sizes: dict[tuple[torch.Size, ...], tuple[dict[str, torch.Size], dict[str, RandomInput]]] = {}
         self.gradients = {name.removeprefix(_GRADIENT) for name in engine.outputs if name.startswith(_GRADIENT)}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -178,7 +178,7 @@ class _Call:
 
     def _as_eager(
         self, args: Any, kwargs: Any, given: Mapping[str, Tensor]
-    ) -> tuple[dict[str, torch.Size], dict[str, Draw]]:
+    ) -> tuple[dict[str, torch.Size], dict[str, RandomInput]]:
         """Return the sizes of the outputs, and the draws: where the inputs have sizes not seen before, eager is run."""
         sizes = tuple(each.shape for each in given.values())
         if sizes not in self.at_sizes:

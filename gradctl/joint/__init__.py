@@ -1,1 +1,1 @@
-"""Forward and backward in one graph: traced through autograd itself, on operators that ONNX has."""
+"""Forward and backward in one graph: traced through autograd itself, with operators that ONNX has."""

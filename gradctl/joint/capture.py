@@ -1,19 +1,19 @@
 """Forward and backward of a model as one exported program: autograd runs while it is traced.
 
-So custom backwards, hooks, detach, no_grad and tied weights are in the graph as eager has them; ``torch.export`` first
-and a backward of what it gives would lose them.
+So custom backwards, hooks, detach, no_grad and tied weights are in the graph as in eager; ``torch.export`` and then the
+backward of its result would lose them.
 
-1. ``make_fx`` runs the forward and ``torch.autograd.backward`` on fresh leaves, with hardly a decomposition; gradients
-   of parts of one tensor are put beside each other.
-2. ``make_fx`` runs what it wrote down, functionalized, with decompositions: torch's core ones, and ours for operators
-   that ONNX lacks.
+1. ``make_fx`` traces the forward and ``torch.autograd.backward`` on new leaves, almost without decompositions;
+   gradients of slices of one tensor are concatenated.
+2. ``make_fx`` traces that graph, functionalized, with torch's core decompositions and those of operators that ONNX
+   lacks.
 3. The result becomes an ``ExportedProgram``.
 
-Names of inputs are those of parameters and buffers (``fc1.weight``, ``bn.running_mean``), ``input.x`` and, for each
-output that asks for a gradient, ``grad_output`` or ``grad_output.logits``; random numbers that the model draws are
-inputs too, ``random.dropout`` (see ``gradctl.joint.draws``). Names of outputs are ``output`` or
-``output.logits``, ``grad.fc1.weight``, ``grad.input.x``, and for what the forward changes ``updated.bn.running_mean``.
-What no output hangs on has no gradient, as in eager.
+Inputs have the names of parameters and buffers (``fc1.weight``, ``bn.running_mean``), ``input.x`` and, for each output
+that requires a gradient, ``grad_output`` or ``grad_output.logits``; random numbers of the model are inputs too,
+``random.dropout`` (see ``gradctl.joint.random_inputs``). Outputs are ``output`` or ``output.logits``,
+``grad.fc1.weight``, ``grad.input.x``, and ``updated.bn.running_mean`` for a tensor that the forward changes. A leaf
+that affects no output has no gradient, as in eager.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +35,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradctl.joint.decompositions import EARLY, TABLE
 from gradctl.joint.decompositions.losses import fake_ctc_loss
-from gradctl.joint.draws import Distribution, Draw
 from gradctl.joint.dynamic_shapes import exported_axes, free_sizes, named_axes, with_sizes
 from gradctl.joint.export_error import JointExportError
 from gradctl.joint.joint_program import exported_program
 from gradctl.joint.provenance import place_of, places_by_operator
+from gradctl.joint.random_inputs import Distribution, RandomInput
 from gradctl.joint.slice_gradients import join_parts
 from gradctl.joint.step import TrainingStep
 from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
@@ -56,8 +56,8 @@ from gradctl.subject.torch_private import (
 
 __all__ = ["Joint", "joint_program"]
 
-_DROPPED = (torch.ops.aten.detach.default, torch.ops.aten.detach_.default, torch.ops.aten.alias.default)
-_ONCE = (torch.ops.aten.relu.default,)  # a second time changes nothing
+_NO_OPERATION = (torch.ops.aten.detach.default, torch.ops.aten.detach_.default, torch.ops.aten.alias.default)
+_IDEMPOTENT = (torch.ops.aten.relu.default,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,14 +65,13 @@ class Joint:
     """A joint program.
 
     Attributes:
-        program: takes and gives tensors in a flat order.
-        inputs: their names, in this order.
-        outputs: names of what it gives, in this order.
-        values: what parameters and buffers are now, by name.
+        program: takes and returns tensors in a flat order.
+        inputs, outputs: the names of these, in this order.
+        values: the current values of parameters and buffers, by name.
         constants: names of buffers that the forward does not change.
-        draws: what inputs hold that the model draws, by name.
-        places: the user's lines that operators come from, ``" (net.py, line 12)"``.
-        axes: names of free sizes, by input and axis.
+        random_inputs: the distributions of inputs that hold the model's random numbers, by name.
+        places: the user's line of each operator, ``" (net.py, line 12)"``.
+        axes: names of symbolic sizes, by input and axis.
     """
 
     program: torch.export.ExportedProgram
@@ -80,7 +79,7 @@ class Joint:
     outputs: tuple[str, ...]
     values: Mapping[str, Tensor]
     constants: tuple[str, ...]
-    draws: Mapping[str, Distribution]
+    random_inputs: Mapping[str, Distribution]
     places: Mapping[str, str]
     axes: Mapping[str, Mapping[int, str]]
 
@@ -90,28 +89,29 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
 
     Args:
         instance: a private copy, with its hooks.
-        dynamic: sizes that stay free, by input and axis; all others are fixed to those of the inputs.
-        wrt: what to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
+        dynamic: symbolic sizes, by input and axis; all others are fixed to those of the inputs.
+        wrt: leaves to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
 
     Raises:
-        JointExportError: there is no gradient to take, or a step of the model is not the same in every call.
-        TargetError: GC104 if ``dynamic`` or ``wrt`` names what is not there.
+        JointExportError: there is no gradient, or a step of the model is not the same in every call.
+        TargetError: GC104 if ``dynamic`` or ``wrt`` names an unknown input.
         Exception: whatever tracing and the user's model raise.
     """
     step = TrainingStep(instance, wrt)
-    if not step.asking:
+    if not step.cotangents:
         raise JointExportError("no output asks for a gradient.")
-    _ensure_apart(step.names)
-    free = _free_axes(step, dynamic or {})
+    _ensure_distinct(step.names)
+    by_leaf(instance.subject.model, step.args, step.kwargs, dynamic or {}, lambda axes: axes)  # refuses unknown inputs
+    free = {f"input.{name}": axes for name, axes in (dynamic or {}).items()}
     fakes, draws = _fakes(step, free)
-    instance.restore()  # what the model has kept for its next call is without data
+    instance.restore()  # tensors that the model has kept for its next call are fake
     mode = detect_fake_mode(fakes)
     assert mode is not None
     with (
-        _without_data(mode),
+        _fake(mode),
         preserve_node_meta(),
-        _compiled_parts_as_eager(),
-        _own_autograd(torch.ops.aten.multilabel_margin_loss_forward.default),
+        dynamo_config.patch(error_on_nested_fx_trace=False),  # trace the functions that torch.compile wraps
+        _with_autograd(torch.ops.aten.multilabel_margin_loss_forward.default),
     ):
         traced = make_fx(step, decomposition_table=EARLY, _allow_non_fake_inputs=True)(*fakes)
         found = step.traced
@@ -122,15 +122,14 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
             _allow_non_fake_inputs=True,
         )(*fakes)
     instance.restore()
-    _ensure_apart([*step.names, *found.outputs, *found.gradients, *found.updated])
+    _ensure_distinct([*step.names, *found.outputs, *found.gradients, *found.updated])
     if not found.gradients:
         raise JointExportError(f"no output hangs on {' '.join(wrt)}.")
     _clean(graph, step.names)
     _ensure_repeats(graph)
     named = dict(zip(step.names, fakes, strict=True))
     sizes = free_sizes(named, free)
-    shapes = tuple(exported_axes(fake) for fake in fakes)
-    program = exported_program(graph, step.tensors, shapes)
+    program = exported_program(graph, step.tensors, [exported_axes(fake) for fake in fakes])
     changed = {name.removeprefix("updated.") for name in found.updated}
     return Joint(
         program,
@@ -145,21 +144,15 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
 
 
 @contextmanager
-def _without_data(mode: FakeTensorMode) -> Iterator[None]:
-    """Let a model run on tensors without data, attention as the operators that it is made of."""
+def _fake(mode: FakeTensorMode) -> Iterator[None]:
+    """Let a model run on fake tensors, with attention decomposed."""
     with mode, enable_python_dispatcher(), fake_ctc_loss(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
-def _compiled_parts_as_eager() -> AbstractContextManager[None]:
-    """Let functions inside the model that torch.compile has wrapped be traced like any other."""
-    found: AbstractContextManager[None] = dynamo_config.patch(error_on_nested_fx_trace=False)
-    return found
-
-
 @contextmanager
-def _own_autograd(operator: OpOverload) -> Iterator[None]:
-    """Let autograd see an operator that torch decomposes before it, wrongly; then our decomposition is taken."""
+def _with_autograd(operator: OpOverload) -> Iterator[None]:
+    """Let autograd see an operator that torch decomposes before autograd, wrongly, so that ours can replace it."""
     key = DispatchKey.Autograd
     kernel = operator.py_kernels.pop(key)
     operator._dispatch_cache.clear()
@@ -170,43 +163,36 @@ def _own_autograd(operator: OpOverload) -> Iterator[None]:
         operator._dispatch_cache.clear()
 
 
-def _ensure_apart(names: Sequence[str]) -> None:
+def _ensure_distinct(names: Sequence[str]) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise JointExportError(f"two values of the graph would be called {twice!r}: rename the parameter or the input.")
 
 
-def _free_axes(step: TrainingStep, dynamic: Dynamic) -> dict[str, Mapping[int, str]]:
-    """Return the free axes by name of the input here."""
-    model = step.instance.subject.model
-    by_leaf(model, step.args, step.kwargs, dynamic, lambda axes: axes)  # which refuses what is not there
-    return {f"input.{name}": axes for name, axes in dynamic.items()}
+def _fakes(step: TrainingStep, free: Mapping[str, Mapping[int, str]]) -> tuple[list[Tensor], dict[str, RandomInput]]:
+    """Return fake inputs of the step, with symbols for free sizes; and the random inputs.
 
-
-def _fakes(step: TrainingStep, free: Mapping[str, Mapping[int, str]]) -> tuple[list[Tensor], dict[str, Draw]]:
-    """Return tensors without data for what the step takes, symbols in place of sizes that are free; and the draws.
-
-    Those have sizes, and cotangents those of the outputs, that only a run without data can tell.
+    Only a run on fake tensors knows the sizes of the random inputs, and of the cotangents.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     names, values = step.names, step.tensors
     fakes = {}
-    for name, value in zip(names[: len(names) - len(step.draws) - len(step.asking)], values, strict=False):
+    for name, value in zip(names[: len(names) - len(step.random_inputs) - len(step.cotangents)], values, strict=False):
         kinds = [DimDynamic.DYNAMIC if axis in free.get(name, {}) else DimDynamic.STATIC for axis in range(value.ndim)]
         fakes[name] = mode.from_tensor(value, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds))
     ignored = mode.shape_env.ignore_fresh_unbacked_symbols()
-    with _without_data(mode), ignored:
+    with _fake(mode), ignored:
         outputs, draws = step.forward(fakes)
-        _ensure_alike(step.draws, draws)
+        _ensure_same_draws(step.random_inputs, draws)
         drawn = [torch.empty(draw.shape, dtype=draw.dtype) for draw in draws.values()]
-        # Laid out as what the step is given later: a view of one may be none of the other.
+        # Contiguous, as the step's inputs are: another layout allows other views.
         layout = torch.contiguous_format
-        cotangents = [torch.empty_like(outputs[name], memory_format=layout).detach() for name in step.asking]
+        cotangents = [torch.empty_like(outputs[name], memory_format=layout).detach() for name in step.cotangents]
     return [*fakes.values(), *drawn, *cotangents], draws
 
 
-def _ensure_alike(eager: Mapping[str, Draw], traced: Mapping[str, Draw]) -> None:
-    """Raise where a trace draws what eager does not."""
+def _ensure_same_draws(eager: Mapping[str, RandomInput], traced: Mapping[str, RandomInput]) -> None:
+    """Raise if a trace draws other random numbers than eager."""
     kinds = [
         {name: (draw.distribution["distribution"], draw.dtype) for name, draw in draws.items()}
         for draws in (eager, traced)
@@ -217,10 +203,10 @@ def _ensure_alike(eager: Mapping[str, Draw], traced: Mapping[str, Draw]) -> None
 
 
 def _clean(graph: fx.GraphModule, names: Sequence[str]) -> None:
-    """Take out what is for autograd alone, and call inputs what the user calls them."""
+    """Remove operators without effect, and give inputs the user's names."""
     for node in list(graph.graph.nodes):
-        is_second = node.target in _ONCE and node.all_input_nodes[0].target is node.target
-        if node.op == "call_function" and (node.target in _DROPPED or is_second):
+        is_second = node.target in _IDEMPOTENT and node.all_input_nodes[0].target is node.target
+        if node.op == "call_function" and (node.target in _NO_OPERATION or is_second):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -236,7 +222,7 @@ def _clean(graph: fx.GraphModule, names: Sequence[str]) -> None:
 
 
 def _ensure_repeats(graph: fx.GraphModule) -> None:
-    """Raise for an operator that draws random numbers: a graph of it would give others than eager."""
+    """Raise for an operator that draws random numbers: the graph would draw others than eager."""
     for node in graph.graph.nodes:
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags:

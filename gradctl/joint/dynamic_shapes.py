@@ -1,4 +1,4 @@
-"""Free sizes of a joint graph: those that ``--dynamic`` names, and what is computed from them.
+"""Symbolic sizes of a joint graph: those that ``--dynamic`` names, and sizes computed from them.
 
 Private to torch (seen in 2.10 to 2.14): ``SymInt.node``, its ``ShapeEnv`` and the guards in it.
 """
@@ -16,8 +16,8 @@ import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
-from gradctl.joint.draws import Distribution
 from gradctl.joint.export_error import JointExportError
+from gradctl.joint.random_inputs import Distribution
 from gradctl.subject.frames import is_users
 from gradctl.subject.torch_private import decompositions
 
@@ -25,26 +25,25 @@ __all__ = ["Sizes", "exported_axes", "free_sizes", "named_axes", "with_sizes"]
 
 _SLICE = "_compute_slice_index"  # which clamps
 _LARGE = sympy.Integer(10**6)
-_DECOMPOSITIONS = (decompositions.__file__,)
-_ALIKE = ("matmul",)  # decompositions whose choice is one of speed
-# The names of free sizes, by the expressions that stand for them in shapes.
+_SAME_RESULT = ("matmul",)  # decompositions that branch for speed only
+# The names of symbolic sizes, by their expressions in shapes.
 Sizes = Mapping[Any, str]
 
 
 def free_sizes(fakes: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]]) -> Sizes:
-    """Return the free sizes of a trace.
+    """Return the symbolic sizes of a trace.
 
     Args:
-        fakes: what was traced with, by name.
-        free: names of sizes, by name and axis.
+        fakes: the inputs of the trace, by name.
+        free: names of sizes, by input and axis.
 
     Raises:
-        JointExportError: one is not free, two are one, or the model does one thing at some sizes and another at others.
+        JointExportError: a size is fixed, two are equal, or the model branches on one.
     """
     found: dict[Any, str] = {}
     for name, axes in free.items():
         for axis, size in axes.items():
-            _ensure_undecided(size, fakes[name].shape[axis])
+            _ensure_no_branch(size, fakes[name].shape[axis])
             expression = _expression(fakes[name].shape[axis])
             if not getattr(expression, "free_symbols", ()):
                 instead = " Give an example with two or more: torch fixes a size of one." if expression == 1 else ""
@@ -56,7 +55,7 @@ def free_sizes(fakes: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]
 
 
 def named_axes(fake: Tensor, sizes: Sizes) -> dict[int, str]:
-    """Return the names of a tensor's free axes, ``batch`` or what is computed from it, ``2*batch``."""
+    """Return the names of a tensor's symbolic axes: ``batch``, or an expression such as ``2*batch``."""
     names = {symbol: sympy.Symbol(name) for symbol, name in sizes.items()}
     expressions = {axis: _expression(size) for axis, size in enumerate(fake.shape)}
     return {
@@ -67,25 +66,25 @@ def named_axes(fake: Tensor, sizes: Sizes) -> dict[int, str]:
 
 
 def exported_axes(fake: Tensor) -> dict[int, Any] | None:
-    """Return what torch.export is told of a tensor's free axes: that it finds out their sizes by itself.
+    """Return ``Dim.AUTO`` for a tensor's symbolic axes: torch.export is to infer their range.
 
-    Told names, it refuses where a kernel or a layout wants more than the smallest of all sizes.
+    With named axes it refuses a kernel or a layout that needs more than the smallest of all sizes.
     """
     free = (axis for axis, size in enumerate(fake.shape) if getattr(_expression(size), "free_symbols", ()))
     return dict.fromkeys(free, torch.export.Dim.AUTO) or None
 
 
 def with_sizes(distribution: Distribution, sizes: Sizes) -> Distribution:
-    """Return a distribution whose parameters have the names of free sizes for their symbols."""
+    """Return a distribution with the names of symbolic sizes in place of their symbols."""
     names = {str(symbol): name for symbol, name in sizes.items()}
     return {key: names.get(value, value) if isinstance(value, str) else value for key, value in distribution.items()}
 
 
-def _ensure_undecided(name: str, size: int | torch.SymInt) -> None:
-    """Raise for what the model does at some sizes only: none of torch's layouts, nor that it raises at others."""
+def _ensure_no_branch(name: str, size: int | torch.SymInt) -> None:
+    """Raise if the model branches on a size. Branches of torch on layouts, and those that only raise, are allowed."""
     if not isinstance(size, torch.SymInt):
         return
-    symbols = size.node._expr.free_symbols  # as it was before it was found to be a number
+    symbols = size.node._expr.free_symbols  # as before it was specialized to a number
     for guard in size.node.shape_env.guards:
         place = guard.sloc.framework_loc
         if not isinstance(place, FrameSummary) or not symbols & guard.expr.free_symbols:
@@ -98,26 +97,24 @@ def _ensure_undecided(name: str, size: int | torch.SymInt) -> None:
             raise JointExportError(
                 f"a branch, a loop or a number depends on {name}{where}: leave {name} fixed, or compute with tensors."
             )
-        if place.filename in _DECOMPOSITIONS and place.name not in _ALIKE:
+        if place.filename == decompositions.__file__ and place.name not in _SAME_RESULT:
             raise JointExportError(f"what {place.name} does depends on {name}: leave {name} fixed.")
 
 
 def _only_refuses(place: FrameSummary) -> bool:
-    """Return whether a line decides no more than whether to raise."""
-    line = place.lineno or 0
-
-    def is_here(node: ast.expr | ast.Assert) -> bool:
-        return node.lineno <= line <= (node.end_lineno or node.lineno)
-
+    """Return whether a line is an assertion, or the test of an if that only raises."""
     try:
         tree = ast.parse("".join(linecache.getlines(place.filename)))
     except SyntaxError:
         return False
-    found: list[ast.expr | ast.Assert] = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    tests: list[ast.expr | ast.Assert] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and not node.orelse and all(isinstance(each, ast.Raise) for each in node.body):
-            found.append(node.test)
-    return any(map(is_here, found))
+        if isinstance(node, ast.Assert):
+            tests.append(node)
+        elif isinstance(node, ast.If) and not node.orelse and all(isinstance(each, ast.Raise) for each in node.body):
+            tests.append(node.test)
+    line = place.lineno or 0
+    return any(test.lineno <= line <= (test.end_lineno or test.lineno) for test in tests)
 
 
 def _expression(size: int | torch.SymInt) -> Any:

@@ -1,4 +1,4 @@
-"""How the joint graph of a model is refused: in a sentence, with the user's line."""
+"""The refusal of a joint graph: a sentence, with the user's line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _STEP = str(Path(__file__).with_name("step.py"))
 
 
 class JointExportError(Exception):
-    """There is no joint graph of this model; says why, in a sentence."""
+    """There is no joint graph of this model; its text is the reason, in a sentence."""
 
 
 def here() -> str:
-    """Return the user's line that is running, ``" (net.py, line 12)"``; nothing where none is."""
+    """Return the user's line that is running, ``" (net.py, line 12)"``; an empty text if there is none."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename != _STEP:  # which calls the model
         if is_users(frame.f_code.co_filename):
@@ -29,7 +29,7 @@ def here() -> str:
 
 
 def raised_by(error: BaseException) -> str:
-    """Return the user's line that an exception comes from, as ``here``."""
+    """Return the user's line that raised an exception, as ``here``."""
     places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     return next((_named(*place) for place in reversed(places) if is_users(place[0])), "")
 

@@ -1,8 +1,7 @@
 """A traced graph as an ``ExportedProgram``.
 
-``torch.export`` traces what it is given, and a joint graph is traced already: a quarter of the time of a joint export
-went there. A graph whose sizes are all known is a program as it stands; where some are free, ``torch.export`` finds
-what holds for them.
+``torch.export`` would trace the graph once more, in a quarter of the time of a joint export. A graph of known sizes
+needs no second trace; of symbolic sizes, ``torch.export`` finds the constraints.
 
 Private to torch (seen in 2.10 to 2.14): the arguments of ``ExportedProgram``.
 """
@@ -33,15 +32,15 @@ __all__ = ["exported_program"]
 def exported_program(
     graph: fx.GraphModule, tensors: Sequence[Tensor], shapes: Sequence[Mapping[int, object] | None]
 ) -> ExportedProgram:
-    """Return a graph as a program that takes and gives tensors in a flat order.
+    """Return a graph as a program that takes and returns tensors in a flat order.
 
     Args:
-        graph: of tensors alone, functional; it is changed.
-        tensors: what it takes, in its order.
-        shapes: for each of these what ``torch.export`` is to know of its free sizes.
+        graph: of tensors only, functional; it is changed.
+        tensors: its inputs, in their order.
+        shapes: the symbolic sizes of each input, as ``dynamic_shapes`` of ``torch.export``.
 
     Raises:
-        Exception: whatever ``torch.export`` raises of free sizes.
+        Exception: whatever ``torch.export`` raises about symbolic sizes.
     """
     if not all(map(_is_known, graph.graph.nodes)):
         return torch.export.export(graph, tuple(tensors), dynamic_shapes=tuple(shapes), strict=False)
@@ -64,7 +63,7 @@ def exported_program(
 
 
 def _is_known(node: fx.Node) -> bool:
-    """Return whether a node gives tensors of known sizes, writes to none and calls nothing that has its own graph."""
+    """Return whether a node returns tensors of known sizes, writes to none, and calls no subgraph."""
     if writes(node.target):
         return False
     values = [each for each in tree_leaves(node.meta.get("val")) if each is not None]
@@ -73,7 +72,7 @@ def _is_known(node: fx.Node) -> bool:
 
 
 def _lift_constants(graph: fx.GraphModule, first: fx.Node) -> dict[str, fx.Node]:
-    """Return inputs in place of the constants of a graph, by the constant's name."""
+    """Replace the constants of a graph with inputs, and return these by the constant's name."""
     lifted: dict[str, fx.Node] = {}
     for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
         name = str(node.target)

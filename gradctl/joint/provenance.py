@@ -1,6 +1,6 @@
-"""Which of the user's lines an operator of the trace comes from, and what no graph can do, refused with that line.
+"""The user's line of each traced operator, and refusals of programs that no graph can express, with that line.
 
-An operator of the backward comes from the line of the forward whose gradient it is: autograd numbers both alike.
+An operator of the backward has the line of the forward operator that it differentiates: autograd numbers both alike.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _aten = torch.ops.aten
 
 
 class Places(OperatorMode):
-    """Note at each node that is traced where it comes from.
+    """Annotate each traced node with the user's line.
 
     Attributes:
         writes: the user's line that last wrote to a storage, by its address.
-        sized: what first gave a tensor whose size depends on values, in a sentence; empty where nothing has.
+        sized: the first operator whose output size depends on values, in a sentence; empty if there is none.
 
     Raises:
-        JointExportError: in what is under it, for an operator of which python sees values, or whose sizes torch cannot
-            leave open.
+        JointExportError: for an operator that returns values to Python, or whose sizes torch cannot leave symbolic;
+            raised by the operator.
     """
 
     supports_higher_order_operators = True
@@ -52,7 +52,7 @@ class Places(OperatorMode):
         place, node = here(), current_autograd_node()
         if node is None:
             self._forward[sequence_number() - 1] = place
-        elif not place:  # else the user's own backward, or a checkpoint
+        elif not place:  # otherwise it is the user's own backward, or a checkpoint
             place = self._forward.get(node._sequence_nr(), "").replace(" (", " (the backward of ", 1)
         if writes(func):
             self.writes.update({each.untyped_storage()._cdata: place for each in args[:1] if isinstance(each, Tensor)})
@@ -87,7 +87,7 @@ def _values(place: str) -> str:
     )
 
 
-# What the user calls an operator, and what there is instead.
+# The user's name of an operator, and what to write instead.
 _SAID = {
     _aten.bincount.default: ("bincount", "sum one_hot over the rows"),
     _aten.index.Tensor: ("an index by a mask", "multiply by the mask, or use torch.where"),
@@ -96,13 +96,13 @@ _SAID = {
 
 
 def place_of(node: fx.Node) -> str:
-    """Return the user's line that a node of the trace comes from, as ``here``."""
+    """Return the user's line of a node of the trace, as ``here``."""
     place: str = node.meta.get("custom", {}).get(_KEY, "")
     return place
 
 
 def places_by_operator(graph: fx.GraphModule) -> dict[str, str]:
-    """Return for each operator of a trace where its first node comes from."""
+    """Return for each operator of a trace the user's line of its first node."""
     found: dict[str, str] = {}
     for node in graph.graph.nodes:
         if node.op == "call_function":

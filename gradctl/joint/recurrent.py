@@ -1,8 +1,8 @@
-"""Recurrent layers in a joint graph: a Scan over the steps forward and one backward, so that their number may be free.
+"""Recurrent layers in a joint graph: one Scan over the steps forward and one backward, of any number of steps.
 
-torch traces a layer as the nodes of every step, and its kernel for that drops the dropout between layers (torch 2.13,
-``_rnn_helper``). Here what does not hang on the step before stays outside of the Scan: the products with the inputs,
-and the gradients of weights, each one product over all steps.
+torch traces a layer as the nodes of every step, and its kernel for that loses the dropout between layers (torch 2.13,
+``_rnn_helper``). Operations that do not depend on the step before stay outside of the Scan: the products with the
+inputs, and the gradients of weights, each one product over all steps.
 
 Sources: Cho et al. 2014, arXiv 1406.1078, in the form of cuDNN (bias inside the reset); Hochreiter and Schmidhuber,
 Neural Computation 1997, with the projection of Sak et al. 2014, arXiv 1402.1128; gradients by the chain rule.
@@ -28,13 +28,13 @@ _Tensors = Sequence[Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """What happens in one step to tensors ``[batch, width]``.
+    """One step on tensors ``[batch, width]``.
 
     Attributes:
-        step: from gates of the input, gates of the hidden state and the states, to the states and what backward needs.
-            States are the output of the cell, and its memory in an LSTM.
-        back: from gradients of the states, the last of the states before, and what was kept, to the gradients of both
-            kinds of gates, and of the last of the states before but for what goes through its gates.
+        step: from gates of the input, gates of the hidden state and the states, to the states and the values saved for
+            backward. States are the output of the cell, and its memory in an LSTM.
+        back: from gradients of the states, the last of the states before, and the saved values, to the gradients of
+            both kinds of gates, and of the last of the states before, except through its gates.
     """
 
     step: Callable[[Tensor, Tensor, _Tensors], tuple[_Tensors, _Tensors]]
@@ -108,8 +108,8 @@ _CELLS = {
 class _Steps(torch.autograd.Function):
     """All steps of one direction of one layer.
 
-    Takes gates of the inputs ``[time, batch, gates]``, weight ``[gates, width]``, bias and projection or None, and the
-    states before; gives the outputs ``[time, batch, width]`` and the states after.
+    From gates of the inputs ``[time, batch, gates]``, weight ``[gates, width]``, bias and projection or None, and the
+    states before, to the outputs ``[time, batch, width]`` and the states after.
     """
 
     @staticmethod
@@ -143,7 +143,7 @@ class _Steps(torch.autograd.Function):
         cell, count = ctx.cell, ctx.count
         given, weight, bias, projection, *others = ctx.saved_tensors
         states, before, kept = others[:count], others[count : 2 * count], others[2 * count :]
-        if torch.is_grad_enabled():  # to be differentiated again, as no Scan is
+        if torch.is_grad_enabled():  # a second derivative follows, which a Scan does not have
             return None, *_differentiable(cell, [given, weight, bias, projection, *states], (by_outputs, *by_after))
 
         def step(*values: Tensor) -> list[Tensor]:
@@ -169,7 +169,7 @@ class _Steps(torch.autograd.Function):
 
 
 def _step(cell: _Cell, given: Tensor, states: _Tensors, weights: Sequence[Tensor | None]) -> tuple[_Tensors, _Tensors]:
-    """Return the states after one step, and what its backward needs."""
+    """Return the states after one step, and the values saved for its backward."""
     weight, bias, projection = weights
     assert weight is not None
     (output, *memory), kept = cell.step(given, linear(states[0], weight, bias), states)
@@ -177,7 +177,7 @@ def _step(cell: _Cell, given: Tensor, states: _Tensors, weights: Sequence[Tensor
 
 
 def _differentiable(cell: _Cell, inputs: Sequence[Tensor | None], slopes: _Tensors) -> list[Tensor | None]:
-    """Return the gradients by the inputs of ``_Steps``, of steps one after the other."""
+    """Return the gradients by the inputs of ``_Steps``, as operators that can be differentiated."""
     given, *weights = inputs[:4]
     assert given is not None
     after: _Tensors = [each for each in inputs[4:] if each is not None]
@@ -185,13 +185,13 @@ def _differentiable(cell: _Cell, inputs: Sequence[Tensor | None], slopes: _Tenso
     for each in given:
         after, _ = _step(cell, each, after, weights)
         outputs.append(after[0])
-    asking = [each for each in inputs if each is not None and each.requires_grad]
-    found = iter(torch.autograd.grad([torch.stack(outputs), *after], asking, slopes, create_graph=True))
+    leaves = [each for each in inputs if each is not None and each.requires_grad]
+    found = iter(torch.autograd.grad([torch.stack(outputs), *after], leaves, slopes, create_graph=True))
     return [next(found) if each is not None and each.requires_grad else None for each in inputs]
 
 
 class ScannedLayers(TorchFunctionMode):
-    """Within it, recurrent layers are Scans; packed sequences are left to torch."""
+    """Run recurrent layers as Scans; packed sequences are left to torch."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -214,7 +214,7 @@ def _layers(  # noqa: PLR0917 as torch.gru
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
-    """Return what ``torch.gru`` and others do: the outputs, and the states after."""
+    """Return the outputs and the states after, as ``torch.gru`` and others do."""
     states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
     directions = 2 if bidirectional else 1
     of_each = len(params) // (num_layers * directions)

@@ -1,7 +1,7 @@
-"""Gradients of parts of one tensor, beside each other instead of added up.
+"""Gradients of slices of one tensor, concatenated instead of added up.
 
-``q, k, v = qkv.chunk(3)`` goes backward as three tensors of zeros with a gradient in one third of each, and two
-additions. Where the parts do not meet, that is one concatenation, with zeros for what has no gradient.
+The backward of ``q, k, v = qkv.chunk(3)`` is three tensors of zeros with a gradient in one third of each, and two
+additions. If the slices do not overlap, it is one concatenation, with zeros between them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """A gradient of what is from ``start`` to ``stop`` of an axis; of an axis less, where one place was selected."""
+    """A gradient of the elements from ``start`` to ``stop`` of an axis; without the axis, if one was selected."""
 
     gradient: fx.Node
     start: int
@@ -33,7 +33,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Parts:
-    """Gradients of parts of a tensor of ``size`` along ``axis``, in their order; none meets another."""
+    """Gradients of parts of a tensor of ``size`` along ``axis``, in their order, without overlap."""
 
     size: tuple[int, ...]
     axis: int
@@ -41,11 +41,11 @@ class _Parts:
 
 
 def join_parts(graph: fx.GraphModule) -> None:
-    """Write sums of gradients by parts of one tensor as concatenations.
+    """Replace sums of gradients of parts of one tensor with concatenations.
 
     Args:
         graph: a traced backward, before ``slice_backward`` and ``select_backward`` are decomposed; it is changed, and
-            what it no longer needs is left in it.
+            keeps nodes that are no longer used.
     """
     found: dict[fx.Node, _Parts] = {}
     for node in graph.graph.nodes:
@@ -60,7 +60,7 @@ def join_parts(graph: fx.GraphModule) -> None:
 
 
 def _part(node: fx.Node) -> _Parts | None:
-    """Return what a node is the gradient of, if it is that of one part."""
+    """Return the part whose gradient a node is, if it is one."""
     if node.target not in {_aten.slice_backward.default, _aten.select_backward.default}:
         return None
     gradient, size, axis, *place = cast(list[Any], node.args)
@@ -80,7 +80,7 @@ def _part(node: fx.Node) -> _Parts | None:
 
 
 def _sum(node: fx.Node, found: dict[fx.Node, _Parts]) -> _Parts | None:
-    """Return what a node is the gradient of, if it adds those of parts that do not meet."""
+    """Return the parts whose gradients a node adds, if they do not overlap."""
     if node.target not in {_aten.add.Tensor, operator.add} or node.kwargs:
         return None
     terms = [found[each] for each in node.all_input_nodes if each in found and len(each.users) == 1]
@@ -88,13 +88,13 @@ def _sum(node: fx.Node, found: dict[fx.Node, _Parts]) -> _Parts | None:
         return None
     one, other = terms
     parts = tuple(sorted((*one.parts, *other.parts), key=lambda part: part.start))
-    meet = any(before.stop > after.start for before, after in pairwise(parts))
+    overlap = any(before.stop > after.start for before, after in pairwise(parts))
     same = (one.size, one.axis) == (other.size, other.axis)
-    return _Parts(one.size, one.axis, parts) if same and not meet else None
+    return _Parts(one.size, one.axis, parts) if same and not overlap else None
 
 
 def _joined(graph: fx.Graph, found: _Parts) -> fx.Node:
-    """Return the parts beside each other, and zeros between them."""
+    """Return the concatenation of the parts, with zeros between them."""
     pieces, end = [], 0
     for part in (*found.parts, None):
         start = found.size[found.axis] if part is None else part.start

@@ -1,6 +1,6 @@
-"""Forward and backward of a model as one function of flat tensors, run while it is traced.
+"""Forward and backward of a model as one function of flat tensors, which is traced.
 
-Names of what it takes and gives are those of the joint graph; see ``gradctl.joint.capture``.
+Names of its inputs and outputs are those of the joint graph; see ``gradctl.joint.capture``.
 
 Private to torch (seen in 2.10 to 2.14): ``torch.fx.experimental.symbolic_shapes``.
 """
@@ -19,9 +19,9 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
-from gradctl.joint.draws import Draw, Draws, only_torch_draws
 from gradctl.joint.export_error import JointExportError
 from gradctl.joint.provenance import Places
+from gradctl.joint.random_inputs import RandomInput, RandomInputs, forbid_other_generators
 from gradctl.joint.recurrent import ScannedLayers
 from gradctl.numerics.measures import same_values
 from gradctl.subject.inputs.example import input_names
@@ -38,7 +38,7 @@ _FEW = 8  # names that a message lists
 
 
 class _Model(nn.Module):
-    """Whatever is done with a model while its parameters are others, backward too."""
+    """A module that calls a function of the model: its backward too runs while functional_call has the parameters."""
 
     def __init__(self, model: Callable[..., Any]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Model(nn.Module):
 
 @dataclass(slots=True)
 class _Traced:
-    """What the trace of one step has found."""
+    """Names of the results of one step, in their order."""
 
     outputs: list[str] = field(default_factory=list)
     gradients: list[str] = field(default_factory=list)
@@ -76,13 +76,12 @@ class TrainingStep:
         before = {name: value.detach().clone() for name, value in state.items()}
         seed_generators(instance.subject.seed)
         with instance.preserve_leaves():
-            with torch.enable_grad(), only_torch_draws(), Draws(instance.model) as draws:
+            with torch.enable_grad(), forbid_other_generators(), RandomInputs(instance.model) as draws:
                 named = _named(instance.model(*args, **kwargs))
             # BatchNorm writes its running statistics without counting up their version.
             self.written = {name for name, value in state.items() if not same_values(value, before[name])}
-        self.draws = draws.by_name
-        # A cotangent for each output that asks for one.
-        self.asking = {name: torch.randn_like(value) for name, value in named if value.requires_grad}
+        self.random_inputs = draws.by_name
+        self.cotangents = {name: torch.randn_like(value) for name, value in named if value.requires_grad}
         instance.restore()
         self.args, self.kwargs = instance.inputs()
         inputs = input_names(instance.subject.model, self.args, self.kwargs)
@@ -91,30 +90,29 @@ class TrainingStep:
 
     @property
     def names(self) -> list[str]:
-        """Return the names of what the function takes."""
-        cotangents = [f"grad_{name}" for name in self.asking]
-        return [*self.parameters, *self.buffers, *self.given, *self.draws, *cotangents]
+        """Return the names of the inputs."""
+        cotangents = [f"grad_{name}" for name in self.cotangents]
+        return [*self.parameters, *self.buffers, *self.given, *self.random_inputs, *cotangents]
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Return what it takes now."""
-        drawn = [draw.again() for draw in self.draws.values()]
+        """Return the current inputs."""
+        drawn = [draw.again() for draw in self.random_inputs.values()]
         state = (*self.parameters.values(), *self.buffers.values(), *self.given.values())
-        values = (*state, *drawn, *self.asking.values())
+        values = (*state, *drawn, *self.cotangents.values())
         return [value.detach().clone(memory_format=torch.contiguous_format) for value in values]
 
     def __call__(self, *flat: Tensor) -> list[Tensor]:
-        """Return outputs, gradients, and parameters and buffers that changed, in the order that ``traced`` tells."""
+        """Return outputs, gradients, and changed parameters and buffers, in the order of the names in ``traced``."""
         values = dict(zip(self.names, flat, strict=True))
         with torch.enable_grad():
             now = {name: value.clone() if name in self.written else value for name, value in values.items()}
             weights = {name: self._leaf(now[name], old) for name, old in self.parameters.items()}
             kept = {name: values[name].clone() for name in self.buffers}
             given = {name: self._input(values[name], old) for name, old in self.given.items()}
-            inputs = {name: each for name, (_, each) in given.items()}
 
             def act(model: Callable[..., Any]) -> list[Tensor]:
-                outputs = self._outputs(model, inputs)
+                outputs = self._outputs(model, {name: each for name, (_, each) in given.items()})
                 wanted = {**weights, **{name: leaf for name, (leaf, _) in given.items()}}
                 gradients = self._gradients(outputs, wanted, values)
                 updated = _updated(model, kept, self.written)
@@ -123,10 +121,10 @@ class TrainingStep:
                 results = (*outputs.values(), *gradients.values(), *updated.values())
                 return [each.detach().clone() for each in results]
 
-            return self._with({**weights, **kept}, [values[name] for name in self.draws], act)[0]
+            return self._with({**weights, **kept}, [values[name] for name in self.random_inputs], act)[0]
 
-    def forward(self, values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Draw]]:
-        """Return the outputs by name, for parameters, buffers and inputs by name, and what was drawn for them."""
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, RandomInput]]:
+        """Return the outputs by name, for parameters, buffers and inputs by name; and the random numbers drawn."""
         with torch.enable_grad():
             weights = {name: self._leaf(values[name], old) for name, old in self.parameters.items()}
             kept = {name: values[name].clone() for name in self.buffers}
@@ -135,10 +133,10 @@ class TrainingStep:
 
     def _with(
         self, state: Mapping[str, Tensor], drawn: Sequence[Tensor] | None, act: Callable[[Any], _Result]
-    ) -> tuple[_Result, dict[str, Draw]]:
-        """Return what ``act`` returns for the model with these parameters, buffers and draws, and what it drew."""
-        seed_generators(self.instance.subject.seed + 1)  # not as a run is: what sets that seed itself must show
-        with self.places, Draws(self.instance.model, drawn) as draws, ScannedLayers():
+    ) -> tuple[_Result, dict[str, RandomInput]]:
+        """Return the result of ``act`` for the model with these parameters, buffers and draws; and the draws."""
+        seed_generators(self.instance.subject.seed + 1)  # not the seed of a run: a model that sets it must be noticed
+        with self.places, RandomInputs(self.instance.model, drawn) as draws, ScannedLayers():
             found = functional_call(self.model, {f"model.{name}": each for name, each in state.items()}, (act,))
         return found, draws.by_name
 
@@ -170,10 +168,10 @@ class TrainingStep:
                 f"--wrt {' '.join(self.wrt)} names nothing that asks for a gradient"
                 f"{nearest(self.wrt[0], leaves_there)}: there are {', '.join(leaves_there[:_FEW]) or 'none'}.",
             )
-        asking = [outputs[name] for name in self.asking]
-        cotangents = [values[f"grad_{name}"] for name in self.asking]
-        # As training takes them: reentrant checkpoints refuse autograd.grad.
-        torch.autograd.backward(asking, cotangents)
+        roots = [outputs[name] for name in self.cotangents]
+        cotangents = [values[f"grad_{name}"] for name in self.cotangents]
+        # As training does: reentrant checkpoints refuse autograd.grad.
+        torch.autograd.backward(roots, cotangents)
         return {f"grad.{name}": leaf.grad for name, leaf in wanted.items() if leaf.grad is not None}
 
     def _is_wanted(self, name: str) -> bool:
@@ -189,14 +187,14 @@ class TrainingStep:
         return leaf
 
     def _input(self, value: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
-        """Return an input as what collects its gradient, and as the model has it."""
-        asks = self.instance.input_mode != "constant" and (old.is_floating_point() or old.is_complex())
-        leaf = value.detach().requires_grad_(asks)
-        return leaf, leaf.clone() if self.instance.input_mode == "clone" or not asks else leaf
+        """Return an input as the leaf that accumulates its gradient, and as the model receives it."""
+        requires_grad = self.instance.input_mode != "constant" and (old.is_floating_point() or old.is_complex())
+        leaf = value.detach().requires_grad_(requires_grad)
+        return leaf, leaf.clone() if self.instance.input_mode == "clone" or not requires_grad else leaf
 
 
 def _updated(model: Callable[..., Any], kept: Mapping[str, Tensor], written: Set[str]) -> dict[str, Tensor]:
-    """Return the buffers that a call has written to or replaced, ``written`` among them."""
+    """Return the buffers that a call has written to or replaced, and those in ``written``."""
     module = module_of(model)
     now = dict(module.named_buffers()) if module is not None else {}
     return {

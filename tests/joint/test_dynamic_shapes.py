@@ -143,7 +143,7 @@ LINE = by_size.__code__.co_firstlineno + 1
 @pytest.mark.parametrize(
     ("act", "said"),
     [
-        (by_size, f"a branch, a loop or a number depends on batch (test_sizes.py, line {LINE}): "),
+        (by_size, f"a branch, a loop or a number depends on batch (test_dynamic_shapes.py, line {LINE}): "),
         (lambda hidden: sum(row.sin() for row in hidden.split(4)), "what split does depends on batch: "),
         (lambda hidden: torch.ones(20, 3, 4)[: hidden.shape[0]] * hidden, "a slice wants batch <= 20: assert "),
     ],

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -68,6 +68,7 @@ def test_parts_that_meet_are_added(model: Callable[[Tensor], Tensor]) -> None:
     assert "add" in joined(model, torch.randn(4, 6))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-6, 5), st.integers(1, 3), st.booleans()), min_size=1, max_size=5))
 def test_whatever_the_parts_are(parts: list[tuple[int, int, bool]]) -> None:
     def model(x: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def exported(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Sequenc
     """
     start = perf_counter()
     joint: Joint = joint_of(instance, dynamic, wrt)
-    draws = {name: dict(draw) for name, draw in joint.draws.items()}
+    draws = {name: dict(draw) for name, draw in joint.random_inputs.items()}
     artifact = Names(inputs=joint.inputs, outputs=joint.outputs, draws=draws), joint.program
     return Captured("export-joint", not_called, seconds=perf_counter() - start, artifact=artifact)
 

@@ -152,7 +152,7 @@ def _name(program: torch.onnx.ONNXProgram, joint: Joint, *, frozen: bool) -> Non
 
     What the caller is to draw is in the metadata of the model: ``random.dropout``, by its distribution as JSON.
     """
-    program.model.metadata_props.update({name: json.dumps(draw) for name, draw in joint.draws.items()})
+    program.model.metadata_props.update({name: json.dumps(draw) for name, draw in joint.random_inputs.items()})
     name_ports(program, joint.inputs, joint.outputs, joint.axes)
     graph = program.model.graph
     constants = {*joint.constants, *(joint.values if frozen else ())}

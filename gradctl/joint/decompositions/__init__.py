@@ -1,7 +1,8 @@
 """Decompositions of operators that ONNX or torch's exporter lacks or computes wrongly, into operators that it has.
 
-Each file is one family; ``decomposes`` names the overloads above each function. A test compares each with autograd over
-all its options.
+Each file is one family; ``decomposes`` names the overloads above each function. Most of these have no conversion in
+torch.onnx (2.13) and no decomposition of torch; if one is there and wrong, a comment says how. A test compares each
+with autograd over all its options.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradctl.joint.decompositions.register import Table, decomposes
+from gradctl.joint.decompositions.register import Ints, Table, decomposes
 from gradctl.subject.torch_private import tree_leaves
 
 __all__ = ["COMPLEX", "with_complex"]
@@ -91,7 +91,7 @@ def _along_axis(x: Tensor, dim: int, *args: Any, operator: Any, axes_added: int 
 
 
 @_decomposes(_aten.expand.default)
-def _expand(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Tensor:
+def _expand(x: Tensor, size: Ints, *, implicit: bool = False) -> Tensor:
     return _complex(_pairs(x).expand(*size, 2))
 
 
@@ -106,13 +106,13 @@ def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accu
 
 
 @_decomposes(_aten.constant_pad_nd.default)
-def _constant_pad(x: Tensor, pad: Sequence[int], value: complex = 0) -> Any:
+def _constant_pad(x: Tensor, pad: Ints, value: complex = 0) -> Any:
     return _complex(_aten.constant_pad_nd(_pairs(x), [0, 0, *pad])) if value == 0 else NotImplemented
 
 
 @_decomposes(_aten.full.default)
 def _full(
-    size: Sequence[int], fill_value: complex, *, dtype: Any = None, device: torch.device | None = None, **_kwargs: Any
+    size: Ints, fill_value: complex, *, dtype: Any = None, device: torch.device | None = None, **_kwargs: Any
 ) -> Any:
     dtype = dtype or torch.get_default_dtype().to_complex()
     if not dtype.is_complex:
@@ -128,17 +128,12 @@ def _full_like(x: Tensor, fill_value: complex, *, dtype: torch.dtype | None = No
     return full(x.shape, fill_value, dtype=dtype, device=x.device)
 
 
-@_decomposes(_aten._to_copy.default)
-def _to_copy(x: Tensor, *, dtype: torch.dtype | None = None, **_kwargs: Any) -> Any:
+@_decomposes(_aten._to_copy.default, torch.ops.prims.convert_element_type.default)
+def _to_copy(x: Tensor, dtype: torch.dtype | None = None, **_kwargs: Any) -> Any:
     """Return ``x`` in another dtype; the real part, if that is real."""
     dtype = dtype or x.dtype
     real, imaginary = _parts(x)
     return _joined(real, imaginary, dtype) if dtype.is_complex else real.to(dtype)
-
-
-@_decomposes(torch.ops.prims.convert_element_type.default)
-def _convert_element_type(x: Tensor, dtype: torch.dtype) -> Any:
-    return _to_copy(x, dtype=dtype)
 
 
 @_decomposes(_aten.eq.Scalar, _aten.eq.Tensor)
@@ -240,7 +235,7 @@ def _conj(x: Any) -> Any:
 
 
 @decomposes(_aten._fft_r2c.default)
-def _fft_r2c(self: Tensor, dim: Sequence[int], normalization: int, onesided: bool) -> Any:
+def _fft_r2c(self: Tensor, dim: Ints, normalization: int, onesided: bool) -> Any:
     sizes = [self.shape[axis] for axis in dim]
     if not _is_short(self, sizes):
         return NotImplemented
@@ -252,7 +247,7 @@ def _fft_r2c(self: Tensor, dim: Sequence[int], normalization: int, onesided: boo
 
 
 @decomposes(_aten._fft_c2c.default)
-def _fft_c2c(self: Tensor, dim: Sequence[int], normalization: int, forward: bool) -> Any:
+def _fft_c2c(self: Tensor, dim: Ints, normalization: int, forward: bool) -> Any:
     sizes = [self.shape[axis] for axis in dim]
     if not _is_short(self, sizes) or not sizes:
         return NotImplemented
@@ -261,7 +256,7 @@ def _fft_c2c(self: Tensor, dim: Sequence[int], normalization: int, forward: bool
 
 
 @decomposes(_aten._fft_c2r.default)
-def _fft_c2r(self: Tensor, dim: Sequence[int], normalization: int, last_dim_size: int) -> Any:
+def _fft_c2r(self: Tensor, dim: Ints, normalization: int, last_dim_size: int) -> Any:
     *others, last = [axis % self.ndim for axis in dim]
     sizes = [*(self.shape[axis] for axis in others), last_dim_size]
     if not _is_short(self, sizes):
@@ -276,7 +271,7 @@ def _fft_c2r(self: Tensor, dim: Sequence[int], normalization: int, last_dim_size
     return found.movedim(-1, last) * _factor(normalization, sizes)
 
 
-def _is_short(x: Tensor, sizes: Sequence[int]) -> bool:
+def _is_short(x: Tensor, sizes: Ints) -> bool:
     """Return whether the sizes are known and short enough for matrices."""
     are_short = all(
         isinstance(size, int) and size <= (_LONGEST if size & (size - 1) else _LONGEST_POWER_OF_TWO) for size in sizes
@@ -284,7 +279,7 @@ def _is_short(x: Tensor, sizes: Sequence[int]) -> bool:
     return are_short and x.dtype in {torch.float32, torch.float64, torch.complex64, torch.complex128}
 
 
-def _transform(x: Tensor, axes: Sequence[int], sign: int) -> Tensor:
+def _transform(x: Tensor, axes: Ints, sign: int) -> Tensor:
     """Return the coefficients of a complex tensor along axes."""
     for axis in axes:
         pairs = _pairs(x).movedim(axis, -2)
@@ -311,6 +306,6 @@ def _from_last_axis(found: Tensor, dim: int) -> Tensor:
     return _complex(found.reshape(*found.shape[:-1], found.shape[-1] // 2, 2).movedim(-2, dim))
 
 
-def _factor(normalization: int, sizes: Sequence[int]) -> float:
+def _factor(normalization: int, sizes: Ints) -> float:
     """Return 1, 1 / sqrt(n) or 1 / n (aten/src/ATen/native/SpectralOpsUtils.h)."""
     return float(math.prod(sizes) ** (-normalization / 2))

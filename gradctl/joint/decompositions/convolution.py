@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradctl.joint.decompositions.register import decomposes
+from gradctl.joint.decompositions.register import Ints, decomposes
 
 _aten = torch.ops.aten
 _FEW_CHANNELS = 4  # of the input: ConvTranspose is then faster (3 channels: 0.4 of eager's time, Conv 1.3)
-_Ints = Sequence[int]
 
 
 @decomposes(_aten.convolution_backward.default)
@@ -28,12 +27,12 @@ def _convolution_backward(
     dy: Tensor,
     x: Tensor,
     w: Tensor,
-    bias_sizes: _Ints | None,
-    stride: _Ints,
-    padding: _Ints,
-    dilation: _Ints,
+    bias_sizes: Ints | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
     transposed: bool,
-    output_padding: _Ints,
+    output_padding: Ints,
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -69,7 +68,7 @@ def _convolution_backward(
     return by_x, by_w, by_bias
 
 
-def _by_flipped_kernel(dy: Tensor, w: Tensor, padding: _Ints, dilation: _Ints, groups: int) -> Any:
+def _by_flipped_kernel(dy: Tensor, w: Tensor, padding: Ints, dilation: Ints, groups: int) -> Any:
     """Return the gradient by x of a convolution of stride 1: dy convolved with the flipped and transposed kernel."""
     spatial = w.ndim - 2
     outer, inner, *size = w.shape
@@ -79,9 +78,7 @@ def _by_flipped_kernel(dy: Tensor, w: Tensor, padding: _Ints, dilation: _Ints, g
     return _aten.convolution(dy, flipped, None, [1] * spatial, widths, dilation, False, [0] * spatial, groups)
 
 
-def _by_transposed(
-    dy: Tensor, w: Tensor, sizes: _Ints, stride: _Ints, padding: _Ints, dilation: _Ints, groups: int
-) -> Any:
+def _by_transposed(dy: Tensor, w: Tensor, sizes: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Any:
     """Return the gradient by x, of these sizes, as a transposed convolution."""
     spatial = len(sizes)
     rest = []  # what x has beyond the last element that was read
@@ -96,7 +93,7 @@ def _by_transposed(
     return _padded(whole, [-each for each in padding], [rest[k] - padding[k] for k in range(spatial)])
 
 
-def _by_point_weight(x: Tensor, dy: Tensor, stride: _Ints) -> Tensor:
+def _by_point_weight(x: Tensor, dy: Tensor, stride: Ints) -> Tensor:
     """Return the gradient by a kernel of size 1: the sum over n, h of dy[n, o, h] x[n, c, h * stride]."""
     for k, step in enumerate(stride):
         if step != 1 or x.shape[k + 2] != dy.shape[k + 2]:
@@ -105,13 +102,13 @@ def _by_point_weight(x: Tensor, dy: Tensor, stride: _Ints) -> Tensor:
     return by_w.reshape(*by_w.shape, *[1] * len(stride))
 
 
-def _is_flat(x: Tensor, dy: Tensor, dilation: _Ints, groups: int) -> bool:
+def _is_flat(x: Tensor, dy: Tensor, dilation: Ints, groups: int) -> bool:
     """Return whether ``_by_flat_weight`` knows all sizes and is faster, which it is not with one channel a group."""
     fixed = all(isinstance(each, int) for each in (*x.shape[1:], *dy.shape[2:]))
     return fixed and all(each == 1 for each in dilation) and not (groups > 1 and x.shape[1] == groups)
 
 
-def _by_flat_weight(x: Tensor, dy: Tensor, size: _Ints, stride: _Ints, padding: _Ints, groups: int) -> Tensor:
+def _by_flat_weight(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, groups: int) -> Tensor:
     """Return the result of ``_by_weight`` for dilation 1: rows of x hold the channels beside each other.
 
     A convolution over ``[1, N, H, W * C]`` with dy as ``[O, N, Ho, Wo]``, dilated by ``[stride, stride * C]``, has the
@@ -139,9 +136,7 @@ def _by_flat_weight(x: Tensor, dy: Tensor, size: _Ints, stride: _Ints, padding: 
     return by_w
 
 
-def _by_weight(
-    x: Tensor, dy: Tensor, size: _Ints, stride: _Ints, padding: _Ints, dilation: _Ints, groups: int
-) -> Tensor:
+def _by_weight(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
     """Return the sum over n, h of dy[n, o, h] x[n, c, h * stride + k * dilation - padding]: ``[O, C / groups, *]``."""
     batch, channels = x.shape[:2]
     spatial, inner = len(size), channels // groups
@@ -160,7 +155,7 @@ def _by_weight(
     return by_w
 
 
-def _padded(x: Tensor, before: _Ints, after: _Ints) -> Any:
+def _padded(x: Tensor, before: Ints, after: Ints) -> Any:
     """Return ``x`` with zeros before and after it along its last axes; fewer elements, if these are negative."""
     pads = [each for k in reversed(range(len(before))) for each in (before[k], after[k])]
     return _aten.constant_pad_nd(x, pads)
@@ -171,7 +166,7 @@ def _padded(x: Tensor, before: _Ints, after: _Ints) -> Any:
     _aten.replication_pad2d_backward.default,
     _aten.replication_pad3d_backward.default,
 )
-def _replication_pad_backward(dy: Tensor, x: Tensor, padding: _Ints) -> Any:
+def _replication_pad_backward(dy: Tensor, x: Tensor, padding: Ints) -> Any:
     """Return the gradient: each element has its own and those of its copies; a negative padding removes elements."""
     for axis, (before, after) in enumerate(zip(padding[::2], padding[1::2], strict=True)):
         dim = x.ndim - 1 - axis

@@ -1,8 +1,9 @@
-"""Elementwise operators that onnxruntime computes slowly or has no kernel for, and fake quantization."""
+"""Elementwise operators, and fake quantization."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,6 +77,7 @@ def _copysign(self: Tensor, other: Tensor | float) -> Tensor:
     return -size if math.copysign(1.0, other) < 0 else size.clone()
 
 
+# For torch.onnx (2.13) the sign of -0.0 is plus.
 @decomposes(_aten.signbit.default)
 def _signbit(self: Tensor) -> Tensor:
     """Return whether the sign is minus: for 0, that of its inverse."""
@@ -87,14 +89,10 @@ def _shrink_backward(grad: Tensor, self: Tensor, lambd: float) -> Tensor:
     return torch.where((self >= -lambd) & (self <= lambd), 0, grad)
 
 
-@decomposes(_aten.fmax.default)
-def _fmax(self: Tensor, other: Tensor) -> Tensor:
-    return torch.where((self >= other) | torch.isnan(other), self, other)
-
-
-@decomposes(_aten.fmin.default)
-def _fmin(self: Tensor, other: Tensor) -> Tensor:
-    return torch.where((self <= other) | torch.isnan(other), self, other)
+@decomposes(_aten.fmax.default, is_first=torch.ge)
+@decomposes(_aten.fmin.default, is_first=torch.le)
+def _extreme_but_nan(self: Tensor, other: Tensor, *, is_first: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    return torch.where(is_first(self, other) | torch.isnan(other), self, other)
 
 
 @decomposes(_aten.fake_quantize_per_tensor_affine_cachemask.default)

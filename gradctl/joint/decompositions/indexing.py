@@ -6,13 +6,12 @@ so sizes and strides must be known.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradctl.joint.decompositions.register import decomposes
+from gradctl.joint.decompositions.register import Ints, decomposes
 
 _aten = torch.ops.aten
 
@@ -20,7 +19,7 @@ _aten = torch.ops.aten
 # A gradient of torch's kernel may be laid out as channels_last, and ours of the same operator is contiguous: what was a
 # view of one needs a copy of the other. ONNX has no layouts, so that the copy costs nothing there.
 @decomposes(_aten.view.default, _aten._unsafe_view.default)
-def _view(x: Tensor, size: Sequence[int]) -> Any:
+def _view(x: Tensor, size: Ints) -> Any:
     if x.is_contiguous():
         return NotImplemented
     return _aten.clone(x, memory_format=torch.contiguous_format).view(size)
@@ -46,7 +45,7 @@ def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
 
 # torch decomposes a squeeze of one axis into this one; ONNX squeezes no scalar.
 @decomposes(_aten.squeeze.dims)
-def _squeeze_dims(self: Tensor, dim: Sequence[int]) -> Tensor:
+def _squeeze_dims(self: Tensor, dim: Ints) -> Tensor:
     if not self.ndim:
         return self.clone()
     axes = {each % self.ndim for each in dim}
@@ -55,14 +54,15 @@ def _squeeze_dims(self: Tensor, dim: Sequence[int]) -> Tensor:
 
 @decomposes(_aten._efficientzerotensor.default, _aten.empty_permuted.default)
 def _zeros(
-    size: Sequence[int], *_: Any, dtype: torch.dtype | None = None, device: torch.device | None = None, **_kwargs: Any
+    size: Ints, *_: Any, dtype: torch.dtype | None = None, device: torch.device | None = None, **_kwargs: Any
 ) -> Tensor:
     """Return zeros, also for an empty tensor: each value is written before it is read."""
     return torch.full(size, 0, dtype=dtype or torch.get_default_dtype(), device=device)
 
 
+# torch.onnx (2.13) reads the elements of a non-contiguous tensor in their logical order, not that of the memory.
 @decomposes(_aten.as_strided.default)
-def _as_strided(self: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
+def _as_strided(self: Tensor, size: Ints, stride: Ints, storage_offset: int | None = None) -> Tensor:
     """Return the elements at offset + sum of index times stride, selected by index: they may overlap."""
     places = torch.tensor(_places(self, size, stride, storage_offset), dtype=torch.int64, device=self.device)
     return self.reshape(-1).index_select(0, places).reshape(size)
@@ -70,7 +70,7 @@ def _as_strided(self: Tensor, size: Sequence[int], stride: Sequence[int], storag
 
 @decomposes(_aten.as_strided_scatter.default)
 def _as_strided_scatter(
-    self: Tensor, src: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+    self: Tensor, src: Tensor, size: Ints, stride: Ints, storage_offset: int | None = None
 ) -> Tensor:
     """Return ``self`` with ``src`` at offset + sum of index times stride."""
     places = _places(self, size, stride, storage_offset)
@@ -80,7 +80,7 @@ def _as_strided_scatter(
     return _written(_aten.scatter.src, self, target, values)
 
 
-def _places(tensor: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None) -> list[int]:
+def _places(tensor: Tensor, size: Ints, stride: Ints, offset: int | None) -> list[int]:
     """Return the positions of the elements of a view in the memory of a tensor.
 
     Raises:
@@ -133,7 +133,7 @@ def _put(self: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) 
     return _written(_aten.scatter_add if accumulate else _aten.scatter.src, self, places, source.reshape(-1))
 
 
-# torch.onnx (2.13) exports an index_add that is wrong in its forward.
+# With torch's own decomposition, index_add to a scalar is wrong in torch.onnx (2.13).
 @decomposes(_aten.index_add.default)
 def _index_add(self: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
     base, dim, places, values = _slices(self, dim, index, source)
@@ -204,7 +204,7 @@ def _masked_select(self: Tensor, mask: Tensor) -> Tensor:
 
 
 @decomposes(_aten.masked_scatter_backward.default)
-def _masked_scatter_backward(grad: Tensor, mask: Tensor, sizes: Sequence[int]) -> Tensor:
+def _masked_scatter_backward(grad: Tensor, mask: Tensor, sizes: Ints) -> Tensor:
     """Return the gradient by the source of ``masked_scatter``: its k-th element went to the k-th true of the mask."""
     chosen = mask.expand(grad.shape).reshape(-1)
     places = torch.where(chosen, torch.cumsum(chosen.to(torch.int64), 0) - 1, 0)
@@ -213,7 +213,7 @@ def _masked_scatter_backward(grad: Tensor, mask: Tensor, sizes: Sequence[int]) -
 
 
 @decomposes(_aten.unfold_backward.default)
-def _unfold_backward(grad_in: Tensor, input_sizes: Sequence[int], dim: int, size: int, step: int) -> Any:
+def _unfold_backward(grad_in: Tensor, input_sizes: Ints, dim: int, size: int, step: int) -> Any:
     """Return for each element the sum of the gradients of the windows that contain it."""
     found = torch.full(input_sizes, 0, dtype=grad_in.dtype, device=grad_in.device)
     if found.ndim == 0:

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from gradctl.joint.decompositions.register import REAL, Table, decomposes
+from gradctl.joint.decompositions.register import REAL, Ints, Table, decomposes
 from gradctl.subject.torch_private import OpOverload, scan
 
 __all__ = ["EARLY"]
@@ -32,9 +32,7 @@ _Place = int | Tensor  # the number of a step: an integer, or a tensor of one
 _UNROLLED = 4  # up to so many steps are nodes, 20 each; a Scan is as fast (onnxruntime 1.32) and exported sooner
 _SQUARINGS = 32
 
-# For the trace in which autograd runs: autograd takes the factors of a determinant as those of the transpose if the
-# matrix is contiguous, which it may be no longer in the second trace.
-EARLY: Table = {}
+EARLY: Table = {}  # for the first trace, in which autograd runs; matrices may have another layout in the second
 
 
 def _decomposes(*overloads: OpOverload, table: Table = REAL) -> Callable[[_Function], _Function]:
@@ -58,23 +56,12 @@ def _ignore_errors(*_: Any, **__: Any) -> None: ...
 
 @decomposes(_aten._trilinear.default)
 def _trilinear(
-    i1: Tensor,
-    i2: Tensor,
-    i3: Tensor,
-    expand1: Sequence[int],
-    expand2: Sequence[int],
-    expand3: Sequence[int],
-    sumdim: Sequence[int],
-    unroll_dim: int = 1,
+    i1: Tensor, i2: Tensor, i3: Tensor, expand1: Ints, expand2: Ints, expand3: Ints, sumdim: Ints, unroll_dim: int = 1
 ) -> Tensor:
-    """Return the product of three tensors with new axes, summed over ``sumdim``.
-
-    Source: aten/src/ATen/native/Linear.cpp.
-    """
-    for axes, which in ((expand1, 0), (expand2, 1), (expand3, 2)):
-        for axis in axes:
-            i1, i2, i3 = (each.unsqueeze(axis) if which == k else each for k, each in enumerate((i1, i2, i3)))
-    product = i1 * i2 * i3
+    """Return the product of three tensors with new axes, summed over ``sumdim`` (aten/src/ATen/native/Linear.cpp)."""
+    expansions = ((i1, expand1), (i2, expand2), (i3, expand3))
+    factors = [functools.reduce(torch.unsqueeze, axes, each) for each, axes in expansions]
+    product = factors[0] * factors[1] * factors[2]
     return product.sum(list(sumdim)) if sumdim else product
 
 
@@ -159,6 +146,7 @@ def _linalg_inv_ex(A: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Te
     return _linalg_lu_solve(factors, pivots, _identity(A)), info
 
 
+# Autograd takes the factors of a determinant as those of the transpose if the matrix is contiguous.
 @_decomposes(_aten._linalg_det.default, table=EARLY)
 def _linalg_det(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the determinant, with factors and pivots."""
@@ -171,8 +159,7 @@ def _linalg_slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the sign of the determinant and the logarithm of its absolute value, with factors and pivots."""
     factors, pivots, _ = _linalg_lu_factor_ex(A.mT if A.is_contiguous() else A)
     diagonal = factors.diagonal(0, -2, -1)
-    sign = _parity(pivots, A) * diagonal.sign().prod(-1)
-    return sign, diagonal.abs().log().sum(-1), factors, pivots
+    return _parity(pivots, A) * diagonal.sign().prod(-1), diagonal.abs().log().sum(-1), factors, pivots
 
 
 @_decomposes(_aten.linalg_cholesky_ex.default)

@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +28,9 @@ _NONE, _MEAN = 0, 1  # values of ``reduction``; sum is 2
 _Lengths = Tensor | Sequence[int]
 
 
+# torch decomposes it into log1p(exp(-x t)), whose exponential overflows.
 @decomposes(_aten.soft_margin_loss.default)
 def _soft_margin_loss(self: Tensor, target: Tensor, reduction: int = _MEAN) -> Tensor:
-    """Return log(1 + exp(-x t)), whose exponential does not overflow."""
     margin = -self * target
     return _reduced(margin.clamp_min(0) + torch.log1p(torch.exp(-margin.abs())), reduction)
 
@@ -113,26 +112,16 @@ def _reduced(loss: Tensor, reduction: int) -> Tensor:
     return loss.mean() if reduction == _MEAN else loss.sum()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _States:
-    """A target with blanks before, between and after its labels, as states of an automaton.
+class _States(NamedTuple):
+    """A target with blanks before, between and after its labels, as states of an automaton."""
 
-    Attributes:
-        labels: the class of each state, ``[batch, states]``; blank after the end of the target.
-        skips: whether a state follows the one two before it: it is not blank, and another label.
-        ends: whether a path may end there.
-        log_probs: of the class of each state, ``[time, batch, states]``.
-        frames: the number of frames of each sequence, ``[batch]``.
-    """
-
-    labels: Tensor
-    skips: Tensor
-    ends: Tensor
-    log_probs: Tensor
-    frames: Tensor
+    labels: Tensor  # the class of each state, ``[batch, states]``; blank after the end of the target
+    skips: Tensor  # whether a state follows the one two before it: it is not blank, and another label
+    ends: Tensor  # whether a path may end there
+    log_probs: Tensor  # of the class of each state, ``[time, batch, states]``
+    frames: Tensor  # the number of frames of each sequence, ``[batch]``
 
 
-# torch.onnx (2.13) has no CTC loss.
 @decomposes(_aten._ctc_loss.default, _aten._ctc_loss.Tensor)
 def _ctc_loss(
     log_probs: Tensor,

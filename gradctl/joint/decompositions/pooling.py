@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradctl.joint.decompositions.register import decomposes
+from gradctl.joint.decompositions.register import Ints, decomposes
 from gradctl.joint.decompositions.separable import accumulation_type, apply, apply_transposed, positions
 
 _aten = torch.ops.aten
@@ -23,9 +23,9 @@ _aten = torch.ops.aten
 @decomposes(_aten.avg_pool3d.default, dims=3)
 def _avg_pool(
     x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int] = (),
-    padding: Sequence[int] = (0,),
+    kernel_size: Ints,
+    stride: Ints = (),
+    padding: Ints = (0,),
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
@@ -35,7 +35,7 @@ def _avg_pool(
     if not ceil_mode and divisor_override is None and not any(padding):
         return NotImplemented
     axes = _axes(x.shape[-dims:], kernel_size, stride or kernel_size, padding)
-    outputs = [_pooled_size(*axis, ceil_mode) for axis in axes]
+    outputs = [_pooled_size(axis, ceil_mode) for axis in axes]
     return apply(x, _windows(x, axes, outputs, count_include_pad, divisor_override)) / (divisor_override or 1)
 
 
@@ -44,9 +44,9 @@ def _avg_pool(
 def _avg_pool_backward(
     dy: Tensor,
     x: Tensor,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
     ceil_mode: bool,
     count_include_pad: bool,
     divisor_override: int | None,
@@ -58,24 +58,21 @@ def _avg_pool_backward(
     return apply_transposed(dy, matrices) / (divisor_override or 1)
 
 
-def _axes(sizes: Sequence[int], *options: Sequence[int]) -> list[tuple[int, int, int, int]]:
+def _axes(sizes: Ints, *options: Ints) -> list[Ints]:
     """Return size, kernel, stride and padding of each axis; an option of one number is for all axes."""
     each = (list(option) * (len(sizes) // len(option)) for option in options)
     return list(zip(sizes, *each, strict=True))
 
 
-def _pooled_size(size: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
+def _pooled_size(axis: Ints, ceil_mode: bool) -> int:
     """Return the number of windows, none of which starts in the right padding (aten/src/ATen/native/Pool.h)."""
+    size, kernel, stride, padding = axis
     out = (size + 2 * padding - kernel + (stride - 1 if ceil_mode else 0)) // stride + 1
     return out - 1 if ceil_mode and (out - 1) * stride >= size + padding else out
 
 
 def _windows(
-    x: Tensor,
-    axes: Sequence[tuple[int, int, int, int]],
-    outputs: Sequence[int],
-    count_include_pad: bool,
-    divisor_override: int | None,
+    x: Tensor, axes: Sequence[Ints], outputs: Ints, count_include_pad: bool, divisor_override: int | None
 ) -> list[Tensor]:
     """Return the matrices of averages over windows, or of sums (aten/src/ATen/native/cpu/AvgPoolKernel.cpp)."""
     matrices = []
@@ -93,7 +90,7 @@ def _windows(
 
 @decomposes(_aten._adaptive_avg_pool2d.default, pool=_aten.avg_pool2d)
 @decomposes(_aten._adaptive_avg_pool3d.default, pool=_aten.avg_pool3d)
-def _adaptive_avg_pool(x: Tensor, output_size: Sequence[int], *, pool: Any) -> Any:
+def _adaptive_avg_pool(x: Tensor, output_size: Ints, *, pool: Any) -> Any:
     kernel = _divided(x, output_size)
     return pool(x, kernel, kernel) if kernel else apply(x, _adaptive_windows(x, output_size))
 
@@ -104,13 +101,13 @@ def _adaptive_avg_pool_backward(dy: Tensor, x: Tensor, *, dims: int) -> Tensor:
     return apply_transposed(dy, _adaptive_windows(x, dy.shape[-dims:]))
 
 
-def _divided(x: Tensor, output_size: Sequence[int]) -> list[int] | None:
+def _divided(x: Tensor, output_size: Ints) -> list[int] | None:
     """Return the sizes of windows if they are all of one size."""
     pairs = list(zip(x.shape[-len(output_size) :], output_size, strict=True))
     return [size // out for size, out in pairs] if all(size % out == 0 for size, out in pairs) else None
 
 
-def _adaptive_windows(x: Tensor, output_size: Sequence[int]) -> list[Tensor]:
+def _adaptive_windows(x: Tensor, output_size: Ints) -> list[Tensor]:
     """Return the matrices of averages from floor(o size / out) to ceil((o + 1) size / out), the end excluded."""
     matrices = []
     for size, out in zip(x.shape[-len(output_size) :], output_size, strict=True):
@@ -123,7 +120,7 @@ def _adaptive_windows(x: Tensor, output_size: Sequence[int]) -> list[Tensor]:
 
 @decomposes(_aten.adaptive_max_pool2d.default, pool=_aten.max_pool2d_with_indices)
 @decomposes(_aten.adaptive_max_pool3d.default, pool=_aten.max_pool3d_with_indices)
-def _adaptive_max_pool(x: Tensor, output_size: Sequence[int], *, pool: Any) -> tuple[Tensor, Tensor]:
+def _adaptive_max_pool(x: Tensor, output_size: Ints, *, pool: Any) -> tuple[Tensor, Tensor]:
     """Return maxima, and the first index of each.
 
     Windows of several sizes are read with their last row and column repeated: a repeated element comes after itself,

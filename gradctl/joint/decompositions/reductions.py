@@ -9,13 +9,13 @@ selects, and so which of them has the gradient: here it is the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradctl.joint.decompositions.register import decomposes
+from gradctl.joint.decompositions.register import Ints, decomposes
 
 _aten = torch.ops.aten
 _Extremes = tuple[Tensor, Tensor]  # values and indices
@@ -24,7 +24,7 @@ _Extremes = tuple[Tensor, Tensor]  # values and indices
 # The gradient of the bias of a linear layer: as a product, onnxruntime 1.32 takes 0.6 to 0.9 of the time of its
 # ReduceSum (64 to 1024 rows, 128 to 1024 columns, 2 threads).
 @decomposes(_aten.sum.dim_IntList)
-def _sum(x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+def _sum(x: Tensor, dim: Ints | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
     """Return the sum of the rows of a matrix as a product with a row of ones; other sums are left to torch."""
     is_float = x.dtype in {torch.float32, torch.float64} and dtype in {None, x.dtype}
     if x.ndim != 2 or not is_float or dim is None or list(dim) not in ([0], [-2]):
@@ -36,7 +36,7 @@ def _sum(x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: 
 # torch.onnx (2.13) refuses an extreme over all axes if none is named; ONNX does not reduce a scalar.
 @decomposes(_aten.amax.default, operator=_aten.amax)
 @decomposes(_aten.amin.default, operator=_aten.amin)
-def _extreme(self: Tensor, dim: Sequence[int] = (), keepdim: bool = False, *, operator: Any) -> Any:
+def _extreme(self: Tensor, dim: Ints = (), keepdim: bool = False, *, operator: Any) -> Any:
     if not self.ndim:
         return self.clone()
     return NotImplemented if len(dim) else operator(self, list(range(self.ndim)), keepdim)
@@ -52,7 +52,7 @@ def _max_dim(self: Tensor, dim: int, keepdim: bool = False) -> Any:
 
 
 @decomposes(_aten.logsumexp.default)
-def _logsumexp(self: Tensor, dim: Sequence[int], keepdim: bool = False) -> Tensor:
+def _logsumexp(self: Tensor, dim: Ints, keepdim: bool = False) -> Tensor:
     """Return log sum exp without overflow, as ``torch._refs`` does; ONNX does not reduce a scalar."""
     if not self.ndim:
         return self.clone()
@@ -63,6 +63,7 @@ def _logsumexp(self: Tensor, dim: Sequence[int], keepdim: bool = False) -> Tenso
     return total if keepdim else total.squeeze(axes)
 
 
+# torch decomposes it into a Where, which onnxruntime (1.32) computes slowly.
 @decomposes(_aten._safe_softmax.default)
 def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
     """Return the softmax, and 0 for rows of -inf alone (torch/_decomp/decompositions.py, safe_softmax).

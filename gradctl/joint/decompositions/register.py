@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from gradctl.subject.torch_private import OpOverload
 
-__all__ = ["REAL", "Table", "decomposes"]
+__all__ = ["REAL", "Ints", "Table", "decomposes"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+Ints = Sequence[int]  # ``int[]`` of a schema
 Table = dict[OpOverload, Callable[..., Any]]
 REAL: Table = {}
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradctl.joint.decompositions.register import decomposes
+from gradctl.joint.decompositions.register import Ints, decomposes
 from gradctl.joint.decompositions.separable import accumulation_type, apply, apply_transposed, positions
 
 _aten = torch.ops.aten
@@ -95,15 +95,14 @@ _CUBIC_FILTER = _antialiased(lambda distance: _keys(distance, -0.5), 2)
 _LANCZOS_FILTER = _antialiased(_lanczos, 3)
 
 
+# torch.onnx (2.13) ignores given scales.
 @decomposes(_aten.upsample_linear1d.default, matrix=_linear)
 @decomposes(_aten.upsample_bilinear2d.default, matrix=_linear)
 @decomposes(_aten.upsample_trilinear3d.default, matrix=_linear)
 @decomposes(_aten.upsample_bicubic2d.default, matrix=_cubic)
 @decomposes(_aten._upsample_bilinear2d_aa.default, matrix=_LINEAR_FILTER)
 @decomposes(_aten._upsample_bicubic2d_aa.default, matrix=_CUBIC_FILTER)
-def _upsample(
-    x: Tensor, output_size: Sequence[int], align_corners: bool, *scales: float | None, matrix: _Matrix
-) -> Tensor:
+def _upsample(x: Tensor, output_size: Ints, align_corners: bool, *scales: float | None, matrix: _Matrix) -> Tensor:
     sizes = _by_axis(x.shape, output_size, scales)
     return apply(x, [matrix(x, size, out, align_corners, scale) for size, out, scale in sizes])
 
@@ -115,12 +114,7 @@ def _upsample(
 @decomposes(_aten._upsample_bilinear2d_aa_backward.default, matrix=_LINEAR_FILTER)
 @decomposes(_aten._upsample_bicubic2d_aa_backward.default, matrix=_CUBIC_FILTER)
 def _upsample_backward(
-    dy: Tensor,
-    output_size: Sequence[int],
-    input_size: Sequence[int],
-    align_corners: bool,
-    *scales: float | None,
-    matrix: _Matrix,
+    dy: Tensor, output_size: Ints, input_size: Ints, align_corners: bool, *scales: float | None, matrix: _Matrix
 ) -> Tensor:
     sizes = _by_axis(input_size, output_size, scales)
     return apply_transposed(dy, [matrix(dy, size, out, align_corners, scale) for size, out, scale in sizes])
@@ -138,7 +132,7 @@ if hasattr(_aten, "_upsample_lanczos2d_aa"):  # not in torch 2.10
     _aten._upsample_nearest_exact3d.default,
     exact=True,
 )
-def _upsample_nearest(x: Tensor, output_size: Sequence[int], *scales: float | None, exact: bool = False) -> Tensor:
+def _upsample_nearest(x: Tensor, output_size: Ints, *scales: float | None, exact: bool = False) -> Tensor:
     sizes = _by_axis(x.shape, output_size, scales)
     for axis, (size, out, scale) in enumerate(sizes, start=x.ndim - len(sizes)):
         x = x.index_select(axis, _nearest_indices(len(sizes), x, size, out, exact, scale))
@@ -157,7 +151,7 @@ def _upsample_nearest(x: Tensor, output_size: Sequence[int], *scales: float | No
     exact=True,
 )
 def _upsample_nearest_backward(
-    dy: Tensor, output_size: Sequence[int], input_size: Sequence[int], *scales: float | None, exact: bool = False
+    dy: Tensor, output_size: Ints, input_size: Ints, *scales: float | None, exact: bool = False
 ) -> Tensor:
     sizes = _by_axis(input_size, output_size, scales)
     matrices = []
@@ -176,7 +170,7 @@ def _nearest_indices(dims: int, x: Tensor, size: int, out: int, exact: bool, sca
 
 
 def _by_axis(
-    input_size: Sequence[int], output_size: Sequence[int], scales: Sequence[float | None]
+    input_size: Ints, output_size: Ints, scales: Sequence[float | None]
 ) -> list[tuple[int, int, float | None]]:
     """Return size of the input, size of the output, and scale, of each spatial axis."""
     dims = len(output_size)
@@ -302,7 +296,7 @@ def _reflected(at: Tensor, size: int, align_corners: bool) -> tuple[Tensor, Tens
 
 
 @decomposes(_aten.affine_grid_generator.default)
-def _affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+def _affine_grid(theta: Tensor, size: Ints, align_corners: bool) -> Tensor:
     """Return the grid of an affine map; torch has its gradient in plain arithmetic."""
     sizes = size[2:]
     columns = []

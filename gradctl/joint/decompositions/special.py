@@ -107,7 +107,7 @@ def _erfcx(self: Tensor) -> Tensor:
     return torch.where(x < 0, 2 * torch.exp(x * x) - positive, positive)
 
 
-# torch.onnx (2.13) exports the logarithm of a probability that underflows far to the left.
+# torch decomposes it into erfcx, which overflows in torch.onnx (2.13): wrong far to the left.
 @decomposes(_aten.special_log_ndtr.default)
 def _log_ndtr(self: Tensor) -> Tensor:
     """Return the logarithm of the normal distribution function; left of -1 by erfcx, which does not underflow."""

@@ -1,13 +1,14 @@
-"""Random draws of a model, each with a name: a joint graph takes them as inputs, and whoever calls it draws.
+"""Random numbers of a model as inputs of its joint graph: the caller of the graph draws them.
 
-A draw is called by the module that makes it, ``random.layers.0.dropout``, with a number where it makes several. What
-is drawn again from the same state of the generator, as a checkpoint does in its backward, is the same draw.
+An input has the name of the module that draws, ``random.layers.0.dropout``, with a number if it draws several times.
+Numbers drawn again from the same state of the generator, as by a checkpoint in its backward, are the same input.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,14 +25,14 @@ from gradctl.subject.signature import module_of
 from gradctl.subject.torch_private import DisableTorchDispatch
 from gradctl.tracing.operators import OperatorMode, name_of, writes
 
-__all__ = ["Distribution", "Draw", "Draws", "generator_kept", "only_torch_draws"]
+__all__ = ["Distribution", "RandomInput", "RandomInputs", "forbid_other_generators", "preserve_generator"]
 
 _aten = torch.ops.aten
 
-# ``distribution``, its name, and the parameters: numbers, or the name of a free size.
+# The name of the distribution, and its parameters: numbers, or the name of a symbolic size.
 Distribution = Mapping[str, int | float | str]
 
-# What an operator draws, and the parameters that its arguments do not name.
+# The distribution of each operator, with the parameters that are not among its arguments.
 _DISTRIBUTIONS: dict[str, Distribution] = {
     "bernoulli": {"distribution": "bernoulli"},
     "cauchy": {"distribution": "cauchy"},
@@ -46,19 +47,19 @@ _DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform": {"distribution": "uniform"},
 }
 _PARAMETERS = ("p", "from", "to", "mean", "std", "lambd", "median", "sigma", "low", "high", "n")
-_OF_TENSORS = (_aten.normal.Tensor_float, _aten.normal.float_Tensor, _aten.normal.Tensor_Tensor)
+_WITH_TENSOR_PARAMETERS = (_aten.normal.Tensor_float, _aten.normal.float_Tensor, _aten.normal.Tensor_Tensor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Draw:
-    """Random numbers that a model draws at once.
+class RandomInput:
+    """A tensor of random numbers that one operator draws.
 
     Attributes:
-        module: which draws them, by its name; empty for the model itself.
-        distribution: of each of them, as torch parametrises it.
-        shape, dtype: of the tensor that holds them.
+        module: the name of the module that draws; empty for the model itself.
+        distribution: of each number, as torch parametrises it.
+        shape, dtype: of the tensor.
         again: draws as many from torch's generator, in the same order.
-        after: the state of the generator then.
+        after: the state of the generator afterwards.
     """
 
     module: str
@@ -69,18 +70,18 @@ class Draw:
     after: bytes
 
 
-class Draws(OperatorMode):
-    """Note what a model draws from torch's generator, and give it other numbers.
+class RandomInputs(OperatorMode):
+    """Record the random numbers that a model draws from torch's generator, or replace them.
 
     Args:
-        model: whose modules give the names.
-        given: what it is to have, draw by draw; None lets it have its own.
+        model: its modules have the names.
+        given: the replacements, draw by draw; None keeps the model's own.
 
     Attributes:
-        found: the draws in their order, those that are repeated once.
+        found: the draws in their order, repeated ones once.
 
     Raises:
-        JointExportError: in what is under it, for a draw that nobody outside can make.
+        JointExportError: for a draw that no caller of the graph can make; raised by the operator that draws.
     """
 
     supports_higher_order_operators = True
@@ -90,12 +91,12 @@ class Draws(OperatorMode):
         module = module_of(model)
         modules = module.named_modules() if module is not None else ()
         self._modules: dict[int, str] = {id(each): name for name, each in modules}
-        self._given, self._seen, self._expected = given, dict[bytes, Draw](), _state()
-        self.found: list[Draw] = []
+        self._given, self._seen, self._expected = given, dict[bytes, RandomInput](), _state()
+        self.found: list[RandomInput] = []
 
     @property
-    def by_name(self) -> dict[str, Draw]:
-        """Return the draws by the names of the inputs that stand for them, in their order."""
+    def by_name(self) -> dict[str, RandomInput]:
+        """Return the draws by the names of their inputs, in their order."""
         count, number = Counter(draw.module for draw in self.found), Counter[str]()
         draws = {}
         for draw in self.found:
@@ -105,7 +106,7 @@ class Draws(OperatorMode):
         return draws
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operator; one that draws gives what it is to."""
+        """Run one operator; record or replace the random numbers that it draws."""
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
             return func(*args, **kwargs)
@@ -119,7 +120,7 @@ class Draws(OperatorMode):
                 return func(*args, **kwargs)
             mask = self._drawn(_aten.bernoulli_.float, (torch.empty_like(value), 1 - p), {})
             return value * mask * (1 / (1 - p)), mask.bool()
-        if func in _OF_TENSORS:  # as torch's kernel computes it
+        if func in _WITH_TENSOR_PARAMETERS:  # as torch's kernel computes it
             of = [each for each in bound.values() if isinstance(each, Tensor)]
             shape = torch.broadcast_shapes(*(each.shape for each in of))  # type: ignore[no-untyped-call]
             blank = of[0].new_empty(shape)
@@ -127,7 +128,7 @@ class Draws(OperatorMode):
         return self._drawn(func, args, kwargs)
 
     def _drawn(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return what an operator draws, or is to have drawn."""
+        """Return the random numbers of an operator, or their replacement."""
         before, distribution = _state(), _distribution(func, args, kwargs)
         if distribution is None:
             value = func(*args, **kwargs)
@@ -152,10 +153,10 @@ class Draws(OperatorMode):
         if value.device.type != "cpu":
             raise JointExportError(f"random numbers are drawn on {value.device.type!r}{here()}: try --device cpu.")
         if known is None:
-            if _state() == before:  # a tensor without data draws nothing
+            if _state() == before:  # a fake tensor draws nothing
                 torch.default_generator.manual_seed(_FIRST + number)
             again = _again(func, args, kwargs, value.dtype)
-            known = Draw(self._module(), distribution, value.shape, value.dtype, again, _state())
+            known = RandomInput(self._module(), distribution, value.shape, value.dtype, again, _state())
             self._seen[before] = known
             self.found.append(known)
         elif (known.distribution, *known.shape) != (distribution, *value.shape):
@@ -166,20 +167,17 @@ class Draws(OperatorMode):
 
     def _module(self) -> str:
         """Return the name of the innermost module whose method is running."""
-        frame = sys._getframe(1)
-        while frame is not None:
-            name = self._modules.get(id(frame.f_locals.get("self")))
-            if name is not None:
-                return name
-            frame = frame.f_back  # type: ignore[assignment]  # None at the outermost, which ends the loop
-        return ""
+        names = (
+            self._modules.get(id(frame.f_locals.get("self"))) for frame, _ in traceback.walk_stack(sys._getframe())
+        )
+        return next((name for name in names if name is not None), "")
 
 
 _FIRST = 2**32  # seeds that no user gives
 
 
 @contextmanager
-def generator_kept() -> Iterator[None]:
+def preserve_generator() -> Iterator[None]:
     """Put torch's generator back on leaving."""
     before = _state()
     try:
@@ -189,16 +187,12 @@ def generator_kept() -> Iterator[None]:
 
 
 @contextmanager
-def only_torch_draws() -> Iterator[None]:
-    """Raise on leaving if python's or numpy's generator was used: what they give would be a constant of the graph.
-
-    Raises:
-        JointExportError: it was.
-    """
+def forbid_other_generators() -> Iterator[None]:
+    """Raise JointExportError on leaving if python's or numpy's generator was used: its numbers would be constants."""
     before = _other_states()
     yield
-    for library, mine, other in zip(("python", "numpy"), before, _other_states(), strict=True):
-        if mine != other:
+    for library, old, new in zip(("python", "numpy"), before, _other_states(), strict=True):
+        if old != new:
             raise JointExportError(
                 f"the forward draws random numbers from {library}'s generator: draw them with torch, or outside."
             )
@@ -226,9 +220,9 @@ def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 
 
 def _distribution(func: Any, args: Any, kwargs: Any) -> Distribution | None:
-    """Return what an operator draws; None if it is not known, or computed values are its parameters."""
+    """Return the distribution of an operator; None if it is unknown, or its parameters are computed values."""
     name = func._schema.name.removeprefix("aten::").removesuffix("_").removesuffix("_like")
-    if name not in _DISTRIBUTIONS or func in (_aten.bernoulli.default, *_OF_TENSORS):
+    if name not in _DISTRIBUTIONS or func in (_aten.bernoulli.default, *_WITH_TENSOR_PARAMETERS):
         return None
     bound = _bound(func, args, kwargs)
     parameters = {key: bound[key] for key in _PARAMETERS if key in bound}
@@ -239,15 +233,15 @@ def _distribution(func: Any, args: Any, kwargs: Any) -> Distribution | None:
 
 
 def _again(func: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Return a call of an operator on tensors laid out alike: their layout is the order in which they are filled."""
+    """Return a call of an operator on tensors of the same layouts, which determine the order of the numbers."""
     makers: list[Callable[[], Any]] = [
         partial(torch.empty_strided, each.shape, each.stride(), dtype=each.dtype)
         if isinstance(each, Tensor)
-        else partial(_given_back, each)
+        else partial(_identity, each)
         for each in args
     ]
     return lambda: func(*(make() for make in makers), **kwargs).to(dtype)
 
 
-def _given_back(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value

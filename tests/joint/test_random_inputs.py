@@ -210,18 +210,18 @@ def seeded(hidden: Tensor) -> Tensor:
 REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "computed probabilities": (
         lambda hidden: hidden * torch.bernoulli(hidden.detach().sigmoid()),
-        r"aten.bernoulli draws random numbers by values that are computed \(test_draws.py, line \d+\): draw",
+        r"aten.bernoulli draws random numbers by values that are computed \(test_random_inputs.py, line \d+\): draw",
     ),
     "multinomial": (
         lambda hidden: hidden[:, torch.multinomial(hidden.detach().sigmoid()[0], 2)],
-        r"aten.multinomial draws .* \(test_draws.py, line \d+\)",
+        r"aten.multinomial draws .* \(test_random_inputs.py, line \d+\)",
     ),
     "as many as values say": (lambda hidden: F.rrelu(hidden, training=True), "aten.rrelu_with_noise draws"),
     "generator": (
         lambda hidden: hidden + torch.randn(4, generator=torch.Generator().manual_seed(2)),
-        r"the forward draws from a generator of its own \(test_draws.py, line \d+\)",
+        r"the forward draws from a generator of its own \(test_random_inputs.py, line \d+\)",
     ),
-    "seed": (seeded, r"the model sets the state of torch's random generator \(test_draws.py, line \d+\)"),
+    "seed": (seeded, r"the model sets the state of torch's random generator \(test_random_inputs.py, line \d+\)"),
     "python": (lambda hidden: hidden * random.random(), "the forward draws random numbers from python's generator"),
     "numpy": (lambda hidden: hidden * np.random.rand(), "the forward draws random numbers from numpy's generator"),
     "backward": (NoisyBackward.apply, "the backward draws random numbers of its own"),
