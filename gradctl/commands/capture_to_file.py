@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gradctl.commands.compare import Comparing
+from gradctl.commands.compare import Comparing, refused_unit
 from gradctl.core.allows import Allows
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Unit
@@ -105,7 +105,7 @@ def write(
                 kind.save(captured, beside)
                 loaded = _read_back(kind, captured, beside, comparing)
             except CannotCapture as refusal:
-                return Written(_refused(subject, kind.form, refusal, time.perf_counter() - start), None, written=False)
+                return Written(refused_unit(subject, kind.form, refusal, start), None, written=False)
             graph = kind.inspect(loaded, str(output))
             say("comparing the file with eager")
             unit = comparing.captured(loaded, form_named(kind.form), start=start)
@@ -124,15 +124,3 @@ def _read_back(kind: ArtifactFormat, captured: Captured, path: Path, comparing: 
         said = error.message.replace(str(path), "the file")
         raise CannotCapture(f"the model is captured and saved, and cannot be loaded again: {said}") from error
     return replace(loaded, form=kind.form, seconds=captured.seconds)
-
-
-def _refused(subject: Subject, form: str, refusal: CannotCapture, seconds: float) -> Unit:
-    return Unit(
-        target=subject.target,
-        form=form,
-        status="unsupported",
-        verdict="inconclusive",
-        reason=refusal.reason,
-        details=refusal.details or None,
-        seconds=seconds,
-    )

@@ -23,8 +23,9 @@ from gradctl.comparison.form_comparison import form_comparison
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.timing import timing_of
 from gradctl.core.allows import Allows
+from gradctl.core.assembly import make_unit
 from gradctl.core.errors import NothingToCheck, TargetError
-from gradctl.core.findings import Unit, fingerprint
+from gradctl.core.findings import Unit
 from gradctl.core.names import DEFAULT_FORMS, FORMS
 from gradctl.core.verdicts import unit_verdict
 from gradctl.diagnosis.bisect import bisect_findings
@@ -45,10 +46,23 @@ from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import module_of
 from gradctl.subject.subject import Subject
 
-__all__ = ["DEFAULT_STATIC_FORMS", "STATIC_FORMS", "Comparing", "compare", "compare_one"]
+__all__ = ["DEFAULT_STATIC_FORMS", "STATIC_FORMS", "Comparing", "compare", "compare_one", "refused_unit"]
 
 STATIC_FORMS = tuple(name for name in FORMS if name != "eager")
 DEFAULT_STATIC_FORMS = tuple(name for name in DEFAULT_FORMS if name != "eager")
+
+
+def refused_unit(subject: Subject, form: str, refusal: CannotCapture, start: float) -> Unit:
+    """Return the unit of a form that rejects the model; ``start`` is on the clock of ``time.perf_counter``."""
+    return Unit(
+        target=subject.target,
+        form=form,
+        status="unsupported",
+        verdict="inconclusive",
+        reason=refusal.reason,
+        details=refusal.details or None,
+        seconds=time.perf_counter() - start,
+    )
 
 
 class Comparing:
@@ -98,15 +112,8 @@ class Comparing:
             try:
                 captured = form.capture(self.reference.instance())
             except CannotCapture as refusal:
-                return Unit(
-                    target=self.subject.target,
-                    form=name,
-                    status="unsupported",
-                    verdict="inconclusive" if named else "skipped",
-                    reason=refusal.reason,
-                    details=refusal.details or None,
-                    seconds=time.perf_counter() - start,
-                )
+                unit = refused_unit(self.subject, name, refusal, start)
+                return unit if named else msgspec.structs.replace(unit, verdict="skipped")
             return self.captured(captured, form, start=start)
 
     def file(self, path: Path, *, trusted: bool) -> Unit:
@@ -189,23 +196,18 @@ class Comparing:
                     found = bisect_findings(found, comparison)
             comparison.program.state.restore()
             found = [*found, *failures.notes()]
-        findings = [
-            msgspec.structs.replace(
-                each, fingerprint=fingerprint(each.code, self.subject.target, captured.form, each.quantity, each.tensor)
-            )
-            for each in self.allows.apply(found)
-        ]
-        return Unit(
-            target=self.subject.target,
-            form=captured.form,
-            verdict=unit_verdict("complete", findings, tensors, self.fail_on),
+        return make_unit(
+            self.subject.target,
+            captured.form,
+            found,
+            tensors,
+            allows=self.allows,
+            fail_on=self.fail_on,
             reason="; ".join(f"not tried: {each}" for each in self.reference.skipped) or None,
             details=failures.details(),
             seconds=time.perf_counter() - start,
             variations=tuple(comparison.tried),
             timing=timing,
-            tensors=tuple(tensors),
-            findings=tuple(findings),
         )
 
     def _is_asked(self, quantity: str, name: str) -> bool:

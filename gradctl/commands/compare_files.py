@@ -18,10 +18,10 @@ from gradctl.comparison.file_trials import file_trials
 from gradctl.comparison.program import FileProgram
 from gradctl.comparison.trials import FileTrial
 from gradctl.core.allows import Allows
+from gradctl.core.assembly import make_unit
 from gradctl.core.errors import TargetError
-from gradctl.core.findings import Finding, Location, Unit, fingerprint
+from gradctl.core.findings import Finding, Location, Unit
 from gradctl.core.structure import GraphNode
-from gradctl.core.verdicts import unit_verdict
 from gradctl.diagnosis.first_divergence import FirstDivergence, SharedValues
 from gradctl.graphdiff.graph_difference import compare_structure
 from gradctl.onnxio.onnx_file import OnnxFile, read, session
@@ -82,21 +82,20 @@ def compare_files(
             raise TargetError("GC602", said) from error
         tried += comparison.tried
     rows = comparison.by_severity
-    tensors = [output_result(row) for row in rows]
     differing = [row for row in rows if row.differs and not row.is_unstable]
     shared = SharedValues(a, b, compared.values, feeds_of_b, seed)
     divergences = {trial: shared.first_divergence(trial) for trial in dict.fromkeys(row.trial for row in differing)}
-    findings = accepted.apply([_finding(row, first, second, divergences[row.trial]) for row in differing])
-    return Unit(
-        target=str(second),
-        form="onnx",
+    return make_unit(
+        str(second),
+        "onnx",
+        [_finding(row, first, second, divergences[row.trial]) for row in differing],
+        map(output_result, rows),
+        allows=accepted,
+        fail_on=fail_on,
         reference=str(first),
-        verdict=unit_verdict("complete", findings, tensors, fail_on),
         seconds=time.perf_counter() - start,
         variations=tuple(tried),
         structure=compared.structure,
-        tensors=tuple(tensors),
-        findings=tuple(findings),
     )
 
 
@@ -166,7 +165,6 @@ def _finding(row: FileDifference, first: Path, second: Path, divergence: FirstDi
         message=message,
         allow=f"GC301:{row.name}",
         location=location,
-        fingerprint=fingerprint("GC301", str(second), "onnx", "output", row.name),
     )
 
 

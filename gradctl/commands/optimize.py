@@ -15,12 +15,13 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gradctl.commands.compare import Comparing
+from gradctl.commands.compare import Comparing, refused_unit
 from gradctl.comparison.difference import FileDifference
 from gradctl.comparison.difference_findings import output_result
 from gradctl.comparison.file_inputs import draw_inputs, read_inputs
 from gradctl.comparison.verified_graph import InvalidGraph
 from gradctl.core.allows import Allows
+from gradctl.core.assembly import make_unit
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding, TensorResult, Unit, fingerprint, number
 from gradctl.core.optimization import Optimization
@@ -141,10 +142,11 @@ def optimize_target(
                 artifact = onnx_form.exported(comparing.reference.instance(), dynamic=dynamic).artifact
                 onnx_form.save(artifact, exported)
                 captured = of_file(read(exported), comparing.reference.instance())
-            except (CannotCapture, TargetError) as refusal:
-                if isinstance(refusal, TargetError) and refusal.code not in ("GC601", "GC602"):
+            except (CannotCapture, TargetError) as error:
+                if isinstance(error, TargetError) and error.code not in ("GC601", "GC602"):
                     raise
-                return Optimized(_refused(subject, refusal, time.perf_counter() - start), written=False)
+                refusal = error if isinstance(error, CannotCapture) else CannotCapture(str(error))
+                return Optimized(refused_unit(subject, "onnx", refusal, start), written=False)
             feeds = captured.call.feeds_of(*comparing.reference.instance().inputs())  # type: ignore[attr-defined]
             example = {name: torch.from_numpy(array.copy()) for name, array in feeds.items()}
             _ensure_small(captured.artifact)
@@ -197,20 +199,19 @@ def _optimized(
         findings.append(_invalid_total(target, str(refusal)))
     worst = next(iter(rows), None)
     findings += [_total_finding(target, row) for row in rows if row.differs]
-    accepted = options.allows.apply(findings)
-    tensors = tuple(map(output_result, rows))
     optimization = pipeline.optimization(options.level, final)
     if worst is not None:
         optimization = msgspec.structs.replace(optimization, error=number(worst.error), budget=number(worst.budget))
     pipeline.clear()
-    unit = Unit(
-        target=target,
-        form="onnx",
-        verdict=unit_verdict("complete", accepted, tensors, options.fail_on),
+    unit = make_unit(
+        target,
+        "onnx",
+        findings,
+        map(output_result, rows),
+        allows=options.allows,
+        fail_on=options.fail_on,
         variations=tuple(trial.name for trial in pipeline.verified.trials),
         optimization=optimization,
-        tensors=tensors,
-        findings=accepted,
     )
     return unit, final
 
@@ -273,16 +274,3 @@ def _ensure_small(file: OnnxFile) -> None:
             f"{file.path} has {size / 2**30:.1f} GiB with its weights, and optimisers hold at most 2 in one message. "
             "Let onnxruntime optimise it when it is loaded.",
         )
-
-
-def _refused(subject: Subject, refusal: Exception, seconds: float) -> Unit:
-    is_capture = isinstance(refusal, CannotCapture)
-    return Unit(
-        target=subject.target,
-        form="onnx",
-        status="unsupported",
-        verdict="inconclusive",
-        reason=refusal.reason if is_capture else str(refusal),  # type: ignore[attr-defined]  # of CannotCapture
-        details=(refusal.details or None) if is_capture else None,  # type: ignore[attr-defined]
-        seconds=seconds,
-    )

@@ -1,18 +1,41 @@
-"""From units to the report of a run: summary, verdict, environment, and allows that no longer apply."""
+"""From findings to a unit, and from units to the report of a run."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
 from gradctl import __version__
 from gradctl.core.allows import Allows
-from gradctl.core.findings import Allowance, Finding, Report, Tool, Unit
+from gradctl.core.findings import Allowance, Finding, Report, TensorResult, Tool, Unit, fingerprint
 from gradctl.core.verdicts import run_verdict, summarise, unit_verdict
+
+
+def make_unit(
+    target: str,
+    form: str,
+    findings: Sequence[Finding],
+    tensors: Iterable[TensorResult],
+    *,
+    allows: Allows,
+    fail_on: str,
+    **fields: Any,
+) -> Unit:
+    """Return a complete unit: findings with their fingerprints, those that are allowed marked, and the verdict."""
+    accepted = tuple(
+        each
+        if each.fingerprint
+        else msgspec.structs.replace(each, fingerprint=fingerprint(each.code, target, form, each.quantity, each.tensor))
+        for each in allows.apply(findings)
+    )
+    tensors = tuple(tensors)
+    verdict = unit_verdict("complete", accepted, tensors, fail_on)
+    return Unit(target=target, form=form, verdict=verdict, tensors=tensors, findings=accepted, **fields)
 
 
 def make_report(

@@ -14,13 +14,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
 import torch
 
 from gradctl.core.allows import Allows
+from gradctl.core.assembly import make_unit
 from gradctl.core.errors import TargetError, nearest
-from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, fingerprint, number
-from gradctl.core.verdicts import unit_verdict
+from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, number
 from gradctl.gradients.baseline import Baseline, run_native
 from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
 from gradctl.gradients.form_runner import form_runner
@@ -142,21 +141,16 @@ def gradcheck(
             findings = [*subject.notes, *alone, *found, *about(regimes.findings, tensors), *check.notes()]
             findings += native.notes
         findings += failures.notes()
-    findings = [
-        msgspec.structs.replace(
-            finding, fingerprint=fingerprint(finding.code, subject.target, form, finding.quantity, finding.tensor)
-        )
-        for finding in accepted.apply(findings)
-    ]
-    return Unit(
-        target=subject.target,
-        form=form,
-        verdict=unit_verdict("complete", findings, tensors, fail_on),
+    return make_unit(
+        subject.target,
+        form,
+        findings,
+        tensors,
+        allows=accepted,
+        fail_on=fail_on,
         details=failures.details(),
         seconds=time.perf_counter() - start,
         oracle=check.oracle(probes) if check is not None else None,
-        tensors=tuple(tensors),
-        findings=tuple(findings),
     )
 
 
