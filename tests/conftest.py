@@ -40,6 +40,21 @@ FAST = tuple(
     """.split()  # noqa: SIM905  # a list of 40 strings reads worse
 )
 
+# Files whose tests share what takes many seconds to make: one process of ``-n`` runs them all.
+TOGETHER = ("isolation/test_units.py", "fuzz/", "cli/commands/test_compare.py", "cli/commands/test_gradcheck.py")
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if file.removeprefix("tests/").startswith(TOGETHER) else nodeid
+
+    return Scheduling(config, log)
+
 
 def pytest_addoption(parser):
     parser.addoption("--sample", type=int, metavar="N", help="Run at most N cases of each test, drawn by a seed.")

@@ -9,8 +9,8 @@ from tests.sweeps import sampled
 from tests.zoo import random_net
 
 
-# One net of each of two families, one of them at kinks; tests/commands/test_compare_clean.py has the other families.
-@pytest.mark.parametrize("seed", sampled(range(200), always=(9, 118)))
+# One net, at kinks; tests/commands/test_compare_clean.py has one of each family.
+@pytest.mark.parametrize("seed", sampled(range(200), always=[9]))
 def test_a_random_net_has_a_joint_graph(seed):
     model, args = random_net(seed)
     unit = compared("onnx-joint", model, *args)

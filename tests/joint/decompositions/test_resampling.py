@@ -13,6 +13,7 @@ from torch import Tensor
 from gradctl.joint.decompositions import TABLE
 from tests.joint.decompositions.substituted import assert_as_torch
 from tests.joint.joined import differing
+from tests.sweeps import sampled
 
 _SIZES: dict[str, list[dict[str, Any]]] = {
     "w": [
@@ -104,8 +105,16 @@ def test_the_gradient_is_that_of_the_forward_where_torchs_kernels_differ(axes: s
     torch.testing.assert_close(found.flatten(), columns.flatten(1) @ cotangent.flatten())
 
 
-@pytest.mark.parametrize("options", [{"size": (4, 13)}, {"scale_factor": 2}])
-@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "bicubic", "antialiased"])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("nearest", {"size": (4, 13)}),
+        ("nearest-exact", {"scale_factor": 2}),
+        ("bilinear", {"scale_factor": 2}),
+        ("bicubic", {"size": (4, 13)}),
+        ("antialiased", {"size": (4, 13)}),
+    ],
+)
 def test_onnxruntime_interpolates_as_eager_does(options: dict[str, Any], mode: str) -> None:
     chosen = {"mode": "bicubic", "antialias": True} if mode == "antialiased" else {"mode": mode}
     assert differing(lambda x: F.interpolate(x, **chosen, **options), _image("hw").float()) == []
@@ -167,7 +176,7 @@ def test_onnxruntime_transforms_an_image_as_eager_does() -> None:
     assert differing(transform, _random(2, 3, 5, 4).float(), _random(2, 2, 3).float()) == []
 
 
-@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("padding", sampled(["zeros", "border", "reflection"], 1))
 def test_onnxruntime_reads_a_volume_as_eager_does(padding: str) -> None:
     def function(x: Tensor, grid: Tensor) -> Tensor:
         return F.grid_sample(x, grid, "bilinear", padding, align_corners=True)
