@@ -11,8 +11,9 @@ from torch import Tensor
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.findings import Finding, TensorResult, format_number, number
 from gradctl.core.names import Quantity
+from gradctl.gradients.part import gaussian
 from gradctl.gradients.unjudged import Kept, ObservedInstance, closed_notes, shared_note, unknown_leaf_note
-from gradctl.numerics.measures import gaussian_like, is_float, relative_error
+from gradctl.numerics.measures import is_float, relative_error
 from gradctl.numerics.point import NoGradient
 from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
 from gradctl.subject.inputs.misfit import first_layer_remedy, given_inputs
@@ -189,8 +190,7 @@ def _run(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor]
         if not differentiable:
             raise NoGradient
         watched.see(differentiable)
-        generator = torch.Generator().manual_seed(subject.seed)
-        torch.autograd.backward(differentiable, [gaussian_like(t, generator) for t in differentiable])
+        torch.autograd.backward(differentiable, gaussian(differentiable, subject.seed))
         gradients = {leaf.name: leaf.take_gradient() for leaf in instance.leaves}
         return {name: t.detach().clone() for name, t in outputs.items()}, gradients
 

@@ -23,13 +23,7 @@ from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, number
 from gradctl.gradients.baseline import Baseline, run_native
 from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
 from gradctl.gradients.form_runner import form_runner
-from gradctl.gradients.functions.attribution import (
-    Attribution,
-    FunctionCheck,
-    is_allowed,
-    nothing_in_front,
-    tensors_behind,
-)
+from gradctl.gradients.functions.attribution import FunctionCheck, is_allowed, nothing_in_front, tensors_behind
 from gradctl.gradients.functions.function_part import FunctionFault
 from gradctl.gradients.gradient_findings import (
     frozen_results,
@@ -174,7 +168,7 @@ class _Check:
     behind: dict[int, FunctionClass] = field(default_factory=dict)
     missed: float = 0.0
     is_tolerant: bool = False
-    attribution: Attribution = field(default_factory=Attribution)
+    forwards_besides: int = 0
     wrong_calls: list[Explanation] = field(default_factory=list)
     nonfinite_calls: list[Explanation] = field(default_factory=list)
     functions: list[Finding] = field(default_factory=list)
@@ -238,10 +232,10 @@ class _Check:
                 f: fault for f, fault in functions.faults.items() if not 0 <= _error(fault) <= tolerated
             }
             if functions.faults and wrong:
-                self.attribution = functions.attribute(wrong, settings)
-                self.judged |= self.attribution.own
+                besides, self.forwards_besides = functions.judge_besides(wrong, settings)
+                self.judged |= besides
                 first = next(iter(functions.faults))
-                self.behind |= {i: first for i in wrong if i not in self.attribution.own}
+                self.behind |= {i: first for i in wrong if i not in besides}
         unexplained = [i for i in wrong if i not in self.behind]
         right = {runner.leaves[i].name for i, each in self.judged.items() if each.verdict == "same" and not wrong}
         with explaining("what the custom Functions do wrong"):
@@ -362,7 +356,7 @@ class _Check:
             dtype=str(self.source.dtype).removeprefix("torch."),
             islands=self.source.islands,
             noise=number(self.probing.relative_noise),
-            forwards=self.probing.forwards + self.attribution.forwards,
+            forwards=self.probing.forwards + self.forwards_besides,
             probes=probes,
             missed_with_probability=None if self.is_tolerant else number(self.missed),
             of_error=_OF_ERROR,

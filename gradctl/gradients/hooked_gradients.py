@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.gradients.float64 import OracleRunner
-from gradctl.numerics.measures import gaussian_like, relative_error
+from gradctl.gradients.part import gaussian
+from gradctl.numerics.measures import relative_error
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of, optimized_inner
 from gradctl.subject.subject import Subject
@@ -38,11 +39,10 @@ def _gradients(subject: Subject, source: OracleRunner, *, keeps_hooks: bool) -> 
     if keeps_hooks:
         _carry_later_hooks(subject, instance)
     runner = ModelRunner(instance, source.runner.promotion, FunctionWatch())
-    generator = torch.Generator().manual_seed(subject.seed)
     with instance.preserve_leaves():
         outputs = [t for _, t in runner.run(Program(hooks_only=True, keeps_hooks=keeps_hooks)) if t.requires_grad]
         with runner.promoted():
-            torch.autograd.backward(outputs, [gaussian_like(t, generator) for t in outputs])
+            torch.autograd.backward(outputs, gaussian(outputs, subject.seed))
     return {leaf.name: leaf.take_gradient() for leaf in instance.leaves}
 
 

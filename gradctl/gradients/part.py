@@ -124,9 +124,9 @@ def differentiable(outputs: Outputs) -> dict[str, Tensor]:
     return {name: t for name, t in outputs if t.requires_grad and t.layout == torch.strided}
 
 
-def gaussian(outputs: Sequence[Tensor]) -> list[Tensor]:
+def gaussian(outputs: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
     """Return Gaussian cotangents, the same at each call."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     return [gaussian_like(t, generator) for t in outputs]
 
 

@@ -17,8 +17,7 @@ from gradctl.gradients.backward_localisation import find_wrong_parts
 from gradctl.gradients.baseline import Baseline
 from gradctl.gradients.functions.function_part import function_name, source_place
 from gradctl.gradients.gradient_findings import location
-from gradctl.gradients.part import Vote
-from gradctl.numerics.measures import gaussian_like
+from gradctl.gradients.part import Vote, gaussian
 from gradctl.subject.instance import Instance, Leaf
 from gradctl.subject.subject import Subject
 from gradctl.tracing.graph import CallSite, Node, leaves_behind, modules_by_identity
@@ -100,9 +99,8 @@ def locate_nonfinite_natively(subject: Subject, native: Baseline) -> list[Explan
     with instance.preserve_leaves():
         with torch.enable_grad():
             outputs = [t for name, t in instance.run(trace) if name in native.outputs and t.requires_grad]
-        generator = torch.Generator().manual_seed(subject.seed)
         with trace.watching(outputs):
-            torch.autograd.backward(outputs, [gaussian_like(t, generator) for t in outputs])
+            torch.autograd.backward(outputs, gaussian(outputs, subject.seed))
     return _makers(trace, instance.leaves)
 
 

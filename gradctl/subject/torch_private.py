@@ -5,8 +5,9 @@ differs. A name is looked up at its first use, because some of the modules take 
 
 Private attributes of torch's objects cannot be listed by name; these are used: ``Tensor._version``,
 ``OpOverload._schema``, ``UntypedStorage._cdata``, ``_forward_cls`` of a custom Function's node,
-``Parameter._post_accumulate_grad_hooks``, ``TorchDispatchMode._should_skip_dynamo``. What may be absent is looked for
-where it is used: the classes of ``torch._higher_order_ops`` (tracing/control_flow) and Dynamo (commands/doctor).
+``Parameter._post_accumulate_grad_hooks``, ``TorchDispatchMode._should_skip_dynamo``, ``forward_ad._current_level``.
+What may be absent is looked for where it is used: the classes of ``torch._higher_order_ops`` (tracing/control_flow) and
+Dynamo (commands/doctor).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -71,15 +71,12 @@ def judge_applications(
     """
     origin = [leaf.tensor.detach().clone() for leaf in runner.leaves]
     generator = torch.Generator().manual_seed(seed + 2)
-    judged = []
-    try:
-        for window in _windows(applications):
-            judged += _judge_window(runner, window, origin, generator, epsilon)
-    finally:
-        with torch.no_grad():
-            for leaf, value in zip(runner.leaves, origin, strict=True):
-                leaf.tensor.copy_(value)
-    return judged
+    with runner.instance.preserve_leaves():
+        return [
+            judged
+            for window in _windows(applications)
+            for judged in _judge_window(runner, window, origin, generator, epsilon)
+        ]
 
 
 def _windows(applications: Sequence[Application]) -> Iterator[list[Application]]:
@@ -96,11 +93,7 @@ def _windows(applications: Sequence[Application]) -> Iterator[list[Application]]
 
 
 def _judge_window(
-    runner: ModelRunner,
-    window: list[Application],
-    origin: list[Tensor],
-    generator: torch.Generator,
-    epsilon: float,
+    runner: ModelRunner, window: list[Application], origin: list[Tensor], generator: torch.Generator, epsilon: float
 ) -> list[Judged]:
     def sweep(wanted: list[Application], values: list[Tensor]) -> dict[int, Judged]:
         return _Sweep(runner, wanted, values, generator, epsilon).judge()
@@ -114,9 +107,8 @@ def _judge_window(
         ]
         if pending:
             for number, again in sweep(pending, elsewhere(origin, generator)).items():
-                first = judged[number]
                 if again.verdict in ("right", "wrong", "approximate"):
-                    judged[number] = Judged(first.application, first.call, again.verdict, again.error, first.kinked)
+                    judged[number] = replace(judged[number], verdict=again.verdict, error=again.error)
     return list(judged.values())
 
 

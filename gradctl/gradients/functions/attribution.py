@@ -22,18 +22,10 @@ from gradctl.numerics.point import NoGradient
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.tracer import FunctionClass
 
-__all__ = ["Attribution", "FunctionCheck", "is_allowed", "tensors_behind"]
+__all__ = ["FunctionCheck", "is_allowed", "tensors_behind"]
 
 # So many groups of calls of one Function (shapes, dtypes, inputs that require a gradient) are also judged alone.
 _GROUPS = 3
-
-
-@dataclass(slots=True)
-class Attribution:
-    """What is wrong even with the faulty Functions taken as their backward states, and the forwards that took."""
-
-    own: dict[int, TensorJudgement] = field(default_factory=dict)
-    forwards: int = 0
 
 
 @dataclass(slots=True)
@@ -45,17 +37,15 @@ class FunctionCheck:
         allows: accepted findings.
         epsilon: machine epsilon of the dtype in which the model is run.
         faults: Functions that are not the derivative along a direction in which this model moves their inputs.
-        modules: path of the module that applies each of those.
     """
 
     runner: ModelRunner
     allows: Allows
     epsilon: float
     faults: dict[FunctionClass, FunctionFault] = field(default_factory=dict)
-    modules: dict[FunctionClass, str | None] = field(default_factory=dict)
     _applications: list[Application] = field(default_factory=list)
     _judged: list[Judged] = field(default_factory=list)
-    _numbers: dict[FunctionClass, int] = field(default_factory=dict)
+    _faulty: dict[FunctionClass, Application] = field(default_factory=dict)
 
     def judge(self, *, is_alarmed: bool) -> None:
         """Judge a sample of the applications of each Function; all of them if ``is_alarmed`` and the sample is right.
@@ -89,24 +79,22 @@ class FunctionCheck:
                     each.error,
                 )
             if fault is not None:
-                self.faults[function], self.modules[function] = fault, each.application.module
-                self._numbers[function] = each.application.number
+                self.faults[function], self._faulty[function] = fault, each.application
 
     def findings(self, hidden_from: Collection[str], *, is_explained: bool) -> list[Finding]:
         """Return one finding for each faulty Function, and what the others do wrong for another model.
 
-        Args:
-            hidden_from: names of the leaves whose gradient is right at this point, if none is wrong.
-            is_explained: whether every wrong tensor lies behind a faulty Function.
+        ``hidden_from`` names the leaves whose gradient is right at this point, if none is wrong; ``is_explained`` tells
+        whether every wrong tensor lies behind a faulty Function.
         """
         found = []
-        hidden = self._behind(self._numbers.values()) if hidden_from and self._numbers else {}
+        hidden = self._behind({each.number for each in self._faulty.values()}) if hidden_from and self._faulty else {}
         for function, fault in self.faults.items():
-            names = sorted(set().union(*hidden.get(self._numbers[function], {}).values()) & set(hidden_from))
+            names = sorted(set().union(*hidden.get(self._faulty[function].number, {}).values()) & set(hidden_from))
             if names:
                 said = f"{fault.message}; no gradient shows it at this point, but those of {listed(names)} pass it"
                 fault = replace(fault, message=said)  # noqa: PLW2901  # the same, with more said
-            found.append(function_finding(fault, self.modules[function]))
+            found.append(function_finding(fault, self._faulty[function].module))
         return [*found, *self._latent(is_explained=is_explained)]
 
     def _latent(self, *, is_explained: bool) -> Iterator[Finding]:
@@ -176,20 +164,18 @@ class FunctionCheck:
 
     # ------------------------------------------------------------------ what is wrong besides
 
-    def attribute(self, wrong: Sequence[int], settings: dict[str, Any]) -> Attribution:
-        """Return which of the ``wrong`` tensors are so even if the faulty Functions are the linear maps they state."""
-        watch, attribution = self.runner.watch, Attribution()
+    def judge_besides(self, wrong: Sequence[int], settings: dict[str, Any]) -> tuple[dict[int, TensorJudgement], int]:
+        """Return what is wrong even with the faulty Functions as the linear maps that they state, and the forwards."""
+        watch = self.runner.watch
         allowed, unjudged = watch.linearised, set(watch.unjudged)
         watch.linearised = lambda function: function in self.faults or allowed(function)
         try:
             around = Judge(self.runner, **settings)
-            attribution.own = around.wrong(wrong, is_settled=True)
-            attribution.forwards = around.forwards
+            return around.wrong(wrong, is_settled=True), around.forwards
         except NoGradient:  # every output is behind a Function that states no linear map: nothing is left to judge
-            attribution.own = {}
+            return {}, 0
         finally:
             watch.linearised, watch.unjudged = allowed, unjudged
-        return attribution
 
 
 def is_allowed(function: FunctionClass, allows: Allows) -> bool:

@@ -264,8 +264,7 @@ def _input_off_faults(call: FunctionCall, everything: FunctionPart, gradients: G
 
 def _forward_mode_fault(part: FunctionPart, gradients: Gradients) -> FunctionFault | None:
     """Compare forward mode with reverse mode: <w, J v> = <J'w, v>."""
-    generator = torch.Generator().manual_seed(1)
-    tangents = [gaussian_like(leaf.tensor, generator) for leaf in part.leaves]
+    tangents = gaussian([leaf.tensor for leaf in part.leaves], seed=1)
     name = function_name(part.function)
     try:
         pushed = part.push([leaf.tensor.detach() for leaf in part.leaves], tangents)
