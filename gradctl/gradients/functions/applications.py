@@ -197,7 +197,6 @@ class _Sweep:
 
     def _differentiate(self, application: Application, apply: Apply, args: tuple[Any, ...]) -> None:
         """Differentiate one application: its own node alone, by ``backward`` as training does."""
-        runner = self.runner
         fresh = {i: arg.detach().requires_grad_() for i, arg in enumerate(args) if _is_inner(arg)}
         call = FunctionCall(application.function, copied_arguments(args), application.place, application.module)
         # Clones: a Function that changes an input in place (mark_dirty) must not be given a leaf.
@@ -210,20 +209,12 @@ class _Sweep:
         if not outputs:
             return
         cotangents = {k: gaussian_like(y, self.generator) / (rms(y.detach()) or 1.0) for k, y in outputs.items()}
-        saved = [(tensor, tensor.grad) for leaf in runner.leaves for tensor in (leaf.sharing or (leaf.tensor,))]
-        for tensor, _ in saved:
-            tensor.grad = None
-        try:
-            torch.autograd.backward(list(outputs.values()), [cotangents[k].clone() for k in outputs])
-            leaf_gradients = [leaf.take_gradient() for leaf in runner.leaves]
-        finally:
-            for tensor, gradient in saved:
-                tensor.grad = gradient
+        leaf_gradients = self._leaf_gradients(outputs, cotangents)
         inputs: dict[int, tuple[Tensor, Tensor | None]] = {
             i: (call.args[i], dense(leaf.grad)) for i, leaf in fresh.items()
         }
         hidden = {
-            i: (runner.leaves[i].tensor.detach().clone(), gradient)
+            i: (self.runner.leaves[i].tensor.detach().clone(), gradient)
             for i, gradient in enumerate(leaf_gradients)
             if gradient is not None
         }
@@ -231,6 +222,19 @@ class _Sweep:
         pairs = [*kept.values(), *((x, g) for x, g in inputs.values() if g is not None), *hidden.values()]
         noise = 8 * self.epsilon * math.sqrt(sum(norm(x.detach() * w) ** 2 for x, w in pairs))
         self.probes[application.number] = _Probe(application, call, inputs, hidden, kept, noise)
+
+    def _leaf_gradients(self, outputs: dict[int, Tensor], cotangents: dict[int, Tensor]) -> list[Tensor | None]:
+        """Run ``backward`` and return the gradients of the leaves; what was in their ``.grad`` is there afterwards."""
+        leaves = self.runner.leaves
+        saved = [(tensor, tensor.grad) for leaf in leaves for tensor in (leaf.sharing or (leaf.tensor,))]
+        for tensor, _ in saved:
+            tensor.grad = None
+        try:
+            torch.autograd.backward(list(outputs.values()), [cotangents[k].clone() for k in outputs])
+            return [leaf.take_gradient() for leaf in leaves]
+        finally:
+            for tensor, gradient in saved:
+                tensor.grad = gradient
 
     # ------------------------------------------------------------------ beside it
 
