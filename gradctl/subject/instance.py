@@ -80,16 +80,13 @@ class Instance:
         leaves: what is differentiable.
         shared: the tensors and modules that the copy has to share with the user's own, by name.
         closed_outputs: outputs of the last call that are not tensors, by path.
+        without_grad: names of leaves that require no gradient in the runs to come.
 
     Args:
-        subject: what to copy; never changed.
         promoted: whether parameters, buffers, float inputs and float tensors kept as attributes become float64.
-        input_mode: how float inputs are given: as leaves that require a gradient, as clones of such leaves (for
+        input_mode: how float inputs are passed: as leaves that require a gradient, as clones of such leaves (for
             programs that change their inputs in place), or as constants.
         keep_hooks: keep backward hooks of modules and gradient hooks of parameters (forms are compared with them).
-
-    Attributes:
-        without_grad: names of leaves that require no gradient in the runs to come.
 
     Raises:
         TargetError: GC112 if the model cannot be copied.
@@ -129,8 +126,8 @@ class Instance:
         self._inputs: dict[int, Tensor | _View] = {}
         self._collect_inputs(promoted)
         if keep_hooks and module is not None:
-            _carry_parameter_hooks(module, hooks)
-        self.disabled_hooks = () if keep_hooks else _set_aside_module_hooks(subject, module)
+            _copy_parameter_hooks(module, hooks)
+        self.disabled_hooks = () if keep_hooks else _disable_module_hooks(subject, module)
         self._state = State(
             [self._args, self._kwargs],
             [tensor for leaf in self.leaves for tensor in leaf.sharing],
@@ -399,7 +396,7 @@ def _promote(tensors: Sequence[Tensor]) -> None:
             tensor.data = promoted.setdefault(storage_key(tensor), tensor.detach().to(_float64_dtype(tensor.dtype)))
 
 
-def _carry_parameter_hooks(module: nn.Module, hooks: Mapping[str, Sequence[Any]]) -> None:
+def _copy_parameter_hooks(module: nn.Module, hooks: Mapping[str, Sequence[Any]]) -> None:
     """Register the gradient hooks of the user's parameters on the copies, which ``copy.deepcopy`` does not."""
     copies = dict(module.named_parameters())
     for name, own in hooks.items():
@@ -408,7 +405,7 @@ def _carry_parameter_hooks(module: nn.Module, hooks: Mapping[str, Sequence[Any]]
                 copies[name].register_hook(hook)  # type: ignore[no-untyped-call]
 
 
-def _set_aside_module_hooks(subject: Subject, module: nn.Module | None) -> tuple[str, ...]:
+def _disable_module_hooks(subject: Subject, module: nn.Module | None) -> tuple[str, ...]:
     """Take backward hooks off the copy's modules; return the names of what had one, parameters too."""
     source = module_of(optimized_inner(subject.model))
     if module is None or source is None:
