@@ -31,10 +31,10 @@ from gradctl.core.verdicts import unit_verdict
 from gradctl.diagnosis.bisect import bisect_findings
 from gradctl.diagnosis.explanation import PreRunObservations, explain_findings
 from gradctl.diagnosis.localise_form import locate_findings
-from gradctl.forms.artifact import ensure_loadable, fits, loaded
+from gradctl.forms.artifact import ensure_fits, ensure_loadable, load_format
 from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.onnx.forward import initial_values
-from gradctl.forms.onnx.from_file import free_sizes, of_file
+from gradctl.forms.onnx.from_file import free_sizes, wrap_file
 from gradctl.forms.table import form_named
 from gradctl.gradients.baseline import Baseline, run_native
 from gradctl.gradients.gradcheck import gradcheck
@@ -131,16 +131,16 @@ class Comparing:
         with _silenced():
             if path.suffix.lower() == ".onnx":
                 file = read(path)
-                by = onnx_joint.differentiated_by(file)
+                by = onnx_joint.file_gradient_targets(file)
                 self.wrt = by or self.wrt
-                captured = (onnx_joint.of_file if by else of_file)(file, instance)
+                captured = (onnx_joint.wrap_file if by else wrap_file)(file, instance)
             else:
                 kind = ensure_loadable(path, trusted=trusted)
-                by = export_joint.differentiated_by(path) if kind == "export" else ()
+                by = export_joint.read_gradient_targets(path) if kind == "export" else ()
                 self.wrt = by or self.wrt
-                captured = export_joint.of_file(path, instance) if by else loaded(path, kind)
+                captured = export_joint.load_file(path, instance) if by else load_format(path, kind)
                 if not by:
-                    fits(captured, instance, str(path))
+                    ensure_fits(captured, instance, str(path))
         unit = self.captured(captured, form_named(captured.form))
         if captured.form == "onnx":
             unit = self.at_other_sizes(unit, captured, free_sizes(captured))

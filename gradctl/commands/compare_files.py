@@ -25,7 +25,7 @@ from gradctl.core.structure import GraphNode
 from gradctl.diagnosis.first_divergence import FirstDivergence, SharedValues
 from gradctl.graphdiff.graph_difference import compare_structure
 from gradctl.onnxio.onnx_file import OnnxFile, read, session
-from gradctl.onnxio.session import described, port_text
+from gradctl.onnxio.session import describe_port, port_text
 from gradctl.subject.frames import first_line
 
 __all__ = ["compare_files"]
@@ -114,9 +114,9 @@ def _ports(a: OnnxFile, b: OnnxFile) -> tuple[dict[str, str], dict[str, str]]:
         matched = (
             {name: name for name in others} if set(names) == set(others) else dict(zip(others, names, strict=True))
         )
-        types = {each.name: described(each) for each in ports}
+        types = {each.name: describe_port(each) for each in ports}
         for port in candidate_ports:
-            if not _compatible(types[matched[port.name]], described(port)):
+            if not _compatible(types[matched[port.name]], describe_port(port)):
                 differing.append(
                     f"{kind} {port.name} is {port_text(port)}, not {port_text(ports[names.index(matched[port.name])])}"
                 )

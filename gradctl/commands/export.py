@@ -10,7 +10,7 @@ from gradctl.commands.capture_to_file import ArtifactFormat, Written, write
 from gradctl.forms.exported import export_joint as program
 from gradctl.forms.onnx import forward as onnx
 from gradctl.forms.onnx import joint as onnx_joint
-from gradctl.forms.onnx.from_file import of_file
+from gradctl.forms.onnx.from_file import wrap_file
 from gradctl.inspection.file_contents import inspect_captured, inspect_onnx
 from gradctl.onnxio.onnx_file import read
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
@@ -37,9 +37,9 @@ def export(
     """
     kind = ArtifactFormat(
         "onnx",
-        lambda instance: onnx.exported(instance, opset=opset, dynamic=dynamic),
+        lambda instance: onnx.export_graph(instance, opset=opset, dynamic=dynamic),
         lambda captured, path: onnx.save(captured.artifact, path),
-        lambda path, instance: of_file(read(path), instance),
+        lambda path, instance: wrap_file(read(path), instance),
         lambda captured, name: inspect_onnx(captured.artifact, name),
     )
     return write(subject, output, kind, dynamic=dynamic, **options)
@@ -69,18 +69,18 @@ def export_joint(
     if output.suffix.lower() == ".pt2":
         kind = ArtifactFormat(
             "export-joint",
-            lambda instance: program.exported(instance, dynamic=dynamic, wrt=wrt),
+            lambda instance: program.export_program(instance, dynamic=dynamic, wrt=wrt),
             program.save,
-            program.of_file,
+            program.load_file,
             inspect_captured,
             wrt,
         )
         return write(include_loss(subject), output, kind, dynamic=dynamic, **options)
     kind = ArtifactFormat(
         "onnx-joint",
-        lambda instance: onnx_joint.exported(instance, opset=opset, dynamic=dynamic, frozen=frozen, wrt=wrt),
+        lambda instance: onnx_joint.export_graph(instance, opset=opset, dynamic=dynamic, frozen=frozen, wrt=wrt),
         lambda captured, path: onnx.save(captured.artifact, path),
-        lambda path, instance: onnx_joint.of_file(read(path), instance),
+        lambda path, instance: onnx_joint.wrap_file(read(path), instance),
         lambda captured, name: inspect_onnx(captured.artifact, name),
         wrt,
     )

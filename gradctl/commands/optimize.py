@@ -29,7 +29,7 @@ from gradctl.core.verdicts import unit_verdict
 from gradctl.forms.artifact import place, staged_file, unwritable
 from gradctl.forms.form import CannotCapture
 from gradctl.forms.onnx import forward as onnx_form
-from gradctl.forms.onnx.from_file import of_file
+from gradctl.forms.onnx.from_file import wrap_file
 from gradctl.forms.table import form_named
 from gradctl.onnxio.onnx_file import OnnxFile, read
 from gradctl.passes.opset import conversion
@@ -139,9 +139,9 @@ def optimize_target(
             options.progress("exporting")
             exported = beside.with_name(f"exported-{beside.name}")
             try:
-                artifact = onnx_form.exported(comparing.reference.instance(), dynamic=dynamic).artifact
+                artifact = onnx_form.export_graph(comparing.reference.instance(), dynamic=dynamic).artifact
                 onnx_form.save(artifact, exported)
-                captured = of_file(read(exported), comparing.reference.instance())
+                captured = wrap_file(read(exported), comparing.reference.instance())
             except (CannotCapture, TargetError) as error:
                 if isinstance(error, TargetError) and error.code not in ("GC601", "GC602"):
                     raise
@@ -154,7 +154,7 @@ def optimize_target(
             unit, final = _optimized_or_refused(exported, example, beside, options, subject.target, output=output)
             if final is not None and unit.verdict == "pass":
                 options.progress("comparing the result with eager")
-                result = of_file(read(final.path), comparing.reference.instance())
+                result = wrap_file(read(final.path), comparing.reference.instance())
                 eager = comparing.captured(result, form_named("onnx"))
                 eager = comparing.at_other_sizes(eager, result, dynamic or {})
                 unit = _joined(unit, eager, options.fail_on)

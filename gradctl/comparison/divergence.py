@@ -15,7 +15,7 @@ from gradctl.comparison.program import FileProgram
 from gradctl.comparison.verified_graph import store
 from gradctl.core.errors import TargetError
 from gradctl.onnxio.onnx_file import OnnxFile, session
-from gradctl.onnxio.submodel import giving
+from gradctl.onnxio.submodel import select_outputs
 
 __all__ = ["VALUES_A_RUN", "compare_graphs", "differing_values", "with_outputs"]
 
@@ -78,4 +78,4 @@ def compare_graphs(
 
 def with_outputs(file: OnnxFile, names: Iterable[str]) -> OnnxFile:
     """Return a file beside this one whose outputs are these values."""
-    return store(giving(file.model, list(names)), file.path.with_name(f"values-of-{file.path.name}"))
+    return store(select_outputs(file.model, list(names)), file.path.with_name(f"values-of-{file.path.name}"))

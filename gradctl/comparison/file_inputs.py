@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradctl.core.errors import TargetError
 from gradctl.onnxio.onnx_file import OnnxFile, session
-from gradctl.onnxio.session import described, port_text, run
+from gradctl.onnxio.session import describe_port, port_text, run
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.tensor_file import INPUT_SUFFIXES, read_tensors
 from gradctl.subject.inputs.variations import redraw
@@ -121,7 +121,7 @@ def vary_sizes(file: OnnxFile, example: Mapping[str, Tensor]) -> Iterator[tuple[
 
     Sizes of one name are the same. The last slice is repeated where there are not as many.
     """
-    named = {each for port in file.inputs for each in described(port)[1] or () if isinstance(each, str)}
+    named = {each for port in file.inputs for each in describe_port(port)[1] or () if isinstance(each, str)}
     ranks = {name: rank for rank, name in enumerate(sorted(named), 1)}
     if ranks:
         yield "larger sizes", _resized(file, example, lambda name, size: size + 1)
@@ -134,7 +134,7 @@ def vary_sizes(file: OnnxFile, example: Mapping[str, Tensor]) -> Iterator[tuple[
 def _resized(file: OnnxFile, example: Mapping[str, Tensor], size_of: Callable[[str, int], int]) -> dict[str, Tensor]:
     others = dict(example)
     for port in file.inputs:
-        for axis, name in enumerate(described(port)[1] or ()):
+        for axis, name in enumerate(describe_port(port)[1] or ()):
             value = others[port.name]
             if isinstance(name, str) and value.shape[axis]:
                 size = size_of(name, value.shape[axis])
@@ -172,7 +172,7 @@ def _sized(value: Tensor, size: float, generator: torch.Generator) -> Tensor:
 
 
 def _drawn(port: onnx.ValueInfoProto, size: int, largest: int, seed: int) -> Tensor:
-    dtype_name, sizes = described(port)
+    dtype_name, sizes = describe_port(port)
     dtype = getattr(torch, dtype_name, None)
     shape = [each if isinstance(each, int) else size for each in sizes or ()]
     if not isinstance(dtype, torch.dtype) or sizes is None or math.prod(shape) > _MOST_ELEMENTS:

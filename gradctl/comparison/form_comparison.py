@@ -12,7 +12,7 @@ from gradctl.comparison.difference import Key
 from gradctl.comparison.program import FormProgram
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.trials import ModelTrial
-from gradctl.forms.form import CannotCapture, Captured, Form, Outcome
+from gradctl.forms.form import CannotCapture, Captured, Form, Outcome, to_float64
 from gradctl.numerics.agreement import agreement, largest_scale
 from gradctl.subject.instance import native_dtype
 
@@ -93,7 +93,7 @@ class FormComparison(Comparison[ModelTrial]):
     def float64_program(self, form: Form) -> FormProgram | None:
         """Return the form in float64; None if it cannot be had."""
         try:
-            captured = form.to_float64(self.captured, self.reference.instance(promoted=True))
+            captured = to_float64(form, self.captured, self.reference.instance(promoted=True))
         except CannotCapture:
             return None
         context = nullcontext if captured.form in _COMPILED else self.reference.promoting

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradctl.comparison.trials import FileTrial, ModelTrial, Trial
 from gradctl.core.names import Quantity, buffer_name, input_name
-from gradctl.forms.form import Captured, Outcome, gradient_of
+from gradctl.forms.form import Captured, Outcome, take_gradient
 from gradctl.numerics.measures import gaussian_like, same_values
 from gradctl.onnxio.session import run
 from gradctl.subject.frames import is_out_of_memory
@@ -153,7 +153,7 @@ def run_calls(
             found.append(Outcome(error=error))
             break
     for leaf in instance.leaves:
-        gradient_of(leaf, captured)
+        take_gradient(leaf, captured)
     return found
 
 
@@ -164,7 +164,7 @@ def _one_call(
     context: Callable[[], AbstractContextManager[Any]],
 ) -> Outcome:
     for leaf in instance.leaves:
-        gradient_of(leaf, captured)
+        take_gradient(leaf, captured)
     args, kwargs = instance.inputs()
     given = _named(instance, args, kwargs)
     before = {name: tensor.detach().clone() for name, tensor in given.items()}
@@ -180,7 +180,7 @@ def _one_call(
             torch.autograd.backward(list(asked.values()), [cotangents[name] for name in asked])
     return Outcome(
         {name: t.detach().clone() for name, t in outputs.items()},
-        {leaf.name: gradient_of(leaf, captured) for leaf in instance.leaves},
+        {leaf.name: take_gradient(leaf, captured) for leaf in instance.leaves},
         {
             **{buffer_name(name): buffer.detach().clone() for name, buffer in captured.buffers_now().items()},
             **{name: t.detach().clone() for name, t in given.items() if not same_values(before[name], t.detach())},

@@ -15,7 +15,7 @@ from gradctl.comparison.reference import Reference
 from gradctl.core.findings import Timing
 from gradctl.core.optimization import Latency
 from gradctl.forms.eager import capture as capture_eager
-from gradctl.forms.form import Captured, gradient_of
+from gradctl.forms.form import Captured, take_gradient
 from gradctl.onnxio.onnx_file import OnnxFile, session
 from gradctl.onnxio.session import run
 from gradctl.subject.instance import Instance
@@ -64,7 +64,7 @@ def _training(form: Captured, instance: Instance) -> None:
         cotangents = cotangents_of(outputs, instance.subject.seed)
         torch.autograd.backward([outputs[name] for name in cotangents], list(cotangents.values()))
     for leaf in instance.leaves:
-        gradient_of(leaf, form)
+        take_gradient(leaf, form)
 
 
 def _interleaved(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float, float | None]:

@@ -22,7 +22,7 @@ from gradctl.comparison.trials import FileTrial
 from gradctl.core.errors import TargetError
 from gradctl.numerics.measures import same_values
 from gradctl.onnxio.onnx_file import OnnxFile, session
-from gradctl.onnxio.session import described
+from gradctl.onnxio.session import describe_port
 from gradctl.subject.frames import first_line
 
 __all__ = ["InvalidGraph", "VerifiedGraph", "shelve", "store"]
@@ -148,7 +148,7 @@ def _ports(model: onnx.ModelProto) -> dict[tuple[str, str], str]:
         ("input", lambda: (each for each in model.graph.input if each.name not in own)),
         ("output", lambda: iter(model.graph.output)),
     )
-    return {(kind, port.name): described(port)[0] for kind, ports in sides for port in ports()}
+    return {(kind, port.name): describe_port(port)[0] for kind, ports in sides for port in ports()}
 
 
 def _inference_error(model: onnx.ModelProto) -> str | None:

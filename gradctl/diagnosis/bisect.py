@@ -59,13 +59,13 @@ def _place(errors: Sequence[Finding], comparison: FormComparison) -> SourceLocat
 
 def _words(reference: Reference) -> str:
     # These take a second, and only --bisect has a use for them.
-    from gradctl.forms.compiled.dynamo import compiled_with
+    from gradctl.forms.compiled.dynamo import compile_with
     from gradctl.subject.torch_private import CompilerBisector, inductor_config
 
     def agrees() -> bool:
         try:
             # The bisector puts backends in inductor's place that know no options: so a patch, and no option.
-            captured = compiled_with("compile", reference.instance(), "inductor", {})
+            captured = compile_with("compile", reference.instance(), "inductor", {})
         except CannotCapture:
             return False
         comparison = form_comparison(reference, captured)

@@ -23,7 +23,7 @@ from gradctl.diagnosis.causes import Cause, Intervention, Search, state_causes
 from gradctl.diagnosis.experiments import experiments, generators_moved, place_of_draw
 from gradctl.forms import eager
 from gradctl.forms.form import Captured, Outcome
-from gradctl.forms.onnx.from_file import unoptimised
+from gradctl.forms.onnx.from_file import without_optimizer
 from gradctl.inspection.model import training_modes, watched
 from gradctl.numerics.measures import same_values
 from gradctl.subject.instance import Instance, native_dtype
@@ -142,7 +142,7 @@ _OPTIMISER = Cause(
 def _optimised_away(comparison: FormComparison, wrong: set[Key]) -> Iterator[Key]:
     """Yield the tensors that agree without the graph optimiser of onnxruntime."""
     try:
-        plain = unoptimised(comparison.captured)
+        plain = without_optimizer(comparison.captured)
     except TargetError:
         return
     for trial in comparison.reference.trials:

@@ -23,7 +23,7 @@ from gradctl.core.errors import TargetError
 from gradctl.numerics.agreement import largest_scale
 from gradctl.onnxio.onnx_file import OnnxFile, initializers, session
 from gradctl.onnxio.session import run
-from gradctl.onnxio.submodel import giving, part, used_by
+from gradctl.onnxio.submodel import extract, select_outputs, values_used_by
 
 __all__ = ["FirstChange", "first_change"]
 
@@ -178,7 +178,7 @@ class _Shrinking:
         """Return a node and all nodes that it depends on, the nearest first."""
         found = {place: None}
         for each in (queue := [place]):
-            for name in used_by(self.before.model.graph.node[each]):
+            for name in values_used_by(self.before.model.graph.node[each]):
                 if name in makers and makers[name] not in found:
                     found[makers[name]] = None
                     queue.append(makers[name])
@@ -195,13 +195,13 @@ class _Shrinking:
 
     def _is_wrong(self, chosen: Collection[int]) -> bool:
         values = {name: value.numpy() for name, value in self.values.items()}
-        smaller = part(self.before.model, set(chosen), self.value, values)
+        smaller = extract(self.before.model, set(chosen), self.value, values)
         if smaller is None:
             return False
         try:
             left = store(smaller, self.before.path.with_name("part.onnx"))
             # Its output without a type: onnxruntime loads none that has another than it says.
-            after = giving(self.apply(smaller), [self.value])
+            after = select_outputs(self.apply(smaller), [self.value])
             right = store(after, self.before.path.with_name("part-after.onnx"))
             feeds = {each.name: self.values[each.name] for each in left.inputs}
             found = compare_graphs(left, right, ("part", feeds), self.seed)

@@ -29,7 +29,7 @@ from gradctl.core.findings import Finding, Location
 from gradctl.diagnosis.localise_modules import AloneModules
 from gradctl.diagnosis.paired_values import Divergence, PairedValues
 from gradctl.forms.exported import export, export_values
-from gradctl.forms.form import CannotCapture, Captured, Form
+from gradctl.forms.form import CannotCapture, Captured, Form, to_float64
 from gradctl.forms.graph_value import NoGraph
 from gradctl.forms.onnx import onnx_values
 from gradctl.forms.source_location import SourceLocation, line_in
@@ -158,7 +158,7 @@ def _paired(
     if is_float64:
         if trial.float64 is None:
             raise CannotCapture("the model does not run in float64.")
-        captured = form_named(captured.form).to_float64(captured, reference.instance(promoted=True))
+        captured = to_float64(form_named(captured.form), captured, reference.instance(promoted=True))
         state = State([captured.model])
     form = trial.float64 if is_float64 and trial.float64 is not None else trial.instance
     eager = Instance(trial.instance.subject, promoted=is_float64, input_mode=reference.input_mode, keep_hooks=True)
@@ -175,7 +175,7 @@ def _paired(
 
         _run(called, eager, State([]), difference, context)
     with ValueWatch(sketcher, _collecting(form, captured)) as watch:
-        call, run_of = _GRAPHS[captured.form].watched(captured, watch)
+        call, run_of = _GRAPHS[captured.form].watch_values(captured, watch)
         _run(call, form, state, difference, context)
         run = run_of()
     tolerance = _tolerance(torch.float64 if is_float64 else native_dtype(reference.subject), differences)
@@ -294,4 +294,4 @@ def _raising_node(message: str, captured: Captured) -> SourceLocation | None:
     if name is None or not isinstance(captured.artifact, OnnxFile):
         return None
     nodes = captured.artifact.model.graph.node
-    return next((onnx_values.node_place(node) for node in nodes if node.name == name[1]), None)
+    return next((onnx_values.node_location(node) for node in nodes if node.name == name[1]), None)

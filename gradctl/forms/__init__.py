@@ -1,1 +1,1 @@
-"""One way to run a subject a file; the table of them comes with the first static form."""
+"""The forms of a model, one file for each, and their table."""

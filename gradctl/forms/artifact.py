@@ -1,8 +1,8 @@
-"""Files of static forms: TorchScript (trace, script) and ``.pt2`` (export). Written whole, told by content, and trusted
-only where the user says so: both kinds are code.
+"""Files of static forms: TorchScript (trace, script) and ``.pt2`` (export). Written in one step, recognised by content,
+and loaded only if the user trusts them: both formats contain code.
 
 ``torch.export.load`` of torch 2.13 unpickles with ``weights_only=False`` for weights and constants that are not plain
-tensors, and tries that again where the safe loader refused (``torch/_export/serde/serialize.py``): it has no safe mode.
+tensors, and as a fallback if the safe loader fails (``torch/_export/serde/serialize.py``): it has no safe mode.
 """
 
 from __future__ import annotations
@@ -13,44 +13,27 @@ import shutil
 import struct
 import traceback
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from gradctl.core.errors import ResourceError, TargetError, TrustError, nearest
-from gradctl.forms.exported.export import of_exported_program
-from gradctl.forms.form import CannotCapture, Captured
+from gradctl.forms.exported.export import wrap_exported_program
+from gradctl.forms.form import CannotCapture, Captured, named_tensors
 from gradctl.forms.silence import silenced
-from gradctl.forms.torchscript.scripted_module import of_script
+from gradctl.forms.torchscript.scripted_module import wrap_script
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.inputs.archive import ensure_unpacks
 from gradctl.subject.instance import Instance
 from gradctl.subject.plainfile import ensure_plain
 from gradctl.subject.signature import module_of
 
-__all__ = [
-    "SUFFIXES",
-    "Kind",
-    "ensure_loadable",
-    "extra_of",
-    "fits",
-    "kind_of",
-    "load",
-    "loaded",
-    "place",
-    "save",
-    "staged_file",
-    "unreadable",
-    "unwritable",
-]
+ArtifactFormat = Literal["torchscript", "export"]
 
-Kind = Literal["torchscript", "export"]
-
-# Suffixes of files that are models, for telling a file from a target; what is in them is told by content.
+# Suffixes that distinguish a model file from a target; its format is recognised by content.
 SUFFIXES = (".pt", ".pth", ".ts", ".pt2")
 
 _FEW = 3  # names of each kind that a message lists
@@ -58,9 +41,9 @@ _FEW = 3  # names of each kind that a message lists
 
 @contextmanager
 def staged_file(target: Path) -> Iterator[Path]:
-    """Give a path of the name of ``target``, in a folder of its own beside it.
+    """Yield a path with the name of ``target``, in a temporary folder next to it.
 
-    Whatever is left of the folder goes when the context ends: what is to stay is moved away with ``place``.
+    The folder is removed when the context ends; ``place`` moves the files to keep out of it.
 
     Raises:
         ResourceError: GC131 if the folder cannot be made.
@@ -80,10 +63,10 @@ def staged_file(target: Path) -> Iterator[Path]:
 
 
 def place(beside: Path, target: Path) -> None:
-    """Move a file that ``staged_file`` gave to its target, in one step; what was written next to it goes first.
+    """Move a file that ``staged_file`` yielded to its target, in one step, after the files written next to it.
 
     Raises:
-        ResourceError: GC131 if it cannot be moved; the target is as it was.
+        ResourceError: GC131 if it cannot be moved; the target is unchanged then.
     """
     try:
         for other in beside.parent.iterdir():
@@ -99,21 +82,28 @@ def save(captured: Captured, path: Path) -> None:
 
     Raises:
         CannotCapture: torch cannot save this one.
-        ResourceError: GC131 if the disk refuses.
+        ResourceError: GC131 if the file cannot be written.
     """
-    content = io.BytesIO()  # given a path on a disk that fills up, torch's C++ writer ends the process
+    is_export = isinstance(captured.artifact, torch.export.ExportedProgram)
+    write = torch.export.save if is_export else torch.jit.save
+    save_by_torch(lambda content: write(captured.artifact, content), path, f"{captured.form} takes the model")
+
+
+def save_by_torch(write: Callable[[io.BytesIO], object], path: Path, done: str) -> None:
+    """Write a file with a function of torch; ``done`` opens the message if torch cannot serialise the program.
+
+    Raises:
+        CannotCapture: torch cannot save this one.
+        ResourceError: GC131 if the file cannot be written.
+    """
+    content = io.BytesIO()  # given a path on a full disk, torch's C++ writer terminates the process
     try:
         with silenced():
-            if isinstance(captured.artifact, torch.export.ExportedProgram):
-                torch.export.save(captured.artifact, content)
-            else:
-                torch.jit.save(captured.artifact, content)
+            write(content)
     except Exception as error:  # serialising may raise anything
         if is_out_of_memory(error):
             raise
-        raise CannotCapture(
-            f"{captured.form} takes the model, and torch cannot save it: {first_line(error)}", traceback.format_exc()
-        ) from error
+        raise CannotCapture(f"{done}, and torch cannot save it: {first_line(error)}", traceback.format_exc()) from error
     try:
         path.write_bytes(content.getbuffer())
     except OSError as error:
@@ -121,67 +111,74 @@ def save(captured: Captured, path: Path) -> None:
 
 
 def load(path: Path, *, trusted: bool) -> Captured:
-    """Return a file as the form that it holds: ``trace`` or ``script`` for TorchScript, ``export`` for ``.pt2``.
+    """Return the form in a file: ``trace`` or ``script`` for TorchScript, ``export`` for ``.pt2``.
 
     Args:
         path: the file.
-        trusted: whether the user vouches for it, or this very run has just written it.
+        trusted: whether the user trusts it, or this very run wrote it.
 
     Raises:
-        TargetError: GC142 if it cannot be read or holds no model.
+        TargetError: GC142 if it cannot be read or contains no model.
         TrustError: GC901 without ``trusted``.
     """
-    return loaded(path, ensure_loadable(path, trusted=trusted))
+    return load_format(path, ensure_loadable(path, trusted=trusted))
 
 
-def loaded(path: Path, kind: Kind) -> Captured:
-    """Return a file of this kind as the form that it holds, once ``ensure_loadable`` has let it pass.
+def load_format(path: Path, file_format: ArtifactFormat) -> Captured:
+    """Return the form in a file of this format that ``ensure_loadable`` accepted.
 
     Raises:
         TargetError: GC142 if torch cannot read it.
     """
+    with reading(path):
+        if file_format == "export":
+            return wrap_exported_program(torch.export.load(path))
+        form = "trace" if any(name.endswith("/traced_inputs.pkl") for name in _members(path)) else "script"
+        return wrap_script(form, torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Silence torch while it reads a file, and turn its errors into GC142."""
     try:
         with silenced():
-            if kind == "export":
-                return of_exported_program(torch.export.load(path))
-            form = "trace" if any(name.endswith("/traced_inputs.pkl") for name in _members(path)) else "script"
-            return of_script(form, torch.jit.load(str(path)))  # type: ignore[no-untyped-call]
+            yield
     except Exception as error:  # reading a program may raise anything
         if is_out_of_memory(error):
             raise
         raise unreadable(path, error) from error
 
 
-def ensure_loadable(path: Path, *, trusted: bool) -> Kind:
-    """Return what a file holds, if it is whole and may be loaded; errors are those of ``load``."""
-    kind = kind_of(path)
+def ensure_loadable(path: Path, *, trusted: bool) -> ArtifactFormat:
+    """Return the format of a file if it is complete and may be loaded; errors are those of ``load``."""
+    file_format = artifact_format(path)
     if not trusted:
-        what = "a TorchScript program" if kind == "torchscript" else "an exported program with pickled parts"
+        what = "a TorchScript program" if file_format == "torchscript" else "an exported program with pickled parts"
         raise TrustError(
             "GC901", f"{path} is {what}, code that runs when loaded. Pass --trust if you trust its author."
         )
     _ensure_undamaged(path)
-    return kind
+    return file_format
 
 
-def extra_of(path: Path, name: str) -> bytes | None:
-    """Return a file of this name beside the program of a ``.pt2``, if it has one."""
+def read_extra(path: Path, name: str) -> bytes | None:
+    """Return the content of an extra file of a ``.pt2``, or None."""
     with zipfile.ZipFile(path) as archive:
         found = [member for member in archive.namelist() if member.endswith(f"extra/{name}")]
         return archive.read(found[0]) if found else None
 
 
 def unreadable(path: Path, error: BaseException) -> TargetError:
-    """Return GC142 for what torch raised."""
+    """Return GC142 for an error of torch."""
     return TargetError("GC142", f"{path} cannot be loaded by torch {torch.__version__}: {first_line(error)}.")
 
 
-def kind_of(path: Path) -> Kind:
-    """Return what a file holds, by the members of its archive; nothing in it is run.
+def artifact_format(path: Path) -> ArtifactFormat:
+    """Return the format of a file, by the members of its archive; no code in it runs.
 
     Raises:
-        TargetError: GC142 if it is missing, empty, cut off, or no model.
-        TrustError: GC903 if it unpacks to far more than it has.
+        TargetError: GC142 if it is missing, empty, truncated, or not a model.
+        TrustError: GC903 if it unpacks to far more than its size.
     """
     members = [name.partition("/")[2] for name in _members(path)] + _members(path)
     if "constants.pkl" in members and any(name.startswith("code/") for name in members):
@@ -195,21 +192,19 @@ def kind_of(path: Path) -> Kind:
     raise _no_model(path, "a zip archive of another kind", "A model file is TorchScript, .pt2 or .onnx.")
 
 
-def fits(captured: Captured, instance: Instance, name: str = "the file") -> None:
-    """Return if parameters and buffers are those of the model, by name and shape.
+def ensure_fits(captured: Captured, instance: Instance, name: str = "the file") -> None:
+    """Raise unless parameters and buffers are those of the model, by name and shape.
 
     Args:
-        captured: what was loaded.
+        captured: the loaded form.
         instance: a private copy of the model.
-        name: what messages call the file.
+        name: the name of the file in messages.
 
     Raises:
-        TargetError: GC141 with the names that are missing, unknown or of another shape.
+        TargetError: GC141 with the missing and unknown names, and those of another shape.
     """
-    module = module_of(instance.model)
-    expected: dict[str, Tensor] = {}
-    if module is not None:
-        expected = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    parameters, buffers = named_tensors(module_of(instance.model))
+    expected = {**parameters, **buffers}
     found = {**captured.parameters, **captured.buffers}
     missing = [each for each in expected if each not in found]
     unknown = [f"{each}{nearest(each, missing)}" for each in found if each not in expected]
@@ -235,7 +230,7 @@ def _members(path: Path) -> list[str]:
     try:
         ensure_plain(path, "GC142", f"*{path.suffix}")
         with zipfile.ZipFile(path) as archive:
-            # Cut off, a .pt2 still ends in the directory of another archive: the example inputs are one inside it.
+            # A truncated .pt2 may still end in the directory of a nested archive, that of its example inputs.
             if min((member.header_offset for member in archive.infolist()), default=0) > 0:
                 raise zipfile.BadZipFile
             ensure_unpacks(path, archive)
@@ -256,11 +251,11 @@ def _members(path: Path) -> list[str]:
 
 
 def _ensure_undamaged(path: Path) -> None:
-    """Compare the checksums that torch writes and does not look at when it loads."""
+    """Compare the checksums that torch writes but does not check when it loads."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except Exception as error:  # damaged lengths and offsets come out as any error
+    except Exception as error:  # damaged lengths and offsets may raise anything
         raise TargetError("GC142", f"{path} is damaged ({first_line(error)}). Write or copy it again.") from error
     if bad is not None:
         raise TargetError("GC142", f"{path} is damaged: {bad!r} does not have its checksum. Write or copy it again.")
@@ -271,7 +266,7 @@ def _no_model(path: Path, what: str, remedy: str) -> TargetError:
 
 
 def unwritable(path: Path, error: OSError) -> ResourceError:
-    """Return what to raise where the disk refuses a file."""
+    """Return GC131 for a file that cannot be written."""
     if not path.parent.exists():
         reason = f"there is no folder {str(path.parent)!r}. Create it, or give another path."
     else:

@@ -1,4 +1,4 @@
-"""What every form has in common: what was captured, what a run of it gives, and how a capture is refused."""
+"""The interface of a form: its capture, the outcome of a call, and the error if a model cannot be captured."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from gradctl.core.names import Quantity
 from gradctl.subject.instance import Instance, Leaf
 
-__all__ = ["CannotCapture", "Captured", "Form", "Outcome", "collecting", "gradient_of", "not_called"]
-
 
 class CannotCapture(Exception):
-    """A form cannot take this model.
+    """A form cannot capture this model.
 
     Args:
-        reason: one sentence of ours.
-        details: the stack of what refused, for the report.
+        reason: one sentence.
+        details: the stack trace of the original error, for the report.
     """
 
     def __init__(self, reason: str, details: str = "") -> None:
@@ -34,16 +32,16 @@ class Captured:
 
     Attributes:
         form: its name.
-        call: takes the model's inputs and gives its outputs.
-        parameters: what collects gradients, by each qualified name in the user's model; where the form runs on the
-            private copy's own tensors, those that are no registered parameters too.
+        call: takes the model's inputs and returns its outputs.
+        parameters: the tensors that collect gradients, by each qualified name in the user's model; if the form runs on
+            the tensors of the private copy, this includes tensors that are not registered parameters.
         buffers: by qualified name.
-        seconds: what capturing took.
+        seconds: the time that the capture took.
         quantities: the quantities that can be compared.
-        operators: calls by operator, for the summary; empty where the form has no graph to show.
-        artifact: what can be saved (a ScriptModule, an ExportedProgram), or None.
-        model: what holds the state that a call reads and changes: the form's own module, or the private copy where the
-            form runs on that; None where it has no state.
+        operators: calls by operator, for the summary; empty if the form has no graph.
+        artifact: the object to save (a ScriptModule, an ExportedProgram), or None.
+        model: the owner of the state that a call reads and changes: the form's own module, or the private copy if the
+            form runs on it; None if there is no state.
     """
 
     form: str
@@ -57,14 +55,12 @@ class Captured:
     model: Any = None
 
     def buffers_now(self) -> dict[str, Tensor]:
-        """Return the buffers by name as they are: a model may have assigned new ones since it was captured."""
-        if not isinstance(self.model, nn.Module):
-            return self.buffers
-        return dict(self.model.named_buffers(remove_duplicate=False))
+        """Return the current buffers by name: a model may have assigned new ones since it was captured."""
+        return named_tensors(self.model)[1] if isinstance(self.model, nn.Module) else self.buffers
 
 
 class Form(Protocol):
-    """How one form captures. Adding one is adding a file with these two functions, and a row in the table."""
+    """The module of one form. To add one, add a file with this function and a row in the table."""
 
     def capture(self, instance: Instance) -> Captured:
         """Return the private copy in this form.
@@ -73,24 +69,32 @@ class Form(Protocol):
             CannotCapture: with the reason.
         """
 
-    def to_float64(self, captured: Captured, instance: Instance) -> Captured:
-        """Return the same in float64, as a new form: a converted copy, or captured again from the promoted instance.
 
-        Raises:
-            CannotCapture: it cannot be had.
-        """
+def to_float64(form: Form, captured: Captured, instance: Instance) -> Captured:
+    """Return a form in float64, as a new form: converted by the form's own ``to_float64``, or else captured again.
+
+    Args:
+        form: the module of the form.
+        captured: the form in the native dtype; not changed.
+        instance: a promoted private copy.
+
+    Raises:
+        CannotCapture: it has no float64 version.
+    """
+    convert: Callable[[Captured, Instance], Captured] | None = getattr(form, "to_float64", None)
+    return form.capture(instance) if convert is None else convert(captured, instance)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What one call gave, forward and backward.
+    """The results of one call, forward and backward.
 
     Attributes:
         outputs: by name, detached.
-        gradients: by leaf; None where autograd gives none.
+        gradients: by leaf; None if autograd returns none.
         state: buffers after the call, and inputs that the call changed, by name.
-        differentiable: the outputs that asked for a gradient.
-        error: what the call raised, if it did; the rest is empty then.
+        differentiable: the outputs that require a gradient.
+        error: the exception that the call raised, if any; the rest is empty then.
     """
 
     outputs: dict[str, Tensor] = field(default_factory=dict)
@@ -100,21 +104,28 @@ class Outcome:
     error: Exception | None = None
 
 
-def collecting(leaf: Leaf, captured: Captured) -> tuple[Tensor, ...]:
-    """Return the tensors that collect a leaf's gradient where a form runs: the form's of its names, and the leaf's own.
+def named_tensors(module: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return parameters and buffers of a module by each qualified name; both are empty for a function."""
+    if not isinstance(module, nn.Module):
+        return {}, {}
+    return dict(module.named_parameters(remove_duplicate=False)), dict(module.named_buffers(remove_duplicate=False))
 
-    The latter have a part for an input, and for one that shares memory with a parameter.
+
+def gradient_tensors(leaf: Leaf, captured: Captured) -> tuple[Tensor, ...]:
+    """Return the tensors that collect a leaf's gradient when a form runs: the form's of its names, and the leaf's own.
+
+    The latter contribute for an input, and for one that shares memory with a parameter.
     """
     names = (name.removeprefix("param:") for name in (leaf.name, *leaf.tied))
     own = [tensor for name in names if (tensor := captured.parameters.get(name)) is not None]
     return tuple({id(tensor): tensor for tensor in (*own, *leaf.sharing)}.values())
 
 
-def gradient_of(leaf: Leaf, captured: Captured) -> Tensor | None:
-    """Return the gradient that a form left for a leaf, summed over the tensors that stand for one storage; clear it."""
-    return replace(leaf, sharing=collecting(leaf, captured)).take_gradient()
+def take_gradient(leaf: Leaf, captured: Captured) -> Tensor | None:
+    """Return the gradient that a form left for a leaf, summed over the tensors of one storage; clear it."""
+    return replace(leaf, sharing=gradient_tensors(leaf, captured)).take_gradient()
 
 
 def not_called(*args: Any, **kwargs: Any) -> Any:
-    """Stand for the call of what is captured to be written: it is run once it was read again."""
+    """Raise: a form that is captured in order to be saved runs only after it is loaded again."""
     raise AssertionError("what is in memory is saved and read again before it is run")

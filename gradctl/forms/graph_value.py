@@ -1,4 +1,4 @@
-"""What every static form's graph has in common: its values in order, who takes which, and where each comes from."""
+"""The values of a static form's graph in order, with their inputs and source locations."""
 
 from __future__ import annotations
 
@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from gradctl.forms.source_location import SourceLocation
 from gradctl.numerics.sketch import Sketch
 
-__all__ = ["GraphRun", "GraphValue", "NoGraph"]
-
 
 @dataclass(slots=True, eq=False)
 class GraphValue:
-    """One value that a graph makes, or is given.
+    """One value that a graph computes, or an input of it.
 
     Attributes:
         name: in the graph.
-        place: the node that makes it; None for an input, a parameter or a constant.
-        inputs: names of the values that the node takes.
-        sketch: of the value; None where it is no tensor.
+        place: the location of the node that computes it; None for an input, a parameter or a constant.
+        inputs: names of the inputs of the node.
+        sketch: of the value; None if it is not a tensor.
         requires_grad: whether it requires a gradient.
-        adjoint: of the gradient that it got; None for none.
+        adjoint: sketch of its gradient; None if it has none.
         leaf: its name, if it is one.
     """
 
@@ -35,11 +33,11 @@ class GraphValue:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GraphRun:
-    """The values of one run in topological order, and which of them the graph gives out."""
+    """The values of one run in topological order, and the names of the graph's outputs."""
 
     values: tuple[GraphValue, ...]
     outputs: tuple[str, ...]
 
 
 class NoGraph(Exception):
-    """The values inside of this form cannot be had: it is opaque, or of a kind that is not read here."""
+    """The inner values of this form are not accessible: it is opaque, or has no graph that can be read here."""

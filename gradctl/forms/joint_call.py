@@ -1,7 +1,7 @@
-"""A joint graph as a form: called like the model, and differentiated by the graph itself, whatever runs it.
+"""A joint graph as a form: called like the model, with gradients that the graph itself computes, on any runtime.
 
-A call runs the graph for the outputs, and their backward runs it with the cotangents. Random numbers that the graph
-takes are drawn here, as eager draws them after the same seed: as many, in the same order.
+A call runs the graph for the outputs, and their backward runs it with the cotangents. The random inputs of the graph
+are generated here in the order in which eager generates them after the same seed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from gradctl.core.errors import TargetError
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.forms.exported.export import capture_reason
-from gradctl.forms.form import CannotCapture, Captured
+from gradctl.forms.form import CannotCapture, Captured, named_tensors
 from gradctl.forms.silence import silenced
 from gradctl.joint.capture import Joint, joint_program
 from gradctl.joint.export_error import JointExportError, raised_by
@@ -31,19 +31,17 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["JointRuntime", "differentiated", "joint_of", "of_engine"]
-
 _GRADIENT = "grad."
 _FEW = 3  # differences that a message lists
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JointRuntime:
-    """What runs a joint graph.
+    """A runtime of a joint graph.
 
     Attributes:
-        inputs, outputs: names, those of ``gradctl.joint.capture``.
-        run: gives the outputs by name, for the inputs by name.
+        inputs, outputs: names, as in ``gradctl.joint.capture``.
+        run: returns the outputs by name, for the inputs by name.
     """
 
     inputs: Sequence[str]
@@ -51,7 +49,7 @@ class JointRuntime:
     run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
-def joint_of(instance: Instance, dynamic: Dynamic | None = None, wrt: Sequence[str] = ("*",)) -> Joint:
+def capture_joint(instance: Instance, dynamic: Dynamic | None = None, wrt: Sequence[str] = ("*",)) -> Joint:
     """Return forward and backward of a model in one program; arguments as ``joint_program``.
 
     Raises:
@@ -70,35 +68,39 @@ def joint_of(instance: Instance, dynamic: Dynamic | None = None, wrt: Sequence[s
             raise
         reason = capture_reason(error)
         place = "" if re.search(r", line \d+\)$", reason) else raised_by(error)
-        if type(error).__name__ == "Unsupported":  # of torch._dynamo, which is slow to import
+        if type(error).__name__ == "Unsupported":  # from torch._dynamo, which is slow to import
             reason, place = "a part of the model that Dynamo compiles, as torch.cond is", f"{place}: use torch.where"
         said = f"forward and backward cannot be traced: {reason}{place}."
         raise CannotCapture(said, traceback.format_exc()) from error
 
 
-def differentiated(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
-    """Return what a graph with these ports gives gradients by, ``param:fc1.weight`` and ``input:x``.
+def gradient_targets(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
+    """Return the leaves whose gradients a graph with these ports computes, ``param:fc1.weight`` and ``input:x``.
 
-    Nothing if it is no joint graph: it takes no cotangent.
+    Empty if it is not a joint graph: it has no input for a cotangent.
     """
-    by = [name.removeprefix(_GRADIENT) for name in outputs if name.startswith(_GRADIENT)]
+    by = _gradient_names(outputs)
     given = {name for name in inputs if name.startswith("input.")}
     names = (input_name(each.removeprefix("input.")) if each in given else parameter_name(each) for each in by)
     return tuple(names) if any(name.startswith("grad_") for name in inputs) else ()
 
 
-def of_engine(form: str, engine: JointRuntime, instance: Instance, where: str, **about: Any) -> Captured:
+def _gradient_names(outputs: Sequence[str]) -> list[str]:
+    return [name.removeprefix(_GRADIENT) for name in outputs if name.startswith(_GRADIENT)]
+
+
+def wrap_runtime(form: str, runtime: JointRuntime, instance: Instance, where: str, **attributes: Any) -> Captured:
     """Return a joint graph as a form of a model.
 
     Args:
         form: its name.
-        engine: what runs it.
-        instance: a private copy of the model; it is called once, and keeps the state of the form.
-        where: what messages call it.
-        about: the other attributes of ``Captured``.
+        runtime: runs the graph.
+        instance: a private copy of the model; it is called once, and holds the state of the form.
+        where: the name of the graph in messages.
+        attributes: the other attributes of ``Captured``.
 
     Raises:
-        TargetError: GC141 if it is no joint graph of this model.
+        TargetError: GC141 if it is not a joint graph of this model.
     """
     instance.restore()
     args, kwargs = instance.inputs()
@@ -109,65 +111,78 @@ def of_engine(form: str, engine: JointRuntime, instance: Instance, where: str, *
     module = module_of(instance.model)
     parameters = dict(module.named_parameters()) if module is not None else {}
     buffers = dict(module.named_buffers()) if module is not None else {}
-    results = {output_name(path) for path, leaf in leaves(structure) if isinstance(leaf, Tensor)}
-    given = {f"input.{name}" for name, _ in input_names(instance.subject.model, args, kwargs)}
-    known = {*parameters, *buffers, *given, *draws, *(f"grad_{name}" for name in results)}
-    differing = [f"it takes {name!r}, which is not there" for name in engine.inputs if name not in known]
-    differing += [f"it gives no {name!r}" for name in sorted(results - set(engine.outputs))]
-    by = [name.removeprefix(_GRADIENT) for name in engine.outputs if name.startswith(_GRADIENT)]
-    differing += [f"it gives a gradient by {name!r}, which is not there" for name in by if name not in known]
+    given = (f"input.{name}" for name, _ in input_names(instance.subject.model, args, kwargs))
+    differing = _port_differences(runtime, {*parameters, *buffers, *given, *draws}, _tensors_by_output(structure))
     if differing:
         others = f" and {len(differing) - _FEW} more" if len(differing) > _FEW else ""
         said = f"{'; '.join(differing[:_FEW])}{others}"
         raise TargetError("GC141", f"{where} is no joint graph of {instance.subject.target}: {said}.")
     return Captured(
         form,
-        _Call(engine, instance, parameters, buffers, structure),
-        dict(module.named_parameters(remove_duplicate=False)) if module is not None else {},
-        dict(module.named_buffers(remove_duplicate=False)) if module is not None else {},
+        _Call(runtime, instance, parameters, buffers, structure),
+        *named_tensors(module),
         model=instance.model if isinstance(instance.model, nn.Module) else None,
-        **about,
+        **attributes,
     )
 
 
+def _port_differences(runtime: JointRuntime, inputs: set[str], outputs: Mapping[str, Tensor]) -> list[str]:
+    """Return the ports that do not belong to a joint graph of a model with these inputs and outputs."""
+    known = inputs | {f"grad_{name}" for name in outputs}
+    return [
+        *(f"it takes {name!r}, which is not there" for name in runtime.inputs if name not in known),
+        *(f"it gives no {name!r}" for name in sorted(outputs.keys() - set(runtime.outputs))),
+        *(
+            f"it gives a gradient by {name!r}, which is not there"
+            for name in _gradient_names(runtime.outputs)
+            if name not in known
+        ),
+    ]
+
+
+def _tensors_by_output(structure: Any) -> dict[str, Tensor]:
+    return {output_name(path): leaf for path, leaf in leaves(structure) if isinstance(leaf, Tensor)}
+
+
 def _run_eagerly(instance: Instance, args: Any, kwargs: Any) -> tuple[Any, dict[str, RandomInput]]:
-    """Return what a model gives and what it draws; its state is put back."""
+    """Return the output of a model and its random numbers; its state is restored."""
     with instance.preserve_leaves(), preserve_generator(), RandomInputs(instance.model) as draws, torch.enable_grad():
-        value = instance.model(*args, **kwargs)  # which may take gradients inside
+        value = instance.model(*args, **kwargs)  # with gradients enabled: a model may compute gradients inside
     instance.restore()
     return value, draws.by_name
 
 
+@dataclass(slots=True, eq=False)
 class _Call:
-    """An engine as a callable that autograd differentiates.
+    """A runtime as a callable that autograd differentiates.
 
-    Args:
-        engine: what runs the graph.
+    Attributes:
+        runtime: runs the graph.
         instance: the model, whose parameters name the inputs.
-        parameters, buffers: by name; gradients go to these, and what the graph updates.
+        parameters, buffers: by name; they receive gradients and the updates of the graph.
         structure: an output of the model.
     """
 
-    def __init__(
-        self,
-        engine: JointRuntime,
-        instance: Instance,
-        parameters: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        structure: Any,
-    ) -> None:
-        self.engine, self.instance, self.structure = engine, instance, structure
-        self.parameters, self.buffers = parameters, buffers
-        self.outputs = {output_name(path): leaf for path, leaf in leaves(structure) if isinstance(leaf, Tensor)}
-        self.at_sizes: dict[tuple[torch.Size, ...], tuple[dict[str, torch.Size], dict[str, RandomInput]]] = {}
-        self.gradients = {name.removeprefix(_GRADIENT) for name in engine.outputs if name.startswith(_GRADIENT)}
+    runtime: JointRuntime
+    instance: Instance
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    structure: Any
+    outputs: dict[str, Tensor] = field(init=False)
+    at_sizes: dict[tuple[torch.Size, ...], tuple[dict[str, torch.Size], dict[str, RandomInput]]] = field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        self.outputs = _tensors_by_output(self.structure)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the outputs of one run; parameters and buffers that the forward changes are changed."""
+        """Return the outputs of one run; apply the updates of the forward to parameters and buffers."""
         named = input_names(self.instance.subject.model, args, kwargs)
         given = {f"input.{name}": value for name, value in named if isinstance(value, Tensor)}
         leaves_by_name = {**self.parameters, **given}
-        names = [name for name in leaves_by_name if name in self.gradients]
+        targets = set(_gradient_names(self.runtime.outputs))
+        names = [name for name in leaves_by_name if name in targets]
         sizes, draws = self._as_eager(args, kwargs, given)
         given |= {name: draw.again() for name, draw in draws.items()}
         found = _Run.apply(self, given, sizes, names, *(leaves_by_name[name] for name in names))  # type: ignore[no-untyped-call]
@@ -179,7 +194,7 @@ class _Call:
     def _as_eager(
         self, args: Any, kwargs: Any, given: Mapping[str, Tensor]
     ) -> tuple[dict[str, torch.Size], dict[str, RandomInput]]:
-        """Return the sizes of the outputs, and the draws: where the inputs have sizes not seen before, eager is run."""
+        """Return the sizes of the outputs, and the random inputs, from a run of eager at new input sizes."""
         sizes = tuple(each.shape for each in given.values())
         if sizes not in self.at_sizes:
             now = {name: buffer.detach().clone() for name, buffer in self.buffers.items()}
@@ -187,24 +202,24 @@ class _Call:
             with torch.no_grad():
                 for name, buffer in now.items():
                     self.buffers[name].copy_(buffer)
-            outputs = {output_name(path): leaf.shape for path, leaf in leaves(value) if isinstance(leaf, Tensor)}
+            outputs = {name: tensor.shape for name, tensor in _tensors_by_output(value).items()}
             self.at_sizes[sizes] = outputs, draws
         return self.at_sizes[sizes]
 
     def run(
         self, values: Mapping[str, Tensor], sizes: Mapping[str, torch.Size], cotangents: Mapping[str, Tensor]
     ) -> Mapping[str, Tensor]:
-        """Return all that the graph gives, by name; a cotangent that is not given is zero."""
-        feeds = {name: values[name].detach() for name in self.engine.inputs if name in values}
-        for name in self.engine.inputs:
+        """Return all outputs of the graph, by name; a missing cotangent is zero."""
+        feeds = {name: values[name].detach() for name in self.runtime.inputs if name in values}
+        for name in self.runtime.inputs:
             if name not in feeds and name not in cotangents:
                 output = name.removeprefix("grad_")
                 feeds[name] = self.outputs[output].new_zeros(sizes[output])
-        return self.engine.run({**feeds, **cotangents})
+        return self.runtime.run({**feeds, **cotangents})
 
 
 class _Run(torch.autograd.Function):
-    """One call of a joint graph: forward and backward are a run of it each."""
+    """One call of a joint graph: forward and backward each run it once."""
 
     @staticmethod
     def forward(
@@ -216,7 +231,7 @@ class _Run(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Any:
         state = {**call.parameters, **call.buffers, **given}
-        # What the forward had, whatever becomes of it before the backward.
+        # The values at the forward: they may change before the backward.
         ctx.values = {name: value.detach().clone() for name, value in state.items()}
         ctx.call, ctx.sizes, ctx.names = call, sizes, names
         ctx.places = [tensor.device for tensor in tensors]
@@ -227,7 +242,7 @@ class _Run(torch.autograd.Function):
                     state[name.removeprefix("updated.")].copy_(value)
         outputs = {name: found[name].to(example.device) for name, example in call.outputs.items()}
         ctx.mark_non_differentiable(
-            *(value for name, value in outputs.items() if f"grad_{name}" not in call.engine.inputs)
+            *(value for name, value in outputs.items() if f"grad_{name}" not in call.runtime.inputs)
         )
         return tuple(outputs.values())
 
@@ -236,7 +251,7 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         call: _Call = ctx.call
         named = zip((f"grad_{name}" for name in call.outputs), cotangents, strict=True)
-        given = {name: value for name, value in named if name in call.engine.inputs}
+        given = {name: value for name, value in named if name in call.runtime.inputs}
         found = call.run(ctx.values, ctx.sizes, given)
         gradients = (found[f"{_GRADIENT}{name}"] for name in ctx.names)
         return None, None, None, None, *(each.to(place) for each, place in zip(gradients, ctx.places, strict=True))

@@ -1,4 +1,4 @@
-"""What torch says where it refuses a model, as one sentence: its messages are pages, with listings and addresses."""
+"""One sentence for an error of torch's capture, whose own messages are pages, with listings and addresses."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 
 from gradctl.subject.frames import first_line, is_users
 
-__all__ = ["innermost", "reason_of"]
-
-# What torch's words mean; seen in torch 2.10 to 2.14.
-_MEANT = (
+# Messages of torch and their meaning; seen in torch 2.10 to 2.14.
+_MEANINGS = (
     (r"data-dependent expression", "a branch, a loop or a size depends on the values of a tensor"),
     (
         r"Dictionary inputs to traced functions must have consistent type. Found (.+)",
@@ -35,10 +33,10 @@ _LONG = 160
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why torch refuses a model: one sentence without a full stop, with the user's line where torch names it."""
+    """Return why torch rejects a model: one sentence without a full stop, with the user's line if torch names it."""
     error = getattr(error, "inner_exception", error)  # a backend's own, inside Dynamo's
     message = str(error)
-    for pattern, meant in _MEANT:
+    for pattern, meant in _MEANINGS:
         found = re.search(pattern, message)
         if found is not None:
             return found.expand(meant) + _place(message)
@@ -50,7 +48,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """Return what an exporter's wrapping of errors was about."""
+    """Return the original error of a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

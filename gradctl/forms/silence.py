@@ -1,4 +1,4 @@
-"""torch's own talk while it captures, saves and loads: warnings, logs, listings; what matters is a sentence of ours."""
+"""Suppression of the warnings, logs and listings that torch prints while it captures, saves and loads."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-__all__ = ["silenced"]
-
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Keep warnings, logging and what is printed to themselves; all are put back afterwards."""
+    """Suppress warnings, logging and printed text, and restore the state afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""Where in the user's program a part of a static form comes from, read from what the form keeps of the capture."""
+"""The location in the user's program of a part of a static form, from the metadata of the capture."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from dataclasses import dataclass
 
 from gradctl.subject.frames import is_entrance, is_users
 
-__all__ = ["SourceLocation", "line_in"]
-
 _PYTHON = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 _TRACED = re.compile(r"^(?P<file>.+\.py)\((?P<line>\d+)\): ", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
-    """One part of a form, in the user's words.
+    """The origin of one part of a form.
 
     Attributes:
         module: path of the innermost module, "" for the model itself.
         op: the operator or custom Function; None if only the module is known.
-        file, line: in the user's code; None if the form keeps none.
+        file, line: in the user's code; None if the form has no record of them.
     """
 
     module: str
@@ -31,7 +29,7 @@ class SourceLocation:
 
 
 def line_in(stack: str) -> tuple[str, int] | None:
-    """Return file and line of the innermost frame of the user's in a printed stack; None if there is none.
+    """Return file and line of the innermost user frame in a printed stack; None if there is none.
 
     Args:
         stack: as Python prints it, innermost last (``File "net.py", line 7``; torch.export and scripts keep it so), or

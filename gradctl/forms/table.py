@@ -7,8 +7,6 @@ from typing import cast
 
 from gradctl.forms.form import Form
 
-__all__ = ["FORM_MODULES", "form_named"]
-
 FORM_MODULES = {
     "eager": "gradctl.forms.eager",
     "trace": "gradctl.forms.torchscript.trace",
@@ -23,5 +21,5 @@ FORM_MODULES = {
 
 
 def form_named(name: str) -> Form:
-    """Return the module of one form; importing ``compile`` imports inductor, so only what is asked for is."""
+    """Return the module of one form, imported on demand: ``compile`` imports inductor."""
     return cast(Form, importlib.import_module(FORM_MODULES[name]))

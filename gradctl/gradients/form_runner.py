@@ -10,7 +10,7 @@ import torch
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import WITHOUT_GRADIENTS
-from gradctl.forms.form import CannotCapture, Captured, collecting
+from gradctl.forms.form import CannotCapture, Captured, gradient_tensors, to_float64
 from gradctl.forms.table import form_named
 from gradctl.numerics.runner import Outputs
 from gradctl.subject.frames import first_line
@@ -27,7 +27,7 @@ class FormRunner(ModelRunner):
     def __init__(self, eager: ModelRunner, captured: Captured) -> None:
         super().__init__(eager.instance, eager.promotion, eager.watch)
         self.captured = captured
-        self.leaves = [replace(leaf, sharing=collecting(leaf, captured)) for leaf in eager.leaves]
+        self.leaves = [replace(leaf, sharing=gradient_tensors(leaf, captured)) for leaf in eager.leaves]
         # Dynamo runs eagerly under a dispatch mode: compiled code is called, and differentiated, without it.
         self._plain, self._is_eager = captured.form in ("aot", "compile"), False
 
@@ -71,7 +71,7 @@ def form_runner(eager: ModelRunner, form_name: str) -> FormRunner:
     try:
         form = form_named(form_name)
         captured = form.capture(native)
-        runner = FormRunner(eager, form.to_float64(captured, instance))
+        runner = FormRunner(eager, to_float64(form, captured, instance))
         runner.differentiate()
         return runner
     except CannotCapture as refusal:

@@ -18,8 +18,6 @@ from gradctl.graphdiff.node_matching import Matching
 from gradctl.numerics.measures import relative_error
 from gradctl.onnxio.onnx_file import onnx_dtype_name
 
-__all__ = ["constant_changes", "moved_constants", "paired_constants"]
-
 
 def paired_constants(found: Matching) -> dict[int, int]:
     """Return the constant of the second graph for one of the first, by place."""

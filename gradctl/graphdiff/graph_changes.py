@@ -19,8 +19,6 @@ from gradctl.core.structure import ChangeKind, Difference, GraphChange, GraphNod
 from gradctl.graphdiff.graph_view import GraphView, Source, operator_of
 from gradctl.graphdiff.node_matching import Matching, of_same_weights
 
-__all__ = ["Changes", "graph_node"]
-
 _OF_SIZES = ("Shape", "Size")
 
 

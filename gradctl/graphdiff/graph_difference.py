@@ -20,8 +20,6 @@ from gradctl.graphdiff.node_matching import Matching, matching
 from gradctl.onnxio.onnx_file import OnnxFile
 from gradctl.onnxio.session import port_text
 
-__all__ = ["ComparedStructure", "SharedValue", "compare_structure"]
-
 _MOST_CHANGES = 1000  # of a kind of list in a report: 1000 take about 300 KiB of JSON
 
 

@@ -18,22 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from gradctl.onnxio.onnx_file import nodes
-from gradctl.onnxio.submodel import used_by
-
-__all__ = [
-    "Constant",
-    "Consumer",
-    "GraphView",
-    "Source",
-    "attributes_of",
-    "content",
-    "default_of",
-    "operator_of",
-    "operators",
-    "shortened",
-    "subgraphs",
-]
+from gradctl.onnxio.submodel import values_used_by
+from gradctl.onnxio.validation import nodes
 
 Graph = onnx.GraphProto | onnx.FunctionProto
 _OWN_DOMAINS = ("", "ai.onnx")
@@ -153,7 +139,7 @@ class GraphView:
         given = [self.source(name) for name in node.input]
         while given and given[-1].kind == "none":
             given.pop()
-        names = dict.fromkeys(name for name in list(used_by(node))[len(node.input) :] if name)
+        names = dict.fromkeys(name for name in list(values_used_by(node))[len(node.input) :] if name)
         place = len(self.nodes)
         self.nodes.append(node)
         self.inputs.append(tuple(given))

@@ -17,8 +17,6 @@ import onnx
 
 from gradctl.graphdiff.graph_view import Consumer, GraphView, Source, attributes_of, default_of, operator_of, subgraphs
 
-__all__ = ["Palette", "Side", "computed", "used"]
-
 _Key = Hashable
 _Outer = Callable[[str], Hashable]
 

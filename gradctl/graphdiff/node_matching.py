@@ -26,8 +26,6 @@ import onnx
 from gradctl.graphdiff.graph_view import Consumer, GraphView, Source, operator_of
 from gradctl.graphdiff.node_colours import Palette, Side, computed, used
 
-__all__ = ["Matching", "matching", "of_same_weights"]
-
 _Key = Hashable
 
 

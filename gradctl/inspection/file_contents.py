@@ -16,11 +16,9 @@ from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port, S
 from gradctl.core.names import buffer_name, parameter_name
 from gradctl.forms.artifact import SUFFIXES, load
 from gradctl.forms.form import Captured
-from gradctl.onnxio.onnx_file import OnnxFile, nodes, onnx_dtype_name, parse
+from gradctl.onnxio.onnx_file import OnnxFile, onnx_dtype_name, parse
 from gradctl.onnxio.session import axis_size
-from gradctl.onnxio.validation import tensor_bytes
-
-__all__ = ["FILE_SUFFIXES", "inspect_captured", "inspect_file", "inspect_onnx"]
+from gradctl.onnxio.validation import nodes, tensor_bytes
 
 FILE_SUFFIXES = (*SUFFIXES, ".onnx")
 

@@ -38,8 +38,6 @@ from gradctl.tracing.operators import OperatorMode
 from gradctl.tracing.recording import BranchChanged, Cut
 from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine, Tracer
 
-__all__ = ["hooks_on_modules", "inspect", "training_modes", "watched"]
-
 _BRANCH = "a branch or loop hangs on the value of a tensor: trace keeps the side taken here, export refuses it"
 _NUMBER = "a Python number is taken out of a tensor: trace bakes its value in"
 # What torch registers itself; an operator of any other namespace is the user's, or another library's.

@@ -1,14 +1,14 @@
-"""ONNX files, read with no more trust than any data: content, external data and checker before onnxruntime sees them.
+"""ONNX files, read as untrusted data: content, external data and checker before onnxruntime reads them.
 
-``onnx.load`` takes an empty file for a model, and external data may name any path: an absolute one, one above the
-folder, a link out of it (GHSA-538c-55jv-c5g9 and its kin). All of that is refused here, each with its own words.
+``onnx.load`` accepts an empty file as a model, and external data may name any path: an absolute one, one above the
+folder, a link out of it (GHSA-538c-55jv-c5g9 and similar). All of these are errors here, each with its own message.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from gradctl.core.errors import TargetError, TrustError
+from gradctl.onnxio.submodel import select_outputs
 from gradctl.onnxio.validation import (
     ensure_ending,
     ensure_filled,
@@ -32,19 +33,17 @@ from gradctl.onnxio.validation import (
 from gradctl.subject.frames import first_line, is_out_of_memory
 from gradctl.subject.plainfile import ensure_plain
 
-__all__ = ["OnnxFile", "initializers", "nodes", "onnx_dtype_name", "parse", "read", "said_by_onnxruntime", "session"]
-
 _ONNX_DOMAINS = ("", "ai.onnx")
 _SHORT = {"float": "float32", "double": "float64"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OnnxFile:
-    """A model file that was read, and whose external data lie where they may.
+    """A model file that was read, whose external data are at allowed paths.
 
     Attributes:
         path: the file.
-        model: what it holds; external data stay on the disk.
+        model: its content; external data stay on disk.
     """
 
     path: Path
@@ -57,16 +56,16 @@ class OnnxFile:
 
     @property
     def inputs(self) -> list[onnx.ValueInfoProto]:
-        """Return the graph's inputs without those that an initializer gives a value."""
+        """Return the graph's inputs without those that have an initializer."""
         own = {each.name for each in self.model.graph.initializer}
         return [each for each in self.model.graph.input if each.name not in own]
 
 
 def parse(path: Path) -> OnnxFile:
-    """Return what a file holds, valid or not, without its external data.
+    """Return the content of a file, valid or not, without its external data.
 
     Raises:
-        TargetError: GC142 if it cannot be read or is no ONNX model; GC601 if a tensor has sizes that none can have.
+        TargetError: GC142 if it cannot be read or is not an ONNX model; GC601 if a tensor has impossible sizes.
     """
     model = _parsed(path)
     ensure_readable(path, model)
@@ -74,19 +73,19 @@ def parse(path: Path) -> OnnxFile:
 
 
 def read(path: Path) -> OnnxFile:
-    """Return a file's model, fit to be run: checked, its external data looked at and not loaded.
+    """Return a file's model, checked so that it can run; its external data are checked too, and not loaded.
 
     Raises:
-        TargetError: GC142 if it cannot be read or is no ONNX model; GC601 if ONNX's checker refuses it.
-        TrustError: GC902 if external data lie outside the file's folder, or behind a link.
+        TargetError: GC142 if it cannot be read or is not an ONNX model; GC601 if ONNX's checker rejects it.
+        TrustError: GC902 if external data are outside the file's folder, or behind a link.
     """
     file = parse(path)
     for tensor in tensors(file.model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _ensure_at_home(path, tensor)
+            _ensure_in_folder(path, tensor)
     ensure_ending(path, file.model)
     try:
-        # By path: only so does the checker look at external data, and take what is larger than 2 GiB.
+        # By path: otherwise the checker ignores external data, and rejects models above 2 GiB.
         onnx.checker.check_model(path)
     except onnx.checker.ValidationError as error:
         said = " ".join(str(error).partition("\n\n")[0].split()).rstrip(".")
@@ -105,27 +104,23 @@ def read(path: Path) -> OnnxFile:
 def session(
     file: OnnxFile, *, optimised: bool = True, values: Mapping[str, np.ndarray[Any, Any]] | None = None
 ) -> onnxruntime.InferenceSession:
-    """Return an onnxruntime session of a file that ``read`` let through, on the CPU, with torch's number of threads.
+    """Return an onnxruntime session of a file that ``read`` accepted, on the CPU, with torch's number of threads.
 
     Args:
         file: the file.
-        optimised: whether onnxruntime optimises the graph, as it does unless told otherwise.
+        optimised: whether onnxruntime optimises the graph, its default.
         values: of initializers, instead of those in the file.
 
     Raises:
         TargetError: GC602 if onnxruntime cannot run it.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = torch.get_num_threads()
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    options = session_options("ENABLE_ALL" if optimised else "DISABLE_ALL")
     held = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in (values or {}).items()}
     for name, value in held.items():
         options.add_initializer(name, value)
     try:
         running = onnxruntime.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
-        running.held = held  # the session reads them where they are
+        running.held = held  # the session reads them in place
         return running
     except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
         if is_out_of_memory(error):
@@ -137,11 +132,36 @@ def session(
         hint = f" It has operators of {', '.join(foreign)}, which are not ONNX's own." if foreign else ""
         version = onnxruntime.__version__
         raise TargetError(
-            "GC602", f"{file.path} cannot be run by onnxruntime {version}: {said_by_onnxruntime(error)}.{hint}"
+            "GC602", f"{file.path} cannot be run by onnxruntime {version}: {onnxruntime_message(error)}.{hint}"
         ) from error
 
 
-def said_by_onnxruntime(error: Exception) -> str:
+def session_options(level: str) -> onnxruntime.SessionOptions:
+    """Return options for a silent session with torch's number of threads; ``level`` as in ``ORT_ENABLE_ALL``."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")
+    return options
+
+
+def session_with_outputs(file: OnnxFile, names: Sequence[str]) -> onnxruntime.InferenceSession:
+    """Return a session of the graph without optimisation, with these values as its outputs.
+
+    Raises:
+        TargetError: GC602 if onnxruntime cannot run it.
+    """
+    options = session_options("DISABLE_ALL")
+    folder = os.path.abspath(file.path.parent)  # noqa: PTH100  # a link stays one
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    content = select_outputs(file.model, names).SerializeToString()
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
+        raise TargetError("GC602", f"{file.path} cannot be run: {onnxruntime_message(error)}.") from error
+
+
+def onnxruntime_message(error: Exception) -> str:
     """Return an error of onnxruntime without its codes: ``[ONNXRuntimeError] : 9 : NOT_IMPLEMENTED : Could not …``."""
     said = first_line(error).rpartition("[ONNXRuntimeError] : ")[2].split(" : ", 2)[-1].rstrip(".")
     said = re.sub(r"^Load model from .*? failed: ?", "", said)
@@ -149,7 +169,7 @@ def said_by_onnxruntime(error: Exception) -> str:
 
 
 def onnx_dtype_name(number: int) -> str:
-    """Return what torch calls an element type of ONNX: ``float32``."""
+    """Return torch's name of an element type of ONNX: ``float32``."""
     if number not in onnx.TensorProto.DataType.values():
         return f"type {number}"
     name = str(onnx.TensorProto.DataType.Name(number)).lower()
@@ -157,17 +177,17 @@ def onnx_dtype_name(number: int) -> str:
 
 
 def initializers(file: OnnxFile) -> Iterator[tuple[str, torch.Tensor]]:
-    """Return the graph's initializers by name, one at a time; those of a kind that torch does not have are left out."""
+    """Yield the graph's initializers by name; those of a type that torch does not have are skipped."""
     for proto in file.model.graph.initializer:
         try:
             array = onnx.numpy_helper.to_array(proto, base_dir=str(file.path.parent))
             yield proto.name, torch.from_numpy(array.copy())
-        except TypeError:  # strings, and types of fewer bits
+        except TypeError:  # strings, and types of less than 8 bits
             continue
 
 
 def _shapeless(model: onnx.ModelProto) -> str:
-    """Return which inputs and outputs have no shape, if any: the checker refuses them without a name."""
+    """Return the inputs and outputs without a shape, which the checker rejects without naming them."""
     ports = [
         repr(port.name)
         for port in (*model.graph.input, *model.graph.output)
@@ -194,8 +214,8 @@ def _parsed(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _ensure_at_home(path: Path, tensor: onnx.TensorProto) -> None:
-    """Raise unless a tensor's external data are a part of a plain file in the model's folder, of the right size."""
+def _ensure_in_folder(path: Path, tensor: onnx.TensorProto) -> None:
+    """Raise unless a tensor's external data are part of a regular file in the model's folder, of the right size."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     says = f"{path}: the external data of {tensor.name!r}"
@@ -210,7 +230,7 @@ def _ensure_at_home(path: Path, tensor: onnx.TensorProto) -> None:
     if not Path(os.path.realpath(data)).is_relative_to(home):
         raise TrustError("GC902", f"{says} are at {location!r}, a link out of its folder. Copy them beside the file.")
     try:
-        if data.is_symlink():  # the checker takes none either
+        if data.is_symlink():  # the checker rejects links too
             raise TrustError("GC902", f"{says} are at {location!r}, a symbolic link. Copy them beside the file.")
         if not data.is_file():
             kind = "is no plain file" if data.exists() else "is not there"
@@ -234,7 +254,7 @@ def _ensure_inside(says: str, tensor: onnx.TensorProto, entries: dict[str, str],
             "GC601", f"{says} are of {onnx_dtype_name(tensor.data_type)}, which no file holds. Write the file again."
         )
     offset = _number(says, entries, "offset", 0)
-    length = _number(says, entries, "length", max(needed, size - offset))  # without one they go to the file's end
+    length = _number(says, entries, "length", max(needed, size - offset))  # by default to the end of the file
     if offset < 0 or length < 0 or offset + length > size:
         raise TargetError(
             "GC142",

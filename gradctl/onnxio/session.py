@@ -11,22 +11,20 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from gradctl.onnxio.onnx_file import onnx_dtype_name, said_by_onnxruntime
-
-__all__ = ["as_numpy", "axis_size", "described", "port_text", "run"]
+from gradctl.onnxio.onnx_file import onnx_dtype_name, onnxruntime_message
 
 
 def run(running: onnxruntime.InferenceSession, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a session's outputs by name.
 
     Raises:
-        RuntimeError: onnxruntime refuses the inputs, or an output is no tensor.
+        RuntimeError: onnxruntime rejects the inputs, or an output is not a tensor.
     """
     names = [each.name for each in running.get_outputs()]
     try:
         values = running.run(names, {name: as_numpy(tensor) for name, tensor in feeds.items()})
     except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
-        raise RuntimeError(f"onnxruntime: {said_by_onnxruntime(error)}") from error
+        raise RuntimeError(f"onnxruntime: {onnxruntime_message(error)}") from error
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, np.ndarray | np.generic):
             raise RuntimeError(f"output {name!r} is a {type(value).__name__}, not a tensor")
@@ -34,17 +32,17 @@ def run(running: onnxruntime.InferenceSession, feeds: Mapping[str, Tensor]) -> d
 
 
 def axis_size(dimension: onnx.TensorShapeProto.Dimension) -> int | str:
-    """Return a size as a number, or the name of a free one, or ``?``."""
+    """Return a size as a number, or the name of a symbolic one, or ``?``."""
     if dimension.HasField("dim_value") and dimension.dim_value >= 0:
         return int(dimension.dim_value)
     return dimension.dim_param or "?"
 
 
-def described(port: onnx.ValueInfoProto) -> tuple[str, list[int | str] | None]:
-    """Return the dtype of an input or output, and its sizes: a number, a name, or ``?``; None where even how many.
+def describe_port(port: onnx.ValueInfoProto) -> tuple[str, list[int | str] | None]:
+    """Return the dtype of an input or output, and its sizes: a number, a name, or ``?``; None if the rank is unknown.
 
-    What is no tensor has the name of its kind (``sequence_type``) for a dtype. A negative size is a free one, as
-    onnxruntime has it.
+    If it is not a tensor, the dtype is the name of its kind (``sequence_type``). A negative size is symbolic, as in
+    onnxruntime.
     """
     if port.type.WhichOneof("value") != "tensor_type":
         return str(port.type.WhichOneof("value")), None
@@ -55,11 +53,19 @@ def described(port: onnx.ValueInfoProto) -> tuple[str, list[int | str] | None]:
 
 def port_text(port: onnx.ValueInfoProto) -> str:
     """Return the type of an input or output: ``float32[batch, 16]``."""
-    dtype, sizes = described(port)
+    dtype, sizes = describe_port(port)
     return dtype if sizes is None else f"{dtype}[{', '.join(map(str, sizes))}]"
 
 
+def static_shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
+    """Return the shape of a value; None if it is unknown or has symbolic sizes."""
+    kind = value.type.tensor_type
+    if not kind.HasField("shape") or any(not size.HasField("dim_value") for size in kind.shape.dim):
+        return None
+    return tuple(size.dim_value for size in kind.shape.dim)
+
+
 def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """Return the tensor as onnxruntime takes it."""
+    """Return the tensor as an array for onnxruntime."""
     array: np.ndarray[Any, Any] = tensor.detach().cpu().contiguous().numpy()
     return array

@@ -18,8 +18,6 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]
 from gradctl.core.errors import TargetError
 from gradctl.core.expansion import Endless, expanded_size
 
-__all__ = ["ensure_ending", "ensure_filled", "ensure_readable", "nodes", "sizes_text", "tensor_bytes", "tensors"]
-
 _PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _LARGEST = 2**63 - 1  # what the libraries count with
 _FEW = 8  # dimensions that a message lists

@@ -8,8 +8,6 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-__all__ = ["PASSES", "without_unused_opsets"]
-
 _Made = Callable[[], Sequence[ir.passes.PassBase]]
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
-from gradctl.onnxio.onnx_file import nodes, said_by_onnxruntime
+from gradctl.onnxio.onnx_file import onnxruntime_message
+from gradctl.onnxio.validation import nodes
 from gradctl.passes.onnx_ir import without_unused_opsets
-
-__all__ = ["offline"]
 
 _OPSET_OF_LAYER_NORM = 17
 _RMS_NORM_FUSIONS = ("SimplifiedLayerNormFusion",)
@@ -43,7 +42,7 @@ def offline(level: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
                     disabled_optimizers=_left_to_sessions(model),
                 )
             except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
-                raise RuntimeError(said_by_onnxruntime(error)) from error
+                raise RuntimeError(onnxruntime_message(error)) from error
             # onnxruntime imports every operator set that it knows.
             return without_unused_opsets(_renamed(onnx.load(path), model, level.lower()))
 

@@ -13,8 +13,6 @@ from onnx_ir.passes import PassError
 
 from gradctl.forms.silence import silenced
 
-__all__ = ["fold", "optimize", "rewrite"]
-
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with all that hangs on constants alone computed."""

@@ -8,8 +8,6 @@ import onnx
 
 from gradctl.forms.silence import silenced
 
-__all__ = ["missing", "slim"]
-
 
 def missing() -> str:
     """Return how to install onnxslim, or nothing where it is there."""

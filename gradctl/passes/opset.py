@@ -10,8 +10,6 @@ from onnxscript.version_converter import convert_version
 from gradctl.forms.silence import silenced
 from gradctl.passes.pass_result import NotApplicable, Pass
 
-__all__ = ["conversion"]
-
 
 def conversion(version: int) -> Pass:
     """Return the pass that converts to one version, up or down."""

@@ -9,8 +9,6 @@ import onnx
 
 from gradctl.graphdiff.graph_view import operators
 
-__all__ = ["NotApplicable", "Pass", "PassResult", "difference", "result"]
-
 _MOST_OPERATORS = 6
 
 

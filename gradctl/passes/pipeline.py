@@ -21,12 +21,11 @@ from gradctl.core.findings import Finding, number
 from gradctl.core.names import Severity
 from gradctl.core.optimization import GraphSize, Latency, Optimization, PassOutcome, PassStatus
 from gradctl.diagnosis.first_change import FirstChange, first_change
-from gradctl.onnxio.onnx_file import OnnxFile, nodes
+from gradctl.onnxio.onnx_file import OnnxFile
+from gradctl.onnxio.validation import nodes
 from gradctl.passes.pass_result import NotApplicable, Pass, result
 from gradctl.passes.size import size_of
 from gradctl.subject.frames import first_line, is_out_of_memory
-
-__all__ = ["Pipeline"]
 
 # The sessions that measure latency are all there at once: so many bytes of weights may they hold in all.
 _MOST_BYTES_MEASURED = 2**28

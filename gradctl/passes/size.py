@@ -16,9 +16,7 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from gradctl.core.optimization import GraphSize
 from gradctl.graphdiff.graph_view import operators
-from gradctl.onnxio.submodel import used_by
-
-__all__ = ["size_of"]
+from gradctl.onnxio.submodel import values_used_by
 
 _Shape = tuple[int, ...]
 _FREE = ("Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size")
@@ -131,7 +129,7 @@ def _most_alive(model: onnx.ModelProto, known: Mapping[str, tuple[_Shape, int]])
     """Return the most bytes of values that nodes made and nodes to come, or the user, still want."""
     last: dict[str, int] = {}
     for place, node in enumerate(model.graph.node):
-        last.update(dict.fromkeys(used_by(node), place))
+        last.update(dict.fromkeys(values_used_by(node), place))
     last.update({each.name: len(model.graph.node) for each in model.graph.output})
     alive: dict[str, int] = {}
     most = 0

@@ -6,8 +6,6 @@ from gradctl.core.errors import nearest
 from gradctl.passes import onnx_ir, onnxruntime, onnxscript, onnxslim, transformer_fusions
 from gradctl.passes.pass_result import Pass
 
-__all__ = ["LEVELS", "PASSES", "of_level", "pass_named"]
-
 LEVELS = ("safe", "default", "max")
 
 _CLEAN = [

@@ -10,11 +10,9 @@ import onnx
 
 from gradctl.forms.silence import silenced
 from gradctl.graphdiff.graph_view import operators
-from gradctl.onnxio.onnx_file import nodes
+from gradctl.onnxio.validation import nodes
 from gradctl.passes.onnx_ir import without_unused_opsets
 from gradctl.passes.pass_result import NotApplicable
-
-__all__ = ["fuse", "model_type"]
 
 # A word in the names that an exporter keeps → the kind of model, whose patterns onnxruntime looks for.
 _WORDS = {

@@ -18,31 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = [
-    "capture_aot",
-    "capture_compile",
-    "capture_export",
-    "capture_onnx",
-    "capture_script",
-    "capture_trace",
-    "compare_with_finite_differences",
-    "compare_with_form",
-    "derivative",
-    "finite_only",
-    "fresh",
-    "inner_product",
-    "leaves_of",
-    "look_for_nan",
-    "print_rows",
-    "relative_error",
-    "run",
-    "seed_everything",
-    "strided",
-    "tensors_in",
-    "wide",
-    "with_loss",
-]
-
 
 def seed_everything(seed: int) -> None:
     """Seed every global generator."""

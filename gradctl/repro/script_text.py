@@ -19,8 +19,6 @@ from torch import Tensor
 
 from gradctl.repro import parts as repro_parts
 
-__all__ = ["SCRIPT", "SOURCE", "Candidate", "Recipe", "Unwritable", "write"]
-
 SCRIPT, TENSORS, SOURCE = "repro.py", "tensors.safetensors", "source"
 
 _SHARED: tuple[Callable[..., Any], ...] = (

@@ -33,8 +33,6 @@ from gradctl.subject.inputs.variations import VARIATIONS
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import map_leaves
 
-__all__ = ["FAILING", "RECIPE", "SOURCES", "WHOLE", "main"]
-
 FAILING, RECIPE, SOURCES, WHOLE = "failing.txt", "recipe.json", "sources", "whole"
 _Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 _CALLS = 3  # as ``compare`` makes: TorchScript's own autodiff starts late, state accumulates

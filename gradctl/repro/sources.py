@@ -10,8 +10,6 @@ from pathlib import Path
 
 from gradctl.subject.loading.target import Target
 
-__all__ = ["copy_sources"]
-
 _INSTALLED = ("site-packages", "dist-packages")
 
 

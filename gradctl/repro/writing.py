@@ -43,8 +43,6 @@ from gradctl.subject.loading.target import Target, find_target, import_target, o
 from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.subject import Subject
 
-__all__ = ["write_repros"]
-
 _SEARCH_SECONDS = 60.0
 _RUN_SECONDS = 120.0  # of one script: inductor builds C++
 # Python's search path is the parent's, so that what the user's files import is found as it was.

@@ -32,7 +32,7 @@ from gradctl.commands.compare import Comparing
 from gradctl.core.allows import Allows
 from gradctl.core.findings import Unit
 from gradctl.forms.exported.export_values import _place as export_place
-from gradctl.forms.onnx.onnx_values import node_place
+from gradctl.forms.onnx.onnx_values import node_location
 from gradctl.forms.source_location import SourceLocation
 from gradctl.subject.subject import Subject
 from tests.benchmarks.localisation import NETS
@@ -88,7 +88,7 @@ def plant_onnx(model: nn.Module, x: Tensor, draw: random.Random, path: Path) -> 
     proto.graph.initializer.append(helper.make_tensor("planted_factor", onnx.TensorProto.FLOAT, [], [1.1]))
     proto.graph.node.insert(position + 1, added)
     onnx.save(proto, path)
-    return node_place(node), "Mul"
+    return node_location(node), "Mul"
 
 
 def shows(unit: Unit) -> bool:

@@ -334,7 +334,7 @@ def _warm_up() -> None:
     if not hasattr(registry, "cache_info"):
         ONNXRegistry.from_torchlib = staticmethod(functools.cache(registry))
     with suppress(CannotCapture):
-        onnx_joint.exported(Instance(Subject(target="warm-up", model=nn.Linear(1, 1), args=(torch.ones(1, 1),))))
+        onnx_joint.export_graph(Instance(Subject(target="warm-up", model=nn.Linear(1, 1), args=(torch.ones(1, 1),))))
     ONNXRegistry.from_torchlib()
 
 

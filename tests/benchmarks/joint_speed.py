@@ -182,9 +182,9 @@ def one_model(name: str, threads: int, seconds: float, profile: bool, folder: Pa
     values = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     instance = Instance(Subject(target=name, model=model, args=inputs), keep_hooks=True)
     start = time.perf_counter()
-    onnx.exported(instance)
+    onnx.export_graph(instance)
     forward = time.perf_counter() - start
-    joint = onnx_joint.exported(instance, wrt=("param:*",))
+    joint = onnx_joint.export_graph(instance, wrt=("param:*",))
     path = folder / f"{name}.onnx"
     ir.save(joint.artifact, path)
     cotangents = {f"grad_{each}": torch.randn_like(value) for each, value in tensors_of(model(*inputs)).items()}
@@ -227,7 +227,7 @@ def main() -> None:
     head = "".join(f"{each:>11} {'ratio':>5}" for each in ("eager", "inductor", "joint"))
     print(f"{'':<18}{head}{'error':>9} {'export':>8} {'times':>5}")
     linear = Instance(Subject(target="first", model=nn.Linear(1, 1), args=(torch.ones(1, 1),)), keep_hooks=True)
-    onnx_joint.exported(linear)  # what is imported and registered once is in no time of a model
+    onnx_joint.export_graph(linear)  # what is imported and registered once is in no time of a model
     with tempfile.TemporaryDirectory() as folder:
         for name in given.names or MODELS:
             one_model(name, given.threads, given.seconds, given.profile, Path(folder))

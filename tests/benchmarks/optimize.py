@@ -45,8 +45,9 @@ from gradctl.comparison.verified_graph import VerifiedGraph, stored
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import format_number
 from gradctl.core.target_options import TargetOptions
-from gradctl.onnxio.onnx_file import OnnxFile, nodes, read, session
+from gradctl.onnxio.onnx_file import OnnxFile, read, session
 from gradctl.onnxio.session import run
+from gradctl.onnxio.validation import nodes
 from gradctl.passes import pipeline
 from gradctl.passes.table import PASSES, of_level
 from gradctl.subject.loading.load import load_subject

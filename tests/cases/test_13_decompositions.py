@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradctl.forms.exported.export import of_exported_program
+from gradctl.forms.exported.export import wrap_exported_program
 from gradctl.forms.table import form_named
 from tests.compared import causes, comparing, different, gradients_of, verdicts
 
@@ -40,7 +40,7 @@ def decomposed(model: nn.Module):
 
 
 def unit_of(model: nn.Module, program):
-    return comparing(model, X).captured(of_exported_program(program), form_named("export"))
+    return comparing(model, X).captured(wrap_exported_program(program), form_named("export"))
 
 
 @pytest.mark.parametrize(("model", "cause"), [(Detached(), "GC202"), (Cut(), "GC201")], ids=["detach", "no_grad"])

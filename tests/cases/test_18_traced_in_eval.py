@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gradctl.forms.table import form_named
-from gradctl.forms.torchscript.scripted_module import of_script
+from gradctl.forms.torchscript.scripted_module import wrap_script
 from tests.compared import causes, comparing, different
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
@@ -23,7 +23,7 @@ def net() -> nn.Module:
 
 
 def unit_of(traced, model):
-    return comparing(model, X).captured(of_script("trace", traced), form_named("trace"))
+    return comparing(model, X).captured(wrap_script("trace", traced), form_named("trace"))
 
 
 def test_plain_torch_leaves_batch_norm_baked():

@@ -34,7 +34,7 @@ def wrong(unit) -> dict[str, str]:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_has_its_file(form):
-    assert {"capture", "to_float64"} <= set(dir(form_named(form)))
+    assert callable(form_named(form).capture)
 
 
 @pytest.mark.parametrize("form", ["trace", "script", "export", "aot", "onnx"])

@@ -10,7 +10,7 @@ from gradctl.commands.compare import Comparing
 from gradctl.commands.trace import trace
 from gradctl.core.allows import Allows
 from gradctl.core.errors import NothingToCheck, TargetError
-from gradctl.forms.artifact import fits, load
+from gradctl.forms.artifact import ensure_fits, load
 from gradctl.forms.table import form_named
 from gradctl.subject.subject import Subject
 
@@ -174,7 +174,7 @@ def test_a_file_of_a_model_trained_one_step_further_does_not_verify(form, tmp_pa
 
     loaded = load(tmp_path / FORMS[form], trusted=True)
     comparing = Comparing(subject_of(model), Allows(()))
-    fits(loaded, comparing.reference.instance())  # names and shapes are the same
+    ensure_fits(loaded, comparing.reference.instance())  # names and shapes are the same
     unit = comparing.captured(loaded, form_named(form))
     assert unit.verdict == "fail"
     assert {"output", "param:0.weight", "param:2.weight"} <= {finding.tensor for finding in unit.findings}

@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from gradctl.comparison.form_comparison import form_comparison
 from gradctl.core.findings import Unit
 from gradctl.diagnosis.explanation import PreRunObservations
-from gradctl.forms.onnx.from_file import of_file
+from gradctl.forms.onnx.from_file import wrap_file
 from gradctl.forms.table import form_named
-from gradctl.forms.torchscript.scripted_module import of_script
+from gradctl.forms.torchscript.scripted_module import wrap_script
 from gradctl.onnxio.onnx_file import read
 from tests.compared import causes, compared, comparing
 
@@ -278,7 +278,7 @@ def test_two_things_dropped_at_once_are_both_said():
 
 
 def unit_of_trace(traced: Any, model: nn.Module, *args: Tensor):
-    return comparing(model, *args).captured(of_script("trace", traced), form_named("trace"))
+    return comparing(model, *args).captured(wrap_script("trace", traced), form_named("trace"))
 
 
 def test_statistics_that_tracing_moved_are_a_cause():
@@ -360,7 +360,7 @@ def scaled_file(path, factor: float):
 def test_what_is_right_without_onnxruntimes_optimiser_is_its_doing(tmp_path, without_optimiser, expected):
     """The running session is that of a wrong file, as an optimiser that errs would make it of a right one."""
     eager = comparing(lambda x: 2 * x, X)
-    captured = of_file(scaled_file(tmp_path / "optimised.onnx", 3.0), eager.reference.instance())
+    captured = wrap_file(scaled_file(tmp_path / "optimised.onnx", 3.0), eager.reference.instance())
     captured = replace(captured, artifact=scaled_file(tmp_path / "plain.onnx", without_optimiser))
     comparison = form_comparison(eager.reference, captured)
     witness = PreRunObservations.of(captured, eager.reference)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gradctl.core.errors import ResourceError, TargetError, TrustError
-from gradctl.forms.artifact import fits, kind_of, load, place, save, staged_file
+from gradctl.forms.artifact import artifact_format, ensure_fits, load, place, save, staged_file
 from gradctl.forms.table import form_named
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
@@ -158,7 +158,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 def test_the_kind_is_told_by_content_and_not_by_the_suffix(saved):
     form, path = saved
     renamed = path.rename(path.with_suffix(".bin"))
-    assert kind_of(renamed) == ("export" if form == "export" else "torchscript")
+    assert artifact_format(renamed) == ("export" if form == "export" else "torchscript")
 
 
 def test_an_empty_file_says_so(tmp_path):
@@ -251,7 +251,7 @@ def test_a_program_that_torch_cannot_read_says_what_torch_says(tmp_path):
 
 def test_a_file_of_the_same_model_fits(saved):
     _, path = saved
-    fits(load(path, trusted=True), instance_of(two_layers()))
+    ensure_fits(load(path, trusted=True), instance_of(two_layers()))
 
 
 def test_a_file_of_another_model_lists_what_differs(saved):
@@ -259,7 +259,7 @@ def test_a_file_of_another_model_lists_what_differs(saved):
     torch.manual_seed(0)
     other = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 2, bias=False)).eval()
     with pytest.raises(TargetError) as caught:
-        fits(load(path, trusted=True), instance_of(other), "model.pt")
+        ensure_fits(load(path, trusted=True), instance_of(other), "model.pt")
     assert str(caught.value) == (
         "GC141 model.pt is no form of net.py:model: 9 of 9 names differ: unknown 2.bias, 1.running_mean, "
         "1.running_var and 1 more; of another shape 0.weight ([3, 4], not [6, 4]), 0.bias ([3], not [6]), "
@@ -270,7 +270,7 @@ def test_a_file_of_another_model_lists_what_differs(saved):
 def test_a_frozen_program_holds_no_parameter(tmp_path):
     torch.jit.save(torch.jit.freeze(torch.jit.script(two_layers())), str(tmp_path / "model.pt"))
     with pytest.raises(TargetError, match="GC141 the file is no form .* It holds none at all: was it frozen?"):
-        fits(load(tmp_path / "model.pt", trusted=True), instance_of(two_layers()))
+        ensure_fits(load(tmp_path / "model.pt", trusted=True), instance_of(two_layers()))
 
 
 def doubled(x):
@@ -283,7 +283,7 @@ def test_a_plain_function_comes_back_and_fits(tmp_path):
         path = tmp_path / f"model{suffix}"
         save(form_named(form).capture(instance_of(doubled, x)), path)
         loaded = load(path, trusted=True)
-        fits(loaded, instance_of(doubled, x))
+        ensure_fits(loaded, instance_of(doubled, x))
         assert torch.equal(loaded.call(x), doubled(x))
 
 

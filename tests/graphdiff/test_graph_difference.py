@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 
 from gradctl.graphdiff.graph_difference import compare_structure
 from gradctl.onnxio.onnx_file import OnnxFile, read
-from gradctl.onnxio.submodel import giving
+from gradctl.onnxio.submodel import select_outputs
 from tests.passes.random_graphs import RandomNode, drawn, file_of, renamed
 
 SEEDS = range(60)
@@ -274,7 +274,7 @@ def test_values_that_are_said_to_be_shared_are_equal(row):
     feeds = {"x": np.random.default_rng(1).standard_normal((4, 4)).astype(np.float32)}
     for value in shared:
         mine, theirs = (
-            ReferenceEvaluator(giving(file.model, [name])).run(None, feeds)[0]
+            ReferenceEvaluator(select_outputs(file.model, [name])).run(None, feeds)[0]
             for file, name in ((a, value.before), (b, value.after))
         )
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)  # some 10 roundings of values around 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.core.names import output_name
-from gradctl.forms.onnx.joint import exported
+from gradctl.forms.onnx.joint import export_graph
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
@@ -25,7 +25,7 @@ __all__ = ["by_autograd", "by_onnxruntime", "differing", "joint_graph"]
 def joint_graph(model: Callable[..., Any], *args: Any, **kwargs: Any) -> onnx.ModelProto:
     """Return the joint graph of a model, whole and valid."""
     instance = Instance(Subject(target="test", model=model, args=args, kwargs=kwargs), keep_hooks=True)
-    proto = ir.to_proto(exported(instance).artifact)
+    proto = ir.to_proto(export_graph(instance).artifact)
     onnx.checker.check_model(proto, full_check=True)
     assert {each.domain for each in proto.opset_import} == {""}
     return proto

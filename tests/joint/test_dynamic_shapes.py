@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.forms.form import CannotCapture
-from gradctl.forms.onnx.joint import exported
+from gradctl.forms.onnx.joint import export_graph
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
 from tests.joint.joined import by_autograd, by_onnxruntime
@@ -41,7 +41,7 @@ class Attention(nn.Module):
 
 def graph_of(model: nn.Module, dynamic: dict[int, str], sizes: tuple[int, int] = (2, 3)) -> Any:
     subject = Subject(target="test", model=model, args=(torch.randn(*sizes, 4),), kwargs={})
-    return ir.to_proto(exported(Instance(subject, keep_hooks=True), dynamic={"x": dynamic}).artifact)
+    return ir.to_proto(export_graph(Instance(subject, keep_hooks=True), dynamic={"x": dynamic}).artifact)
 
 
 def shapes_of(graph: Any) -> dict[str, list[int | str]]:
@@ -107,7 +107,7 @@ def test_heights_and_widths_are_free(layer):
     torch.manual_seed(0)
     subject = Subject(target="test", model=layer, args=(torch.randn(2, 4, 8, 10),), kwargs={})
     free = {"input": {2: "height", 3: "width"}}
-    graph = ir.to_proto(exported(Instance(subject, keep_hooks=True), dynamic=free).artifact)
+    graph = ir.to_proto(export_graph(Instance(subject, keep_hooks=True), dynamic=free).artifact)
     for height, width in ((9, 13), (14, 8)):
         layer.zero_grad()
         values, expected = by_autograd(layer, torch.randn(2, 4, height, width))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from gradctl.forms.onnx.joint import exported
+from gradctl.forms.onnx.joint import export_graph
 from gradctl.joint.recurrent import ScannedLayers
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
@@ -95,7 +95,7 @@ def test_a_free_number_of_steps(kind: str) -> None:
     layer = KINDS[kind](3, 4, bidirectional=True, batch_first=True)
     subject = Subject(target="test", model=layer, args=(torch.randn(2, 5, 3),))
     dynamic = {"input": {0: "batch", 1: "time"}}
-    graph = ir.to_proto(exported(Instance(subject, keep_hooks=True), dynamic=dynamic).artifact)
+    graph = ir.to_proto(export_graph(Instance(subject, keep_hooks=True), dynamic=dynamic).artifact)
     for batch, time in ((2, 5), (3, 9), (1, 1)):
         values, expected = by_autograd(layer, torch.randn(batch, time, 3))
         found = by_onnxruntime(graph, values)

@@ -12,7 +12,8 @@ import torch
 from onnx.parser import parse_model
 
 from gradctl.core.errors import TargetError, TrustError
-from gradctl.onnxio.onnx_file import initializers, nodes, onnx_dtype_name, parse, read, session
+from gradctl.onnxio.onnx_file import initializers, onnx_dtype_name, parse, read, session
+from gradctl.onnxio.validation import nodes
 
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
 AT = 8  # where W begins in the data file

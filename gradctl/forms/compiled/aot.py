@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from gradctl.forms.compiled.dynamo import compiled_with
+from gradctl.forms.compiled.dynamo import compile_with
 from gradctl.forms.form import Captured
 from gradctl.subject.instance import Instance
-
-__all__ = ["capture", "to_float64"]
 
 
 def capture(instance: Instance) -> Captured:
     """Return the model compiled with the backend ``aot_eager``.
 
     Raises:
-        CannotCapture: as ``compiled_with``.
+        CannotCapture: as ``compile_with``.
     """
-    return compiled_with("aot", instance, "aot_eager", {})
-
-
-def to_float64(captured: Captured, instance: Instance) -> Captured:
-    """Return the promoted copy compiled anew: Dynamo runs eagerly under a dispatch mode."""
-    return capture(instance)
+    return compile_with("aot", instance, "aot_eager", {})

@@ -1,4 +1,4 @@
-"""What ``aot`` and ``compile`` share: Dynamo, a backend, and proof that a compiled frame really ran."""
+"""Compilation by Dynamo with a backend, for ``aot`` and ``compile``; ensures that a compiled frame ran."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from typing import Any
 
 import torch
 
-from gradctl.forms.eager import of_module
+from gradctl.forms.eager import wrap_module
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.reasons import reason_of
 from gradctl.forms.silence import silenced
 from gradctl.subject.instance import Instance
 from gradctl.subject.torch_private import dynamo_counters, reset_dynamo
 
-__all__ = ["compiled_with"]
 
-
-def compiled_with(form: str, instance: Instance, backend: str, options: dict[str, Any]) -> Captured:
+def compile_with(form: str, instance: Instance, backend: str, options: dict[str, Any]) -> Captured:
     """Return the model compiled by this backend, forward and backward, on its own inputs.
 
     Raises:
-        CannotCapture: compiling fails, or no frame was compiled (Dynamo falls back to eager without a word).
+        CannotCapture: compilation fails, or no frame was compiled (Dynamo falls back to eager silently).
     """
     reset_dynamo()
     start = perf_counter()
@@ -43,7 +41,7 @@ def compiled_with(form: str, instance: Instance, backend: str, options: dict[str
     if _compiled_frames() == frames:
         raise CannotCapture("torch.compile compiled no frame of this model and would run it eagerly.")
     instance.restore()
-    return of_module(form, instance, compiled, seconds=perf_counter() - start)
+    return wrap_module(form, instance, compiled, seconds=perf_counter() - start)
 
 
 def _compiled_frames() -> int:

@@ -13,14 +13,12 @@ from gradctl.forms.source_location import SourceLocation, line_in
 from gradctl.subject.torch_private import tree_flatten_spec
 from gradctl.tracing.values import ValueWatch
 
-__all__ = ["watched"]
 
-
-def watched(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], Callable[[], GraphRun]]:
-    """Return what to call instead of the form, and what gives the values of the last call.
+def watch_values(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], Callable[[], GraphRun]]:
+    """Return a callable to use instead of the form, and a function that returns the values of the last call.
 
     Raises:
-        NoGraph: what was captured is no graph of torch.fx.
+        NoGraph: the captured module is not a GraphModule.
     """
     module = captured.call
     if not isinstance(module, fx.GraphModule):
@@ -37,7 +35,7 @@ def watched(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], 
 
 
 class _Watching(fx.Interpreter):
-    """Run a graph and sketch what its nodes give."""
+    """Run a graph and sketch the values of its nodes."""
 
     def __init__(self, module: fx.GraphModule, watch: ValueWatch) -> None:
         super().__init__(module)
@@ -63,7 +61,7 @@ def _place(node: fx.Node) -> SourceLocation | None:
 
 
 def _described(node: fx.Node) -> fx.Node:
-    """Return the node, or where somebody put it in without a word, the nearest before it that has a stack trace."""
+    """Return the node, or if it has no stack trace, the nearest first input that has one."""
     while not node.meta.get("stack_trace") and node.all_input_nodes and node.op == "call_function":
         node = node.all_input_nodes[0]
     return node

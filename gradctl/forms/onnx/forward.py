@@ -1,7 +1,7 @@
 """ONNX, forward: exported by torch's dynamo exporter to a file, checked, and run by onnxruntime on the CPU.
 
-Inputs are named as the model's own (``x``, ``batch.mask``), outputs as in a report (``output``, ``output.logits``),
-free sizes as ``--dynamic`` names them, initializers by their parameters.
+Inputs have the names of the model (``x``, ``batch.mask``), outputs those of a report (``output``, ``output.logits``),
+symbolic sizes those of ``--dynamic``, initializers those of their parameters.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gradctl.core.names import output_name
 from gradctl.forms.artifact import unwritable
 from gradctl.forms.exported import export
 from gradctl.forms.form import CannotCapture, Captured, not_called
-from gradctl.forms.onnx.from_file import of_file
+from gradctl.forms.onnx.from_file import wrap_file
 from gradctl.forms.reasons import innermost
 from gradctl.forms.silence import silenced
 from gradctl.onnxio.onnx_file import OnnxFile, read
@@ -35,26 +35,24 @@ from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.tree import leaves
 
-__all__ = ["by_file", "capture", "converted", "exported", "initial_values", "name_ports", "save", "to_float64"]
-
-# Protobuf takes 2 GiB; what is not weights needs room too.
+# Protobuf allows 2 GiB, of which 128 MiB are left for all but the weights.
 _LARGEST = 2**31 - 2**27
 
 
 def capture(instance: Instance) -> Captured:
-    """Return the model exported to ONNX on its own inputs, and run from a file; it gives outputs only.
+    """Return the model exported to ONNX on its own inputs, and run from a file; it has outputs only.
 
     Raises:
-        CannotCapture: the exporter, the checker or onnxruntime refuses the model.
+        CannotCapture: the exporter, the checker or onnxruntime rejects the model.
     """
-    return by_file(exported(instance), lambda file: of_file(file, instance))
+    return run_from_file(export_graph(instance), lambda file: wrap_file(file, instance))
 
 
-def by_file(captured: Captured, load: Callable[[OnnxFile], Captured]) -> Captured:
-    """Return what ``load`` makes of a graph in memory once it is a file, which is what is run.
+def run_from_file(captured: Captured, load: Callable[[OnnxFile], Captured]) -> Captured:
+    """Return the form that ``load`` returns for a graph in memory after it is saved to a file.
 
     Raises:
-        CannotCapture: the checker or onnxruntime refuses the file.
+        CannotCapture: the checker or onnxruntime rejects the file.
     """
     with tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
         path = Path(folder) / "model.onnx"
@@ -67,25 +65,23 @@ def by_file(captured: Captured, load: Callable[[OnnxFile], Captured]) -> Capture
     return replace(loaded, seconds=captured.seconds)
 
 
-def exported(instance: Instance, *, opset: int | None = None, dynamic: Dynamic | None = None) -> Captured:
-    """Return the model as an ONNX graph in memory: a form that cannot be called yet, its artifact an ``ir.Model``.
+def export_graph(instance: Instance, *, opset: int | None = None, dynamic: Dynamic | None = None) -> Captured:
+    """Return the model as an ONNX graph in memory, a form that cannot be called yet; its artifact is an ``ir.Model``.
 
     Args:
         instance: the private copy.
-        opset: of ONNX's own operators; None leaves it to the exporter.
-        dynamic: sizes that stay free, by input and axis; all others are fixed to those of the inputs.
+        opset: of ONNX's own operators; None for the exporter's default.
+        dynamic: symbolic sizes, by input and axis; all others are fixed to those of the inputs.
 
     Raises:
-        CannotCapture: the exporter refuses the model, or has no conversion to this opset.
-        TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
+        CannotCapture: the exporter rejects the model, or has no conversion to this opset.
+        TargetError: GC104 if ``dynamic`` names an unknown input or axis.
     """
     start = perf_counter()
-    # torch.onnx takes no dataclass, None or number among the outputs; which there are, the caller knows from eager.
+    # torch.onnx rejects dataclasses, None and numbers among the outputs; the caller knows them from eager.
     outputs: list[str] = []
-    program = export.capture(
-        instance, dynamic=dynamic, around=lambda module: _only_tensors_out(module, outputs)
-    ).artifact
-    model = converted(
+    program = export.capture(instance, dynamic=dynamic, around=lambda module: _tensor_outputs(module, outputs)).artifact
+    model = convert(
         program,
         opset,
         lambda found: _name(found, outputs, instance, dynamic or {}),
@@ -96,7 +92,7 @@ def exported(instance: Instance, *, opset: int | None = None, dynamic: Dynamic |
     )
 
 
-def converted(
+def convert(
     program: torch.export.ExportedProgram,
     opset: int | None,
     name: Callable[[torch.onnx.ONNXProgram], None],
@@ -106,14 +102,14 @@ def converted(
     """Return an exported program as an optimised ONNX graph.
 
     Args:
-        program: what torch.onnx's exporter takes.
-        opset: of ONNX's own operators; None leaves it to the exporter.
-        name: gives inputs and outputs their names, before anything is optimised.
-        refusal: what to say of what the exporter raises.
-        optimize: what is done with the graph once it has its names.
+        program: the input of torch.onnx's exporter.
+        opset: of ONNX's own operators; None for the exporter's default.
+        name: names inputs and outputs, before the graph is optimised.
+        refusal: returns the message for an error of the exporter.
+        optimize: optimises the graph.
 
     Raises:
-        CannotCapture: the exporter refuses the program, or has no conversion to this opset.
+        CannotCapture: the exporter rejects the program, or has no conversion to this opset.
     """
     try:
         with silenced():
@@ -140,7 +136,7 @@ def name_ports(
     outputs: Sequence[str],
     axes: Mapping[str, Mapping[int, str]],
 ) -> None:
-    """Give the inputs and outputs of a graph their names, in their order, and free axes of inputs theirs."""
+    """Name the inputs and outputs of a graph, in order, and the symbolic axes of inputs."""
     graph = program.model.graph
     sizes: dict[str | ir.SymbolicDim, str] = {}
     for name, value in zip(inputs, graph.inputs, strict=True):
@@ -149,17 +145,17 @@ def name_ports(
             if isinstance(free, ir.SymbolicDim):
                 sizes[free] = size
     program.rename_axes(sizes)
-    OutputFixPass()(program.model)  # an output that is an input, or another output, gets a name of its own
+    OutputFixPass()(program.model)  # gives an output that is an input, or another output, a name of its own
     for value, name in zip([*graph.inputs, *graph.outputs], [*inputs, *outputs], strict=True):
         value.name = name
-    NameFixPass()(program.model)  # a parameter of the same name gives way
+    NameFixPass()(program.model)  # renames a parameter of the same name
 
 
 def save(model: ir.Model, path: Path) -> None:
-    """Write a graph; one too large for one file gets its weights in a second one beside it, ``NAME.data``.
+    """Write a graph; if it is too large for one file, its weights go to a second one next to it, ``NAME.data``.
 
     Raises:
-        ResourceError: GC131 if the disk refuses.
+        ResourceError: GC131 if the file cannot be written.
     """
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     try:
@@ -169,21 +165,21 @@ def save(model: ir.Model, path: Path) -> None:
 
 
 def initial_values(instance: Instance) -> dict[str, Tensor]:
-    """Return the initializers of a new export, as the exporter folds them; nothing where it refuses the model."""
+    """Return the initializers of a new export, as the exporter folds them; empty if it rejects the model."""
     try:
-        model = exported(instance).artifact
+        model = export_graph(instance).artifact
     except CannotCapture:
         return {}
     values: dict[str, Tensor] = {}
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
-            with suppress(TypeError):  # a type that torch does not take from numpy
+            with suppress(TypeError):  # a type that torch cannot convert from numpy
                 values[name] = torch.from_numpy(value.const_value.numpy())
     return values
 
 
 def to_float64(captured: Captured, instance: Instance) -> Captured:
-    """Refuse: onnxruntime has no float64 kernels for Conv, Erf and others.
+    """Raise: onnxruntime has no float64 kernels for Conv, Erf and others.
 
     Raises:
         CannotCapture: always.
@@ -194,8 +190,8 @@ def to_float64(captured: Captured, instance: Instance) -> Captured:
 
 
 @contextmanager
-def _only_tensors_out(module: nn.Module, names: list[str]) -> Iterator[None]:
-    """Let a module give its output tensors in a tuple; their names are in the list once it was called."""
+def _tensor_outputs(module: nn.Module, names: list[str]) -> Iterator[None]:
+    """Make a module return its output tensors as a tuple; a call puts their names in the list."""
 
     def tensors_of(_module: nn.Module, _inputs: Any, value: Any) -> tuple[Tensor, ...]:
         found = [(output_name(path), leaf) for path, leaf in leaves(value) if isinstance(leaf, Tensor)]
@@ -210,7 +206,7 @@ def _only_tensors_out(module: nn.Module, names: list[str]) -> Iterator[None]:
 
 
 def _name(program: torch.onnx.ONNXProgram, outputs: list[str], instance: Instance, dynamic: Dynamic) -> None:
-    """Give inputs, outputs and free sizes the names that the user knows them by."""
+    """Name inputs, outputs and symbolic sizes as the user does."""
     graph = program.model.graph
     leaves_in = input_names(instance.subject.model, *instance.inputs())
     inputs = [name for name, value in leaves_in if isinstance(value, Tensor)]

@@ -1,11 +1,11 @@
-"""An ONNX file as a form: called with the inputs of the model it came from, giving outputs in the same structure."""
+"""An ONNX file as a form: called with the inputs of its model, with outputs in the same structure."""
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,21 @@ from torch import Tensor
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import output_name
-from gradctl.forms.form import Captured
-from gradctl.onnxio.onnx_file import OnnxFile, initializers, nodes, session
-from gradctl.onnxio.session import as_numpy, described, port_text, run
+from gradctl.forms.form import Captured, named_tensors
+from gradctl.onnxio.onnx_file import OnnxFile, initializers, session
+from gradctl.onnxio.session import as_numpy, describe_port, port_text, run
+from gradctl.onnxio.validation import nodes
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["free_sizes", "of_file", "unoptimised"]
 
-
-def of_file(file: OnnxFile, instance: Instance) -> Captured:
+def wrap_file(file: OnnxFile, instance: Instance) -> Captured:
     """Return an ONNX file as a form of a model. Inputs and outputs are matched by name, or else by their order.
 
-    Initializers with the name and shape of a parameter or buffer stand for it; those that an optimiser folded into
-    others stand for nothing.
+    Initializers with the name and shape of a parameter or buffer correspond to it; others, which an optimiser may have
+    folded, correspond to none.
 
     Args:
         file: the file.
@@ -44,31 +43,25 @@ def of_file(file: OnnxFile, instance: Instance) -> Captured:
     instance.restore()
     args, kwargs = instance.inputs()
     given = _tensors(input_names(instance.subject.model, args, kwargs))
-    with torch.enable_grad():  # a model may take gradients inside
+    with torch.enable_grad():  # a model may compute gradients inside
         structure = instance.model(*args, **kwargs)
     instance.restore()
     outputs = {output_name(path): leaf for path, leaf in leaves(structure) if isinstance(leaf, Tensor)}
     differing: list[str] = []
-    feeds = _matched("input", file.inputs, given, differing)
-    results = _matched("output", list(file.model.graph.output), outputs, differing)
+    feeds = _match_ports("input", file.inputs, given, differing)
+    results = _match_ports("output", list(file.model.graph.output), outputs, differing)
     parameters, buffers = _values(file, instance, differing)
     if differing:
         raise TargetError("GC141", f"{file.path} is no form of {instance.subject.target}: {'; '.join(differing)}.")
     call = _Call(session(file), instance.subject.model, feeds, results, structure)
     operators = dict(Counter(node.op_type for node in nodes(file.model)).most_common())
     return Captured(
-        "onnx",
-        call,
-        parameters,
-        buffers,
-        quantities=frozenset({"output"}),
-        operators=operators,
-        artifact=file,
+        "onnx", call, parameters, buffers, quantities=frozenset({"output"}), operators=operators, artifact=file
     )
 
 
 def free_sizes(captured: Captured) -> dict[str, dict[int, str]]:
-    """Return the sizes that the file of a form leaves free, by input of the model and axis."""
+    """Return the symbolic sizes of the file of a form, by input of the model and axis."""
     assert isinstance(captured.call, _Call)
     free: dict[str, dict[int, str]] = {}
     for port in captured.artifact.inputs:
@@ -78,47 +71,43 @@ def free_sizes(captured: Captured) -> dict[str, dict[int, str]]:
     return free
 
 
-def unoptimised(captured: Captured) -> Captured:
+def without_optimizer(captured: Captured) -> Captured:
     """Return the form of a file, run by onnxruntime without its graph optimiser.
 
     Raises:
-        TargetError: GC602 if it does not run so: an operator that only the optimiser takes out.
+        TargetError: GC602 if it does not run without it: an operator that only the optimiser removes.
     """
     call = captured.call
     assert isinstance(call, _Call)
     file: OnnxFile = captured.artifact
     with tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
-        if not file.path.exists():  # what this run has exported is in memory only
+        if not file.path.exists():  # a file that this run exported is in memory only
             file = replace(file, path=Path(folder) / "model.onnx")
             onnx.save(file.model, file.path)
         running = session(file, optimised=False)
-    plain = _Call(running, call.model, call.feeds, call.results, call.structure)
-    return replace(captured, call=plain)
+    return replace(captured, call=replace(call, running=running))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Call:
     """A session as a callable.
 
-    Args:
+    Attributes:
         running: the session.
-        model: whose parameters name the inputs.
+        model: its parameters name the inputs.
         feeds: the model's input name by that of the graph.
         results: the model's output name by that of the graph.
         structure: an output of the model.
     """
 
-    def __init__(
-        self,
-        running: onnxruntime.InferenceSession,
-        model: Callable[..., Any],
-        feeds: Mapping[str, str],
-        results: Mapping[str, str],
-        structure: Any,
-    ) -> None:
-        self.running, self.model, self.feeds, self.results, self.structure = running, model, feeds, results, structure
+    running: onnxruntime.InferenceSession
+    model: Callable[..., Any]
+    feeds: Mapping[str, str]
+    results: Mapping[str, str]
+    structure: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the outputs of one run, each on the device that the model gives it on."""
+        """Return the outputs of one run, each on the device of the model's output."""
         found = run(self.running, self._given(args, kwargs))
         named = {self.results[name]: value for name, value in found.items()}
 
@@ -128,7 +117,7 @@ class _Call:
         return map_leaves(replaced, self.structure)
 
     def feeds_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        """Return what onnxruntime is given for these inputs of the model."""
+        """Return the feeds of onnxruntime for these inputs of the model."""
         return {name: as_numpy(tensor) for name, tensor in self._given(args, kwargs).items()}
 
     def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
@@ -136,7 +125,7 @@ class _Call:
         return {name: given[leaf] for name, leaf in self.feeds.items()}
 
 
-def _matched(
+def _match_ports(
     kind: str, ports: list[onnx.ValueInfoProto], tensors: Mapping[str, Tensor], differing: list[str]
 ) -> dict[str, str]:
     """Return the model's name for each port: the same one, or ``input:`` before it, or else the next in order."""
@@ -148,44 +137,34 @@ def _matched(
             return {}
         by_name = dict(zip(by_name, tensors, strict=True))
     for port in ports:
-        (dtype, sizes), tensor = described(port), tensors[by_name[port.name]]
+        (dtype, sizes), tensor = describe_port(port), tensors[by_name[port.name]]
         own = str(tensor.dtype).removeprefix("torch.")
-        if not _fits(dtype, sizes, own, tensor):
+        if dtype != own or not _is_shape(sizes, tensor):
             differing.append(f"{kind} {port.name} is {port_text(port)}, not {own}{list(tensor.shape)}")
     return by_name
 
 
-def _fits(dtype: str, sizes: list[int | str] | None, own_dtype: str, tensor: Tensor) -> bool:
-    if dtype != own_dtype:
-        return False
-    if sizes is None:
-        return True
-    return len(sizes) == tensor.ndim and all(
-        isinstance(size, str) or size == own for size, own in zip(sizes, tensor.shape, strict=True)
+def _is_shape(sizes: list[int | str] | None, tensor: Tensor) -> bool:
+    return sizes is None or (
+        len(sizes) == tensor.ndim
+        and all(isinstance(size, str) or size == own for size, own in zip(sizes, tensor.shape, strict=True))
     )
 
 
 def _values(file: OnnxFile, instance: Instance, differing: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the initializers that stand for parameters and for buffers."""
-    module = module_of(instance.model)
-    if module is None:
-        return {}, {}
-    own: dict[str, tuple[Tensor, bool]] = {
-        name: (value, True) for name, value in module.named_parameters(remove_duplicate=False)
-    }
-    own |= {name: (value, False) for name, value in module.named_buffers(remove_duplicate=False)}
-    parameters: dict[str, Tensor] = {}
-    buffers: dict[str, Tensor] = {}
+    """Return the initializers that correspond to parameters and to buffers."""
+    parameters, buffers = named_tensors(module_of(instance.model))
+    own = {**parameters, **buffers}
+    found: dict[str, Tensor] = {}
     for name, value in initializers(file):
-        if name not in own:
+        reference = own.get(name)
+        if reference is None:
             continue
-        mine, is_parameter = own[name]
-        if value.shape != mine.shape:
-            differing.append(f"{name} has shape {list(value.shape)}, not {list(mine.shape)}")
-        elif value.dtype == mine.dtype:
-            tied = {other: value for other, (tensor, _) in own.items() if tensor is mine}  # a file has one of the names
-            (parameters if is_parameter else buffers).update(tied)
-    return parameters, buffers
+        if value.shape != reference.shape:
+            differing.append(f"{name} has shape {list(value.shape)}, not {list(reference.shape)}")
+        elif value.dtype == reference.dtype:  # a file has one name of a tied tensor
+            found |= {other: value for other, tensor in own.items() if tensor is reference}
+    return {n: v for n, v in found.items() if n in parameters}, {n: v for n, v in found.items() if n in buffers}
 
 
 def _tensors(named: list[tuple[str, Any]]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""ONNX, forward and backward in one graph: run by onnxruntime, with gradients by its own nodes and not by autograd."""
+"""ONNX, forward and backward in one graph: run by onnxruntime, with gradients from its own nodes, not autograd."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import onnx_ir as ir
 import torch
 
 from gradctl.forms.form import CannotCapture, Captured, not_called
-from gradctl.forms.joint_call import JointRuntime, differentiated, joint_of, of_engine
-from gradctl.forms.onnx.forward import by_file, converted, name_ports
-from gradctl.forms.onnx.lowering import decomposed, optimize
+from gradctl.forms.joint_call import JointRuntime, capture_joint, gradient_targets, wrap_runtime
+from gradctl.forms.onnx.forward import convert, name_ports, run_from_file
+from gradctl.forms.onnx.lowering import optimize, skip_decompositions
 from gradctl.forms.reasons import reason_of
 from gradctl.joint.capture import Joint
-from gradctl.onnxio.onnx_file import OnnxFile, nodes, session
+from gradctl.onnxio.onnx_file import OnnxFile, session
 from gradctl.onnxio.session import run
+from gradctl.onnxio.validation import nodes
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.instance import Instance
-
-__all__ = ["capture", "differentiated_by", "exported", "of_file", "to_float64"]
 
 _UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>")
 # By the name of an operator, the first that fits.
@@ -40,12 +39,12 @@ def capture(instance: Instance) -> Captured:
     """Return forward and backward exported to one ONNX graph, and run from a file.
 
     Raises:
-        CannotCapture: tracing, the exporter, the checker or onnxruntime refuses the model.
+        CannotCapture: tracing, the exporter, the checker or onnxruntime rejects the model.
     """
-    return by_file(exported(instance), lambda file: of_file(file, instance))
+    return run_from_file(export_graph(instance), lambda file: wrap_file(file, instance))
 
 
-def exported(
+def export_graph(
     instance: Instance,
     *,
     opset: int | None = None,
@@ -53,25 +52,25 @@ def exported(
     frozen: bool = False,
     wrt: Sequence[str] = ("*",),
 ) -> Captured:
-    """Return the joint graph in memory: a form that cannot be called yet, its artifact an ``ir.Model``.
+    """Return the joint graph in memory as a form that cannot be called yet; its artifact is an ``ir.Model``.
 
     Args:
         instance: the private copy.
-        opset: of ONNX's own operators; None leaves it to the exporter.
-        dynamic: sizes that stay free, by input and axis.
+        opset: of ONNX's own operators; None for the exporter's default.
+        dynamic: symbolic sizes, by input and axis.
         frozen: whether parameters are initializers, not inputs.
-        wrt: what to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
+        wrt: the leaves to differentiate with respect to, globs of ``param:fc1.weight`` and ``input:x``.
 
     Raises:
         CannotCapture: the model cannot be traced, or the exporter has no conversion for an operator of its backward.
-        TargetError: GC104 if ``dynamic`` names an input or an axis that is not there.
+        TargetError: GC104 if ``dynamic`` names an unknown input or axis.
     """
     start = perf_counter()
-    joint = joint_of(instance, dynamic, wrt)
-    _ensure_numpys(joint)
+    joint = capture_joint(instance, dynamic, wrt)
+    _ensure_numpy_dtypes(joint)
 
     def graph_of(program: torch.export.ExportedProgram) -> ir.Model:
-        return converted(
+        return convert(
             program,
             opset,
             lambda found: _name(found, joint, frozen=frozen),
@@ -80,48 +79,39 @@ def exported(
         )
 
     try:
-        model = graph_of(decomposed(joint.program))
-    except CannotCapture:  # an operator that torch.onnx knows by its own decomposition alone
+        model = graph_of(skip_decompositions(joint.program))
+    except CannotCapture:  # torch.onnx supports an operator only by its own decomposition
         model = graph_of(joint.program)
     return Captured("onnx-joint", not_called, seconds=perf_counter() - start, artifact=model)
 
 
-def of_file(file: OnnxFile, instance: Instance) -> Captured:
+def wrap_file(file: OnnxFile, instance: Instance) -> Captured:
     """Return a joint ONNX file as a form of a model.
 
     Args:
-        file: the file; its inputs and outputs have the names of ``gradctl.joint.capture``.
-        instance: a private copy of the model; it is called once, and keeps the state of the form.
+        file: the file, with inputs and outputs named as in ``gradctl.joint.capture``.
+        instance: a private copy of the model; it is called once, and holds the state of the form.
 
     Raises:
-        TargetError: GC141 if it is no joint graph of this model; GC602 if it does not run.
+        TargetError: GC141 if it is not a joint graph of this model; GC602 if it does not run.
     """
     running = session(file)
-    engine = JointRuntime(
+    runtime = JointRuntime(
         [each.name for each in running.get_inputs()],
         [each.name for each in running.get_outputs()],
         lambda feeds: run(running, feeds),
     )
     operators = dict(Counter(node.op_type for node in nodes(file.model)).most_common())
-    return of_engine("onnx-joint", engine, instance, str(file.path), operators=operators, artifact=file)
+    return wrap_runtime("onnx-joint", runtime, instance, str(file.path), operators=operators, artifact=file)
 
 
-def differentiated_by(file: OnnxFile) -> tuple[str, ...]:
-    """Return what a file gives gradients by; nothing if it is no joint graph."""
-    return differentiated([each.name for each in file.inputs], [each.name for each in file.model.graph.output])
+def file_gradient_targets(file: OnnxFile) -> tuple[str, ...]:
+    """Return the leaves whose gradients a file computes; empty if it is not a joint graph."""
+    return gradient_targets([each.name for each in file.inputs], [each.name for each in file.model.graph.output])
 
 
-def to_float64(captured: Captured, instance: Instance) -> Captured:
-    """Return the promoted copy exported anew.
-
-    Raises:
-        CannotCapture: onnxruntime has no float64 kernel for an operator of it (Conv, Erf and others).
-    """
-    return capture(instance)
-
-
-def _ensure_numpys(joint: Joint) -> None:
-    """Raise for an input or output that numpy's arrays have no type for, or onnxruntime no kernels."""
+def _ensure_numpy_dtypes(joint: Joint) -> None:
+    """Raise for an input or output whose dtype numpy does not have, or onnxruntime has no kernels for."""
     *others, last = joint.program.graph.nodes
     taken = [node for node in others if node.op == "placeholder"][-len(joint.inputs) :]  # after its constants
     ports = [*taken, *last.args[0]]
@@ -134,11 +124,11 @@ def _ensure_numpys(joint: Joint) -> None:
 
 
 def _refusal(error: BaseException, joint: Joint) -> str:
-    """Return why torch.onnx takes no joint graph: the operator, the user's line, and what there is instead."""
+    """Return why torch.onnx rejects a joint graph: the operator, the user's line, and the alternative."""
     unknown = _UNKNOWN.search(str(error))
     named = unknown or re.search(r"\baten_(\w+)()", str(error))
     name, overload = named.groups() if named is not None else ("", "")
-    # What has no conversion may be what torch.onnx made of it, by another name space.
+    # torch.onnx may have decomposed the operator to one of another namespace.
     like = (place for each, place in joint.places.items() if each.split(".")[1:2] == [name.rpartition(".")[2]])
     place = joint.places.get(f"{name}.{overload}") or next(like, "")
     if unknown is None:
@@ -148,9 +138,9 @@ def _refusal(error: BaseException, joint: Joint) -> str:
 
 
 def _name(program: torch.onnx.ONNXProgram, joint: Joint, *, frozen: bool) -> None:
-    """Give inputs, outputs and free sizes their names, and make initializers of inputs that do not change.
+    """Name inputs, outputs and symbolic sizes, and turn constant inputs into initializers.
 
-    What the caller is to draw is in the metadata of the model: ``random.dropout``, by its distribution as JSON.
+    The metadata of the model describe the random inputs: ``random.dropout``, with its distribution as JSON.
     """
     program.model.metadata_props.update({name: json.dumps(draw) for name, draw in joint.random_inputs.items()})
     name_ports(program, joint.inputs, joint.outputs, joint.axes)

@@ -1,8 +1,8 @@
-"""What torch.onnx does with a program once it is a joint graph, without what it would do a second time.
+"""The optimisations of torch.onnx for a joint graph, without the steps that are redundant for it.
 
 A joint graph has three times the nodes of its forward. Of the time of ``torch.onnx.export`` and ``optimize``, two
-thirds went to tracing it anew for decompositions that are done, and to the one rewrite rule, ``SlicesSplit``, whose
-matcher walks the whole graph at every node (torch 2.13, onnxscript 0.7; tests/benchmarks/joint_speed.py).
+thirds went to tracing it again for decompositions that are done, and to the one rewrite rule, ``SlicesSplit``, whose
+matcher visits the whole graph at every node (torch 2.13, onnxscript 0.7; tests/benchmarks/joint_speed.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import onnxscript.rewriter
 import torch
 from onnx_ir.passes import Sequential, common
 from onnxscript.rewriter.rules import common as rules
-
-__all__ = ["decomposed", "optimize"]
 
 _RULES = (
     rules.mul_by_1_rule,
@@ -37,7 +35,7 @@ _RULES = (
     rules.normalize_pad_format_conv_rule,
     rules.fuse_pad_into_conv_rule,
 )
-_TIMES = 2  # as onnxscript's own optimizer: what is folded may match a rule, and what is rewritten may fold
+_TIMES = 2  # as onnxscript's own optimizer: folded nodes may match a rule, and rewritten nodes may fold
 _TIDY = (
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     common.LiftSubgraphInitializersToMainGraphPass(),
@@ -53,15 +51,15 @@ class _Decomposed(torch.export.ExportedProgram):
         return self
 
 
-def decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Return the program as one that torch.onnx takes as it is; an operator that it does not know is then refused."""
+def skip_decompositions(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Return a program that torch.onnx does not decompose again; it then rejects operators that it does not support."""
     same = copy.copy(program)
     same.__class__ = _Decomposed
     return same
 
 
 def optimize(model: ir.Model) -> None:
-    """Fold constants, take out what undoes itself, and give initializers and equal nodes one place."""
+    """Fold constants, remove operations that cancel, and merge equal initializers and equal nodes."""
     common.InlinePass()(model)
     for _ in range(_TIMES):
         onnxscript.optimizer.fold_constants_ir(model, onnx_shape_inference=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.torchscript.scripted_module import captured_by, to_float64
+from gradctl.forms.torchscript.scripted_module import capture_script, to_float64
 from gradctl.subject.instance import Instance
 
 __all__ = ["capture", "to_float64"]
@@ -15,13 +15,13 @@ def capture(instance: Instance) -> Captured:
     """Return the model scripted.
 
     Raises:
-        CannotCapture: as ``captured_by``; a lambda has no source of its own, and some modules leave no ``forward``.
+        CannotCapture: as ``capture_script``; the model is a lambda, or its scripted module has no ``forward``.
     """
     if getattr(instance.model, "__name__", "") == "<lambda>":
         raise CannotCapture(
             "torch.jit.script compiles source, and a lambda or autograd.Function has none that it reads."
         )
-    captured = captured_by("script", lambda: torch.jit.script(instance.model))
+    captured = capture_script("script", lambda: torch.jit.script(instance.model))
     if isinstance(captured.artifact, torch.nn.Module) and not hasattr(captured.artifact, "forward"):
         name = type(instance.model).__name__
         raise CannotCapture(

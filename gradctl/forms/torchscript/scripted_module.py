@@ -1,4 +1,4 @@
-"""What ``trace`` and ``script`` share: TorchScript is deprecated, and absent on new Pythons.
+"""TorchScript modules as forms, for ``trace`` and ``script``. TorchScript is deprecated, and absent on new Pythons.
 
 Private to torch (seen in 2.10 to 2.14): ``torch.jit._recursive.concrete_type_store``.
 """
@@ -14,19 +14,17 @@ from typing import Any
 
 import torch
 
-from gradctl.forms.form import CannotCapture, Captured
+from gradctl.forms.form import CannotCapture, Captured, named_tensors
 from gradctl.forms.reasons import reason_of
 from gradctl.forms.silence import silenced
 from gradctl.subject.instance import Instance
 
-__all__ = ["captured_by", "of_script", "to_float64"]
 
-
-def captured_by(form: str, compile_to_script: Callable[[], Any]) -> Captured:
-    """Return what ``torch.jit`` makes of a model.
+def capture_script(form: str, compile_to_script: Callable[[], Any]) -> Captured:
+    """Return the form that ``torch.jit`` creates from a model.
 
     Raises:
-        CannotCapture: TorchScript is absent, or refuses the model.
+        CannotCapture: TorchScript is absent, or rejects the model.
     """
     if not hasattr(getattr(torch, "jit", None), form):
         raise CannotCapture(f"torch {torch.__version__} has no torch.jit.{form} on this Python.")
@@ -39,45 +37,43 @@ def captured_by(form: str, compile_to_script: Callable[[], Any]) -> Captured:
         raise CannotCapture(
             f"torch.jit.{form} refuses the model: {reason_of(error)}", traceback.format_exc()
         ) from error
-    return of_script(form, scripted, perf_counter() - start)
+    return wrap_script(form, scripted, perf_counter() - start)
 
 
-def of_script(form: str, scripted: Any, seconds: float = 0.0) -> Captured:
+def wrap_script(form: str, scripted: Any, seconds: float = 0.0) -> Captured:
     """Return a script, just compiled or loaded from a file, as a form."""
-    is_module = isinstance(scripted, torch.nn.Module)
     return Captured(
         form,
         scripted,
-        dict(scripted.named_parameters(remove_duplicate=False)) if is_module else {},
-        dict(scripted.named_buffers(remove_duplicate=False)) if is_module else {},
+        *named_tensors(scripted),
         seconds,
-        operators=_operators(scripted),
+        operators=_count_operators(scripted),
         artifact=scripted,
-        model=scripted if is_module else None,
+        model=scripted if isinstance(scripted, torch.nn.Module) else None,
     )
 
 
 def to_float64(captured: Captured, instance: Instance) -> Captured:
-    """Return a copy of the script with float64 parameters and buffers, to be run under the promotion."""
+    """Return a copy of the script with float64 parameters and buffers, to run with promotion enabled."""
     script = captured.artifact
     if not isinstance(script, torch.nn.Module):
         return captured
-    with torch.no_grad():  # with gradients enabled, a script copies its parameters to tensors that are no leaves
+    with torch.no_grad():  # with gradients enabled, a script copies its parameters to non-leaf tensors
         converted = copy.deepcopy(script).double()
     for own, parameter in zip(script.parameters(), converted.parameters(), strict=True):
         parameter.requires_grad_(own.requires_grad)
-    return of_script(captured.form, converted)
+    return wrap_script(captured.form, converted)
 
 
 def _forget_types_without_methods() -> None:
-    """Drop the classes that a failed script left half made, or the next cannot "redefine" their methods."""
+    """Drop the partly compiled classes of a failed script, whose methods the next one could not "redefine"."""
     store = getattr(torch.jit._recursive, "concrete_type_store", None)
     if store is not None:
         for types in store.type_store.values():
             types[:] = [each for each in types if each in store.methods_compiled]
 
 
-def _operators(scripted: Any) -> dict[str, int]:
+def _count_operators(scripted: Any) -> dict[str, int]:
     """Return calls by operator in the inlined graph, the most frequent first."""
     graph = getattr(scripted, "inlined_graph", None)
     kinds: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""The values of a TorchScript graph with its calls inlined: every tensor of the outermost block is given out.
+"""The values of a TorchScript graph with its calls inlined: every tensor of the outermost block becomes an output.
 
 Private to torch (seen in 2.10 to 2.14): a graph's ``registerOutput`` and ``makeMultiOutputIntoTuple``.
 """
@@ -16,11 +16,9 @@ from gradctl.forms.source_location import SourceLocation, line_in
 from gradctl.subject.torch_private import create_function_from_graph
 from gradctl.tracing.values import ValueWatch
 
-__all__ = ["watched"]
 
-
-def watched(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], Callable[[], GraphRun]]:
-    """Return what to call instead of the form, and what gives the values of the last call."""
+def watch_values(captured: Captured, watch: ValueWatch) -> tuple[Callable[..., Any], Callable[[], GraphRun]]:
+    """Return a callable to use instead of the form, and a function that returns the values of the last call."""
     script = captured.artifact
     is_module = isinstance(script, torch.nn.Module)
     graph = script.inlined_graph.copy()

@@ -1,4 +1,4 @@
-"""``torch.jit.trace``: the operators of one run, recorded. Branches, loops and Python numbers are baked in."""
+"""``torch.jit.trace``: the operators of one run, recorded. Branches, loops and Python numbers are fixed at capture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.torchscript.scripted_module import captured_by, to_float64
+from gradctl.forms.torchscript.scripted_module import capture_script, to_float64
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
@@ -20,31 +20,31 @@ __all__ = ["capture", "to_float64"]
 
 
 def capture(instance: Instance) -> Captured:
-    """Return the model traced on its own inputs; tracing's own check is left to the comparison.
+    """Return the model traced on its own inputs; the comparison replaces the check of torch.jit.trace.
 
     Raises:
-        CannotCapture: as ``captured_by``, or an input is no tensor.
+        CannotCapture: as ``capture_script``, or an input is not a tensor.
     """
     instance.restore()
     args, kwargs = instance.inputs()
     for name, value in input_names(instance.model, args, kwargs):
         if not isinstance(value, Tensor):
             raise CannotCapture(f"torch.jit.trace takes tensors only, and input {name!r} is {value!r:.40}.")
-    seed_generators(instance.subject.seed + 1)  # not as a run is: a number that is baked in must show
+    seed_generators(instance.subject.seed + 1)  # not the seed of a run: a number fixed at capture must differ
     values = (*args, *(kwargs[name] for name in _ordered(instance.model, kwargs)))
-    captured = captured_by("trace", lambda: _traced(instance.model, len(args), kwargs, values))
+    captured = capture_script("trace", lambda: _trace(instance.model, len(args), kwargs, values))
     instance.restore()  # tracing runs the model, which moves the very buffers that the script shares
     return captured
 
 
-def _traced(model: Callable[..., Any], count: int, kwargs: Mapping[str, Any], values: tuple[Any, ...]) -> Any:
+def _trace(model: Callable[..., Any], count: int, kwargs: Mapping[str, Any], values: tuple[Any, ...]) -> Any:
     trace: Any = torch.jit.trace  # torch gives it no types
     if not kwargs or isinstance(model, torch.jit.ScriptModule):
         return trace(model, values, check_trace=False, strict=False)
     if not isinstance(model, nn.Module):
         return trace(_by_position(model, model, count, kwargs), values, check_trace=False, strict=False)
     own = vars(model).get("forward")
-    # A module is traced as itself, with another forward meanwhile, so that its parameters keep their names.
+    # The module itself is traced, with a temporary forward, so that its parameters keep their names.
     model.forward = _by_position(model, model.forward, count, kwargs)
     try:
         return trace(model, values, check_trace=False, strict=False)
@@ -59,7 +59,7 @@ def _by_position(
 ) -> Callable[..., Any]:
     """Return ``called`` with the keyword inputs after its ``count`` positional ones, under their names.
 
-    torch.jit.trace takes inputs of one kind only, and none that is keyword-only.
+    torch.jit.trace takes inputs of one kind only, and no keyword-only inputs.
     """
     ordered = _ordered(model, kwargs)
 
@@ -83,7 +83,7 @@ def _ordered(model: Callable[..., Any], kwargs: Mapping[str, Any]) -> list[str]:
 
 
 def _positional_names(model: Callable[..., Any], count: int, kwargs: Mapping[str, Any]) -> list[str]:
-    """Return names for the positional inputs: of their parameters, and numbered ones for those of ``*args``."""
+    """Return names for the positional inputs: of their parameters, or numbered for ``*args``."""
     signature = call_signature(model)
     parameters = signature.parameters.values() if signature else ()
     names = [each.name for each in parameters if each.kind in POSITIONAL and each.name not in kwargs][:count]

@@ -55,7 +55,7 @@ def exported(tmp_path):
     """Return a function that exports to a file and gives its path."""
 
     def export(model, *args, kwargs=None, **options):
-        captured = form.exported(instance_of(model, *args, **(kwargs or {})), **options)
+        captured = form.export_graph(instance_of(model, *args, **(kwargs or {})), **options)
         path = tmp_path / "model.onnx"
         form.save(captured.artifact, path)
         onnx.checker.check_model(path, full_check=True)
@@ -224,7 +224,7 @@ def test_a_number_among_the_inputs_is_fixed(exported):
 
 def test_inputs_that_torch_export_does_not_know_are_refused_in_a_sentence():
     model = Scaling(lambda y, *, batch, **_: y + batch.first)
-    said = refusal(lambda: form.exported(instance_of(model, X, batch=Pair(X, X))))
+    said = refusal(lambda: form.export_graph(instance_of(model, X, batch=Pair(X, X))))
     assert said.startswith("torch.export refuses the model: ")
     assert "Unsupported input type" in said
 
@@ -241,7 +241,7 @@ def test_the_opset_is_the_one_that_is_asked_for(exported, opset):
 
 @pytest.mark.parametrize("opset", [11, 99])
 def test_an_opset_that_cannot_be_had_is_refused(opset):
-    said = refusal(lambda: form.exported(instance_of(two_layers(), X), opset=opset))
+    said = refusal(lambda: form.export_graph(instance_of(two_layers(), X), opset=opset))
     assert said == f"the exporter gives opset 18 and cannot turn it into opset {opset}."
 
 
@@ -287,7 +287,7 @@ def test_a_free_size_of_a_nested_input(exported):
 
 def test_a_free_size_of_no_input_is_named():
     with pytest.raises(TargetError) as caught:
-        form.exported(instance_of(two_layers(), X), dynamic={"inputs": {0: "batch"}})
+        form.export_graph(instance_of(two_layers(), X), dynamic={"inputs": {0: "batch"}})
     assert str(caught.value) == "GC104 --dynamic names no input tensor 'inputs' (did you mean 'input'?): input."
 
 
@@ -316,7 +316,7 @@ def test_weights_at_the_limit_stay_in_the_file(exported, tmp_path, monkeypatch):
 @pytest.mark.parametrize("largest", [2**31, 1], ids=["one file", "two files"])
 def test_a_disk_that_is_full_is_said_to_be(tmp_path, monkeypatch, largest):
     monkeypatch.setattr(form, "_LARGEST", largest)
-    captured = form.exported(instance_of(nn.Linear(4, 3000), X))
+    captured = form.export_graph(instance_of(nn.Linear(4, 3000), X))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
     try:

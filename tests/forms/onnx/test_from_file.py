@@ -17,7 +17,7 @@ from gradctl.commands.compare import Comparing
 from gradctl.core.allows import Allows
 from gradctl.core.errors import TargetError
 from gradctl.forms.onnx import forward as form
-from gradctl.forms.onnx.from_file import free_sizes, of_file
+from gradctl.forms.onnx.from_file import free_sizes, wrap_file
 from gradctl.onnxio.onnx_file import read
 from gradctl.onnxio.session import run
 from gradctl.subject.instance import Instance
@@ -54,7 +54,7 @@ def file(tmp_path):
 
 
 def loaded(path, subject=None):
-    return of_file(read(path), Instance(subject or subject_of()))
+    return wrap_file(read(path), Instance(subject or subject_of()))
 
 
 def refusal(path, subject=None):
@@ -183,7 +183,7 @@ def test_an_input_that_is_no_tensor_is_listed(file):
 
 def test_an_initializer_of_another_shape_is_named(tmp_path):
     wide = nn.Linear(4, 5)
-    form.save(form.exported(Instance(subject_of(nn.Linear(4, 3), torch.ones(2, 4)))).artifact, tmp_path / "m.onnx")
+    form.save(form.export_graph(Instance(subject_of(nn.Linear(4, 3), torch.ones(2, 4)))).artifact, tmp_path / "m.onnx")
     said = refusal(tmp_path / "m.onnx", subject_of(wide, torch.ones(2, 4)))
     assert said == (
         "FILE is no form of net.py:model: output output is float32[2, 3], not float32[2, 5]; weight has shape [3, 4], "
@@ -228,7 +228,7 @@ def test_the_caller_keeps_its_input(file):
 def exported(tmp_path):
     def export(model, *args, dynamic=None):
         path = tmp_path / "model.onnx"
-        form.save(form.exported(Instance(subject_of(model, *args)), dynamic=dynamic).artifact, path)
+        form.save(form.export_graph(Instance(subject_of(model, *args)), dynamic=dynamic).artifact, path)
         return path
 
     return export

@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_impls import op_implementations_dict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gradctl.forms.onnx.joint import exported
+from gradctl.forms.onnx.joint import export_graph
 from gradctl.joint.decompositions import TABLE
 from gradctl.joint.decompositions.losses import fake_ctc_loss
 from gradctl.subject.instance import Instance
@@ -233,7 +233,7 @@ def test_the_number_of_frames_and_the_batch_may_be_free():
         "lengths": {0: "batch"},
     }
     instance = Instance(Subject(target="test", model=model, args=inputs, kwargs={}), keep_hooks=True)
-    proto = ir.to_proto(exported(instance, dynamic=dynamic).artifact)
+    proto = ir.to_proto(export_graph(instance, dynamic=dynamic).artifact)
     onnx.checker.check_model(proto, full_check=True)
     assert len(proto.graph.node) < 200  # and not some for each frame
     for time, count in ((TIME, BATCH), (40, 2), (300, 5)):
