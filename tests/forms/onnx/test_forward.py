@@ -371,7 +371,7 @@ def test_float64_is_refused():
 
 def test_the_form_gives_what_the_model_gives():
     captured = form.capture(instance_of(two_layers(), X))
-    assert (captured.form, captured.gives) == ("onnx", {"output"})
+    assert (captured.form, captured.quantities) == ("onnx", {"output"})
     torch.testing.assert_close(captured.call(X), two_layers()(X).detach())
     assert captured.parameters.keys() == dict(two_layers().named_parameters()).keys()
 
