@@ -1,7 +1,7 @@
-"""A graph as what it computes: nodes, and where each of their inputs comes from, whatever the names.
+"""The computation of a graph, independent of names: nodes, and the sources of their inputs.
 
-Identity and Constant nodes are looked through: a value is a graph's input, a constant (initializer or node), an output
-of another node, or comes from around the graph.
+Identity and Constant nodes are skipped: the source of a value is a graph's input, a constant (initializer or node), an
+output of another node, or a value from around the graph.
 """
 
 from __future__ import annotations
@@ -27,17 +27,22 @@ _LONGEST_TEXT = 200
 
 
 class Source(NamedTuple):
-    """Where a value comes from: ``kind`` is input, constant, node, outer or none; ``of`` which one of them."""
+    """The source of a value: ``kind`` is input, constant, node, outer or none; ``of`` its position or name."""
 
     kind: str
     of: int | str = 0
     slot: int = 0
 
+    @property
+    def place(self) -> int:
+        """Return the position of an input, constant or node."""
+        return int(self.of)
+
 
 class Consumer(NamedTuple):
-    """Who takes an output of a node: a node by place, or -1 for the graph's outputs; at which of its inputs.
+    """A use of an output of a node: the position of the using node, or -1 for the graph's outputs, and its input.
 
-    ``slot`` is -1 where a subgraph of the node takes it.
+    ``slot`` is -1 if a subgraph of the node uses it.
     """
 
     node: int
@@ -47,12 +52,12 @@ class Consumer(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant:
-    """An initializer, or what a Constant node holds.
+    """An initializer, or the value of a Constant node.
 
     Attributes:
         name: of the value.
-        tensor: None for one that is sparse.
-        is_initializer: and no node.
+        tensor: None if it is sparse.
+        is_initializer: whether it is an initializer, not a node.
         digest: of dtype, shape and content.
     """
 
@@ -63,24 +68,24 @@ class Constant:
 
     @property
     def size(self) -> int:
-        """Return the number of elements, 0 for what is sparse."""
+        """Return the number of elements, 0 for a sparse tensor."""
         return 0 if self.tensor is None else math.prod(self.tensor.dims)
 
 
 @dataclass(slots=True, eq=False)
 class GraphView:
-    """A graph, subgraph or body of a function, as what it computes.
+    """The computation of a graph, subgraph or body of a function.
 
     Attributes:
-        graph: what it is of.
-        folder: where external data lie.
+        graph: the graph.
+        folder: the folder of external data.
         nodes: all but Identity and Constant, in their order.
         inputs: the sources of each node's inputs.
-        captured: the sources of what each node's subgraphs take from around them.
+        captured: the sources of the outer values that each node's subgraphs use.
         outputs: the sources of the graph's outputs.
         constants: all of them.
         consumers: of each node's outputs.
-        input_names: of the inputs that no initializer gives a value.
+        input_names: of the inputs without an initializer.
     """
 
     graph: Graph
@@ -95,45 +100,48 @@ class GraphView:
     _sources: dict[str, Source] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        is_function = isinstance(self.graph, onnx.FunctionProto)
-        if not is_function:
+        if isinstance(self.graph, onnx.FunctionProto):
+            inputs, outputs = list(self.graph.input), list(self.graph.output)
+        else:
+            inputs, outputs = ([each.name for each in ports] for ports in (self.graph.input, self.graph.output))
             for tensor in self.graph.initializer:
                 self._add_constant(Constant(tensor.name, tensor, True, _digest(tensor, self.folder)))
             for sparse in self.graph.sparse_initializer:
                 self._add_constant(Constant(sparse.values.name, None, True, _serialized(sparse)))
-        ports = [each if is_function else each.name for each in self.graph.input]
-        self.input_names = [name for name in ports if name not in self._sources]
+        self.input_names = [name for name in inputs if name not in self._sources]
         self._sources |= {name: Source("input", place) for place, name in enumerate(self.input_names)}
         for node in self.graph.node:
             self._add(node)
-        self.outputs = tuple(self.source(each if is_function else each.name) for each in self.graph.output)
-        for place, (given, around) in enumerate(zip(self.inputs, self.captured, strict=True)):
-            for slot, source in enumerate(given):
+        self.outputs = tuple(map(self.source, outputs))
+        self._add_consumers()
+
+    def _add_consumers(self) -> None:
+        for place, (sources, captured) in enumerate(zip(self.inputs, self.captured, strict=True)):
+            for slot, source in (*enumerate(sources), *((-1, each) for each in captured)):
                 self._consume(source, place, slot)
-            for source in around:
-                self._consume(source, place, -1)
         for slot, source in enumerate(self.outputs):
             self._consume(source, -1, slot)
 
     def source(self, name: str) -> Source:
-        """Return where a value comes from."""
+        """Return the source of a value."""
         return self._sources.get(name, Source("outer", name)) if name else Source("none")
 
     def name_of(self, source: Source) -> str:
-        """Return the name of the value that a source gives."""
+        """Return the name of the value of a source."""
         if source.kind == "node":
-            return str(self.nodes[int(source.of)].output[source.slot])
+            return str(self.nodes[source.place].output[source.slot])
         if source.kind == "constant":
-            return self.constants[int(source.of)].name
+            return self.constants[source.place].name
         if source.kind == "input":
-            return self.input_names[int(source.of)]
+            return self.input_names[source.place]
         return str(source.of) if source.kind == "outer" else ""
 
     def _add(self, node: onnx.NodeProto) -> None:
-        if node.domain in _OWN_DOMAINS and node.op_type == "Identity" and len(node.input) == 1:
+        operator = operator_of(node)
+        if operator == "Identity" and len(node.input) == 1:
             self._sources[node.output[0]] = self.source(node.input[0])
             return
-        if node.domain in _OWN_DOMAINS and node.op_type == "Constant" and (constant := _constant(node, self.folder)):
+        if operator == "Constant" and (constant := _constant(node, self.folder)):
             self._add_constant(constant)
             return
         given = [self.source(name) for name in node.input]
@@ -155,16 +163,16 @@ class GraphView:
 
     def _consume(self, source: Source, node: int, slot: int) -> None:
         if source.kind == "node":
-            self.consumers[int(source.of)].append(Consumer(node, slot, source.slot))
+            self.consumers[source.place].append(Consumer(node, slot, source.slot))
 
 
 def operator_of(node: onnx.NodeProto) -> str:
-    """Return ``Operator``, or ``domain::Operator`` for one that is not ONNX's own."""
+    """Return ``Operator``, or ``domain::Operator`` if it is not in ONNX's own domain."""
     return node.op_type if node.domain in _OWN_DOMAINS else f"{node.domain}::{node.op_type}"
 
 
 def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
-    """Give the subgraphs of a node, each with the name of its attribute."""
+    """Yield the subgraphs of a node, each with the name of its attribute."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.name, attribute.g
@@ -173,7 +181,7 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
 
 
 def attributes_of(node: onnx.NodeProto, opset: int, folder: Path) -> dict[str, tuple[str, Any]]:
-    """Return the text and an identity of each attribute that is no graph and has not its default value."""
+    """Return the text and an identity of each attribute that is not a graph, and differs from its default."""
     defaults = _defaults(node.op_type, node.domain, opset)
     found: dict[str, tuple[str, Any]] = {}
     for attribute in node.attribute:
@@ -181,17 +189,17 @@ def attributes_of(node: onnx.NodeProto, opset: int, folder: Path) -> dict[str, t
             continue
         described = _attribute(attribute, folder)
         if attribute.name not in defaults or defaults[attribute.name][1] != described[1]:
-            found[attribute.name] = shortened(described[0]), described[1]
+            found[attribute.name] = shorten(described[0]), described[1]
     return dict(sorted(found.items()))
 
 
 def default_of(node: onnx.NodeProto, opset: int, attribute: str) -> str | None:
-    """Return the text of an attribute's default value, None where it has none."""
+    """Return the text of an attribute's default value, None if it has none."""
     return _defaults(node.op_type, node.domain, opset).get(attribute, (None, None))[0]
 
 
-def shortened(text: str) -> str:
-    """Return a text as a report holds it: its first characters where it is long."""
+def shorten(text: str) -> str:
+    """Return a text for a report: its first characters if it is long."""
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}... ({len(text)} characters)"
 
 
@@ -213,9 +221,8 @@ def _attribute(attribute: onnx.AttributeProto, folder: Path) -> tuple[str, Any]:
         return f"@{attribute.ref_attr_name}", ("reference", attribute.ref_attr_name)
     if attribute.type == onnx.AttributeProto.TENSOR:
         kind = onnx.TensorProto.DataType.Name(attribute.t.data_type).lower()
-        dims = list(attribute.t.dims)
-        text = f"{kind}{dims}"
-        if math.prod(dims) == 1 and attribute.t.data_type != onnx.TensorProto.STRING:
+        text = f"{kind}{list(attribute.t.dims)}"
+        if math.prod(attribute.t.dims) == 1 and attribute.t.data_type != onnx.TensorProto.STRING:
             text += f" {content(attribute.t, folder).reshape(-1)[0]}"
         return text, _digest(attribute.t, folder)
     try:
@@ -227,10 +234,8 @@ def _attribute(attribute: onnx.AttributeProto, folder: Path) -> tuple[str, Any]:
     if isinstance(value, bytes):
         return value.decode(errors="replace"), (attribute.type, value)
     if isinstance(value, Sequence) and all(isinstance(each, int | float | bytes | str) for each in value):
-        return str([each.decode(errors="replace") if isinstance(each, bytes) else each for each in value]), (
-            attribute.type,
-            tuple(value),
-        )
+        texts = [each.decode(errors="replace") if isinstance(each, bytes) else each for each in value]
+        return str(texts), (attribute.type, tuple(value))
     plain = onnx.AttributeProto()
     plain.CopyFrom(attribute)
     plain.ClearField("doc_string")
@@ -262,7 +267,7 @@ def _serialized(message: onnx.SparseTensorProto) -> bytes:
 
 
 def _constant(node: onnx.NodeProto, folder: Path) -> Constant | None:
-    """Return what a Constant node holds; None where it is an attribute of the function around it."""
+    """Return the value of a Constant node; None if it is an attribute of the function around it."""
     if len(node.attribute) != 1 or node.attribute[0].ref_attr_name:
         return None
     attribute = node.attribute[0]
@@ -272,8 +277,7 @@ def _constant(node: onnx.NodeProto, folder: Path) -> Constant | None:
     if attribute.type == onnx.AttributeProto.TENSOR:
         tensor = attribute.t
     else:
-        kinds = {"value_f": np.float32, "value_i": np.int64, "value_s": np.object_}
-        kind = kinds[attribute.name[:7]]
+        kind = {"value_f": np.float32, "value_i": np.int64, "value_s": np.object_}[attribute.name[:7]]
         tensor = onnx.numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute), kind), name)
     return Constant(name, tensor, False, _digest(tensor, folder))
 

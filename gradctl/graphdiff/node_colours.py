@@ -1,7 +1,7 @@
-"""Colours of nodes: of what they compute, and of what becomes of their result.
+"""Colours of nodes: one of their computation, and one of the use of their result.
 
-The first is of operator, attributes, and the colours of the inputs; the second of the operators that take the result,
-and of theirs, down to the outputs. One colour is one number for both graphs, so that no two different things share it.
+The first depends on operator, attributes, and the colours of the inputs; the second on the operators that use the
+result, and on their users, down to the outputs. A colour is a number, unique for both graphs.
 
 Source: colour refinement as Weisfeiler and Lehman, Nauchno-Technicheskaya Informatsia 2 (1968), on directed graphs with
 ordered edges, where a pass in each direction is enough.
@@ -11,11 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx
 
-from gradctl.graphdiff.graph_view import Consumer, GraphView, Source, attributes_of, default_of, operator_of, subgraphs
+from gradctl.graphdiff.graph_view import (
+    Consumer,
+    Graph,
+    GraphView,
+    Source,
+    attributes_of,
+    default_of,
+    operator_of,
+    subgraphs,
+)
 
 _Key = Hashable
 _Outer = Callable[[str], Hashable]
@@ -28,11 +38,11 @@ class Side:
     Attributes:
         view: the graph.
         opsets: the version of each operator set.
-        outer: what stands for a value from around the graph; equal for values that are the same in both graphs.
+        outer: identifies a value from around the graph; equal for values that are the same in both graphs.
         inputs: the position in the first graph of each input.
         outputs: the position in the first graph of each output.
         attributes: text and identity of each attribute, by node.
-        computed: the colour of what each node computes, exactly.
+        computed: the exact colour of the computation of each node.
     """
 
     view: GraphView
@@ -47,26 +57,32 @@ class Side:
         self.attributes = [attributes_of(node, self._opset(node), self.view.folder) for node in self.view.nodes]
 
     def attribute(self, place: int, name: str) -> str | None:
-        """Return the text of an attribute that a node has, or has by default."""
+        """Return the text of an attribute of a node, or of its default value."""
         if name in self.attributes[place]:
             return self.attributes[place][name][0]
         node = self.view.nodes[place]
         return default_of(node, self._opset(node), name)
 
     def identities(self, place: int) -> dict[str, Any]:
-        """Return what tells each attribute of a node from others, by name."""
+        """Return the identity of each attribute of a node, by name."""
         return {name: identity for name, (_, identity) in self.attributes[place].items()}
 
     def constants(self, place: int) -> tuple[tuple[int, bytes], ...]:
-        """Return the digest of each constant that a node takes, by the input."""
+        """Return the digest of each constant input of a node."""
         return tuple(
-            (slot, self.view.constants[int(source.of)].digest)
+            (slot, self.view.constants[source.place].digest)
             for slot, source in enumerate(self.view.inputs[place])
             if source.kind == "constant"
         )
 
     def _opset(self, node: onnx.NodeProto) -> int:
         return self.opsets.get("" if node.domain == "ai.onnx" else node.domain, 1)
+
+
+def make_side(graph: Graph, folder: Path, opsets: Mapping[str, int], outer: _Outer) -> Side:
+    """Return a graph whose inputs and outputs have the positions of the first graph."""
+    view = GraphView(graph, folder)
+    return Side(view, opsets, outer, range(len(view.input_names)), range(len(view.outputs)))
 
 
 class Palette:
@@ -80,30 +96,30 @@ class Palette:
         return self._known.setdefault(key, len(self._known))
 
 
-def computed(side: Side, palette: Palette, *, exact: bool) -> list[int]:
-    """Return the colour of what each node computes; not ``exact``: without constants and attributes."""
+def colour_computations(side: Side, palette: Palette, *, exact: bool) -> list[int]:
+    """Return the colour of the computation of each node; without constants and attributes if not ``exact``."""
     colours: list[int] = []
     for place, node in enumerate(side.view.nodes):
         given = [_source_colour(side, source, colours, exact=exact) for source in side.view.inputs[place]]
-        own = _own(side, place, palette, colours) if exact else operator_of(node)
+        own = _own_colour(side, place, palette, colours) if exact else operator_of(node)
         colours.append(palette(("computed", exact, own, tuple(given if exact else filter(None, given)))))
     return colours
 
 
 def _source_colour(side: Side, source: Source, colours: Sequence[int], *, exact: bool) -> _Key:
     if source.kind == "node":
-        return "node", colours[int(source.of)], source.slot
+        return "node", colours[source.place], source.slot
     if source.kind == "constant":
-        return ("constant", side.view.constants[int(source.of)].digest) if exact else None
+        return ("constant", side.view.constants[source.place].digest) if exact else None
     if source.kind == "input":
-        return "input", side.inputs[int(source.of)]
+        return "input", side.inputs[source.place]
     return ("outer", side.outer(str(source.of))) if source.kind == "outer" else ("none",)
 
 
-def _own(side: Side, place: int, palette: Palette, colours: Sequence[int] | None) -> _Key:
-    """Return operator, attributes and subgraphs; what these take from around them is blank where there are no colours.
+def _own_colour(side: Side, place: int, palette: Palette, colours: Sequence[int] | None) -> _Key:
+    """Return operator, attributes and subgraphs, of which outer values are ignored if there are no colours.
 
-    A subgraph is what its outputs compute.
+    The colour of a subgraph is that of its outputs.
     """
     node = side.view.nodes[place]
     values = tuple(side.identities(place).items())
@@ -119,15 +135,15 @@ def _own(side: Side, place: int, palette: Palette, colours: Sequence[int] | None
 
 
 def _graph_colour(graph: onnx.GraphProto, around: Side, outer: _Outer, palette: Palette) -> int:
-    view = GraphView(graph, around.view.folder)
-    side = Side(view, around.opsets, outer, range(len(view.input_names)), range(len(view.outputs)))
-    colours = computed(side, palette, exact=True)
+    side = make_side(graph, around.view.folder, around.opsets, outer)
+    view = side.view
+    colours = colour_computations(side, palette, exact=True)
     outputs = tuple(_source_colour(side, source, colours, exact=True) for source in view.outputs)
     return palette(("graph", len(view.input_names), outputs))
 
 
-def used(side: Side, palette: Palette, *, exact: bool) -> list[int]:
-    """Return the colour of what becomes of each node's outputs, its own operator included."""
+def colour_uses(side: Side, palette: Palette, *, exact: bool) -> list[int]:
+    """Return the colour of the use of each node's outputs, including its own operator."""
     view = side.view
     colours = [0] * len(view.nodes)
 
@@ -139,7 +155,7 @@ def used(side: Side, palette: Palette, *, exact: bool) -> list[int]:
     for place in reversed(range(len(view.nodes))):
         own: _Key = operator_of(view.nodes[place])
         if exact:
-            own = _own(side, place, palette, None), side.constants(place)
+            own = _own_colour(side, place, palette, None), side.constants(place)
         consumers = tuple(sorted(consumer(each) for each in view.consumers[place]))
         colours[place] = palette(("used", exact, own, consumers))
     return colours
