@@ -54,19 +54,17 @@ class FormComparison(Comparison[ModelTrial]):
 
     def _test_persistence(self) -> None:
         """Try gradients over their budget on fresh inputs, if outputs agree: one rounding may have flipped a relu."""
-        over = {
-            key for key, each in self.worst.items() if key[0] == "gradient" and each.exceeds and not each.is_missing
-        }
-        if not over or not self.outputs_agree:
+        over = {key for key, each in self.worst.items() if key[0] == "gradient" and each.exceeds}
+        persisting = {key for key in over if not self.worst[key].is_missing}
+        if not persisting or not self.outputs_agree:
             return
         for trial in self.reference.fresh_trials():
             (call,) = self.program.run(trial, calls=1)
             if call.error is None:
                 found = dict(call_differences(trial, 0, call, self.candidate.quantities))
-                over = {key for key in over if key in found and found[key].exceeds}
-        for key, each in self.worst.items():
-            if key[0] == "gradient" and each.exceeds and key not in over:
-                self.worst[key] = replace(each, persists=False)
+                persisting = {key for key in persisting if key in found and found[key].exceeds}
+        for key in over - persisting:
+            self.worst[key] = replace(self.worst[key], persists=False)
 
     def compare_meaning(self, form: Form) -> None:
         """Compare in float64 each tensor at the trial and call where it differs most."""
@@ -78,17 +76,19 @@ class FormComparison(Comparison[ModelTrial]):
             return
         for trial in self.reference.trials:
             keys = [key for key, each in self.worst.items() if each.trial is trial]
-            if not keys or trial.float64 is None:
-                continue
-            count = max(self.worst[key].call for key in keys)
-            oracle = self.reference.unpromoted_float64(trial, count) if compiled else trial.oracle
-            if oracle is None:
-                continue
-            calls = program.run(trial, count, differentiable=oracle[0].differentiable)
-            if calls[-1].error is None:
-                for key in keys:
-                    number = self.worst[key].call - 1
-                    self._note_meaning(key, oracle[number], calls[number])
+            if keys and trial.float64 is not None:
+                self._compare_meaning_on(trial, keys, program, compiled=compiled)
+
+    def _compare_meaning_on(self, trial: ModelTrial, keys: list[Key], program: FormProgram, *, compiled: bool) -> None:
+        count = max(self.worst[key].call for key in keys)
+        oracle = self.reference.unpromoted_float64(trial, count) if compiled else trial.oracle
+        if oracle is None:
+            return
+        calls = program.run(trial, count, differentiable=oracle[0].differentiable)
+        if calls[-1].error is None:
+            for key in keys:
+                number = self.worst[key].call - 1
+                self._note_meaning(key, oracle[number], calls[number])
 
     def float64_program(self, form: Form) -> FormProgram | None:
         """Return the form in float64; None if it cannot be had."""

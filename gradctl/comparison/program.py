@@ -170,14 +170,13 @@ def _one_call(
     before = {name: tensor.detach().clone() for name, tensor in given.items()}
     with context(), torch.enable_grad():
         outputs = dict(instance.call(captured.call, args, kwargs))
-    asked = {
-        name: t for name, t in outputs.items() if t.requires_grad and (differentiable is None or name in differentiable)
-    }
+    requiring = [name for name, t in outputs.items() if t.requires_grad]
+    asked = [name for name in requiring if differentiable is None or name in differentiable]
     # Drawn outside the context: under the promotion random numbers are drawn in the native dtype, and are others.
     cotangents = cotangents_of(outputs, instance.subject.seed)
     if asked:
         with context():
-            torch.autograd.backward(list(asked.values()), [cotangents[name] for name in asked])
+            torch.autograd.backward([outputs[name] for name in asked], [cotangents[name] for name in asked])
     return Outcome(
         {name: t.detach().clone() for name, t in outputs.items()},
         {leaf.name: take_gradient(leaf, captured) for leaf in instance.leaves},
@@ -185,7 +184,7 @@ def _one_call(
             **{buffer_name(name): buffer.detach().clone() for name, buffer in captured.buffers_now().items()},
             **{name: t.detach().clone() for name, t in given.items() if not same_values(before[name], t.detach())},
         },
-        frozenset(name for name, t in outputs.items() if t.requires_grad),
+        frozenset(requiring),
     )
 
 

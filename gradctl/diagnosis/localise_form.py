@@ -13,7 +13,7 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from types import ModuleType
@@ -87,10 +87,7 @@ def locate_findings(
         and (each.quantity, each.tensor) in comparison.worst
     }
     deadline = time.perf_counter() + max(_LEAST_SECONDS, _TIMES_THE_COMPARISON * seconds)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for number, each in about.items():
-        groups.setdefault((id(each.trial), each.call), []).append(number)
-    for numbers in groups.values():
+    for numbers in _by_trial_and_call(about):
         partings = _of_graph(comparison, [(found[number], about[number]) for number in numbers])
         for number, parting in zip(numbers, partings, strict=True):
             if parting is not None:
@@ -103,6 +100,13 @@ def locate_findings(
             place = _of_modules(comparison, form, found[number], each, deadline)
             found[number] = found[number] if place is None else with_place(found[number], place)
     return found
+
+
+def _by_trial_and_call(about: Mapping[int, ModelDifference]) -> Iterable[list[int]]:
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, each in about.items():
+        groups.setdefault((id(each.trial), each.call), []).append(number)
+    return groups.values()
 
 
 def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, ModelDifference]]) -> list[Divergence | None]:
