@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from torch import Tensor
 
 from gradctl.comparison.difference import Key, TensorDifference, tensor_difference
-from gradctl.comparison.program import ComparedProgram
+from gradctl.comparison.program import Program
 from gradctl.comparison.trials import Trial
 from gradctl.core.names import Quantity
 from gradctl.forms.form import Outcome
@@ -34,7 +34,7 @@ class Comparison(Generic[T]):
         outcomes: of the candidate, by variation, if they are kept.
     """
 
-    candidate: ComparedProgram[T]
+    candidate: Program[T]
     tried: list[str] = field(default_factory=list)
     raised: dict[str, Exception] = field(default_factory=dict)
     worst: dict[Key, TensorDifference[T]] = field(default_factory=dict)

@@ -24,14 +24,14 @@ from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.state import State
 
-__all__ = ["CALLS", "ComparedProgram", "FileProgram", "FormProgram", "cotangents_of", "run_calls"]
+__all__ = ["CALLS", "FileProgram", "FormProgram", "Program", "cotangents_of", "run_calls"]
 
 # TorchScript's own autodiff starts at the second or third call, and state that is not put back accumulates.
 CALLS = 3
 T_contra = TypeVar("T_contra", bound=Trial, contravariant=True)
 
 
-class ComparedProgram(Protocol[T_contra]):
+class Program(Protocol[T_contra]):
     """A program that is compared: it has a name and quantities, and runs on the inputs of a trial."""
 
     @property

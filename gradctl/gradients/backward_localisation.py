@@ -31,7 +31,7 @@ from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.tree import leaves, map_leaves
 from gradctl.tracing.graph import CallSite, modules_by_identity, node_before
 from gradctl.tracing.model_runner import ModelRunner
-from gradctl.tracing.recorder import Program
+from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.recording import Recording
 from gradctl.tracing.tracer import REGISTER_HOOK
 
@@ -96,22 +96,22 @@ class _CallPart(Part):
         self.leaves = self._leaves
 
     def differentiate(self) -> Outputs:
-        return self.run(Program(hooks_only=True))
+        return self.run(Recorder(hooks_only=True))
 
     def record(self) -> Outputs:
-        program = Program()
+        program = Recorder()
         outputs = self.run(program)
         self.recording = program.recording
         return outputs
 
     def beside(self) -> Outputs:
-        return self.run(Program(self.recording))
+        return self.run(Recorder(self.recording))
 
     def evaluate(self, tensors: Sequence[Tensor]) -> Outputs:
         with sdpa_kernel(SDPBackend.MATH):  # the only one with a rule for forward mode
-            return self.run(Program(hooks_only=True), tensors)
+            return self.run(Recorder(hooks_only=True), tensors)
 
-    def run(self, program: Program, tensors: Sequence[Tensor] | None = None) -> Outputs:
+    def run(self, program: Recorder, tensors: Sequence[Tensor] | None = None) -> Outputs:
         """Return the float tensors that the call returns, and those among its arguments that it wrote to."""
         given = [leaf.tensor for leaf in self.leaves] if tensors is None else tensors
         with torch.enable_grad():
@@ -155,7 +155,7 @@ class _Placeholder:
         self.index = index
 
 
-class _CallWatch(Program):
+class _CallWatch(Recorder):
     """Judge each top-level torch call before the program makes it."""
 
     def __init__(self, runner: ModelRunner, settings: dict[str, Any], is_over: Callable[[], bool]) -> None:
@@ -186,7 +186,7 @@ class _ModuleWatch:
     def __init__(self, runner: ModelRunner, settings: dict[str, Any], is_over: Callable[[], bool]) -> None:
         self.runner, self.settings, self.is_over = runner, settings, is_over
         self.paths = modules_by_identity(runner.instance.model)
-        self.program = Program(hooks_only=True)
+        self.program = Recorder(hooks_only=True)
         self.program.opens_checkpoints = True
         self.found: list[WrongBackward] = []
         self._judging = False

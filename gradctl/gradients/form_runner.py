@@ -16,7 +16,7 @@ from gradctl.numerics.runner import Outputs
 from gradctl.subject.frames import first_line
 from gradctl.subject.instance import Instance
 from gradctl.tracing.model_runner import ModelRunner
-from gradctl.tracing.recorder import Program
+from gradctl.tracing.recorder import Recorder
 
 __all__ = ["FormRunner", "form_runner"]
 
@@ -49,7 +49,7 @@ class FormRunner(ModelRunner):
         with nullcontext() if self._plain and not self._is_eager else super().promoted():
             yield
 
-    def run(self, program: Program, *, is_plain: bool = False) -> Outputs:
+    def run(self, program: Recorder, *, is_plain: bool = False) -> Outputs:
         """Return eager's outputs."""
         self._is_eager = True
         try:

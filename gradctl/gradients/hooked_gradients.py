@@ -16,7 +16,7 @@ from gradctl.subject.signature import module_of, optimized_inner
 from gradctl.subject.subject import Subject
 from gradctl.tracing.functions import FunctionWatch
 from gradctl.tracing.model_runner import ModelRunner
-from gradctl.tracing.recorder import Program
+from gradctl.tracing.recorder import Recorder
 
 __all__ = ["leaves_behind_hooks"]
 
@@ -40,7 +40,7 @@ def _gradients(subject: Subject, source: OracleRunner, *, keeps_hooks: bool) -> 
         _carry_later_hooks(subject, instance)
     runner = ModelRunner(instance, source.runner.promotion, FunctionWatch())
     with instance.preserve_leaves():
-        outputs = [t for _, t in runner.run(Program(hooks_only=True, keeps_hooks=keeps_hooks)) if t.requires_grad]
+        outputs = [t for _, t in runner.run(Recorder(hooks_only=True, keeps_hooks=keeps_hooks)) if t.requires_grad]
         with runner.promoted():
             torch.autograd.backward(outputs, gaussian(outputs, subject.seed))
     return {leaf.name: leaf.take_gradient() for leaf in instance.leaves}

@@ -23,7 +23,7 @@ from gradctl.subject.torch_private import (
     without_transforms,
 )
 from gradctl.tracing.linear_map import DirichletMap, LinearMap, is_differentiable, linear_map
-from gradctl.tracing.recorder import Program
+from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine, is_in_transform
 
 __all__ = ["FunctionCall", "FunctionWatch", "copied_arguments", "is_registered_operator", "is_torch_own", "is_users"]
@@ -82,7 +82,7 @@ class FunctionWatch:
     extra: float = 0.0
     _structures: dict[int, Any] = field(default_factory=dict)
     _number: int = 0
-    _program: Program = field(default_factory=Program)
+    _program: Recorder = field(default_factory=Recorder)
 
     @property
     def is_replaying(self) -> bool:
@@ -94,7 +94,7 @@ class FunctionWatch:
         """How many Functions were applied since the last ``begin``."""
         return self._number
 
-    def begin(self, program: Program) -> None:
+    def begin(self, program: Recorder) -> None:
         """Start a run of the program, which ``program`` watches too."""
         self._number, self._program, self.extra = 0, program, 0.0
         program.on_function = self._apply

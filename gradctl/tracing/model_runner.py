@@ -13,7 +13,7 @@ from gradctl.tracing.control_flow import plain_control_flow
 from gradctl.tracing.functions import FunctionWatch
 from gradctl.tracing.graph import modules_by_identity
 from gradctl.tracing.promotion import Promotion, default_dtype
-from gradctl.tracing.recorder import Program
+from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.recording import Recording
 
 __all__ = ["ModelRunner"]
@@ -48,12 +48,12 @@ class ModelRunner:
 
     def differentiate(self) -> Outputs:
         """Return the outputs with their graph, hooks disabled."""
-        return self.run(Program(hooks_only=True))
+        return self.run(Recorder(hooks_only=True))
 
     def record(self) -> Outputs:
         """Return the outputs at the point; note cuts, hooks and Functions."""
         self.watch.maps.clear()
-        program = Program()
+        program = Recorder()
         if self.promotion is not None:
             self.promotion.turned = False
         outputs = self.run(program)
@@ -67,7 +67,7 @@ class ModelRunner:
         Raises:
             BranchChanged: the program made other calls than at the point.
         """
-        return self.run(Program(self.recording), is_plain=self._is_plain)
+        return self.run(Recorder(self.recording), is_plain=self._is_plain)
 
     @contextmanager
     def promoted(self) -> Iterator[None]:
@@ -78,7 +78,7 @@ class ModelRunner:
                 stack.enter_context(self.promotion)
             yield
 
-    def run(self, program: Program, *, is_plain: bool = False) -> Outputs:
+    def run(self, program: Recorder, *, is_plain: bool = False) -> Outputs:
         """Return the outputs of one run that ``program`` watches, the leaves as they are.
 
         ``is_plain`` tells that float64 as default dtype is enough, and no operator is to be turned.

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from gradctl.numerics.measures import is_float
 from gradctl.subject.tree import leaves
 from gradctl.tracing.graph import CallSite, Node, node_of, nodes_behind
-from gradctl.tracing.recorder import Program
+from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.tracer import Tracer
 
 __all__ = ["BackwardTrace", "ForwardTrace", "Made"]
@@ -85,7 +85,7 @@ class _Maker:
     origin: CallSite
 
 
-class BackwardTrace(Program):
+class BackwardTrace(Recorder):
     """Note which call made each node of the graph; then see in a backward which nodes make NaN or infinities.
 
     Attributes:

@@ -36,7 +36,7 @@ from gradctl.tracing.recording import (
 )
 from gradctl.tracing.tracer import REGISTER_HOOK, Apply, FunctionClass, Tracer, tensors_in
 
-__all__ = ["Program"]
+__all__ = ["Recorder"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +56,7 @@ class _FrozenLeaf:
     value: Tensor
 
 
-class Program(Tracer):
+class Recorder(Tracer):
     """Watch one call of the user's model.
 
     Args:

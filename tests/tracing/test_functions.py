@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from gradctl.tracing.functions import FunctionWatch
 from gradctl.tracing.linear_map import linear_map
-from gradctl.tracing.recorder import Program
+from gradctl.tracing.recorder import Recorder
 
 
 class Triple(torch.autograd.Function):
@@ -92,7 +92,7 @@ def test_a_backward_that_is_not_affine_or_not_differentiable_states_no_map(funct
 )
 def test_a_function_is_seen_under_a_name_bound_long_ago():
     watch = FunctionWatch()
-    program = Program()
+    program = Recorder()
     watch.begin(program)
     with program.functions(), program:
         triple(*asking(X, Y))
@@ -101,7 +101,7 @@ def test_a_function_is_seen_under_a_name_bound_long_ago():
 
 def test_nothing_is_left_behind_in_torch():
     before, apply = Triple.apply(*asking(X, Y))[0].grad_fn, vars(torch.autograd.Function)["apply"]
-    with pytest.raises(ZeroDivisionError), Program().functions():
+    with pytest.raises(ZeroDivisionError), Recorder().functions():
         raise ZeroDivisionError
     assert vars(torch.autograd.Function)["apply"] is apply
     assert type(Triple.apply(*asking(X, Y))[0].grad_fn) is type(before)

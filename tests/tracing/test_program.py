@@ -5,18 +5,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradctl.tracing.recorder import Program
+from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.recording import BranchChanged
 
 AT, BESIDE = torch.tensor([0.3, -0.7, 1.1]), torch.tensor([0.4, -0.9, 1.0])
 
 
-def record_and_replay(function, at: Tensor = AT, beside: Tensor = BESIDE) -> tuple[Tensor, Program]:
+def record_and_replay(function, at: Tensor = AT, beside: Tensor = BESIDE) -> tuple[Tensor, Recorder]:
     """Return the value beside the point with what was recorded at it held fixed."""
-    program = Program()
+    program = Recorder()
     with program:
         function(at.clone().requires_grad_())
-    with Program(program.recording):
+    with Recorder(program.recording):
         return function(beside.clone().requires_grad_()).detach(), program
 
 
@@ -126,7 +126,7 @@ def test_fake_quantisation_moves_as_its_clamp():
 
 
 def test_hooks_are_not_registered_and_noted_with_their_place():
-    program = Program()
+    program = Recorder()
     x = AT.clone().requires_grad_()
     with program:
         y = 2 * x
@@ -138,7 +138,7 @@ def test_hooks_are_not_registered_and_noted_with_their_place():
 
 
 def test_cuts_know_their_line():
-    program = Program()
+    program = Recorder()
     with program:
         AT.clone().requires_grad_().mul(2).detach()
     (cut,) = program.recording.cuts.values()
