@@ -18,9 +18,9 @@ from gradctl.subject.frames import user_location
 from gradctl.subject.torch_private import standard_gamma
 from gradctl.tracing.recording import BranchChanged, Cut
 
-__all__ = ["Recorder", "documented_gradient"]
+__all__ = ["RecordCut", "documented_gradient"]
 
-Recorder = Callable[[Any, Any, Any], tuple[Any, Cut | None]]
+RecordCut = Callable[[Any, Any, Any], tuple[Any, Cut | None]]
 
 _STRAIGHT_THROUGH = {
     torch.fake_quantize_per_tensor_affine,
@@ -29,7 +29,7 @@ _STRAIGHT_THROUGH = {
 }
 
 
-def documented_gradient(func: Any, args: Any, kwargs: Any) -> Recorder | None:
+def documented_gradient(func: Any, args: Any, kwargs: Any) -> RecordCut | None:
     """Return the function that makes such a call and records it; None for any other call."""
     if func is F.embedding:
         return _record_embedding

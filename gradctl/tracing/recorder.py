@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gradctl.subject.frames import user_location
 from gradctl.subject.torch_private import TensorBase, standard_gamma
-from gradctl.tracing.documented_gradients import Recorder, documented_gradient
+from gradctl.tracing.documented_gradients import RecordCut, documented_gradient
 from gradctl.tracing.graph import node_before
 from gradctl.tracing.hooks import NoHandle, is_programs_call, node_without_hooks, real_nodes
 from gradctl.tracing.recording import (
@@ -159,7 +159,7 @@ class Recorder(Tracer):
         cut.compare(now)
         return copied_value(cut.value)
 
-    def _record_documented(self, record: Recorder, func: Any, args: Any, kwargs: Any) -> Any:
+    def _record_documented(self, record: RecordCut, func: Any, args: Any, kwargs: Any) -> Any:
         result, cut = record(func, args, kwargs)
         if cut is not None:
             self.recording.cuts[self._number] = cut
