@@ -62,3 +62,8 @@ def test_the_hooks_for_contributors_run_what_ci_runs():
     ci = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert ours == ["ruff check", "ruff format", "mypy"]
     assert all(f"-m {command}" in ci for command in ours)
+
+
+def test_the_files_that_ci_names_exist():
+    named = re.findall(r" (tests/[\w/.]+)", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
