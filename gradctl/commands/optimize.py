@@ -35,7 +35,7 @@ from gradctl.onnxio.onnx_file import OnnxFile, read
 from gradctl.passes.opset import conversion
 from gradctl.passes.pass_result import Pass
 from gradctl.passes.pipeline import Pipeline
-from gradctl.passes.table import of_level
+from gradctl.passes.table import passes_of_level
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
@@ -81,7 +81,7 @@ class Optimized:
 def chosen_passes(level: str, named: Sequence[Pass], opset: int | None) -> list[Pass]:
     """Return the passes to run: those named, or else those of the level, after a conversion to ``opset``."""
     converted = [conversion(opset)] if opset is not None else []
-    return [*converted, *(named or of_level(level))]
+    return [*converted, *(named or passes_of_level(level))]
 
 
 def optimize_file(path: Path, output: Path, options: Options, *, inputs: Path | None = None) -> Optimized:
@@ -190,7 +190,7 @@ def _optimized(
         return Unit(target=target, form="onnx", verdict="inconclusive", reason=reason), None
     pipeline.run(options.passes)
     options.progress("measuring")
-    final = pipeline.saved(beside)
+    final = pipeline.save(beside)
     findings = [_finding(target, each) for each in pipeline.findings]
     rows: list[FileDifference] = []
     try:

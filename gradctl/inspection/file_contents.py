@@ -1,14 +1,14 @@
-"""What a model file holds: operators by count, inputs, outputs, parameters, opset. Nothing is compared."""
+"""The contents of a model file: operators by count, inputs, outputs, parameters, opset. Nothing is compared."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor
 
@@ -16,18 +16,19 @@ from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port, S
 from gradctl.core.names import buffer_name, parameter_name
 from gradctl.forms.artifact import SUFFIXES, load
 from gradctl.forms.form import Captured
+from gradctl.graphdiff.graph_view import operators
 from gradctl.onnxio.onnx_file import OnnxFile, onnx_dtype_name, parse
-from gradctl.onnxio.session import axis_size
-from gradctl.onnxio.validation import nodes, tensor_bytes
+from gradctl.onnxio.session import port_text
+from gradctl.onnxio.validation import tensor_bytes
 
 FILE_SUFFIXES = (*SUFFIXES, ".onnx")
 
 
 def inspect_file(path: Path, *, trusted: bool) -> Inspection:
-    """Return what a TorchScript, ``.pt2`` or ONNX file holds.
+    """Return the contents of a TorchScript, ``.pt2`` or ONNX file.
 
     Raises:
-        TargetError: GC142 if it cannot be read or holds no model.
+        TargetError: GC142 if it cannot be read or contains no model.
         TrustError: GC901 for TorchScript and ``.pt2`` without ``trusted``.
     """
     if path.suffix.lower() == ".onnx":
@@ -36,11 +37,11 @@ def inspect_file(path: Path, *, trusted: bool) -> Inspection:
 
 
 def inspect_captured(captured: Captured, name: str) -> Inspection:
-    """Return what a captured form holds, in memory or loaded from a file.
+    """Return the contents of a captured form, in memory or loaded from a file.
 
     Args:
         captured: TorchScript or an exported program.
-        name: what the inspection calls it.
+        name: its name in the inspection.
     """
     program = captured.artifact
     is_export = isinstance(program, torch.export.ExportedProgram)
@@ -67,7 +68,7 @@ def parameter_rows(parameters: dict[str, Tensor], unused: frozenset[str] | None 
 
     Args:
         parameters: by qualified name.
-        unused: names that one call and its backward left without gradient; None if that was not tried.
+        unused: names without a gradient after one call and its backward; None if unknown.
     """
     names: dict[int, list[str]] = {}
     for name, tensor in parameters.items():
@@ -120,12 +121,13 @@ def _export_ports(program: torch.export.ExportedProgram) -> tuple[tuple[Port, ..
     signature = program.graph_signature
 
     def ports(names: Sequence[Any]) -> tuple[Port, ...]:
-        return tuple(Port(name=str(name), type=_described(values.get(str(name), name))) for name in names)
+        return tuple(Port(name=str(name), type=describe_value(values.get(str(name), name))) for name in names)
 
     return ports(signature.user_inputs), ports(signature.user_outputs)
 
 
-def _described(value: Any) -> str:
+def describe_value(value: Any) -> str:
+    """Return ``float32[2, 3]``, or the type of a value that is not a tensor."""
     if isinstance(value, Tensor):
         return f"{dtype_name(value)}[{', '.join(map(str, value.shape))}]"
     return type(value).__name__
@@ -139,21 +141,17 @@ def _guards(program: torch.export.ExportedProgram) -> Iterator[str]:
 
 
 def inspect_onnx(file: OnnxFile, name: str) -> Inspection:
-    """Return what an ONNX file holds; external data, which an inspection does not need, are not read.
+    """Return the contents of an ONNX file; external data are not read.
 
     Args:
-        file: what was read.
-        name: what the inspection calls it.
+        file: the file.
+        name: its name in the inspection.
     """
     own = file.model.graph.initializer
     parameters = [
         ParameterRow(name=parameter_name(each.name), shape=tuple(each.dims), dtype=onnx_dtype_name(each.data_type))
         for each in own
     ]
-    kinds = Counter(
-        f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
-        for node in nodes(file.model)
-    )
     return Inspection(
         subject=name,
         source="onnx",
@@ -162,32 +160,27 @@ def inspect_onnx(file: OnnxFile, name: str) -> Inspection:
         parameters=tuple(parameters),
         elements=sum(math.prod(each.dims) for each in own),
         bytes=sum(tensor_bytes(each) or 0 for each in own),
-        semantics=tuple(_draws(file)),
-        operators=dict(kinds.most_common()),
+        semantics=tuple(_random_inputs(file)),
+        operators=operators(file.model),
         opsets=file.opsets,
     )
 
 
-def _draws(file: OnnxFile) -> Iterator[Semantic]:
-    """Return the inputs that are to be drawn, by the distributions that ``export --graph joint`` writes beside them."""
+def _random_inputs(file: OnnxFile) -> Iterator[Semantic]:
+    """Yield the random inputs, by the distributions in the metadata that ``export --graph joint`` writes."""
     inputs = {each.name for each in file.inputs}
     for entry in file.model.metadata_props:
         if entry.key not in inputs:
             continue
         try:
             (first, name), *parameters = json.loads(entry.value).items()
-        except (ValueError, AttributeError):  # somebody else's
+        except (ValueError, AttributeError):  # metadata of another tool
             continue
         if first == "distribution":
             said = ", ".join([str(name), *(f"{key} = {value}" for key, value in parameters)])
             yield Semantic(kind="random numbers", name=entry.key, message=said)
 
 
-def _onnx_port(value: Any) -> Port:
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type":
-        return Port(name=value.name, type=str(kind or "unknown").removesuffix("_type"))
-    tensor = value.type.tensor_type
-    sizes = [str(axis_size(each)) for each in tensor.shape.dim]
-    shape = f"[{', '.join(sizes)}]" if tensor.HasField("shape") else ""
-    return Port(name=value.name, type=f"{onnx_dtype_name(tensor.elem_type)}{shape}")
+def _onnx_port(value: onnx.ValueInfoProto) -> Port:
+    is_typed = value.type.WhichOneof("value") is not None
+    return Port(name=value.name, type=port_text(value).removesuffix("_type") if is_typed else "unknown")

@@ -1,8 +1,8 @@
-"""``gradctl inspect``: what a program consists of, and what its gradients hang on, before anything is captured.
+"""``gradctl inspect``: the parts of a program, and what affects its gradients, before anything is captured.
 
-One eager call is watched from four sides: autograd (parameters without gradient), top-level torch calls (cuts, hooks,
-branches on data), custom Functions, and the operators below (random numbers, operators of other libraries). What does
-not happen in this call, on these inputs, is not seen.
+One eager call is observed in four ways: autograd (parameters without gradient), top-level torch calls (cuts, hooks,
+branches on data), custom Functions, and dispatched operators (random numbers, operators of other libraries). Code that
+does not run in this call, on these inputs, is not observed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from gradctl.core.errors import NothingToCheck
 from gradctl.core.inspection import BufferRow, Inspection, Port, Semantic, SemanticKind
 from gradctl.core.names import buffer_name, input_name
+from gradctl.forms.form import named_tensors
 from gradctl.gradients.baseline import run_native
 from gradctl.gradients.gradient_findings import location
-from gradctl.inspection.file_contents import byte_count, dtype_name, parameter_rows, storages
+from gradctl.inspection.file_contents import byte_count, describe_value, dtype_name, parameter_rows, storages
 from gradctl.numerics.measures import same_values
 from gradctl.subject.frames import first_line, user_location
 from gradctl.subject.inputs.example import input_names
@@ -65,13 +66,11 @@ def inspect(subject: Subject) -> Inspection:
             notes.append(error.message)
         instance = Instance(subject, input_mode=mode, keep_hooks=True)
         module = module_of(instance.model)
-        parameters: dict[str, Tensor] = (
-            dict(module.named_parameters(remove_duplicate=False)) if module is not None else {}
-        )
-        buffers, before = _buffers(module), {name: t.detach().clone() for name, t in _buffers(module).items()}
+        parameters, buffers = named_tensors(module)
+        before = {name: tensor.detach().clone() for name, tensor in buffers.items()}
         with torch.enable_grad():
             outputs = instance.run()
-        after = _buffers(module)
+        after = named_tensors(module)[1]
         without = None if notes else _without_gradient(instance, [t for _, t in outputs if t.requires_grad])
         args, kwargs = instance.inputs()
         return Inspection(
@@ -93,19 +92,13 @@ def inspect(subject: Subject) -> Inspection:
         )
 
 
-def _buffers(module: nn.Module | None) -> dict[str, Tensor]:
-    return dict(module.named_buffers(remove_duplicate=False)) if module is not None else {}
-
-
 def _buffer_row(name: str, before: Tensor, after: Tensor | None) -> BufferRow:
     changes = after is None or not same_values(before, after)
     return BufferRow(name=buffer_name(name), shape=tuple(before.shape), dtype=dtype_name(before), changes=changes)
 
 
 def _port(name: str, value: Any) -> Port:
-    if isinstance(value, Tensor):
-        return Port(name=name, type=f"{dtype_name(value)}[{', '.join(map(str, value.shape))}]")
-    return Port(name=name, type=type(value).__name__)
+    return Port(name=name, type=describe_value(value))
 
 
 def _without_gradient(instance: Instance, outputs: list[Tensor]) -> frozenset[str]:

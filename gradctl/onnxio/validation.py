@@ -1,7 +1,7 @@
-"""What an ONNX file says of itself, looked at before a library acts upon it: texts, types, sizes, functions that end.
+"""Validation of an ONNX file before a library processes it: texts, types, sizes, functions that terminate.
 
-ONNX's checker takes data that are longer than their tensor, and functions that call themselves; Python's protobuf gives
-bytes for a text that is no UTF-8.
+ONNX's checker accepts data that are longer than their tensor, and functions that call themselves; Python's protobuf
+returns bytes for a text that is not UTF-8.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from gradctl.core.errors import TargetError
 from gradctl.core.expansion import Endless, expanded_size
 
 _PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-_LARGEST = 2**63 - 1  # what the libraries count with
+_LARGEST = 2**63 - 1  # the range of sizes in the libraries
 _FEW = 8  # dimensions that a message lists
 
 # Exporters write graphs of up to some 100 000 nodes; functions that call each other twice reach any number.
 _MOST_NODES = 2**20
-_DEEPEST_CALLS = 100  # as deep as protobuf lets messages lie in each other
+_DEEPEST_CALLS = 100  # protobuf's limit of nested messages
 
 
 def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -53,7 +53,7 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int | None:
-    """Return what the elements of a tensor take, or None where they are strings or of no type that ONNX has."""
+    """Return the bytes of the elements of a tensor, or None if they are strings or of an unknown type."""
     if tensor.data_type not in onnx.TensorProto.DataType.values():
         return None
     name = onnx.TensorProto.DataType.Name(tensor.data_type)
@@ -66,15 +66,15 @@ def tensor_bytes(tensor: onnx.TensorProto) -> int | None:
 
 
 def sizes_text(tensor: onnx.TensorProto) -> str:
-    """Return the shape of a tensor, as a message has it."""
+    """Return the shape of a tensor for a message."""
     return f"[{', '.join([*map(str, tensor.dims[:_FEW]), *(['…'] if len(tensor.dims) > _FEW else [])])}]"
 
 
 def ensure_readable(path: Path, model: onnx.ModelProto) -> None:
-    """Raise where a text is none, or a tensor has sizes that nothing can have.
+    """Raise if a text is not UTF-8, or a tensor has impossible sizes.
 
     Raises:
-        TargetError: GC142 for bytes in the place of a text, GC601 for sizes.
+        TargetError: GC142 for a text, GC601 for sizes.
     """
     for text in _texts(model):
         if isinstance(text, bytes):
@@ -91,7 +91,7 @@ def ensure_readable(path: Path, model: onnx.ModelProto) -> None:
 
 
 def ensure_filled(path: Path, tensor: onnx.TensorProto) -> None:
-    """Raise unless a tensor has as many data as its type and shape take; those in another file are not looked at.
+    """Raise unless a tensor has as many data as its type and shape require; external data are not checked.
 
     Raises:
         TargetError: GC601.
@@ -117,7 +117,7 @@ def ensure_filled(path: Path, tensor: onnx.TensorProto) -> None:
 
 
 def ensure_ending(path: Path, model: onnx.ModelProto) -> None:
-    """Raise where a function of the file calls itself, or putting all in their places gives a graph without end.
+    """Raise if a function of the file calls itself, or inlining all functions gives too large a graph.
 
     Raises:
         TargetError: GC601.
@@ -160,7 +160,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
     pending: list[Any] = [model]
     while pending:
         message = pending.pop()
-        if isinstance(message, onnx.TensorProto):  # whose other fields are as long as the weights
+        if isinstance(message, onnx.TensorProto):  # its other fields are as long as the weights
             yield from (message.name, message.doc_string)
             pending.extend(message.external_data)
             continue
@@ -172,7 +172,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
 
 
 def _is_beyond(sizes: Any) -> bool:
-    """Return whether elements of 16 bytes could not be counted; stops where that is clear."""
+    """Return whether the size in bytes of elements of 16 bytes exceeds the range."""
     count = 16
     for size in sizes:
         count *= size or 1
@@ -182,7 +182,7 @@ def _is_beyond(sizes: Any) -> bool:
 
 
 def _value_count(tensor: onnx.TensorProto, held_bytes: int | None) -> int | None:
-    """Return how many numbers a tensor has in the field of its type: a packed byte, or a part of a complex, is one."""
+    """Return the number of values in the field of a tensor's type: a packed byte, or a part of a complex, is one."""
     name = onnx.TensorProto.DataType.Name(tensor.data_type)
     if name == "UNDEFINED":
         return None

@@ -1,4 +1,4 @@
-"""The common passes of onnx-ir: each takes out what no output needs, or what is there twice."""
+"""The common passes of onnx-ir: each removes unused or duplicate parts of a graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _run(made: _Made) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
         for each in made():
             graph = each(graph).model
         cleaned = ir.to_proto(graph)
-        # Of two equal nodes the first stays, and becomes the output that the second was; its type may not be known.
+        # Of two equal nodes the first stays, and replaces an output of the second; its type may be unknown.
         for output, before in zip(cleaned.graph.output, model.graph.output, strict=True):
             if not output.HasField("type"):
                 output.type.CopyFrom(before.type)
@@ -27,10 +27,10 @@ def _run(made: _Made) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
 
 
 class _Identities(ir.passes.InPlacePass):
-    """onnx-ir's Identity elimination, kept from the nodes that it gets wrong (1.1).
+    """onnx-ir's Identity elimination, except for the nodes that it handles incorrectly (1.1).
 
-    It renames the value that an output was made of, also where that is an output itself, or comes from outside: a
-    branch then loses an output, and a graph one of two outputs of the same value. Such nodes stay.
+    It renames the input of an Identity that computes an output, even if the input is an output itself, or an outer
+    value: a branch then loses an output, and a graph one of two outputs of the same value. Such nodes are kept.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -56,7 +56,7 @@ def _is_identity(node: ir.Node) -> bool:
 
 
 def _is_safe(node: ir.Node, taken: set[ir.Value | None]) -> bool:
-    """Tell whether no other output is made of what this Identity passes on, and put that down in ``taken``."""
+    """Return whether no other output is the input of this Identity, and add the input to ``taken``."""
     if not node.outputs[0].is_graph_output():
         return True
     given = node.inputs[0]
@@ -76,7 +76,7 @@ def _unused() -> list[ir.passes.PassBase]:
 
 
 def without_unused_opsets(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model that imports no operator set which it does not use."""
+    """Return a model without the imports of unused operator sets."""
     return _run(lambda: [common.RemoveUnusedOpsetsPass()])(model)
 
 

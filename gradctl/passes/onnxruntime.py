@@ -1,7 +1,7 @@
-"""onnxruntime's graph optimiser, run offline: what a session would do when it is made, kept as a file.
+"""onnxruntime's graph optimiser, run offline: the optimisations of a new session, saved as a file.
 
-Basic keeps to ONNX's own operators but for a few; extended fuses into operators that only onnxruntime has; all also
-changes layouts for the processor it runs on, so that its result is of use on this machine only.
+Basic uses ONNX's own operators with few exceptions; extended fuses into operators that only onnxruntime has; all also
+changes layouts for the current processor, so that its result is useful on this machine only.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import onnxruntime
 from gradctl.onnxio.onnx_file import onnxruntime_message
 from gradctl.onnxio.validation import nodes
 from gradctl.passes.onnx_ir import without_unused_opsets
+from gradctl.passes.pass_result import onnx_opset
 
 _OPSET_OF_LAYER_NORM = 17
 _RMS_NORM_FUSIONS = ("SimplifiedLayerNormFusion",)
 _LAYER_NORM_FUSIONS = ("LayerNormFusion", "LayerNormFusionL1", "LayerNormFusionL2")
 
 
-def offline(level: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+def offline_pass(level: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     """Return the pass of one level: ``BASIC``, ``EXTENDED`` or ``ALL``."""
 
     def apply(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -44,31 +45,31 @@ def offline(level: str) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
             except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
                 raise RuntimeError(onnxruntime_message(error)) from error
             # onnxruntime imports every operator set that it knows.
-            return without_unused_opsets(_renamed(onnx.load(path), model, level.lower()))
+            return without_unused_opsets(_rename_initializers(onnx.load(path), model, level.lower()))
 
     return apply
 
 
 def _left_to_sessions(model: onnx.ModelProto) -> list[str]:
-    """Return the fusions whose operators onnxruntime puts among ONNX's own, which has none of that name.
+    """Return the fusions whose operators onnxruntime puts into ONNX's own domain, which does not define them.
 
-    A file with one is no valid ONNX. Sessions fuse them in memory all the same.
+    A file with one is not valid ONNX. Sessions still fuse them in memory.
     """
-    opset = {each.domain: each.version for each in model.opset_import}.get("", 0)
+    opset = onnx_opset(model) or 0
     return [*_RMS_NORM_FUSIONS, *(_LAYER_NORM_FUSIONS if opset < _OPSET_OF_LAYER_NORM else ())]
 
 
-def _renamed(optimized: onnx.ModelProto, given: onnx.ModelProto, level: str) -> onnx.ModelProto:
-    """Return a graph whose new initializers have names that onnxruntime does not give.
+def _rename_initializers(optimized: onnx.ModelProto, given: onnx.ModelProto, level: str) -> onnx.ModelProto:
+    """Return a graph whose new initializers have names that onnxruntime does not use.
 
-    Its fusions give theirs fixed names (``gemm_input_shape``) without a look at those that are there, and no session
-    can be made of a graph that has one already: what one run wrote, the next refuses (1.32).
+    Its fusions use fixed names (``gemm_input_shape``) without a check for duplicates, and session creation fails for a
+    graph that already has one: a second run rejects the result of the first (1.32).
     """
     known = {each.name for each in given.graph.initializer} | {name for node in nodes(given) for name in node.output}
     taken = known | {name for node in nodes(optimized) for name in (*node.input, *node.output)}
     names: dict[str, str] = {}
     for each in optimized.graph.initializer:
-        if each.name not in known:  # what was folded keeps the name of the value that it was
+        if each.name not in known:  # a folded value keeps its name
             free = (f"{level}{number or ''}/{each.name}" for number in itertools.count())
             names[each.name] = next(name for name in free if name not in taken)
             each.name = names[each.name]

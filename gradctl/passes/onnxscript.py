@@ -15,31 +15,31 @@ from gradctl.forms.silence import silenced
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with all that hangs on constants alone computed."""
+    """Return the graph with constants folded."""
     graph = from_proto(model)
-    with _told():
+    with _raising_causes():
         onnxscript.optimizer.fold_constants(graph)
         onnxscript.optimizer.remove_unused_nodes(graph)
     return to_proto(graph)
 
 
 def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return what onnxscript's optimizer makes of the graph."""
-    with _told():
+    """Return the graph optimised by onnxscript."""
+    with _raising_causes():
         optimized: onnx.ModelProto = onnxscript.optimizer.optimize(model)
     return optimized
 
 
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return what onnxscript's own rewrite rules make of the graph."""
-    with _told():
+    """Return the graph rewritten by onnxscript's own rules."""
+    with _raising_causes():
         rewritten: onnx.ModelProto = onnxscript.rewriter.rewrite(model)
     return rewritten
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Keep onnxscript from printing, and raise what one of its passes raised, not that step 0 raised something."""
+def _raising_causes() -> Iterator[None]:
+    """Silence onnxscript, and raise the original error of one of its passes, not its wrapper."""
     try:
         with silenced():
             yield

@@ -1,4 +1,4 @@
-"""onnxslim, where the extra ``slim`` is installed."""
+"""onnxslim, if the extra ``slim`` is installed."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ import importlib.util
 import onnx
 
 from gradctl.forms.silence import silenced
+from gradctl.onnxio.submodel import copy_of
 
 
 def missing() -> str:
-    """Return how to install onnxslim, or nothing where it is there."""
+    """Return how to install onnxslim, or "" if it is installed."""
     return "" if importlib.util.find_spec("onnxslim") else "onnxslim is not installed: pip install 'gradctl[slim]'."
 
 
 def slim(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return what onnxslim makes of the graph."""
+    """Return the graph optimised by onnxslim."""
     import onnxslim
 
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
     with silenced():
-        slimmed: onnx.ModelProto = onnxslim.slim(copy)
+        slimmed: onnx.ModelProto = onnxslim.slim(copy_of(model))
     return _with_inputs_of(model, slimmed)
 
 
 def _with_inputs_of(model: onnx.ModelProto, slimmed: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a graph with the inputs that nothing uses, which onnxslim removes and callers still give."""
+    """Return a graph with its unused inputs, which onnxslim removes although callers still pass them."""
     own = {each.name for each in model.graph.initializer}
     left = {each.name: each for each in slimmed.graph.input}
     inputs = [left.get(each.name, each) for each in model.graph.input if each.name in left or each.name not in own]

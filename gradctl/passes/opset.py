@@ -1,4 +1,4 @@
-"""The graph in another version of ONNX's operator set: onnxscript's converter, and ONNX's own where that gives up."""
+"""Conversion to another version of ONNX's operator set by onnxscript, or by ONNX if onnxscript fails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx_ir import from_proto, to_proto
 from onnxscript.version_converter import convert_version
 
 from gradctl.forms.silence import silenced
-from gradctl.passes.pass_result import NotApplicable, Pass
+from gradctl.passes.pass_result import NotApplicable, Pass, onnx_opset
 
 
 def conversion(version: int) -> Pass:
@@ -18,13 +18,13 @@ def conversion(version: int) -> Pass:
         None,
         "onnxscript",
         f"converts to opset {version}",
-        lambda model: _converted(model, version),
+        lambda model: _convert(model, version),
         may_grow=True,
     )
 
 
-def _converted(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    given = _opset(model)
+def _convert(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
+    given = onnx_opset(model)
     if given == version:
         raise NotApplicable(f"the graph has opset {version} already.")
     graph = from_proto(model)
@@ -32,12 +32,8 @@ def _converted(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
         if version > (given or 0):
             convert_version(graph, version, fallback=True)
         converted = to_proto(graph)
-        if _opset(converted) != version:
+        if onnx_opset(converted) != version:
             converted = onnx.version_converter.convert_version(model, version)
-    if _opset(converted) != version:
+    if onnx_opset(converted) != version:
         raise ValueError(f"neither onnxscript nor onnx converts opset {given} to {version}")
     return converted
-
-
-def _opset(model: onnx.ModelProto) -> int | None:
-    return {each.domain: each.version for each in model.opset_import}.get("")

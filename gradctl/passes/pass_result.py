@@ -1,4 +1,4 @@
-"""What a pass is, and what it gives back."""
+"""A pass and its result."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _MOST_OPERATORS = 6
 
 
 class NotApplicable(Exception):
-    """A pass has nothing to do with a graph, or a package of it is not there; says so in a sentence."""
+    """A pass does not apply to a graph; the message is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """What a pass made of a graph.
+    """The result of a pass.
 
     Attributes:
-        model: the graph now.
-        modified: whether it is another than before, whatever the backend says.
-        changed: what is other, in operators and initializers.
+        model: the graph after the pass.
+        modified: whether it differs from the graph before, whatever the backend reports.
+        changed: the differences in operators and initializers.
     """
 
     model: onnx.ModelProto
@@ -36,14 +36,14 @@ class Pass:
     """One row of the table.
 
     Attributes:
-        name: what ``--pass`` takes.
-        level: the lowest level that has it; None for what only ``--pass`` or an option of its own asks for.
-        backend: the package that does it.
+        name: the value of ``--pass``.
+        level: the lowest level that includes it; None if only ``--pass`` or an option of its own selects it.
+        backend: the package that implements it.
         does: one line.
-        apply: gives another model for a model, which it leaves as it was.
-        missing: returns why it cannot be had here, or nothing.
-        tied_to_machine: whether its result fits the processor it was made on.
-        may_grow: whether more nodes are no reason to set its result aside.
+        apply: returns a new model for a model, which it does not change.
+        missing: returns why it is not available, or "".
+        tied_to_machine: whether its result fits only the processor on which it was made.
+        may_grow: whether its result is kept even if it has more nodes.
     """
 
     name: str
@@ -56,8 +56,8 @@ class Pass:
     may_grow: bool = False
 
 
-def result(before: onnx.ModelProto, after: onnx.ModelProto) -> PassResult:
-    """Return what a pass gave, compared with what it was given."""
+def compare_models(before: onnx.ModelProto, after: onnx.ModelProto) -> PassResult:
+    """Return the result of a pass by its input and output."""
     same = _content(before) == _content(after) and all(
         _values(left) == _values(right)
         for left, right in zip(before.graph.initializer, after.graph.initializer, strict=True)
@@ -78,13 +78,18 @@ def difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
     parts = [", ".join(text for _, text in counts[:_MOST_OPERATORS]) + more] if counts else []
     sizes = len(before.graph.initializer), len(after.graph.initializer)
     parts += [f"initializers {sizes[0]} to {sizes[1]}"] if sizes[0] != sizes[1] else []
-    opsets = [{each.domain: each.version for each in model.opset_import}.get("") for model in (before, after)]
+    opsets = onnx_opset(before), onnx_opset(after)
     parts += [f"opset {opsets[0]} to {opsets[1]}"] if opsets[0] != opsets[1] else []
     return "; ".join(parts) or "names, attributes or values"
 
 
+def onnx_opset(model: onnx.ModelProto) -> int | None:
+    """Return the version of ONNX's own operator set that a model imports."""
+    return next((each.version for each in reversed(model.opset_import) if not each.domain), None)
+
+
 def _content(model: onnx.ModelProto) -> tuple[object, ...]:
-    """Return all that says what a graph computes but for the values of its initializers."""
+    """Return the content of a graph that determines its results, except for the values of initializers."""
     return (
         [(each.domain, each.version) for each in model.opset_import],
         [each.SerializeToString(deterministic=True) for each in (*model.graph.input, *model.graph.output)],
@@ -103,7 +108,7 @@ def _plain(node: onnx.NodeProto) -> tuple[object, ...]:
 
 
 def _subgraph(graph: onnx.GraphProto) -> tuple[object, ...]:
-    """Return what a branch or a loop's body computes: its types of inner values are notes, which come and go."""
+    """Return the content of a branch or a loop's body without the types of inner values, which are optional."""
     return (
         [each.name for each in (*graph.input, *graph.output)],
         [_plain(node) for node in graph.node],

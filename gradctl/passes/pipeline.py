@@ -1,4 +1,4 @@
-"""Passes one after another, each verified; what does not hold is undone and becomes a finding."""
+"""Passes in sequence, each verified; a pass that changes the results is undone and becomes a finding."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ from gradctl.core.optimization import GraphSize, Latency, Optimization, PassOutc
 from gradctl.diagnosis.first_change import FirstChange, first_change
 from gradctl.onnxio.onnx_file import OnnxFile
 from gradctl.onnxio.validation import nodes
-from gradctl.passes.pass_result import NotApplicable, Pass, result
+from gradctl.passes.pass_result import NotApplicable, Pass, compare_models
 from gradctl.passes.size import size_of
 from gradctl.subject.frames import first_line, is_out_of_memory
 
-# The sessions that measure latency are all there at once: so many bytes of weights may they hold in all.
+# The most bytes of weights in the sessions that measure latency, which exist at the same time.
 _MOST_BYTES_MEASURED = 2**28
 _MOST_NODES_NAMED = 6
-# So many bytes of weights are worth the half second that collecting garbage takes.
+_HINT = "the other passes ran without it; accept that, or name the passes to run with --pass."
+# From this many bytes of weights on, garbage collection is worth its half second.
 _MANY_BYTES = 2**26
 
 
 class Pipeline:
-    """A graph, the passes it went through, and what is to be said of them.
+    """A graph, the passes applied to it, and their findings.
 
     Args:
-        path: of the graph before all passes, which ``read`` let through.
+        path: of the graph before all passes, which ``read`` accepted.
         example: its inputs.
-        folder: where the graphs in between are written; ``clear`` removes them.
+        folder: for the intermediate graphs; ``clear`` removes them.
         seed: of inputs and noise.
-        progress: gets a line before each pass.
+        progress: called with a line before each pass.
 
     Raises:
         TargetError: GC602 if onnxruntime cannot run the graph; GC104 if not on the example.
@@ -73,10 +74,10 @@ class Pipeline:
         self.findings: list[Finding] = []
 
     def run(self, passes: Sequence[Pass], *, on_trial: bool = True) -> None:
-        """Run passes over the current graph, and keep what they make if that holds and has no more nodes.
+        """Run passes over the current graph, and keep each result if it is verified and has no more nodes.
 
-        One that makes more nodes is kept on trial while there are others to come, which may take out more than it put
-        in. If they do not, what was done since is undone, and they run without it.
+        A pass that adds nodes is kept on trial while others follow, which may remove more than it added. If they do
+        not, all passes since are undone, and they run without it.
         """
         for index, each in enumerate(passes):
             rest = passes[index + 1 :]
@@ -95,21 +96,21 @@ class Pipeline:
             self._note(each, "set aside", changed=tried.changed, reason=grown, seconds=tried.seconds)
 
     def _run(self, each: Pass, *, may_grow: bool) -> str:
-        """Run one pass, and return by how much the graph has grown if it has, and the pass was kept all the same."""
+        """Run one pass; if the pass was kept although the graph has grown, return by how much."""
         self.progress(f"pass {each.name}")
         start = time.perf_counter()
         if reason := each.missing():
             self._note(each, "not installed", reason=reason)
             return ""
         try:
-            made = result(self.whole, each.apply(self.whole))
+            made = compare_models(self.whole, each.apply(self.whole))
         except NotApplicable as refusal:
             self._note(each, "not applicable", reason=str(refusal), seconds=time.perf_counter() - start)
             return ""
         except Exception as error:  # a pass may raise anything
             if is_out_of_memory(error):
                 raise
-            # It has made no graph that lies: no reason to refuse what the others make, unless it was asked for.
+            # It produced no wrong graph, and the other passes can continue: an error only if it was requested.
             severity: Severity = "warning" if each.level is not None else "error"
             seconds = time.perf_counter() - start
             self._failed(each, f"it raises {first_line(error)}", seconds, 0.0, severity=severity)
@@ -126,7 +127,7 @@ class Pipeline:
             del made
             self._verify(each, candidate, changed, seconds, start)
         if self.before.bytes > _MANY_BYTES:
-            gc.collect()  # onnx-ir's graphs are cycles, and hold the weights of the models that they were made of
+            gc.collect()  # onnx-ir's graphs are reference cycles that hold the weights of their models
         return grown if self.outcomes[-1].status == "kept" else ""
 
     def _verify(self, each: Pass, candidate: OnnxFile, changed: str, seconds: float, start: float) -> None:
@@ -168,14 +169,14 @@ class Pipeline:
             **numbers,
         )
 
-    def saved(self, path: Path) -> OnnxFile:
-        """Return the current graph as a file with all its weights, which are in memory no longer."""
+    def save(self, path: Path) -> OnnxFile:
+        """Return the current graph as a file with all its weights, and release them from memory."""
         onnx.save(self.whole, path)
         del self.whole
         return replace(self.current, path=path)
 
     def optimization(self, level: str | None, final: OnnxFile) -> Optimization:
-        """Return the table: sizes, and latencies where all graphs fit into memory together, or else of the two ends."""
+        """Return the table: sizes, and latencies of all graphs, or of the two ends if all would not fit into memory."""
         feeds = self.verified.trials[0].feeds
         files = [OnnxFile(path, final.model) for path in self.stages[:-1]] + [final]
         after = self._size(final.model)
@@ -183,7 +184,7 @@ class Pipeline:
         total = sum(size.bytes for size in sizes)
         measured = files if total <= _MOST_BYTES_MEASURED else [files[0], files[-1]]
         found: list[Latency | None] = [None] * len(measured)
-        # Of a graph that onnxruntime's own optimiser breaks, the last comparison says so.
+        # If onnxruntime's own optimiser breaks a graph, the last comparison reports it.
         with suppress(TargetError, RuntimeError):
             found = [*latencies(measured, feeds)]
         kept = found[1:] if len(measured) == len(files) else [None] * (len(files) - 1)
@@ -204,7 +205,7 @@ class Pipeline:
         )
 
     def clear(self) -> None:
-        """Remove the graphs in between."""
+        """Remove the intermediate graphs."""
         for path in self.folder.iterdir():
             if path.name.startswith(("graph-", "values-of-", "part")):
                 path.unlink()
@@ -224,7 +225,7 @@ class Pipeline:
                 code="GC502",
                 severity=severity,
                 message=f"pass {each.name} ({each.backend}) was undone: {reason}.",
-                hint="the other passes ran without it; accept that, or name the passes to run with --pass.",
+                hint=_HINT,
                 allow=f"GC502:{each.name}",
             )
         )
@@ -258,6 +259,6 @@ def _changed(each: Pass, row: FileDifference, where: FirstChange | None) -> Find
         tensor=row.name,
         verdict="differs",
         message=f"{text}. It was undone.",
-        hint="the other passes ran without it; accept that, or name the passes to run with --pass.",
+        hint=_HINT,
         allow=f"GC501:{each.name}",
     )

@@ -1,22 +1,22 @@
-"""What a graph consists of, and an estimate of what one run takes: operations, and memory for inner values.
+"""Counts of a graph, and an estimate of the cost of one run: operations, and memory for inner values.
 
-Shapes come from ONNX's inference for the sizes of the example, and from what onnxruntime wrote into the file for its
-own operators. A multiplication with an addition counts 2, an element of anything else 1; what calls other graphs or is
-a whole layer (a recurrence, attention) is not counted.
+Shapes come from ONNX's inference for the sizes of the example, and from the types that onnxruntime wrote into the file
+for its own operators. A multiply-add counts 2, an element of any other operator 1; calls of other graphs and whole
+layers (a recurrence, attention) are not counted.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from gradctl.core.optimization import GraphSize
 from gradctl.graphdiff.graph_view import operators
-from gradctl.onnxio.submodel import values_used_by
+from gradctl.onnxio.session import static_shape
+from gradctl.onnxio.submodel import copy_of, values_used_by
 
 _Shape = tuple[int, ...]
 _FREE = ("Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size")
@@ -61,36 +61,28 @@ def size_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> Grap
 
 def _shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> dict[str, tuple[_Shape, int]]:
     """Return shape and bytes an element of each value whose shape is known."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
+    fixed = copy_of(model)
     for port in fixed.graph.input:
         for size, actual in zip(port.type.tensor_type.shape.dim, given.get(port.name, ()), strict=False):
             size.dim_value = int(actual)
-    # What exporters noted of inner values names free sizes, which inference would keep.
-    kept = [each for each in fixed.graph.value_info if _dimensions(each) is not None]
+    # The types that exporters wrote for inner values have symbolic sizes, which inference would keep.
+    kept = [each for each in fixed.graph.value_info if static_shape(each) is not None]
     del fixed.graph.value_info[:]
     fixed.graph.value_info.extend(kept)
     try:
         graph = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
-    except Exception:  # an estimate: what cannot be inferred is counted as unknown
+    except Exception:  # an estimate: if inference fails, shapes are unknown
         graph = fixed.graph
     known = {each.name: (tuple(each.dims), _item_bytes(each.data_type)) for each in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
-        dimensions = _dimensions(value)
+        dimensions = static_shape(value)
         if dimensions is not None:
             known[value.name] = dimensions, _item_bytes(value.type.tensor_type.elem_type)
     return known
 
 
-def _dimensions(value: onnx.ValueInfoProto) -> _Shape | None:
-    kind = value.type.tensor_type
-    if not kind.HasField("shape") or any(not size.HasField("dim_value") for size in kind.shape.dim):
-        return None
-    return tuple(size.dim_value for size in kind.shape.dim)
-
-
 def _is_whole(node: onnx.NodeProto, functions: Collection[tuple[str, str]]) -> bool:
-    """Tell a node that stands for many: a layer, a call of a function, a branch or a loop."""
+    """Return whether a node represents many: a layer, a call of a function, a branch or a loop."""
     calls = (node.domain, node.op_type) in functions or any(
         each.HasField("g") or each.graphs for each in node.attribute
     )
@@ -98,7 +90,7 @@ def _is_whole(node: onnx.NodeProto, functions: Collection[tuple[str, str]]) -> b
 
 
 def _operations(node: onnx.NodeProto, known: Mapping[str, tuple[_Shape, int]]) -> int | None:
-    """Return the operations of one node; None where a shape that says is not known."""
+    """Return the operations of one node; None if a shape that they depend on is not known."""
     if node.op_type in _FREE:
         return 0
     results = [known.get(name) for name in node.output if name]
@@ -120,13 +112,12 @@ def _operations(node: onnx.NodeProto, known: Mapping[str, tuple[_Shape, int]]) -
 
 def _inner(node: onnx.NodeProto, left: _Shape) -> int:
     """Return the length of the sums of a matrix product."""
-    attributes: dict[str, Any] = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-    axis = -2 if (attributes.get("transA") and len(left) > 1) else -1
-    return left[axis]
+    is_transposed = any(each.name == "transA" and each.i for each in node.attribute)
+    return left[-2 if is_transposed and len(left) > 1 else -1]
 
 
 def _most_alive(model: onnx.ModelProto, known: Mapping[str, tuple[_Shape, int]]) -> int:
-    """Return the most bytes of values that nodes made and nodes to come, or the user, still want."""
+    """Return the peak bytes of computed values that later nodes, or the user, still need."""
     last: dict[str, int] = {}
     for place, node in enumerate(model.graph.node):
         last.update(dict.fromkeys(values_used_by(node), place))

@@ -22,7 +22,7 @@ _OTHERS = [
         "default",
         "onnxruntime",
         "folds, removes, and fuses into ONNX's own operators",
-        onnxruntime.offline("BASIC"),
+        onnxruntime.offline_pass("BASIC"),
     ),
     Pass(
         "transformers",
@@ -36,14 +36,14 @@ _OTHERS = [
         "max",
         "onnxruntime",
         "fuses into onnxruntime's own operators",
-        onnxruntime.offline("EXTENDED"),
+        onnxruntime.offline_pass("EXTENDED"),
     ),
     Pass(
         "ort-all",
         "max",
         "onnxruntime",
         "changes layouts for this processor too",
-        onnxruntime.offline("ALL"),
+        onnxruntime.offline_pass("ALL"),
         tied_to_machine=True,
     ),
 ]
@@ -51,8 +51,8 @@ _OTHERS = [
 PASSES: dict[str, Pass] = {each.name: each for each in (*_CLEAN, *_OTHERS)}
 
 
-def of_level(level: str) -> list[Pass]:
-    """Return the passes of a level, those of the milder ones first."""
+def passes_of_level(level: str) -> list[Pass]:
+    """Return the passes of a level, those of lower levels first."""
     included = LEVELS[: LEVELS.index(level) + 1]
     return [each for each in PASSES.values() if each.level in included]
 
@@ -61,7 +61,7 @@ def pass_named(name: str) -> Pass:
     """Return a pass by its name.
 
     Raises:
-        ValueError: there is none; says which is nearest.
+        ValueError: it is unknown; the message suggests the nearest name.
     """
     if name not in PASSES:
         raise ValueError(f"no pass {name!r}{nearest(name, PASSES)}; 'gradctl optimize --list-passes' lists them.")

@@ -1,8 +1,7 @@
-"""onnxruntime.transformers: attention, skip layer norm, bias and GELU in one operator each, where a graph has them."""
+"""onnxruntime.transformers: attention, skip layer norm, bias and GELU as one operator each, if a graph has them."""
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import onnx
 
 from gradctl.forms.silence import silenced
 from gradctl.graphdiff.graph_view import operators
+from gradctl.onnxio.submodel import copy_of
 from gradctl.onnxio.validation import nodes
 from gradctl.passes.onnx_ir import without_unused_opsets
-from gradctl.passes.pass_result import NotApplicable
+from gradctl.passes.pass_result import NotApplicable, onnx_opset
 
-# A word in the names that an exporter keeps → the kind of model, whose patterns onnxruntime looks for.
+# A word in the names that an exporter writes → the kind of model, which selects onnxruntime's patterns.
 _WORDS = {
     "gptneox": "gpt_neox",
     "gpt2": "gpt2",
@@ -33,14 +33,14 @@ def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with the fusions for its kind of transformer.
 
     Raises:
-        NotApplicable: it is none.
+        NotApplicable: the graph is not a transformer.
     """
     kind = model_type(model)
     if kind is None:
         raise NotApplicable("the graph is no transformer: it has no attention (Softmax, two MatMul) with a norm.")
     fused = _fused(model, kind, norms=True)
-    # An RMS norm becomes an operator that onnxruntime puts among ONNX's own, which has none of that name (1.32).
-    return fused if _is_of_onnx(fused) else _fused(model, kind, norms=False)
+    # An RMS norm becomes an operator in ONNX's own domain, which ONNX does not define (onnxruntime 1.32).
+    return fused if _is_standard(fused) else _fused(model, kind, norms=False)
 
 
 def _fused(model: onnx.ModelProto, kind: str, *, norms: bool) -> onnx.ModelProto:
@@ -49,35 +49,28 @@ def _fused(model: onnx.ModelProto, kind: str, *, norms: bool) -> onnx.ModelProto
 
     options = FusionOptions(kind)
     options.enable_layer_norm = norms
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)  # the fusions are made in place
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with silenced(), tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
-            path = Path(folder) / "fused.onnx"
-            # Only when it is saved does it import the operator set of what it fused.
-            fused = optimize_model(copy, model_type=kind, optimization_options=options, opt_level=0)
-            fused.save_model_to_file(str(path))
-            return without_unused_opsets(onnx.load(path))
-    finally:
-        logging.disable(before)
+    with silenced(), tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
+        path = Path(folder) / "fused.onnx"
+        # A copy, since the fusions are made in place; the operator set of new operators is imported only by saving.
+        fused = optimize_model(copy_of(model), model_type=kind, optimization_options=options, opt_level=0)
+        fused.save_model_to_file(str(path))
+        return without_unused_opsets(onnx.load(path))
 
 
-def _is_of_onnx(model: onnx.ModelProto) -> bool:
-    """Return whether ONNX has all operators that say they are its own."""
-    version = {each.domain: each.version for each in model.opset_import}.get("", 0)
+def _is_standard(model: onnx.ModelProto) -> bool:
+    """Return whether ONNX defines all operators in its own domain."""
+    version = onnx_opset(model) or 0
     own = {node.op_type for node in nodes(model) if node.domain in ("", "ai.onnx")}
     return all(onnx.defs.has(name, version, "") for name in own)
 
 
 def model_type(model: onnx.ModelProto) -> str | None:
-    """Return which of onnxruntime's kinds of transformer a graph is, ``bert`` where nothing says more; None if none."""
+    """Return the kind of transformer in onnxruntime's terms, ``bert`` by default; None if it is not a transformer."""
     kinds = operators(model)
     is_attention = "Softmax" in kinds and kinds.get("MatMul", 0) >= 2
     if not is_attention or not any(norm in kinds for norm in _NORMS):
         return None
-    said = [model.graph.name, *(each.name for each in model.graph.initializer)]
-    said += [kept.value for node in model.graph.node for kept in node.metadata_props if kept.key == _METADATA]
-    text = " ".join(said).lower()
+    names = [model.graph.name, *(each.name for each in model.graph.initializer)]
+    names += [kept.value for node in model.graph.node for kept in node.metadata_props if kept.key == _METADATA]
+    text = " ".join(names).lower()
     return next((kind for word, kind in _WORDS.items() if word in text), "bert")

@@ -46,7 +46,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 def fresh(value: Any) -> Any:
-    """Return the inputs for one call: copies, each float tensor a leaf that asks for a gradient."""
+    """Return the inputs for one call: copies, each float tensor a leaf that requires a gradient."""
     if isinstance(value, torch.Tensor):
         copied = value.detach().clone() if value.is_contiguous() else strided(value.detach(), value.stride())
         return copied.requires_grad_(copied.is_floating_point() or copied.is_complex())
@@ -66,7 +66,7 @@ def with_loss(call: Callable[..., Any], loss: Callable[..., Any], takes_inputs: 
 
 
 def leaves_of(module: Any, inputs: Any) -> dict[str, torch.Tensor]:
-    """Return what collects a gradient, by name."""
+    """Return the leaves that require a gradient, by name."""
     is_module = isinstance(module, torch.nn.Module)
     parameters = dict(module.named_parameters()) if is_module else {}
     given = {f"input {number}": tensor for number, tensor in enumerate(tensors_in(inputs))}
@@ -118,7 +118,7 @@ def print_rows(headings: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
 
 
 def capture_trace(model: Any, args: Any, kwargs: Any) -> tuple[Callable[..., Any], Any]:
-    """Return the model traced on these inputs, and what holds its parameters."""
+    """Return the model traced on these inputs, and the owner of its parameters."""
     if args and kwargs:
         raise NotImplementedError("torch.jit.trace takes inputs by position or by keyword, and not both")
     options = {"example_kwarg_inputs": kwargs} if kwargs else {"example_inputs": args}
@@ -127,13 +127,13 @@ def capture_trace(model: Any, args: Any, kwargs: Any) -> tuple[Callable[..., Any
 
 
 def capture_script(model: Any, args: Any, kwargs: Any) -> tuple[Callable[..., Any], Any]:
-    """Return the model scripted, and what holds its parameters."""
+    """Return the model scripted, and the owner of its parameters."""
     scripted: Any = torch.jit.script(model)
     return scripted, scripted
 
 
 def capture_export(model: Any, args: Any, kwargs: Any) -> tuple[Callable[..., Any], Any]:
-    """Return the model exported, and what holds its parameters."""
+    """Return the model exported, and the owner of its parameters."""
 
     class Whole(torch.nn.Module):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -145,12 +145,12 @@ def capture_export(model: Any, args: Any, kwargs: Any) -> tuple[Callable[..., An
 
 
 def capture_aot(model: Any, args: Any, kwargs: Any) -> tuple[Callable[..., Any], Any]:
-    """Return the model compiled by AOTAutograd with eager kernels, and what holds its parameters."""
+    """Return the model compiled by AOTAutograd with eager kernels, and the owner of its parameters."""
     return torch.compile(model, backend="aot_eager"), model
 
 
 def capture_compile(model: Any, args: Any, kwargs: Any) -> tuple[Callable[..., Any], Any]:
-    """Return the model compiled by inductor, random numbers drawn as in eager, and what holds its parameters."""
+    """Return the model compiled by inductor, random numbers drawn as in eager, and the owner of its parameters."""
     return torch.compile(model, options={"fallback_random": True}), model
 
 
@@ -212,9 +212,9 @@ def compare_with_form(
         print("the captured form runs, as eager does")
         return 0
     rows: list[tuple[Any, ...]] = []
-    for number, (mine, theirs) in enumerate(zip(expected, found, strict=True), 1):
-        for name in {**mine[quantity], **theirs[quantity]}:
-            left, right = mine[quantity].get(name), theirs[quantity].get(name)
+    for number, (reference, candidate) in enumerate(zip(expected, found, strict=True), 1):
+        for name in {**reference[quantity], **candidate[quantity]}:
+            left, right = reference[quantity].get(name), candidate[quantity].get(name)
             norms = [None if each is None else float(each.to_dense().double().norm()) for each in (left, right)]
             call = f"{name} (call {number})" if calls > 1 else name
             rows.append((call, *norms, relative_error(left, right)))
@@ -225,14 +225,14 @@ def compare_with_form(
     return int(differing > 0)
 
 
-def wide(value: Any) -> Any:
+def to_float64(value: Any) -> Any:
     """Return the inputs in float64."""
     if isinstance(value, torch.Tensor):
         kind = torch.complex128 if value.is_complex() else torch.float64 if value.is_floating_point() else value.dtype
         return strided(value, value.stride()).to(kind)
     if isinstance(value, dict):
-        return {key: wide(child) for key, child in value.items()}
-    return type(value)(wide(child) for child in value) if isinstance(value, (tuple, list)) else value
+        return {key: to_float64(child) for key, child in value.items()}
+    return type(value)(to_float64(child) for child in value) if isinstance(value, (tuple, list)) else value
 
 
 def inner_product(left: torch.Tensor, right: torch.Tensor) -> float:
@@ -241,7 +241,7 @@ def inner_product(left: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def derivative(value_at: Callable[[float], float]) -> tuple[float, float]:
-    """Return the derivative at 0 by central differences, and what its error may be: the best of many steps."""
+    """Return the derivative at 0 by central differences, and its error estimate: the best of many steps."""
     best = (float("nan"), float("inf"))
     for exponent in range(4, 22):
         step = 2.0**-exponent
@@ -268,7 +268,7 @@ def compare_with_finite_differences(
         model.double()
     buffers = list(model.buffers()) if isinstance(model, torch.nn.Module) else []
     saved = [buffer.clone() for buffer in buffers]
-    args, kwargs = fresh(wide(inputs))
+    args, kwargs = fresh(to_float64(inputs))
     leaves = leaves_of(model, (args, kwargs))
     generator = torch.Generator().manual_seed(seed)
 
@@ -311,8 +311,8 @@ def compare_with_finite_differences(
     return int(wrong > 0)
 
 
-def finite_only(value: Any) -> bool:
-    """Tell whether no tensor in ``value`` holds NaN or infinity."""
+def is_finite(value: Any) -> bool:
+    """Return whether no tensor in ``value`` holds NaN or infinity."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(value))
 
 
@@ -326,7 +326,7 @@ def look_for_nan(
 ) -> int:
     """Count what is NaN or infinite in outputs or gradients, where weights and inputs are finite."""
     model = make_model()
-    if not finite_only((inputs, list(model.parameters()) if isinstance(model, torch.nn.Module) else [])):
+    if not is_finite((inputs, list(model.parameters()) if isinstance(model, torch.nn.Module) else [])):
         raise ValueError("the inputs or weights themselves are not finite")
     found = run(finish(model), model, inputs, seed)[quantity]
     rows = [(name, float(t.numel()), float((~torch.isfinite(t)).sum())) for name, t in found.items() if t is not None]

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,29 +21,15 @@ from gradctl.repro import parts as repro_parts
 
 SCRIPT, TENSORS, SOURCE = "repro.py", "tensors.safetensors", "source"
 
-_SHARED: tuple[Callable[..., Any], ...] = (
-    repro_parts.seed_everything,
-    repro_parts.strided,
-    repro_parts.tensors_in,
-    repro_parts.fresh,
-    repro_parts.with_loss,
-    repro_parts.leaves_of,
-    repro_parts.run,
-    repro_parts.print_rows,
-)
-_OF_FINITE_DIFFERENCES = (
-    repro_parts.wide,
-    repro_parts.inner_product,
-    repro_parts.derivative,
-    repro_parts.compare_with_finite_differences,
-)
-# The modules that the functions of ``repro_parts`` name; a script imports those that it uses.
+# All functions that a script may contain, in the order of their definition.
+_FUNCTIONS = {name: each for name, each in vars(repro_parts).items() if inspect.isfunction(each)}
+# The modules that these functions use; a script imports only those that it needs.
 _ALWAYS = ("importlib", "sys", "traceback")
 _IMPORTS = ("copy", "dataclasses", "importlib", "random", "sys", "tempfile", "traceback")
 
 
 class Unwritable(Exception):
-    """An input is of a kind that a script cannot be given; the text says which."""
+    """A script cannot contain an input of this type; the message names it."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,28 +134,20 @@ def _written(value: Any, path: str, tensors: dict[str, Tensor]) -> str:
     raise Unwritable(f"{path} is of type {type(value).__name__!r}")
 
 
-def _parts(recipe: Recipe) -> tuple[tuple[Callable[..., Any], ...], str]:
-    """Return the functions that a script needs besides the shared ones, and the call that checks."""
-    finish_and_seed = "seed=SEED"
+def _check(recipe: Recipe) -> str:
+    """Return the call that checks."""
     if recipe.quantity.startswith("nan "):
-        call = f"look_for_nan(make_model, finish, inputs=INPUTS, {finish_and_seed}, quantity={recipe.quantity[4:]!r})"
-        return (repro_parts.finite_only, repro_parts.look_for_nan), call
+        return f"look_for_nan(make_model, finish, inputs=INPUTS, seed=SEED, quantity={recipe.quantity[4:]!r})"
     if recipe.form == "eager":
-        call = (
-            f"compare_with_finite_differences(make_model, finish, inputs=INPUTS, {finish_and_seed}, "
-            "tolerance=TOLERANCE)"
-        )
-        return _OF_FINITE_DIFFERENCES, call
-    capture = getattr(repro_parts, f"capture_{recipe.form}")
-    call = (
-        f"compare_with_form(\n        make_model, {capture.__name__}, finish, example=EXAMPLE, inputs=INPUTS, "
-        f"calls=CALLS, {finish_and_seed},\n        quantity={recipe.quantity!r}, tolerance=TOLERANCE,\n    )"
+        return "compare_with_finite_differences(make_model, finish, inputs=INPUTS, seed=SEED, tolerance=TOLERANCE)"
+    return (
+        f"compare_with_form(\n        make_model, capture_{recipe.form}, finish, example=EXAMPLE, inputs=INPUTS, "
+        f"calls=CALLS, seed=SEED,\n        quantity={recipe.quantity!r}, tolerance=TOLERANCE,\n    )"
     )
-    return (repro_parts.relative_error, capture, repro_parts.compare_with_form), call
 
 
 def _text(recipe: Recipe, candidate: Candidate, example: str, inputs: str) -> str:
-    own, check = _parts(recipe)
+    check = _check(recipe)
     device = "" if recipe.device == "cpu" else f".to({recipe.device!r})"
     part = f"\n    model = model.get_submodule({candidate.submodule!r})" if candidate.submodule else ""
     mode = "" if recipe.training is None else f"\n    model.train({recipe.training})"
@@ -187,7 +165,7 @@ def _text(recipe: Recipe, candidate: Candidate, example: str, inputs: str) -> st
         else "call"
     )
     needed = ["numpy", "safetensors", *(["onnxruntime"] if recipe.form == "onnx" else [])]
-    functions = "\n\n\n".join(_sources(own, f"{finish} {check} {example} {inputs} seed_everything"))
+    functions = "\n\n\n".join(_sources(f"{finish} {check} {example} {inputs} seed_everything()"))
     captured_on = "" if recipe.form == "eager" else f"CALLS = {candidate.calls}\nEXAMPLE = {example}\n"
     tolerance = "" if recipe.quantity.startswith("nan ") else f"TOLERANCE = {recipe.tolerance:.3e}\n"
     imports = "\n".join(f"import {name}" for name in _IMPORTS if name in _ALWAYS or f"{name}." in functions)
@@ -253,14 +231,14 @@ if __name__ == "__main__":
 '''
 
 
-def _sources(own: Sequence[Callable[..., Any]], text: str) -> list[str]:
-    """Return the source of the functions that ``text`` names, and of those that these name."""
-    sources = {each.__name__: inspect.getsource(each).rstrip() for each in (*_SHARED, *own)}
-    named: set[str] = set()
-    while found := {name for name in sources.keys() - named if re.search(rf"\b{name}\b", text)}:
-        named |= found
+def _sources(text: str) -> list[str]:
+    """Return the source of the functions that ``text`` uses, and of those that these use."""
+    sources = {name: inspect.getsource(each).rstrip() for name, each in _FUNCTIONS.items()}
+    used: set[str] = set()
+    while found := {name for name in sources.keys() - used if re.search(rf"\b{name}[(,]", text)}:
+        used |= found
         text = "\n".join(sources[name] for name in found)
-    return [source for name, source in sources.items() if name in named]
+    return [source for name, source in sources.items() if name in used]
 
 
 def _in_docstring(text: str) -> str:

@@ -56,7 +56,7 @@ class _Search:
         whole = runpy.run_path(str(folder / WHOLE / SCRIPT), run_name="whole")
         self.make_model = whole["make_model"]
         model, inputs = self.make_model(), whole["INPUTS"]
-        self.whole = Candidate(inputs, inputs, state=_state(model))
+        self.whole = Candidate(inputs, inputs, state=state_of(model))
         self.modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
 
     def run(self) -> None:
@@ -73,7 +73,7 @@ class _Search:
             best = fewer
 
     def _variations(self) -> Iterator[Candidate]:
-        """Give the whole model on the inputs, and as often, as the finding may hang on."""
+        """Yield the whole model on the inputs, and as often, as the finding may depend on."""
         is_eager = self.recipe.form == "eager"
         for name, vary in VARIATIONS.items():
             inputs = self.whole.inputs if name == "example" else _mapped(self.whole.inputs, vary)
@@ -93,7 +93,7 @@ class _Search:
         for name in names:
             if name in example and name in inputs:
                 part = replace(candidate, example=example[name], inputs=inputs[name], submodule=name)
-                part = replace(part, state=_state(self.modules[name]))
+                part = replace(part, state=state_of(self.modules[name]))
                 if self._fails(part):
                     return part
         return None
@@ -124,7 +124,7 @@ class _Search:
         return found
 
     def _fails(self, candidate: Candidate) -> bool:
-        """Tell whether the candidate's own script returns 1; then write its name down."""
+        """Return whether the candidate's own script returns 1; then write its name down."""
         if time.monotonic() > self.deadline:
             return False
         self.count += 1
@@ -146,7 +146,7 @@ class _Search:
         return True
 
     def _is_plain(self, candidate: Candidate) -> bool:
-        """Tell whether nothing in the candidate is held fixed, set aside or accepted when gradctl judges it."""
+        """Return whether nothing in the candidate is held fixed, set aside or accepted when gradctl judges it."""
         model = self.make_model()
         part = model.get_submodule(candidate.submodule) if candidate.submodule else model
         try:
@@ -159,7 +159,8 @@ class _Search:
         return not is_accepted and not is_hooked and (unit.oracle is None or not unit.oracle.held_fixed)
 
 
-def _state(model: Any) -> dict[str, Tensor]:
+def state_of(model: Any) -> dict[str, Tensor]:
+    """Return parameters and buffers by name; none for a function."""
     if not isinstance(model, nn.Module):
         return {}
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -171,7 +172,7 @@ def _mapped(inputs: _Inputs, function: Callable[[Tensor], Tensor]) -> _Inputs:
 
 
 def _halves(candidate: Candidate) -> Iterator[Candidate]:
-    """Give the candidate with each half of its batch: axis 0 of all inputs that have the size of the first one's."""
+    """Yield the candidate with each half of its batch: axis 0 of all inputs that have the size of the first one's."""
     sizes = [tensor.shape[0] for tensor in tensors_in(candidate.inputs) if tensor.ndim]
     if not sizes or sizes[0] < 2:
         return

@@ -14,7 +14,7 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 
 def copy_sources(target: Target, folder: Path) -> str:
-    """Copy the files that the target is made of into a new folder, and return what to import its module as.
+    """Copy the files of the target into a new folder, and return the import name of its module.
 
     A module of an installed package is imported by its name, and nothing is copied.
     """
@@ -25,21 +25,26 @@ def copy_sources(target: Target, folder: Path) -> str:
     name = target.module_name
     if name in sys.stdlib_module_names or not all(part.isidentifier() for part in name.split(".")):
         name = f"source_{''.join(each if each.isalnum() else '_' for each in name)}"  # random.py would hide python's
-    names = {target.module_name: start}
-    pending = [target.module_name]
-    while pending:
-        module = pending.pop()
-        for imported in _imported(module, names[module]):
-            file = _file_of(target.root, imported)
-            if file is not None and imported not in names:
-                names[imported] = file
-                pending.append(imported)
-    for module, file in names.items():
+    for module, file in _needed_files(target, start).items():
         relative = file.relative_to(target.root)
         place = folder / (f"{name}.py" if module == target.module_name and name != module else relative)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
     return name
+
+
+def _needed_files(target: Target, start: Path) -> dict[str, Path]:
+    """Return the files of the target by module: its own, and those imported from the same folder."""
+    files = {target.module_name: start}
+    pending = [target.module_name]
+    while pending:
+        module = pending.pop()
+        for imported in _imported(module, files[module]):
+            file = _file_of(target.root, imported)
+            if file is not None and imported not in files:
+                files[imported] = file
+                pending.append(imported)
+    return files
 
 
 def _file_of(root: Path, module: str) -> Path | None:
@@ -49,7 +54,7 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def _imported(module: str, file: Path) -> Iterator[str]:
-    """Give the names that a file may import, inside functions too, and the packages that these lie in."""
+    """Yield the names that a file may import, inside functions too, and their packages."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     yield from _with_packages(package)
     for node in ast.walk(ast.parse(file.read_bytes())):

@@ -35,7 +35,7 @@ from gradctl.core.names import SEVERITIES
 from gradctl.core.target_options import TargetOptions
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.repro.script_text import SCRIPT, Candidate, Recipe, Unwritable, write
-from gradctl.repro.search import FAILING, RECIPE, SOURCES, WHOLE
+from gradctl.repro.search import FAILING, RECIPE, SOURCES, WHOLE, state_of
 from gradctl.repro.sources import copy_sources
 from gradctl.subject.instance import loss_takes_inputs
 from gradctl.subject.loading.arguments import parse_arguments
@@ -163,10 +163,8 @@ def _write_one(case: _Case, directory: Path) -> Path:
 def _smallest(recipe: Recipe, subject: Subject, folder: Path) -> Path:
     """Return the folder of the smallest program that returns 1 when it is run by plain Python."""
     inputs = (subject.args, subject.kwargs)
-    module = subject.module
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())} if module is not None else {}
     try:
-        write(recipe, Candidate(inputs, inputs, state=state), folder / WHOLE, folder / SOURCES)
+        write(recipe, Candidate(inputs, inputs, state=state_of(subject.module)), folder / WHOLE, folder / SOURCES)
     except Unwritable as error:
         raise _NoRepro(f"{error}, which a script cannot be given") from error
     (folder / RECIPE).write_bytes(msgspec.json.encode(recipe))
@@ -277,13 +275,13 @@ def _tolerance(unit: Unit, finding: Finding) -> float:
 
 
 def _is_guarded(unit: Unit) -> bool:
-    """Tell whether gradctl held something fixed that finite differences in a plain script move."""
+    """Return whether gradctl held something fixed that finite differences in a plain script move."""
     cuts = unit.oracle is not None and unit.oracle.held_fixed
     return bool(cuts) or any(each.code == "GC409" or (each.allowed and each.code == "GC408") for each in unit.findings)
 
 
 def _start(finding: Finding) -> Iterator[str]:
-    """Give the paths of the parts that the bug may be in, the likeliest first."""
+    """Yield the paths of the parts that the bug may be in, the likeliest first."""
     if finding.location is not None and finding.location.module:
         yield finding.location.module
     if finding.tensor is not None and finding.tensor.startswith(("param:", "buffer:")):

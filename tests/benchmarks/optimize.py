@@ -49,7 +49,7 @@ from gradctl.onnxio.onnx_file import OnnxFile, read, session
 from gradctl.onnxio.session import run
 from gradctl.onnxio.validation import nodes
 from gradctl.passes import pipeline
-from gradctl.passes.table import PASSES, of_level
+from gradctl.passes.table import PASSES, passes_of_level
 from gradctl.subject.loading.load import load_subject
 from gradctl.subject.subject import Subject
 from tests.zoo.transformers import TRANSFORMERS
@@ -136,7 +136,7 @@ def one_model(name: str, level: str, folder: Path, verifying: Stopwatch, measuri
     exported, output = folder / "exported.onnx", folder / "optimized.onnx"
     assert optimize_target(subject_of(name), exported, Options([])).written
     verifying.seconds = measuring.seconds = 0.0
-    optimized = optimize_target(subject_of(name), output, Options(of_level(level), level=level))
+    optimized = optimize_target(subject_of(name), output, Options(passes_of_level(level), level=level))
     verification, measured = verifying.seconds, measuring.seconds
     table = optimized.unit.optimization
     if table is None or not optimized.written:
@@ -231,7 +231,7 @@ def memory_of(path: Path, level: str, alone: str) -> None:
         PASSES[alone].apply(onnx.load(path))
         print(f"{alone + ' alone':<40}{peak.models():>8.2f}", flush=True)
         return
-    optimize_file(small, path.with_name("optimized.onnx"), Options(of_level(level), level=level))
+    optimize_file(small, path.with_name("optimized.onnx"), Options(passes_of_level(level), level=level))
     peak, steps = Peak(path.stat().st_size), ["reading the file"]
 
     def next_step(text: str) -> None:
@@ -239,7 +239,9 @@ def memory_of(path: Path, level: str, alone: str) -> None:
         peak.reset()
         steps.append(text)
 
-    optimize_file(path, path.with_name("optimized.onnx"), Options(of_level(level), level=level, progress=next_step))
+    optimize_file(
+        path, path.with_name("optimized.onnx"), Options(passes_of_level(level), level=level, progress=next_step)
+    )
     next_step("")
 
 
@@ -249,7 +251,7 @@ def the_memory(level: str, megabytes: int) -> None:
         path = Path(folder) / "chain.onnx"
         chain(path, megabytes)
         print(f"{f'a file of {path.stat().st_size / 2**20:.0f} MiB':<40}{'models':>8}", flush=True)
-        for alone in ("", *(each.name for each in of_level(level) if not each.missing())):
+        for alone in ("", *(each.name for each in passes_of_level(level) if not each.missing())):
             command = [sys.executable, __file__, "--level", level, "--of-file", str(path), f"--alone={alone}"]
             subprocess.run(command, check=True)
 

@@ -7,7 +7,7 @@ import onnxruntime
 
 from gradctl.commands.optimize import Options, optimize_file
 from gradctl.core.allows import Allows
-from gradctl.passes.table import PASSES, of_level
+from gradctl.passes.table import PASSES, passes_of_level
 
 __all__ = ["computed", "findings", "optimized", "parsed", "statuses"]
 
@@ -23,7 +23,7 @@ def parsed(text, inputs, outputs, constants=None, *, opset=20, functions="", dom
 def optimized(folder, model, *passes, level="default", allows=()):
     """Return what passes make of a graph, or those of a level; the result is ``after.onnx`` in the folder."""
     onnx.save(model, folder / "before.onnx")
-    chosen = [PASSES.get(each, each) for each in passes] or of_level(level)
+    chosen = [PASSES.get(each, each) for each in passes] or passes_of_level(level)
     return optimize_file(folder / "before.onnx", folder / "after.onnx", Options(chosen, allows=Allows(allows)))
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from gradctl.commands.optimize import Options, optimize_file
 from gradctl.core.errors import TargetError
-from gradctl.passes.table import of_level
+from gradctl.passes.table import passes_of_level
 from tests.cases.optimizer_graphs import computed
 from tests.passes.planted import normal
 
@@ -32,7 +32,7 @@ def written(folder, shape):
 
 
 def optimized(folder, path, inputs=None):
-    return optimize_file(path, folder / "after.onnx", Options(of_level("max")), inputs=inputs)
+    return optimize_file(path, folder / "after.onnx", Options(passes_of_level("max")), inputs=inputs)
 
 
 @pytest.mark.parametrize("has_inputs", [False, True], ids=["drawn", "with --inputs"])

@@ -17,7 +17,7 @@ from gradctl.core.errors import ResourceError, TargetError
 from gradctl.core.target_options import TargetOptions
 from gradctl.onnxio.onnx_file import read
 from gradctl.passes.pass_result import Pass
-from gradctl.passes.table import PASSES, of_level
+from gradctl.passes.table import PASSES, passes_of_level
 from gradctl.subject.loading.load import load_subject
 from tests.passes.planted import PLANTED, graph, normal, planted
 from tests.sweeps import sampled
@@ -71,7 +71,7 @@ def test_the_right_passes_alone_are_silent_on_the_same_graphs(tmp_path):
     """The twin: all passes of the default level, and none of these graphs has a finding."""
     for number, row in enumerate(PLANTED.values()):
         path = written(tmp_path, graph(row.text, row.constants))
-        unit = optimize_file(path, tmp_path / f"{number}.onnx", Options(of_level("default"))).unit
+        unit = optimize_file(path, tmp_path / f"{number}.onnx", Options(passes_of_level("default"))).unit
         assert (unit.verdict, unit.findings) == ("pass", ())
 
 
@@ -135,7 +135,7 @@ def test_a_finding_leaves_the_old_file(tmp_path):
 def test_a_file_is_replaced_by_its_own_result(tmp_path):
     path = written(tmp_path, graph("m = Identity(i)\ny = Relu(m)"))
     expected = values(path, 0)
-    assert optimize_file(path, path, Options(of_level("safe"))).written
+    assert optimize_file(path, path, Options(passes_of_level("safe"))).written
     assert [node.op_type for node in onnx.load(path).graph.node] == ["Relu"]
     np.testing.assert_array_equal(values(path, 0), expected)
     assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]
@@ -148,7 +148,7 @@ def test_a_disk_that_takes_no_graph_leaves_the_old_file(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(ResourceError) as caught:
-            optimize_file(path, output, Options(of_level("safe")))
+            optimize_file(path, output, Options(passes_of_level("safe")))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert str(caught.value).startswith(f"GC131 {str(output)!r} cannot be written: File too large. ")
@@ -288,7 +288,7 @@ def test_a_trial_that_brings_nothing_is_undone_and_the_others_run_without_it(tmp
 
 def test_a_graph_that_differs_from_itself_is_inconclusive(tmp_path):
     path = written(tmp_path, graph("r = RandomNormalLike(i)\ny = Add(i, r)"))
-    optimized = optimize_file(path, tmp_path / "b.onnx", Options(of_level("safe")))
+    optimized = optimize_file(path, tmp_path / "b.onnx", Options(passes_of_level("safe")))
     assert (optimized.unit.verdict, optimized.written) == ("inconclusive", False)
     assert optimized.unit.reason == (
         "the graph differs from itself when run twice, so no pass can be held against it: y."
@@ -324,7 +324,7 @@ def test_a_sample_is_right_and_no_single_tool_makes_fewer_nodes(sample, tmp_path
     exported = tmp_path / "exported.onnx"
     assert optimize_target(subject, exported, Options([])).written
     output = tmp_path / "optimized.onnx"
-    optimized = optimize_target(subject, output, Options(of_level("default")))
+    optimized = optimize_target(subject, output, Options(passes_of_level("default")))
     assert (optimized.unit.verdict, optimized.unit.findings, optimized.written) == ("pass", (), True)
     model = onnx.load(exported)
     tools = [PASSES[name] for name in ("onnxscript", "ort-basic", "slim") if not PASSES[name].missing()]
@@ -368,7 +368,7 @@ def test_a_graph_of_more_than_two_gigabytes_is_refused(tmp_path):
     with (tmp_path / "w.data").open("wb") as file:
         file.truncate(int(size))
     with pytest.raises(TargetError) as caught:
-        optimize_file(path, tmp_path / "b.onnx", Options(of_level("safe")), inputs=four_by_four(tmp_path))
+        optimize_file(path, tmp_path / "b.onnx", Options(passes_of_level("safe")), inputs=four_by_four(tmp_path))
     assert caught.value.message == (
         f"{path} has 2.0 GiB with its weights, and optimisers hold at most 2 in one message. Let onnxruntime optimise "
         "it when it is loaded."

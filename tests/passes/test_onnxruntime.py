@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from gradctl.passes.onnxruntime import offline
+from gradctl.passes.onnxruntime import offline_pass
 from tests.passes.planted import SQUARE, graph, normal, operators_in_order
 
 LEVELS = ("BASIC", "EXTENDED", "ALL")
@@ -53,21 +53,21 @@ def loaded(model, level="ALL"):
 
 def test_basic_folds_and_fuses_into_operators_of_onnx():
     model = graph("t = Transpose(w)\nm = MatMul(i, t)\ny = Add(m, b)", {**SQUARE, "b": normal(4)})
-    optimized = offline("BASIC")(model)
+    optimized = offline_pass("BASIC")(model)
     assert operators_in_order(optimized) == ["Gemm"]
     assert [each.domain for each in optimized.opset_import] == [""]
 
 
 def test_extended_fuses_into_its_own_operators_and_imports_their_set():
     model = graph("m = Gemm(i, w)\ny = Relu(m)", SQUARE)
-    optimized = offline("EXTENDED")(model)
+    optimized = offline_pass("EXTENDED")(model)
     assert operators_in_order(optimized) == ["FusedGemm"]
     assert {each.domain for each in optimized.opset_import} >= {"com.microsoft"}
 
 
 def test_what_was_folded_keeps_its_name():
     model = graph("s = Sqrt(p)\ny = Mul(i, s)", {"p": np.abs(normal(4, 4))})
-    (constant,) = offline("BASIC")(model).graph.initializer
+    (constant,) = offline_pass("BASIC")(model).graph.initializer
     assert constant.name == "s"
 
 
@@ -78,11 +78,11 @@ def test_what_one_run_wrote_the_next_takes(level):
     The basic level fuses one product and leaves those of attention to the others: tiny distilbert showed it.
     """
     model = graph(ATTENTION, WEIGHTS, inputs="float[2, 3, 4] x", outputs="float[2, 3, 4] y")
-    once = offline("BASIC")(model)
-    twice = offline(level)(once)
+    once = offline_pass("BASIC")(model)
+    twice = offline_pass(level)(once)
     feeds = {"x": normal(2, 3, 4, seed=9)}
     expected = loaded(model, "BASIC").run(None, feeds)[0]
-    for each in (once, twice, offline(level)(twice)):
+    for each in (once, twice, offline_pass(level)(twice)):
         onnx.checker.check_model(each)
         np.testing.assert_allclose(loaded(each).run(None, feeds)[0], expected, rtol=1e-4, atol=1e-5)
 
@@ -131,19 +131,19 @@ NORM = {"two": np.float32(2), "small": np.float32(1e-5), "scale": normal(4)}
 )
 def test_a_norm_that_onnx_has_no_operator_for_is_left_to_sessions(text, constants, opset, level):
     """SimplifiedLayerNormalization, and LayerNormalization before 17, would stand among ONNX's own operators."""
-    optimized = offline(level)(graph(text, {**NORM, **constants}, opset=opset))
+    optimized = offline_pass(level)(graph(text, {**NORM, **constants}, opset=opset))
     onnx.checker.check_model(optimized)
     assert "LayerNormalization" not in " ".join(operators_in_order(optimized))
 
 
 def test_a_layer_norm_is_fused_where_onnx_has_one():
     constants = {**NORM, "shift": normal(4)}
-    assert "LayerNormalization" in operators_in_order(offline("EXTENDED")(graph(LAYER, constants, opset=17)))
+    assert "LayerNormalization" in operators_in_order(offline_pass("EXTENDED")(graph(LAYER, constants, opset=17)))
 
 
 def test_what_it_says_of_a_failure_has_no_path_and_no_code():
     with pytest.raises(RuntimeError) as caught:
-        offline("BASIC")(graph("y = Erf(i)", inputs="double[4, 4] x", outputs="double[4, 4] y"))
+        offline_pass("BASIC")(graph("y = Erf(i)", inputs="double[4, 4] x", outputs="double[4, 4] y"))
     assert str(caught.value).startswith("Could not find an implementation for Erf(13) node")
 
 
@@ -151,5 +151,5 @@ def test_what_it_says_of_a_failure_has_no_path_and_no_code():
 def test_the_given_model_is_not_changed(level):
     model = graph("m = MatMul(i, w)\nk = Add(m, b)\ny = Relu(k)", {**SQUARE, "b": normal(4)})
     before = model.SerializeToString(deterministic=True)
-    offline(level)(model)
+    offline_pass(level)(model)
     assert model.SerializeToString(deterministic=True) == before

@@ -8,7 +8,7 @@ import pytest
 
 from gradctl.graphdiff.graph_view import operators
 from gradctl.passes.onnx_ir import PASSES
-from gradctl.passes.pass_result import difference, result
+from gradctl.passes.pass_result import compare_models, difference
 from tests.passes.planted import SQUARE, graph, normal
 
 TEXT = "m = MatMul(i, w)\ny = Relu(m)"
@@ -50,7 +50,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_of_what_is_computed_is_one(name):
     model = graph(TEXT, SQUARE)
-    assert result(model, changed(model, CHANGES[name])).modified
+    assert compare_models(model, changed(model, CHANGES[name])).modified
 
 
 NOTES = {
@@ -69,7 +69,7 @@ NOTES = {
 @pytest.mark.parametrize("name", NOTES)
 def test_a_change_of_what_is_noted_is_none(name):
     model = graph(TEXT, SQUARE)
-    made = result(model, changed(model, NOTES[name]))
+    made = compare_models(model, changed(model, NOTES[name]))
     assert (made.modified, made.changed) == (False, "")
 
 
@@ -89,13 +89,13 @@ def then(model):
 )
 def test_branches_are_compared_by_what_they_compute(change, modified):
     model = graph(BRANCH, {"zero": np.float32(0)})
-    assert result(model, changed(model, lambda copy: change(then(copy)))).modified == modified
+    assert compare_models(model, changed(model, lambda copy: change(then(copy)))).modified == modified
 
 
 @pytest.mark.parametrize("name", ["unused", "constants", "duplicates", "subexpressions"])
 def test_a_pass_that_finds_nothing_in_a_branch_changed_nothing(name):
     model = graph(BRANCH, {"zero": np.float32(0)})
-    assert not result(model, PASSES[name][2](model)).modified
+    assert not compare_models(model, PASSES[name][2](model)).modified
 
 
 def test_operators_are_counted_with_their_domain_in_branches_and_functions_too():
