@@ -16,7 +16,7 @@ from torch import nn
 
 from gradctl.comparison.trials import ModelTrial
 from gradctl.diagnosis.causes import Cause, Intervention, Search
-from gradctl.inspection.model import hooks_on_modules, watched
+from gradctl.inspection.model import hooks_on_modules, observe_call
 from gradctl.subject.frames import user_location
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
@@ -175,7 +175,7 @@ def _seeded_as_captured(*, with_torch: bool) -> Callable[[Instance], Callable[..
 def place_of_draw(instance: Instance, names: list[str]) -> SourceLine | None:
     """Return the line that draws the first number of Python or numpy, or torch's first random operator."""
     if names == ["torch"]:
-        found = [each.location for each in watched(instance, []) if each.kind == "random numbers"]
+        found = [each.location for each in observe_call(instance, []) if each.kind == "random numbers"]
         return next(((at.file, at.line) for at in found if at is not None and at.file and at.line), None)
     places: list[SourceLine | None] = []
 

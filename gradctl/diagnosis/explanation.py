@@ -24,7 +24,7 @@ from gradctl.diagnosis.experiments import experiments, generators_moved, place_o
 from gradctl.forms import eager
 from gradctl.forms.form import Captured, Outcome
 from gradctl.forms.onnx.from_file import without_optimizer
-from gradctl.inspection.model import training_modes, watched
+from gradctl.inspection.model import training_modes, observe_call
 from gradctl.numerics.measures import same_values
 from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.signature import module_of
@@ -288,7 +288,7 @@ def _usual(reference: Reference) -> Iterator[str]:
     if _hangs_on_mode(instance):
         for each in training_modes(module_of(instance.model)):
             yield f"{each.name}: {each.message}"
-    for each in watched(instance, []):
+    for each in observe_call(instance, []):
         if each.kind == "random numbers":
             yield f"random numbers are drawn ({each.name}, {each.location})"
     dtype = native_dtype(reference.subject)

@@ -83,7 +83,7 @@ def inspect(subject: Subject) -> Inspection:
             elements=sum(tensor.numel() for tensor in storages(parameters.values())),
             bytes=byte_count([*parameters.values(), *buffers.values()]),
             semantics=(
-                *watched(instance, notes),
+                *observe_call(instance, notes),
                 *hooks_on_modules(module_of(optimized_inner(subject.model))),
                 *training_modes(module),
                 *_cuts_and_hooks(subject, mode, without or frozenset(), notes),
@@ -114,7 +114,7 @@ def _without_gradient(instance: Instance, outputs: list[Tensor]) -> frozenset[st
 
 @dataclass(slots=True)
 class _Seen:
-    """What one call did, counted by what and where."""
+    """The observations of one call, counted by kind and location."""
 
     counts: Counter[tuple[SemanticKind, str, str, SourceLine | None]] = field(default_factory=Counter)
 
@@ -123,7 +123,7 @@ class _Seen:
         self.counts[kind, name, message, user_location()] += 1
 
     def semantics(self) -> Iterator[Semantic]:
-        """Return what was seen, in order."""
+        """Yield the observations in order."""
         for (kind, name, message, place), count in self.counts.items():
             yield Semantic(kind=kind, name=name, message=message, count=count, location=location(place))
 
@@ -144,7 +144,7 @@ class _ProgramTracer(Tracer):
         return apply(*args)
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Make one call, noted if its result is Python's."""
+        """Make one call, and note it if its result is a Python value."""
         name = getattr(func, "__name__", "")
         if name in _INTO_PYTHON:
             self.seen.note("control flow", name.strip("_"), _INTO_PYTHON[name])
@@ -165,14 +165,14 @@ _INTO_PYTHON = {
 
 
 class _Operators(OperatorMode):
-    """Notes operators that draw random numbers, and those that are not torch's."""
+    """Notes operators that generate random numbers, and operators of other libraries."""
 
     def __init__(self, seen: _Seen) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Make one call, noted if it is of those kinds."""
+        """Make one call, and note it if it is of these kinds."""
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
             return self._random(func, args, kwargs)
@@ -185,7 +185,7 @@ class _Operators(OperatorMode):
         return func(*args, **kwargs)
 
     def _random(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Make a call that may draw numbers: attention without dropout is of that kind, and draws none."""
+        """Make a call that may use random numbers: attention without dropout has the tag, and uses none."""
         before = torch.get_rng_state()
         result = func(*args, **kwargs)
         is_elsewhere = isinstance(result, Tensor) and result.device.type != "cpu"
@@ -194,7 +194,7 @@ class _Operators(OperatorMode):
         return result
 
 
-def watched(instance: Instance, notes: list[str]) -> list[Semantic]:
+def observe_call(instance: Instance, notes: list[str]) -> list[Semantic]:
     """Return the custom Functions, branches, random numbers and foreign operators of one call."""
     seen = _Seen()
     try:
@@ -204,7 +204,7 @@ def watched(instance: Instance, notes: list[str]) -> list[Semantic]:
             stack.enter_context(tracer.functions())
             stack.enter_context(_Operators(seen))
             instance.run(tracer)
-    except Exception as error:  # it ran before: some programs (torch.cond, flex_attention) refuse to be watched
+    except Exception as error:  # it ran before: some programs (torch.cond, flex_attention) reject function modes
         notes.append(f"the program refuses to be watched, and what follows is not all: {first_line(error)}.")
     return list(seen.semantics())
 
@@ -216,7 +216,7 @@ def _cuts_and_hooks(subject: Subject, mode: InputMode, without: frozenset[str], 
     """Return the cuts whose value depends on a leaf, and the tensor hooks, of one call."""
     runner = ModelRunner(
         Instance(subject, input_mode=mode), None, FunctionWatch()
-    )  # hooks on modules have rows already
+    )  # hooks of modules are listed separately
     runner.record()
     recording = runner.recording
     hooks = Counter(recording.hooks)
@@ -238,7 +238,7 @@ def _cuts_and_hooks(subject: Subject, mode: InputMode, without: frozenset[str], 
 
 
 def _see_what_moves(runner: ModelRunner) -> bool:
-    """Run beside the point, so that each cut knows whether its value depends on a leaf; False where it branches."""
+    """Run near the point, so that each cut records if its value depends on a leaf; False if a branch changes."""
     generator = torch.Generator().manual_seed(0)
     for step in _STEPS:
         with torch.no_grad():
@@ -280,7 +280,7 @@ def _call_name(func: Any) -> str:
 
 
 def hooks_on_modules(module: nn.Module | None) -> Iterator[Semantic]:
-    """Return the backward hooks that hang on modules and parameters, each with the line of its code."""
+    """Yield the backward hooks of modules and parameters, each with the line of its code."""
     if module is None:
         return
     for name, child in module.named_modules():
@@ -300,7 +300,7 @@ def _hook(where: str, hook: Any) -> Semantic:
 
 
 def training_modes(module: nn.Module | None) -> Iterator[Semantic]:
-    """Return the modules that compute something else in training, and are in that mode."""
+    """Yield the modules in training mode that compute something else in evaluation mode."""
     names: dict[str, list[str]] = {}
     messages: dict[str, str] = {}
     for name, child in module.named_modules() if module is not None else ():
