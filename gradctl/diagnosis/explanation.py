@@ -24,7 +24,7 @@ from gradctl.diagnosis.experiments import experiments, generators_moved, place_o
 from gradctl.forms import eager
 from gradctl.forms.form import Captured, Outcome
 from gradctl.forms.onnx.from_file import without_optimizer
-from gradctl.inspection.model import training_modes, observe_call
+from gradctl.inspection.model import observe_call, training_modes
 from gradctl.numerics.measures import same_values
 from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.signature import module_of

@@ -122,14 +122,11 @@ class Changes:
         shared = self._values_of_one_name()
         separate = {("a", reference) for reference, _ in shared} | {("b", candidate) for _, candidate in shared}
         for (letter, side, matched), group in zip(found.sides(), group_by_weights(found), strict=True):
-            view, constant = side.view, _depends_on_constants(side.view)
-            graph.add_nodes_from((letter, place) for place in range(len(view.nodes)) if place not in matched)
+            graph.add_nodes_from((letter, place) for place in range(len(side.view.nodes)) if place not in matched)
             graph.add_edges_from(((letter, place), ("weights", number)) for place, number in group.items())
-            sources = ((*used, *captured) for used, captured in zip(view.inputs, view.captured, strict=True))
-            for place, source in _unmatched_sources(sources, matched):
-                numbers = {group[each] for each in (place, source.place) if each in group}
-                if (letter, source) not in separate and constant[place] == constant[source.place] and len(numbers) < 2:
-                    graph.add_edge((letter, source.place), (letter, place))
+            for maker, place, source in _connected(side.view, matched, group):
+                if (letter, source) not in separate:
+                    graph.add_edge((letter, maker), (letter, place))
         for reference, candidate in (*shared, *self._boundary()):
             if found.is_unmatched(reference, "a") and found.is_unmatched(candidate, "b"):
                 graph.add_edge(("a", reference.place), ("b", candidate.place))
@@ -232,6 +229,21 @@ def _depends_on_constants(view: GraphView) -> list[bool]:
         )
         constant.append(operator_of(node) in _OF_SIZES or (not captured and all(are_constant)))
     return constant
+
+
+def _connected(
+    view: GraphView, matched: Mapping[int, int], group: Mapping[int, int]
+) -> Iterator[tuple[int, int, Source]]:
+    """Yield the unmatched nodes of one region that feed each other, and the value between them.
+
+    Nodes that depend on constants alone are kept apart from others, and so are nodes with different weights.
+    """
+    constant = _depends_on_constants(view)
+    sources = ((*used, *captured) for used, captured in zip(view.inputs, view.captured, strict=True))
+    for place, source in _unmatched_sources(sources, matched):
+        groups = {group[each] for each in (place, source.place) if each in group}
+        if constant[place] == constant[source.place] and len(groups) < 2:
+            yield source.place, place, source
 
 
 def _unmatched_sources(sources: Iterable[Iterable[Source]], matched: Mapping[int, int]) -> Iterator[tuple[int, Source]]:

@@ -36,18 +36,17 @@ def extract(
         values: candidates for inputs, from a run; they determine the types of the new inputs.
     """
     nodes = [node for place, node in enumerate(model.graph.node) if place in chosen]
-    computed = {name for node in nodes for name in node.output}
-    used = dict.fromkeys(name for node in nodes for name in values_used_by(node) if name and name not in computed)
+    used = _outer_values(nodes)
     own = {each.name: each for each in model.graph.initializer if each.name in used}
     inputs = [name for name in used if name not in own]
-    if output not in computed or not values.keys() >= set(inputs):
+    if not any(output in node.output for node in nodes) or not values.keys() >= set(inputs):
         return None
     graph = onnx.helper.make_graph(
         nodes,
         model.graph.name or "part",
         [_port(name, values[name]) for name in inputs],
         [_port(output, values[output])],
-        [own[name] for name in used if name in own],
+        list(own.values()),
     )
     return onnx.ModelProto(
         ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions, graph=graph
@@ -63,6 +62,12 @@ def values_used_by(node: onnx.NodeProto) -> Iterator[str]:
             inside.update(name for inner in graph.node for name in inner.output)
             used = (name for inner in graph.node for name in values_used_by(inner))
             yield from (name for name in (*used, *(each.name for each in graph.output)) if name not in inside)
+
+
+def _outer_values(nodes: Sequence[onnx.NodeProto]) -> dict[str, None]:
+    """Return the values that these nodes use and do not compute, each once."""
+    computed = {"", *(name for node in nodes for name in node.output)}
+    return dict.fromkeys(name for node in nodes for name in values_used_by(node) if name not in computed)
 
 
 def _port(name: str, value: np.ndarray[Any, Any]) -> onnx.ValueInfoProto:
