@@ -172,7 +172,7 @@ def the_table(names: Sequence[str], level: str) -> None:
     verifying, measuring = Stopwatch(), Stopwatch()
     for method in ("__init__", "rows", "rows_in_total"):
         verifying.watch(VerifiedGraph, method)
-    verifying.watch(pipeline, "shelved")
+    verifying.watch(pipeline, "shelve")
     verifying.watch(pipeline, "first_change")
     measuring.watch(pipeline, "latencies")
     headings = "".join(f"{tool:>11}" for tool in TOOLS)
