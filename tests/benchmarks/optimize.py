@@ -170,7 +170,7 @@ def one_model(name: str, level: str, folder: Path, verifying: Stopwatch, measuri
 def the_table(names: Sequence[str], level: str) -> None:
     """Print nodes, latencies and costs."""
     verifying, measuring = Stopwatch(), Stopwatch()
-    for method in ("__init__", "rows", "rows_in_total"):
+    for method in ("__init__", "differences", "total_differences"):
         verifying.watch(VerifiedGraph, method)
     verifying.watch(pipeline, "shelve")
     verifying.watch(pipeline, "first_change")
