@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = [
-    "TargetOptions",
-    "dynamic_option",
-    "free_sizes_from",
-    "refuse_other_options",
-    "subject_from",
-    "target_options",
-    "use_threads",
-]
-
 import functools
 from collections.abc import Callable, Collection
 from pathlib import Path

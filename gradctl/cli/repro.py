@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gradctl.cli.options import TargetOptions
 from gradctl.cli.reporting import ReportOptions
+from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.core.findings import Unit

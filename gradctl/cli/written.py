@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradctl.cli.options import TargetOptions, free_sizes_from, subject_from
+from gradctl.cli.options import free_sizes_from, subject_from
 from gradctl.cli.reporting import ReportOptions, emit_units, judging
 from gradctl.cli.users_code import users_code
+from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.commands.capture_to_file import Written

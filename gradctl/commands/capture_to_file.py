@@ -25,8 +25,6 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
 
-__all__ = ["ArtifactFormat", "Written", "write"]
-
 
 @dataclass(frozen=True, slots=True)
 class ArtifactFormat:

@@ -46,8 +46,6 @@ from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import module_of
 from gradctl.subject.subject import Subject
 
-__all__ = ["DEFAULT_STATIC_FORMS", "STATIC_FORMS", "Comparing", "compare", "compare_one", "refused_unit"]
-
 STATIC_FORMS = tuple(name for name in FORMS if name != "eager")
 DEFAULT_STATIC_FORMS = tuple(name for name in DEFAULT_FORMS if name != "eager")
 

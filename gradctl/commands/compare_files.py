@@ -28,8 +28,6 @@ from gradctl.onnxio.onnx_file import OnnxFile, read, session
 from gradctl.onnxio.session import describe_port, port_text
 from gradctl.subject.frames import first_line
 
-__all__ = ["compare_files"]
-
 
 def compare_files(
     first: Path,

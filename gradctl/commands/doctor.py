@@ -18,8 +18,6 @@ from typing import Any
 from gradctl import __version__
 from gradctl.core.names import FORMS
 
-__all__ = ["Availability", "Machine", "examine"]
-
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy", "safetensors")
 _COMPILERS = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++")
 

@@ -17,8 +17,6 @@ from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.loss_function import include_loss
 from gradctl.subject.subject import Subject
 
-__all__ = ["export", "export_joint"]
-
 
 def export(
     subject: Subject, output: Path, *, opset: int | None = None, dynamic: Dynamic | None = None, **options: Any

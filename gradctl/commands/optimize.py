@@ -23,7 +23,8 @@ from gradctl.comparison.verified_graph import InvalidGraph
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import TargetError
-from gradctl.core.findings import Finding, TensorResult, Unit, fingerprint, number
+from gradctl.core.findings import Finding, TensorResult, Unit, fingerprint
+from gradctl.core.numbers import number
 from gradctl.core.optimization import Optimization
 from gradctl.core.verdicts import unit_verdict
 from gradctl.forms.artifact import place, staged_file, unwritable
@@ -39,8 +40,6 @@ from gradctl.passes.table import passes_of_level
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
-
-__all__ = ["Optimized", "Options", "chosen_passes", "optimize_file", "optimize_target"]
 
 # Protobuf takes 2 GiB, and passes hold a graph with its weights as one message.
 _LARGEST = 2**31 - 2**27

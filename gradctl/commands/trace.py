@@ -16,8 +16,6 @@ from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
 
-__all__ = ["FORMS_WITH_FILES", "trace"]
-
 FORMS_WITH_FILES = ("trace", "script", "export")
 
 

@@ -16,8 +16,9 @@ from gradctl.comparison.program import cotangents_of
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.trials import ModelTrial
 from gradctl.core.allows import Allows
-from gradctl.core.findings import Element, number
+from gradctl.core.findings import Element
 from gradctl.core.names import TensorVerdict
+from gradctl.core.numbers import number
 from gradctl.gradients.float64 import oracle_runner
 from gradctl.gradients.functions.attribution import is_allowed
 from gradctl.numerics.elements import along_leaf, element_slope
@@ -26,8 +27,6 @@ from gradctl.numerics.measures import dot, norm
 from gradctl.numerics.point import Point, Sample
 from gradctl.tracing.functions import FunctionWatch
 from gradctl.tracing.model_runner import ModelRunner
-
-__all__ = ["Arbiter"]
 
 _ROWS = 5
 # The slope must be nearer than this (of the distance of the two) to one of them to side with it.

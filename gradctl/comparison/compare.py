@@ -15,8 +15,6 @@ from gradctl.core.names import Quantity
 from gradctl.forms.form import Outcome
 from gradctl.numerics.agreement import largest_scale
 
-__all__ = ["Comparison", "call_differences", "tensors_of"]
-
 T = TypeVar("T", bound=Trial)
 # The example comes first and is what a person tries: another input must be clearly worse to be named in its place.
 _CLEARLY_WORSE = 2.0

@@ -15,15 +15,6 @@ from gradctl.core.names import Quantity
 from gradctl.numerics.agreement import agreement
 from gradctl.numerics.measures import same_values
 
-__all__ = [
-    "FileDifference",
-    "Key",
-    "ModelDifference",
-    "TensorDifference",
-    "dtype_name",
-    "tensor_difference",
-]
-
 Key = tuple[Quantity, str]
 T = TypeVar("T", bound=Trial)
 

@@ -12,14 +12,13 @@ from torch import Tensor
 from gradctl.comparison.arbiter import Arbiter
 from gradctl.comparison.difference import FileDifference, ModelDifference, TensorDifference, dtype_name
 from gradctl.comparison.form_comparison import FormComparison
-from gradctl.core.findings import Element, Finding, TensorResult, number
+from gradctl.core.findings import Element, Finding, TensorResult
 from gradctl.core.names import Quantity, TensorVerdict
+from gradctl.core.numbers import number
 from gradctl.forms.form import Captured
 from gradctl.gradients.guard import explaining
 from gradctl.numerics.measures import relative_error
 from gradctl.subject.frames import first_line
-
-__all__ = ["findings_and_rows", "output_result", "stale_values"]
 
 # The rows of one tensor cost 20 forwards and want a person's eye: only the worst few have them.
 _TENSORS_WITH_ROWS = 3

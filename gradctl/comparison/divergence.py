@@ -17,8 +17,6 @@ from gradctl.core.errors import TargetError
 from gradctl.onnxio.onnx_file import OnnxFile, session
 from gradctl.onnxio.submodel import select_outputs
 
-__all__ = ["VALUES_A_RUN", "compare_graphs", "differing_values", "with_outputs"]
-
 VALUES_A_RUN = 32
 
 

@@ -21,8 +21,6 @@ from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.tensor_file import INPUT_SUFFIXES, read_tensors
 from gradctl.subject.inputs.variations import redraw
 
-__all__ = ["draw_inputs", "extremes", "read_inputs", "variations", "vary_sizes"]
-
 # A size that a file leaves free, and the integers that an input may take: the first that the file runs on.
 _FREE_SIZES = (3, 1, 8)
 _LARGEST_INTEGERS = (99, 9, 1)

@@ -20,8 +20,6 @@ from gradctl.core.errors import TargetError
 from gradctl.onnxio.onnx_file import OnnxFile, initializers, session
 from gradctl.subject.frames import first_line
 
-__all__ = ["file_trials"]
-
 _PERTURBED = 2
 _WEIGHT_AXES = 2  # a scale of Resize or a bound of Clip has fewer, and one ULP may change a shape
 

@@ -16,8 +16,6 @@ from gradctl.forms.form import CannotCapture, Captured, Form, Outcome, to_float6
 from gradctl.numerics.agreement import agreement, largest_scale
 from gradctl.subject.instance import native_dtype
 
-__all__ = ["FormComparison", "form_comparison"]
-
 # Forms that Dynamo compiles: it runs eagerly under a dispatch mode, so their float64 runs do without the promotion.
 _COMPILED = ("aot", "compile")
 # If the native budget is below this, a difference in meaning cannot hide (float32; not float16).

@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from gradctl.comparison.trials import FileTrial, ModelTrial, Trial
+from gradctl.core.errors import is_out_of_memory
 from gradctl.core.names import Quantity, buffer_name, input_name
 from gradctl.forms.form import Captured, Outcome, take_gradient
 from gradctl.numerics.measures import gaussian_like, same_values
 from gradctl.onnxio.session import run
-from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.state import State
-
-__all__ = ["CALLS", "FileProgram", "FormProgram", "Program", "cotangents_of", "run_calls"]
 
 # TorchScript's own autodiff starts at the second or third call, and state that is not put back accumulates.
 CALLS = 3

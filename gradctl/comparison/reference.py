@@ -20,8 +20,6 @@ from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.tracing.promotion import Promotion, default_dtype
 
-__all__ = ["Reference"]
-
 # A relu or a max can flip on one rounding: a gradient over its budget whose outputs agree must be so on as many inputs.
 _PERSISTS = 3
 _Context = Callable[[], AbstractContextManager[Any]]

@@ -20,8 +20,6 @@ from gradctl.onnxio.onnx_file import OnnxFile, session
 from gradctl.onnxio.session import run
 from gradctl.subject.instance import Instance
 
-__all__ = ["latencies", "timing_of"]
-
 _MOST_PAIRS = 7
 _SECONDS = 0.5
 _MOST_SESSION_RUNS, _FEWEST_SESSION_RUNS, _SESSION_SECONDS = 50, 3, 1.0

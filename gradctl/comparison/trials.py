@@ -10,8 +10,6 @@ from torch import Tensor
 from gradctl.forms.form import Outcome
 from gradctl.subject.instance import Instance
 
-__all__ = ["FileTrial", "ModelTrial", "Trial"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:

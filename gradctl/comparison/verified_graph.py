@@ -25,8 +25,6 @@ from gradctl.onnxio.onnx_file import OnnxFile, session
 from gradctl.onnxio.session import describe_port
 from gradctl.subject.frames import first_line
 
-__all__ = ["InvalidGraph", "VerifiedGraph", "shelve", "store"]
-
 # Initializers from here on are weights: shape inference reads sizes, which are smaller.
 _SHELVED_BYTES = 2**20
 

@@ -8,28 +8,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from gradctl.core.names import Quantity, Severity, TensorVerdict, UnitStatus, UnitVerdict
-from gradctl.core.numbers import Number, format_number, number
+from gradctl.core.numbers import Number
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
-
-__all__ = [
-    "Allowance",
-    "Element",
-    "Finding",
-    "Location",
-    "Number",
-    "Oracle",
-    "Report",
-    "Summary",
-    "TensorResult",
-    "Timing",
-    "Tool",
-    "Unit",
-    "fingerprint",
-    "format_number",
-    "note",
-    "number",
-]
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,8 +23,6 @@ from gradctl.forms.silence import silenced
 from gradctl.forms.source_location import SourceLocation
 from gradctl.forms.table import form_named
 
-__all__ = ["bisect_findings"]
-
 
 def bisect_findings(findings: Sequence[Finding], comparison: FormComparison) -> list[Finding]:
     """Return findings about ``compile``, each error with the module that is wrong alone and the part of torch.compile.

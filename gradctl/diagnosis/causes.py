@@ -31,8 +31,6 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.state import State
 from gradctl.tracing.tracer import SourceLine
 
-__all__ = ["RAISES", "Cause", "Intervention", "Search", "state_causes"]
-
 # Stands for what a form raises, among the tensors that it gets wrong.
 RAISES: Key = ("output", "")
 # An alteration must bring the form this much nearer: beside it, what rounding explains may be as large as a difference.

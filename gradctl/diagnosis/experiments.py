@@ -24,8 +24,6 @@ from gradctl.subject.signature import module_of
 from gradctl.tracing.semantics import ProgramEvents, QueryResult, StateQuery, Suppressed, watching
 from gradctl.tracing.tracer import SourceLine
 
-__all__ = ["experiments", "generators_moved", "place_of_draw"]
-
 # Of several places, each alone is a run of the model; beyond this all are named together.
 _MOST_PLACES = 8
 _Kind = Literal["functions", "hooks", "no_grads", "detaches"]

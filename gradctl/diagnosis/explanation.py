@@ -30,8 +30,6 @@ from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.signature import module_of
 from gradctl.subject.state import State
 
-__all__ = ["PreRunObservations", "explain_findings"]
-
 
 @dataclass(slots=True)
 class PreRunObservations:

@@ -25,8 +25,6 @@ from gradctl.onnxio.onnx_file import OnnxFile, initializers, session
 from gradctl.onnxio.session import run
 from gradctl.onnxio.submodel import extract, select_outputs, values_used_by
 
-__all__ = ["FirstChange", "first_change"]
-
 _SECONDS = 10.0
 _MOST_ELEMENTS_NAMED = 8
 _Apply = Callable[[onnx.ModelProto], onnx.ModelProto]

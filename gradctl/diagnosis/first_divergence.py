@@ -20,8 +20,6 @@ from gradctl.comparison.trials import FileTrial
 from gradctl.graphdiff.graph_difference import SharedValue
 from gradctl.onnxio.onnx_file import OnnxFile
 
-__all__ = ["FirstDivergence", "SharedValues"]
-
 _SECONDS = 30.0
 
 

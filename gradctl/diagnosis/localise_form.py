@@ -25,6 +25,7 @@ import torch
 from gradctl.comparison.difference import ModelDifference
 from gradctl.comparison.form_comparison import FormComparison
 from gradctl.comparison.program import cotangents_of
+from gradctl.core.errors import is_out_of_memory
 from gradctl.core.findings import Finding, Location
 from gradctl.diagnosis.localise_modules import AloneModules
 from gradctl.diagnosis.paired_values import Divergence, PairedValues
@@ -39,13 +40,11 @@ from gradctl.gradients.functions.function_part import function_name
 from gradctl.gradients.gradient_findings import location
 from gradctl.numerics.sketch import Sketcher
 from gradctl.onnxio.onnx_file import OnnxFile
-from gradctl.subject.frames import is_out_of_memory, is_users
+from gradctl.subject.frames import is_users
 from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.state import State
 from gradctl.tracing.graph import modules_by_identity
 from gradctl.tracing.values import ProgramValues, ValueWatch
-
-__all__ = ["locate_findings", "with_place"]
 
 _GRAPHS: dict[str, ModuleType] = {
     "trace": torchscript_values,

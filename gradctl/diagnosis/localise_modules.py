@@ -22,20 +22,19 @@ from gradctl.comparison.difference import ModelDifference
 from gradctl.comparison.program import FormProgram, run_calls
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.trials import ModelTrial
+from gradctl.core.errors import is_out_of_memory
 from gradctl.core.findings import Finding
 from gradctl.core.names import Quantity
 from gradctl.forms import eager
 from gradctl.forms.form import CannotCapture, Captured, Form
 from gradctl.forms.source_location import SourceLocation
 from gradctl.numerics.agreement import largest_scale, scale_of
-from gradctl.subject.frames import is_out_of_memory, is_users, user_location
+from gradctl.subject.frames import is_users, user_location
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import map_leaves
-
-__all__ = ["AloneModules"]
 
 # A module that is called in a loop is looked at this often.
 _CALLS_A_MODULE = 3

@@ -16,8 +16,6 @@ from gradctl.numerics.sketch import Sketch
 from gradctl.tracing.graph import CallSite
 from gradctl.tracing.values import ProgramValue
 
-__all__ = ["Divergence", "PairedValues"]
-
 # So much smaller than the largest, an adjoint is zero by cancellation (a bias before BatchNorm) but for rounding.
 _CANCELLED = 1e-6
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gradctl.core.errors import TargetError
+from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.forms.exported.export import capture_reason
 from gradctl.forms.form import CannotCapture, Captured, named_tensors
@@ -24,7 +24,6 @@ from gradctl.forms.silence import silenced
 from gradctl.joint.capture import Joint, joint_program
 from gradctl.joint.export_error import JointExportError, raised_by
 from gradctl.joint.random_inputs import RandomInput, RandomInputs, preserve_generator
-from gradctl.subject.frames import is_out_of_memory
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance

@@ -35,8 +35,6 @@ from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.recording import Recording
 from gradctl.tracing.tracer import REGISTER_HOOK
 
-__all__ = ["WrongBackward", "find_wrong_parts"]
-
 # Calls of one function at one line with one set of shapes: a loop of a thousand steps is judged in its first ones.
 _ALIKE = 32
 

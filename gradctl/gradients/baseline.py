@@ -8,21 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradctl.core.errors import NothingToCheck, TargetError
-from gradctl.core.findings import Finding, TensorResult, format_number, number
+from gradctl.core.errors import NothingToCheck, TargetError, is_out_of_memory
+from gradctl.core.findings import Finding, TensorResult
 from gradctl.core.names import Quantity
+from gradctl.core.numbers import format_number, number
 from gradctl.gradients.part import gaussian
 from gradctl.gradients.unjudged import Kept, ObservedInstance, closed_notes, shared_note, unknown_leaf_note
 from gradctl.numerics.measures import is_float, relative_error
 from gradctl.numerics.point import NoGradient
-from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
+from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs.misfit import first_layer_remedy, given_inputs
 from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.lazy_layers import build_layers, has_lazy_parameters, infer_shapes
 from gradctl.subject.reach import walk
 from gradctl.subject.subject import Subject
-
-__all__ = ["Baseline", "run_native"]
 
 Named = dict[str, Tensor | None]
 

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradctl.core.errors import is_out_of_memory
 from gradctl.core.findings import Finding, note
 from gradctl.numerics.measures import relative_error
-from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.frames import first_line
 from gradctl.subject.instance import InputMode, Instance, native_dtype
 from gradctl.subject.subject import Subject
 from gradctl.tracing.functions import FunctionWatch
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.promotion import Promotion
-
-__all__ = ["OracleRunner", "cast_note", "oracle_runner"]
 
 # Casts are more than rounding where the float64 model's output is off by more than this many native epsilons:
 # rounding of deep float32 nets was seen at up to 1e3, a bfloat16 cast in a float32 net is 6e4.

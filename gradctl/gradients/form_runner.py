@@ -18,8 +18,6 @@ from gradctl.subject.instance import Instance
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.recorder import Recorder
 
-__all__ = ["FormRunner", "form_runner"]
-
 
 class FormRunner(ModelRunner):
     """Eager in float64, except that ``differentiate`` runs the form, on the same values of the leaves."""

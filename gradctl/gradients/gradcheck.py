@@ -19,7 +19,8 @@ import torch
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import TargetError, nearest
-from gradctl.core.findings import Finding, Oracle, TensorResult, Unit, number
+from gradctl.core.findings import Finding, Oracle, TensorResult, Unit
+from gradctl.core.numbers import number
 from gradctl.gradients.baseline import Baseline, run_native
 from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
 from gradctl.gradients.form_runner import form_runner
@@ -63,8 +64,6 @@ from gradctl.subject.subject import Subject
 from gradctl.tracing.functions import FunctionWatch, is_users
 from gradctl.tracing.recording import Recording
 from gradctl.tracing.tracer import FunctionClass
-
-__all__ = ["gradcheck"]
 
 # A search for the call that is wrong may take so many times what the check took until its first alarm.
 _TIMES_THE_CHECK = 3.0

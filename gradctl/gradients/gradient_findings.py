@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradctl.core.findings import Element, Finding, Location, TensorResult, number
+from gradctl.core.findings import Element, Finding, Location, TensorResult
 from gradctl.core.names import Severity, TensorVerdict, parameter_name
+from gradctl.core.numbers import number
 from gradctl.gradients.baseline import Baseline
 from gradctl.gradients.functions.function_part import FunctionFault, function_name, source_place
 from gradctl.gradients.guard import explaining
@@ -25,19 +26,6 @@ from gradctl.subject.instance import Leaf
 from gradctl.subject.signature import module_of, optimized_inner
 from gradctl.subject.subject import Subject
 from gradctl.tracing.tracer import SourceLine
-
-__all__ = [
-    "frozen_results",
-    "function_finding",
-    "gradient_finding",
-    "latent_finding",
-    "listed",
-    "location",
-    "native_gradient_findings",
-    "of_form",
-    "tensor_result",
-    "with_hooks",
-]
 
 # A constant rounded to float32 (torch's own hardsigmoid backward) is off by up to 6e-8, and no user's concern.
 _CONSTANT_ROUNDING = 1e-7

@@ -11,16 +11,6 @@ from gradctl.tracing.graph import leaves_behind
 from gradctl.tracing.recording import Recording
 from gradctl.tracing.tracer import SourceLine
 
-__all__ = [
-    "constant_inputs_note",
-    "cut_notes",
-    "hook_notes",
-    "kink_note",
-    "not_replayed",
-    "too_large_note",
-    "undifferentiated_note",
-]
-
 _CUT = (
     "a value is cut from the gradient here (detach, no_grad, item, requires_grad_(False), fake quantisation) and held "
     "fixed"

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from gradctl.core.errors import is_out_of_memory
 from gradctl.core.findings import Finding, note
-from gradctl.subject.frames import first_line, is_out_of_memory
-
-__all__ = ["Unexplained", "explaining", "unexplained"]
+from gradctl.subject.frames import first_line
 
 
 class Unexplained:

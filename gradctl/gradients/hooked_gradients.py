@@ -18,8 +18,6 @@ from gradctl.tracing.functions import FunctionWatch
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.recorder import Recorder
 
-__all__ = ["leaves_behind_hooks"]
-
 # The two runs are the same but for the hooks, so what a hook leaves alone is equal to the last bit, or nearly.
 _CHANGED = 1e-9
 

@@ -17,8 +17,6 @@ from gradctl.numerics.point import Direction
 from gradctl.numerics.runner import Outputs, refusals_ignored
 from gradctl.subject.instance import Leaf
 
-__all__ = ["Part", "Vote", "differentiable", "expanded", "forward_mode_vote", "gaussian"]
-
 # A step of 1e-3 has an error of about 1e-12 after one extrapolation where the function is tame, and 1e-13 of rounding.
 _STEP = 1e-3
 _PLAINLY = 1e-7

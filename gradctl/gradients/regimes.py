@@ -15,18 +15,18 @@ import msgspec
 import torch
 from torch import Tensor
 
-from gradctl.core.findings import Finding, TensorResult, format_number, note, number
+from gradctl.core.errors import is_out_of_memory
+from gradctl.core.findings import Finding, TensorResult, note
 from gradctl.core.names import TensorVerdict
+from gradctl.core.numbers import format_number, number
 from gradctl.gradients.baseline import Baseline
 from gradctl.numerics.measures import gaussian_like, is_float, norm, relative_error
-from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.example import trained_inputs
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
-
-__all__ = ["Regimes", "about", "compare_regimes", "with_verdicts"]
 
 Gradients = dict[str, Tensor | None]
 Outputs = dict[str, Tensor]

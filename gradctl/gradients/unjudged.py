@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["Kept", "ObservedInstance", "closed_notes", "shared_note", "unknown_leaf_note"]
-
 from collections.abc import Iterable
 from typing import Any
 

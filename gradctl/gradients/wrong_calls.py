@@ -24,15 +24,6 @@ from gradctl.tracing.graph import CallSite, Node, leaves_behind, modules_by_iden
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.nonfinite import BackwardTrace, ForwardTrace, Made
 
-__all__ = [
-    "Explanation",
-    "explain",
-    "locate_nonfinite_backwards",
-    "locate_nonfinite_natively",
-    "locate_nonfinite_outputs",
-    "locate_wrong_backwards",
-]
-
 _WRONG: dict[Vote, str] = {
     "vjp": "the backward (VJP) of {} is wrong, forward mode (JVP) agrees with finite differences",
     "both": "{} is wrong in reverse mode (VJP) and in forward mode (JVP)",

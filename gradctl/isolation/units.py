@@ -16,8 +16,6 @@ from gradctl.isolation.cleanup import remove_at_end
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.unit_process import UnitProcess
 
-__all__ = ["Interrupted", "UnitRequest", "run_units", "start_units"]
-
 
 class Interrupted(KeyboardInterrupt):
     """The run was interrupted; ``units`` are in the order of their requests, None for those that were not complete."""

@@ -54,8 +54,6 @@ from gradctl.subject.torch_private import (
     enable_python_dispatcher,
 )
 
-__all__ = ["Joint", "joint_program"]
-
 _NO_OPERATION = (torch.ops.aten.detach.default, torch.ops.aten.detach_.default, torch.ops.aten.alias.default)
 _IDEMPOTENT = (torch.ops.aten.relu.default,)
 

@@ -21,8 +21,6 @@ from gradctl.joint.random_inputs import Distribution
 from gradctl.subject.frames import is_users
 from gradctl.subject.torch_private import decompositions
 
-__all__ = ["Sizes", "exported_axes", "free_sizes", "named_axes", "with_sizes"]
-
 _SLICE = "_compute_slice_index"  # which clamps
 _LARGE = sympy.Integer(10**6)
 _SAME_RESULT = ("matmul",)  # decompositions that branch for speed only

@@ -9,8 +9,6 @@ from types import FrameType
 
 from gradctl.subject.frames import is_users
 
-__all__ = ["JointExportError", "here", "raised_by"]
-
 _STEP = str(Path(__file__).with_name("step.py"))
 
 

@@ -26,8 +26,6 @@ from torch.export.graph_signature import (
 from gradctl.subject.torch_private import tree_leaves, tree_structure
 from gradctl.tracing.operators import writes
 
-__all__ = ["exported_program"]
-
 
 def exported_program(
     graph: fx.GraphModule, tensors: Sequence[Tensor], shapes: Sequence[Mapping[int, object] | None]

@@ -21,8 +21,6 @@ from gradctl.subject.torch_private import (
 )
 from gradctl.tracing.operators import OperatorMode, name_of, writes
 
-__all__ = ["Places", "place_of", "places_by_operator"]
-
 _KEY = "gradctl"
 _aten = torch.ops.aten
 

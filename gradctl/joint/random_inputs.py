@@ -25,8 +25,6 @@ from gradctl.subject.signature import module_of
 from gradctl.subject.torch_private import DisableTorchDispatch
 from gradctl.tracing.operators import OperatorMode, name_of, writes
 
-__all__ = ["Distribution", "RandomInput", "RandomInputs", "forbid_other_generators", "preserve_generator"]
-
 _aten = torch.ops.aten
 
 # The name of the distribution, and its parameters: numbers, or the name of a symbolic size.

@@ -21,8 +21,6 @@ from torch.overrides import TorchFunctionMode
 
 from gradctl.subject.torch_private import scan
 
-__all__ = ["ScannedLayers"]
-
 _Tensors = Sequence[Tensor]
 
 

@@ -16,8 +16,6 @@ from torch import fx
 
 from gradctl.tracing.operators import writes
 
-__all__ = ["join_parts"]
-
 _aten = torch.ops.aten
 
 

@@ -30,8 +30,6 @@ from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
-__all__ = ["TrainingStep"]
-
 _Result = TypeVar("_Result")
 
 _FEW = 8  # names that a message lists

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from gradctl.numerics.measures import norm
 
-__all__ = ["agreement", "largest_scale", "scale_of"]
-
 _TIMES_EAGER = 4.0
 # Rounding that eager happens not to show: another order of a sum, a fused multiply-add.
 _FLOOR_EPSILONS = 64.0

@@ -14,8 +14,6 @@ from gradctl.numerics.measures import gaussian_like
 from gradctl.numerics.point import Direction, Point, Sample, natural_scale
 from gradctl.numerics.site import Site
 
-__all__ = ["ElementDifference", "along_leaf", "element_slope", "worst_elements"]
-
 # Up to this many elements each gets a finite difference, and the number of wrong ones is known.
 _ALL = 64
 _STEP = 1e-5

@@ -17,8 +17,6 @@ from gradctl.numerics.point import Point, Sample, natural_scale, rms
 from gradctl.numerics.runner import Runner
 from gradctl.numerics.site import WEAK, Probe, Site, Where
 
-__all__ = ["Judge", "TensorJudgement", "Verdict"]
-
 Verdict = Literal["same", "approximate", "wrong", "missing", "unresolved", "too-small", "no-gradient"]
 
 _STEPS_OFF = 3

@@ -15,8 +15,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-__all__ = ["LARGEST_STEP", "Slope", "central_slope", "noise_floor", "slope_at_zero"]
-
 LARGEST_STEP = 3.07e-2  # 3e-2 is a whole multiple of the thousandths that programs round to
 _SMALLEST_STEP = 2e-7
 # Below that only while each smaller step still resolves more (sin(1e5 x), a value close to the edge of a domain).

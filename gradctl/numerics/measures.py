@@ -8,8 +8,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-__all__ = ["dense", "dot", "gaussian_like", "is_float", "norm", "relative_error", "same_values"]
-
 
 def dense(gradient: Tensor | None) -> Tensor | None:
     """Return a gradient as a strided tensor; None for none."""

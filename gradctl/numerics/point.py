@@ -12,8 +12,6 @@ from torch import Tensor
 from gradctl.numerics.measures import dot, gaussian_like, is_float, norm, relative_error
 from gradctl.numerics.runner import Outputs, Runner, refusals_ignored
 
-__all__ = ["Direction", "NoGradient", "Point", "Sample", "moved_values", "natural_scale", "rms"]
-
 # Outputs of one model can differ by many decades (energies and forces); each takes an equal part, but rounding noise
 # around zero is not amplified to the size of the others.
 _SMALLEST_SHARE = 1e-8

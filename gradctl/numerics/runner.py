@@ -8,10 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from gradctl.subject.frames import is_out_of_memory
+from gradctl.core.errors import is_out_of_memory
 from gradctl.subject.instance import Leaf
-
-__all__ = ["Outputs", "Runner", "refusals_ignored"]
 
 Outputs = list[tuple[str, Tensor]]
 

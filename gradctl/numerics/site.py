@@ -22,8 +22,6 @@ from gradctl.numerics.ladder import LARGEST_STEP, Slope, central_slope, noise_fl
 from gradctl.numerics.measures import dot, gaussian_like, norm
 from gradctl.numerics.point import Direction, Point, Sample
 
-__all__ = ["WEAK", "Probe", "Site", "Where"]
-
 Where = Literal["here", "beside", "away"]
 
 # Within one joint probe gradients differ by no more than this, or the direction would be the smallest tensor's alone.

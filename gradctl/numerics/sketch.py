@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Sketch", "Sketcher"]
-
 _PROJECTIONS = 3
 # Directions are drawn anew for a size that was not seen lately: a convolutional net has few sizes.
 _SIZES_KEPT = 4

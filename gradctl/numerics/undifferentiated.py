@@ -11,8 +11,6 @@ from gradctl.numerics.measures import gaussian_like, same_values
 from gradctl.numerics.point import Point
 from gradctl.numerics.runner import refusals_ignored
 
-__all__ = ["undifferentiated"]
-
 # Seen in float64 in whatever depends smoothly on a leaf; a threshold is seldom so near.
 _STEP = 1e-6
 

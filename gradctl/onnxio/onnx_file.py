@@ -19,7 +19,7 @@ import onnxruntime
 import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from gradctl.core.errors import TargetError, TrustError
+from gradctl.core.errors import TargetError, TrustError, is_out_of_memory
 from gradctl.onnxio.submodel import select_outputs
 from gradctl.onnxio.validation import (
     ensure_ending,
@@ -30,7 +30,7 @@ from gradctl.onnxio.validation import (
     tensor_bytes,
     tensors,
 )
-from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.frames import first_line
 from gradctl.subject.plainfile import ensure_plain
 
 _ONNX_DOMAINS = ("", "ai.onnx")

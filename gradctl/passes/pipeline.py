@@ -16,16 +16,17 @@ from torch import Tensor
 from gradctl.comparison.difference import FileDifference
 from gradctl.comparison.timing import latencies
 from gradctl.comparison.verified_graph import InvalidGraph, VerifiedGraph, shelve
-from gradctl.core.errors import TargetError
-from gradctl.core.findings import Finding, number
+from gradctl.core.errors import TargetError, is_out_of_memory
+from gradctl.core.findings import Finding
 from gradctl.core.names import Severity
+from gradctl.core.numbers import number
 from gradctl.core.optimization import GraphSize, Latency, Optimization, PassOutcome, PassStatus
 from gradctl.diagnosis.first_change import FirstChange, first_change
 from gradctl.onnxio.onnx_file import OnnxFile
 from gradctl.onnxio.validation import nodes
 from gradctl.passes.pass_result import NotApplicable, Pass, compare_models
 from gradctl.passes.size import size_of
-from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.frames import first_line
 
 # The most bytes of weights in the sessions that measure latency, which exist at the same time.
 _MOST_BYTES_MEASURED = 2**28

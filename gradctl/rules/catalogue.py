@@ -8,8 +8,6 @@ from importlib.resources import files
 
 from gradctl.core.errors import nearest
 
-__all__ = ["allow_problem", "codes", "page", "title"]
-
 
 @functools.cache
 def codes() -> tuple[str, ...]:

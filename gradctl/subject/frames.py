@@ -6,17 +6,6 @@ torchvision) count as the user's: they are part of the model that is checked.
 
 from __future__ import annotations
 
-__all__ = [
-    "first_line",
-    "is_entrance",
-    "is_out_of_memory",
-    "is_users",
-    "keep_user_frames",
-    "raised_at",
-    "user_frames",
-    "user_location",
-]
-
 import functools
 import importlib
 import os
@@ -28,8 +17,6 @@ import types
 from pathlib import Path
 
 import torch
-
-from gradctl.core.errors import is_out_of_memory
 
 _GRADCTL = str(Path(__file__).parents[1])
 _ENTRANCES = (str(Path(_GRADCTL) / "cli") + os.sep, str(Path(_GRADCTL) / "api.py"))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from gradctl.core.errors import TargetError
+from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.subject.copies import private_copy
-from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
+from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.reach import instance_dict, walk
 from gradctl.subject.seeding import seed_generators

@@ -10,8 +10,9 @@ from typing import TypeVar
 import msgspec
 
 from gradctl.core.allows import Allows
-from gradctl.core.findings import Allowance, Finding, Unit, fingerprint, format_number
+from gradctl.core.findings import Allowance, Finding, Unit, fingerprint
 from gradctl.core.names import DEFAULT_FORMS, FORMS, UnitVerdict
+from gradctl.core.numbers import format_number
 from gradctl.core.verdicts import unit_verdict
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.units import Interrupted, run_units

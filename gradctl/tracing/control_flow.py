@@ -18,8 +18,6 @@ import torch
 
 from gradctl.subject.torch_private import patched, tree_leaves, tree_map
 
-__all__ = ["plain_control_flow"]
-
 _FOLDER = "torch._higher_order_ops"
 
 

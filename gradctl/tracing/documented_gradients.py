@@ -18,8 +18,6 @@ from gradctl.subject.frames import user_location
 from gradctl.subject.torch_private import standard_gamma
 from gradctl.tracing.recording import BranchChanged, Cut
 
-__all__ = ["RecordCut", "documented_gradient"]
-
 RecordCut = Callable[[Any, Any, Any], tuple[Any, Cut | None]]
 
 _STRAIGHT_THROUGH = {

@@ -26,8 +26,6 @@ from gradctl.tracing.linear_map import DirichletMap, LinearMap, is_differentiabl
 from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine, is_in_transform
 
-__all__ = ["FunctionCall", "FunctionWatch", "copied_arguments", "is_registered_operator", "is_torch_own", "is_users"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FunctionCall:

@@ -15,18 +15,6 @@ from torch.overrides import resolve_name
 from gradctl.subject.frames import user_location
 from gradctl.subject.instance import Leaf
 
-__all__ = [
-    "CallSite",
-    "Node",
-    "call_site",
-    "innermost_module",
-    "leaves_behind",
-    "modules_by_identity",
-    "node_before",
-    "node_of",
-    "nodes_behind",
-]
-
 Node = Any
 
 

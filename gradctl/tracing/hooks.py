@@ -17,8 +17,6 @@ import torch.utils.hooks
 from gradctl.subject.frames import is_users
 from gradctl.tracing.graph import Node
 
-__all__ = ["NoHandle", "is_programs_call", "node_without_hooks", "real_nodes"]
-
 # Module hooks become hooks on nodes here. Elsewhere torch gives nodes to C code, which takes nothing in their place.
 _HOOKING_FILES = (torch.nn.modules.module.__file__, torch.utils.hooks.__file__)
 

@@ -20,8 +20,6 @@ from gradctl.subject.torch_private import dirichlet_grad, saved_tensors_hooks_di
 from gradctl.tracing.recording import BranchChanged
 from gradctl.tracing.tracer import Apply
 
-__all__ = ["DirichletMap", "LinearMap", "is_differentiable", "keeps_what_it_saves", "linear_map"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearMap:

@@ -16,8 +16,6 @@ from gradctl.tracing.promotion import Promotion, default_dtype
 from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.recording import Recording
 
-__all__ = ["ModelRunner"]
-
 
 class ModelRunner:
     """Run a private copy of the user's model, in float64 where ``promotion`` is given.

@@ -18,8 +18,6 @@ from gradctl.tracing.graph import CallSite, Node, node_of, nodes_behind
 from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.tracer import Tracer
 
-__all__ = ["BackwardTrace", "ForwardTrace", "Made"]
-
 
 @dataclass(frozen=True, slots=True)
 class Made:

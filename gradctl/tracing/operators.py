@@ -8,8 +8,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradctl.subject.torch_private import OpOverload
 
-__all__ = ["OperatorMode", "name_of", "writes"]
-
 
 class OperatorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
     """A dispatch mode that costs no import of Dynamo."""

@@ -21,8 +21,6 @@ from gradctl.subject.torch_private import DisableTorchFunction, OpOverload
 from gradctl.tracing.operators import OperatorMode, writes
 from gradctl.tracing.tracer import tensors_in
 
-__all__ = ["Promotion", "default_dtype"]
-
 _WIDE = {
     torch.float16: torch.float64,
     torch.bfloat16: torch.float64,

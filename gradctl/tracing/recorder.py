@@ -36,8 +36,6 @@ from gradctl.tracing.recording import (
 )
 from gradctl.tracing.tracer import REGISTER_HOOK, Apply, FunctionClass, Tracer, tensors_in
 
-__all__ = ["Recorder"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Write:

@@ -13,18 +13,6 @@ from torch import Tensor
 from gradctl.tracing.graph import Node
 from gradctl.tracing.tracer import SourceLine, tensors_in
 
-__all__ = [
-    "BranchChanged",
-    "Cut",
-    "Recording",
-    "copied_value",
-    "is_float_without_gradient",
-    "map_nested",
-    "requiring_grad",
-    "same_value",
-    "storage_of",
-]
-
 
 class BranchChanged(Exception):
     """Beside the point the program made other calls than at it."""

@@ -23,8 +23,6 @@ from gradctl.tracing.hooks import NoHandle
 from gradctl.tracing.recording import BranchChanged
 from gradctl.tracing.tracer import REGISTER_HOOK, Apply, FunctionClass, SourceLine, Tracer, tensors_in
 
-__all__ = ["ProgramEvents", "QueryResult", "StateQuery", "Suppressed", "watching"]
-
 StateQuery = tuple[str, SourceLine | None]
 
 

@@ -22,8 +22,6 @@ from torch.overrides import TorchFunctionMode
 from gradctl.subject.torch_private import FunctionBase, SingleLevelFunction, patched, peek_interpreter_stack
 from gradctl.tracing.graph import CallSite, call_site
 
-__all__ = ["REGISTER_HOOK", "Apply", "FunctionClass", "SourceLine", "Tracer", "is_in_transform", "tensors_in"]
-
 SourceLine = tuple[str, int]
 FunctionClass = type[Function]
 Apply = Callable[..., Any]

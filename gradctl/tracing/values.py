@@ -21,8 +21,6 @@ from gradctl.tracing.graph import CallSite, node_of
 from gradctl.tracing.operators import OperatorMode
 from gradctl.tracing.tracer import Apply, FunctionClass, Tracer
 
-__all__ = ["ProgramValue", "ProgramValues", "ValueWatch", "Watched"]
-
 
 class Watched(Protocol):
     """What a watch fills in about one value."""

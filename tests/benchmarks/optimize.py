@@ -41,9 +41,9 @@ import onnx
 from gradctl.commands.optimize import Options, optimize_file, optimize_target
 from gradctl.comparison.file_inputs import draw_inputs
 from gradctl.comparison.timing import latencies
-from gradctl.comparison.verified_graph import VerifiedGraph, stored
+from gradctl.comparison.verified_graph import VerifiedGraph, store
 from gradctl.core.errors import TargetError
-from gradctl.core.findings import format_number
+from gradctl.core.numbers import format_number
 from gradctl.core.target_options import TargetOptions
 from gradctl.onnxio.onnx_file import OnnxFile, read, session
 from gradctl.onnxio.session import run
@@ -147,7 +147,7 @@ def one_model(name: str, level: str, folder: Path, verifying: Stopwatch, measuri
     for tool in TOOLS:
         if PASSES[tool].missing():
             continue
-        file = stored(PASSES[tool].apply(files["before"].model), folder / f"{tool}.onnx")
+        file = store(PASSES[tool].apply(files["before"].model), folder / f"{tool}.onnx")
         try:
             session(file)
         except TargetError:

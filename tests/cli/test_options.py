@@ -9,7 +9,8 @@ import click
 import pytest
 import torch
 
-from gradctl.cli.options import TargetOptions, subject_from, target_options
+from gradctl.cli.options import subject_from, target_options
+from gradctl.core.target_options import TargetOptions
 from tests.cli.command_line import gradctl
 
 NET = """

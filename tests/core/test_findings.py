@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from gradctl.core.findings import Location, fingerprint, format_number, number
+from gradctl.core.findings import Location, fingerprint
+from gradctl.core.numbers import format_number, number
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import typing
 import msgspec
 from hypothesis import strategies as st
 
-from gradctl.core.findings import Number, Report
+from gradctl.core.findings import Report
+from gradctl.core.numbers import Number
 
 __all__ = ["reports"]
 

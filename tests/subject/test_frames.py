@@ -12,7 +12,8 @@ from torch import nn
 
 import gradctl.api
 import gradctl.cli
-from gradctl.subject.frames import first_line, is_out_of_memory, keep_user_frames, user_frames, user_location
+from gradctl.core.errors import is_out_of_memory
+from gradctl.subject.frames import first_line, keep_user_frames, user_frames, user_location
 from gradctl.subject.loading.arguments import call_with
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradctl.cli.options import TargetOptions, refuse_other_options, subject_from, target_options, use_threads
+from gradctl.cli.options import refuse_other_options, subject_from, target_options, use_threads
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS, NEEDS_PROCESS
+from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.core.allows import Allows

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.options import TargetOptions, dynamic_option, target_options
+from gradctl.cli.options import dynamic_option, target_options
 from gradctl.cli.reporting import ReportOptions, report_options
 from gradctl.cli.written import write_and_emit
+from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.commands.capture_to_file import Written

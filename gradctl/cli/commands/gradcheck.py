@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from gradctl.cli.options import TargetOptions, subject_from, target_options
+from gradctl.cli.options import subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS
+from gradctl.core.target_options import TargetOptions
 
 
 def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:

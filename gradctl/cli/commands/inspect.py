@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from gradctl.cli.options import TargetOptions, refuse_other_options, subject_from, target_options
+from gradctl.cli.options import refuse_other_options, subject_from, target_options
 from gradctl.cli.reporting import progress_line
 from gradctl.cli.users_code import users_code
+from gradctl.core.target_options import TargetOptions
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ts", ".pt2", ".onnx")
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradctl.cli.options import (
-    TargetOptions,
     dynamic_option,
     free_sizes_from,
     refuse_other_options,
@@ -19,6 +18,7 @@ from gradctl.cli.options import (
 )
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.users_code import users_code
+from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.commands.optimize import Optimized, Options

@@ -20,7 +20,7 @@ import torch
 from onnx_ir.passes.common import NameFixPass, OutputFixPass
 from torch import Tensor, nn
 
-from gradctl.core.errors import TargetError
+from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.core.names import output_name
 from gradctl.forms.artifact import unwritable
 from gradctl.forms.exported import export
@@ -29,7 +29,7 @@ from gradctl.forms.onnx.from_file import wrap_file
 from gradctl.forms.reasons import innermost
 from gradctl.forms.silence import silenced
 from gradctl.onnxio.onnx_file import OnnxFile, read
-from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.torchscript.scripted_module import capture_script, to_float64
+from gradctl.forms.torchscript.scripted_module import capture_script
 from gradctl.subject.instance import Instance
-
-__all__ = ["capture", "to_float64"]
 
 
 def capture(instance: Instance) -> Captured:

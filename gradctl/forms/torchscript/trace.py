@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.forms.form import CannotCapture, Captured
-from gradctl.forms.torchscript.scripted_module import capture_script, to_float64
+from gradctl.forms.torchscript.scripted_module import capture_script
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import POSITIONAL, call_signature
-
-__all__ = ["capture", "to_float64"]
 
 
 def capture(instance: Instance) -> Captured:

@@ -30,8 +30,6 @@ from gradctl.tracing.linear_map import keeps_what_it_saves
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.tracer import Apply, FunctionClass
 
-__all__ = ["Judged", "judge_applications"]
-
 # One level of the ladder: where both halves of psi are smooth it resolves 1e-9, and four runs are all that is needed.
 _STEP = 3.07e-2 / 4
 _RESOLVED = 1e-6

@@ -22,8 +22,6 @@ from gradctl.numerics.point import NoGradient
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.tracer import FunctionClass
 
-__all__ = ["FunctionCheck", "is_allowed", "tensors_behind"]
-
 # So many groups of calls of one Function (shapes, dtypes, inputs that require a gradient) are also judged alone.
 _GROUPS = 3
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gradctl.core.errors import is_out_of_memory
 from gradctl.gradients.functions.function_part import (
     Cotangents,
     DoubleBackward,
@@ -28,13 +29,10 @@ from gradctl.gradients.part import expanded, forward_mode_vote, gaussian
 from gradctl.numerics.judge import Judge
 from gradctl.numerics.measures import dot, gaussian_like, norm, relative_error
 from gradctl.numerics.point import rms
-from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.frames import first_line
 from gradctl.subject.torch_private import UndefinedGrad
 from gradctl.tracing.functions import FunctionCall
 from gradctl.tracing.model_runner import ModelRunner
-
-__all__ = ["contract_faults", "first_order_fault", "kink_fault"]
-
 
 Gradients = list[Tensor | None]
 

@@ -20,8 +20,6 @@ from gradctl.subject.torch_private import FunctionBase, tree_unflatten
 from gradctl.tracing.functions import FunctionCall, is_registered_operator
 from gradctl.tracing.model_runner import ModelRunner
 
-__all__ = ["Cotangents", "DoubleBackward", "FunctionFault", "FunctionPart", "function_name", "source_place"]
-
 # Layouts of one cotangent must give one gradient, but for the order of summation.
 _SAME = 1e-9
 _SAME_ON_AN_ISLAND = 1e-3

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gradctl.core.errors import is_out_of_memory
 from gradctl.gradients.part import expanded, gaussian
-from gradctl.subject.frames import is_out_of_memory, user_location
+from gradctl.subject.frames import user_location
 from gradctl.tracing.functions import FunctionObserver, is_users
 from gradctl.tracing.graph import innermost_module, leaves_behind
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine
-
-__all__ = ["Application", "choose_sample", "numbered", "observed", "survey"]
 
 
 @dataclass(slots=True, eq=False)

@@ -18,8 +18,6 @@ from torch import Tensor
 from gradctl.joint.decompositions.register import Ints, Table, decomposes
 from gradctl.subject.torch_private import tree_leaves
 
-__all__ = ["COMPLEX", "with_complex"]
-
 _aten = torch.ops.aten
 _LONGEST_POWER = 8  # a power is a graph of so many products
 

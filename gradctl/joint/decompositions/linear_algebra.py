@@ -24,8 +24,6 @@ from torch import Tensor
 from gradctl.joint.decompositions.register import REAL, Ints, Table, decomposes
 from gradctl.subject.torch_private import OpOverload, scan
 
-__all__ = ["EARLY"]
-
 _aten = torch.ops.aten
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Place = int | Tensor  # the number of a step: an integer, or a tensor of one

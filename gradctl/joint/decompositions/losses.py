@@ -21,8 +21,6 @@ from torch import Tensor
 from gradctl.joint.decompositions.register import decomposes
 from gradctl.subject.torch_private import DispatchKey, FakeTensorMode, deregister_op_impl, register_op_impl, scan
 
-__all__ = ["fake_ctc_loss"]
-
 _aten = torch.ops.aten
 _NONE, _MEAN = 0, 1  # values of ``reduction``; sum is 2
 _Lengths = Tensor | Sequence[int]

@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 from gradctl.subject.torch_private import OpOverload
 
-__all__ = ["REAL", "Ints", "Table", "decomposes"]
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 Ints = Sequence[int]  # ``int[]`` of a schema
 Table = dict[OpOverload, Callable[..., Any]]

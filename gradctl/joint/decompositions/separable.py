@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["accumulation_type", "apply", "apply_transposed", "positions"]
-
 
 def accumulation_type(x: Tensor) -> torch.dtype:
     """Return the dtype in which torch accumulates sums: at least float32."""

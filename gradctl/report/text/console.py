@@ -20,8 +20,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_number
+from gradctl.core.findings import Finding, Report, TensorResult, Unit
 from gradctl.core.names import NOT_JUDGED, UnitVerdict
+from gradctl.core.numbers import format_number
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
 from gradctl.report.text.matrix import data, matrix_of_forms, matrix_of_targets, plain_table

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gradctl.core.findings import Finding, Report, TensorResult, Unit, format_number
+from gradctl.core.findings import Finding, Report, TensorResult, Unit
+from gradctl.core.numbers import format_number
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.structure import structure_lines
 from gradctl.report.text.wording import (

@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from gradctl.core.findings import Finding, Number, Report, TensorResult, Unit
+from gradctl.core.findings import Finding, Report, TensorResult, Unit
 from gradctl.core.names import NOT_JUDGED, SEVERITIES, TensorVerdict, UnitVerdict
+from gradctl.core.numbers import Number
 
 # The word of each tensor verdict on the screen, worst first; what is agreed is small, what is not is loud.
 VERDICT_WORDS: dict[TensorVerdict, str] = {

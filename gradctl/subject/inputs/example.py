@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradctl.core.errors import TargetError, nearest
+from gradctl.core.errors import TargetError, is_out_of_memory, nearest
 from gradctl.core.names import input_name
-from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
+from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs.proposal import proposed_input
 from gradctl.subject.inputs.specification import InputSpec, TensorSpec, draw
 from gradctl.subject.inputs.tensor_file import INPUT_SUFFIXES, read_tensors

@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from gradctl.core.errors import TargetError, TrustError
+from gradctl.core.errors import TargetError, TrustError, is_out_of_memory
 from gradctl.core.expansion import Endless, expanded_size
-from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.archive import ensure_unpacks, read_array
 from gradctl.subject.plainfile import ensure_plain
 

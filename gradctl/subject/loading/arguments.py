@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradctl.core.errors import TargetError, nearest
-from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
+from gradctl.core.errors import TargetError, is_out_of_memory, nearest
+from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.signature import VARIADIC, required_parameters
 
 _LITERALS = (int, float, str, bool, complex, bytes, tuple, list, dict, set, type(None), object)

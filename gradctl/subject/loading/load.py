@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradctl.core.errors import TargetError
+from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.core.findings import Finding
 from gradctl.core.target_options import TargetOptions
-from gradctl.subject.frames import first_line, is_out_of_memory
+from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.example import (
     Inputs,
     inputs_beside,

@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import nn
 
-from gradctl.core.errors import TargetError, nearest
-from gradctl.subject.frames import first_line, is_out_of_memory, user_frames
+from gradctl.core.errors import TargetError, is_out_of_memory, nearest
+from gradctl.subject.frames import first_line, user_frames
 
 _FEW = 8  # names that a message lists; of more, only the nearest
 
