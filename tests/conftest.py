@@ -2,7 +2,7 @@
 two busy processes lose a lot. Set before torch is imported, which reads it once.
 
 ``-m fast`` selects the files below: every layer in two minutes. ``--sample N`` keeps at most N of the selected cases of
-each test, drawn by ``--sample-seed``: CI runs another part of the slow sweeps with each commit.
+each test, drawn by ``--sample-seed``: CI runs a part of the slow sweeps.
 """
 
 import os
@@ -58,7 +58,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_addoption(parser):
     parser.addoption("--sample", type=int, metavar="N", help="Run at most N cases of each test, drawn by a seed.")
-    parser.addoption("--sample-seed", default="", metavar="TEXT", help="What draws them, for example a commit.")
+    parser.addoption("--sample-seed", default="", metavar="TEXT", help="What draws them.")
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -26,6 +26,9 @@ SourceLine = tuple[str, int]
 FunctionClass = type[Function]
 Apply = Callable[..., Any]
 
+# Up to torch 2.13; then it is C, which starts the levels of a transform by itself.
+APPLY_IS_PYTHON = isinstance(vars(Function)["apply"], classmethod)
+
 REGISTER_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
@@ -72,6 +75,12 @@ class Tracer(TorchFunctionMode):
         """Show the applications of custom Functions to ``apply``."""
         own: Any = vars(Function)["apply"]
 
+        def every(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:
+            applied = FunctionBase.__dict__["apply"].__get__(None, cls)
+            if self.hidden:
+                return applied(*args, **kwargs)
+            return self.apply(cls, lambda *given: applied(*given, **kwargs), args)
+
         def single(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:
             applied = FunctionBase.__dict__["apply"].__get__(None, cls)
             if self.hidden or is_in_transform():
@@ -85,11 +94,11 @@ class Tracer(TorchFunctionMode):
             return self.apply(cls, lambda *given: applied(*given, **kwargs), args)
 
         with ExitStack() as stack:
-            if isinstance(own, classmethod):  # up to torch 2.13
+            if APPLY_IS_PYTHON:
                 stack.enter_context(patched(SingleLevelFunction, "apply", classmethod(single)))
                 stack.enter_context(patched(Function, "apply", classmethod(transformed)))
             else:
-                stack.enter_context(patched(Function, "apply", classmethod(single)))
+                stack.enter_context(patched(Function, "apply", classmethod(every)))
             yield
 
 
