@@ -24,7 +24,7 @@ from gradctl.subject.torch_private import (
 )
 from gradctl.tracing.linear_map import DirichletMap, LinearMap, is_differentiable, linear_map
 from gradctl.tracing.recorder import Recorder
-from gradctl.tracing.tracer import APPLY_IS_PYTHON, Apply, FunctionClass, SourceLine, is_in_transform
+from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine, is_in_transform
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +100,7 @@ class FunctionWatch:
     def _apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         program = self._program
         is_transformed = is_in_transform()
-        if is_transformed and (program.hooks_only or self.linearised(function) or not APPLY_IS_PYTHON):
+        if is_transformed and (program.hooks_only or self.linearised(function)):
             return apply(*args)  # no linear map replaces a Function on the wrappers of a transform
         if _is_checkpoint(function) and program.opens_checkpoints:
             return args[0](*args[2:])  # reentrant checkpointing hides the cuts of its body, which is the same function

@@ -75,15 +75,9 @@ class Tracer(TorchFunctionMode):
         """Show the applications of custom Functions to ``apply``."""
         own: Any = vars(Function)["apply"]
 
-        def every(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:
-            applied = FunctionBase.__dict__["apply"].__get__(None, cls)
-            if self.hidden:
-                return applied(*args, **kwargs)
-            return self.apply(cls, lambda *given: applied(*given, **kwargs), args)
-
         def single(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:
             applied = FunctionBase.__dict__["apply"].__get__(None, cls)
-            if self.hidden or is_in_transform():
+            if self.hidden or (APPLY_IS_PYTHON and is_in_transform()):  # which arrives in ``transformed``
                 return applied(*args, **kwargs)
             return self.apply(cls, lambda *given: applied(*given, **kwargs), args)
 
@@ -94,11 +88,10 @@ class Tracer(TorchFunctionMode):
             return self.apply(cls, lambda *given: applied(*given, **kwargs), args)
 
         with ExitStack() as stack:
+            holder = SingleLevelFunction if APPLY_IS_PYTHON else Function
+            stack.enter_context(patched(holder, "apply", classmethod(single)))
             if APPLY_IS_PYTHON:
-                stack.enter_context(patched(SingleLevelFunction, "apply", classmethod(single)))
                 stack.enter_context(patched(Function, "apply", classmethod(transformed)))
-            else:
-                stack.enter_context(patched(Function, "apply", classmethod(every)))
             yield
 
 
