@@ -68,10 +68,14 @@ def compare_files(
     tried: list[str] = []
     for optimised in (True, False):
         say(f"running {first} and {second}")
-        trials = [
-            trial if optimised else replace(trial, name=f"{trial.name}, optimiser off")
-            for trial in file_trials(a, variations(example, seed), seed, optimised=optimised)
-        ]
+        try:
+            trials = file_trials(a, variations(example, seed), seed, optimised=optimised)
+        except TargetError as refusal:
+            if refusal.code != "GC104":
+                raise
+            raise TargetError("GC602", f"{first} does not run on these inputs: see --inputs.") from None
+        if not optimised:
+            trials = [replace(trial, name=f"{trial.name}, optimiser off") for trial in trials]
         candidate = FileProgram(str(second), session(b, optimised=optimised), feeds_of_b, outputs_in_b)
         comparison: Comparison[FileTrial] = Comparison(candidate, worst=differences)
         comparison.add(trials)

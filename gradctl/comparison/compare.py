@@ -16,8 +16,6 @@ from gradctl.forms.form import Outcome
 from gradctl.numerics.agreement import largest_scale
 
 T = TypeVar("T", bound=Trial)
-# The example comes first and is what a person tries: another input must be clearly worse to be named in its place.
-_CLEARLY_WORSE = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +28,7 @@ class Comparison(Generic[T]):
         raised: what the candidate raises where the reference runs, by variation.
         worst: the largest difference by quantity and name.
         outcomes: of the candidate, by variation, if they are kept.
+        times_worse: a difference replaces an earlier one that is smaller by more than this factor.
     """
 
     candidate: Program[T]
@@ -37,6 +36,7 @@ class Comparison(Generic[T]):
     raised: dict[str, Exception] = field(default_factory=dict)
     worst: dict[Key, TensorDifference[T]] = field(default_factory=dict)
     outcomes: dict[str, Sequence[Outcome]] = field(default_factory=dict)
+    times_worse: float = 1.0
 
     def add(self, trials: Sequence[T], *, keep_outcomes: bool = False) -> None:
         """Run the candidate on these trials, and keep the largest difference of each tensor."""
@@ -65,7 +65,7 @@ class Comparison(Generic[T]):
 
     def _keep(self, key: Key, found: TensorDifference[T]) -> None:
         known = self.worst.get(key)
-        if known is None or found.severity > _CLEARLY_WORSE * known.severity:
+        if known is None or found.severity > self.times_worse * known.severity:
             keeps = known is not None and known.requires_grad is not None
             self.worst[key] = replace(found, requires_grad=known.requires_grad) if known and keeps else found
         elif known.requires_grad is None and found.requires_grad is not None:

@@ -18,6 +18,8 @@ from gradctl.subject.instance import native_dtype
 
 # Forms that Dynamo compiles: it runs eagerly under a dispatch mode, so their float64 runs do without the promotion.
 _COMPILED = ("aot", "compile")
+# The example comes first and is what a person tries: another input must be clearly worse to be named in its place.
+_TIMES_WORSE = 2.0
 # If the native budget is below this, a difference in meaning cannot hide (float32; not float16).
 _TIGHT = 1e-3
 
@@ -117,4 +119,4 @@ class FormComparison(Comparison[ModelTrial]):
 def form_comparison(reference: Reference, captured: Captured) -> FormComparison:
     """Return the comparison of a form with eager, before its first run."""
     program = FormProgram(captured)
-    return FormComparison(program, reference=reference, program=program)
+    return FormComparison(program, reference=reference, program=program, times_worse=_TIMES_WORSE)

@@ -22,10 +22,10 @@ class Given:
         return [Outcome({"y": self.outputs[trial.name]})]
 
 
-def compared(reference, noisy=None, **candidates):
+def compared(reference, noisy=None, times_worse=1.0, **candidates):
     """Return the worst difference of one output, of trials by name."""
     native, moved = [Outcome({"y": reference})], [] if noisy is None else [Outcome({"y": noisy})]
-    comparison = Comparison(Given(**candidates))
+    comparison = Comparison(Given(**candidates), times_worse=times_worse)
     comparison.add([Trial(name, native, native, moved) for name in candidates])
     return comparison.worst["output", "y"]
 
@@ -38,10 +38,16 @@ def test_what_differs_in_a_later_trial_alone_is_the_worst(dtype):
     assert (worst.trial.name, worst.differs) == ("seed", True)
 
 
-def test_the_example_is_named_unless_another_input_is_clearly_worse():
+@pytest.mark.parametrize(("times_worse", "named"), [(1.0, "seed"), (2.0, "example")])
+def test_another_input_is_named_if_it_is_so_many_times_worse(times_worse, named):
     right = torch.ones(4)
-    assert compared(right, example=right + 0.01, seed=right + 0.015).trial.name == "example"
-    assert compared(right, example=right + 0.01, seed=right + 0.03).trial.name == "seed"
+    assert compared(right, None, times_worse, example=right + 0.01, seed=right + 0.015).trial.name == named
+    assert compared(right, None, times_worse, example=right + 0.01, seed=right + 0.03).trial.name == "seed"
+
+
+def test_an_output_that_is_wrong_in_a_later_trial_alone_is_found_however_near_the_example_is_to_its_budget():
+    right = torch.ones(4)
+    assert compared(right, right + 0.01, example=right + 0.035, seed=right + 0.05).differs is True
 
 
 def test_what_an_ulp_of_the_inputs_moves_is_rounding():
