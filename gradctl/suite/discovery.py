@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 
 from gradctl.core.errors import NothingToCheck, TargetError
@@ -22,7 +25,7 @@ def select_entries(project: Project, paths: Sequence[str]) -> list[TargetEntry]:
             these holds.
 
     Raises:
-        TargetError: GC101 if there is no such path.
+        TargetError: GC101 if a path is neither a folder, nor a file, nor a module that can be found.
         NothingToCheck: GC110 if no target is found.
     """
     configured = project.configuration.targets
@@ -53,26 +56,36 @@ def relative_target(root: Path, target: str) -> str:
     return f"{text}:{name}" if name else text
 
 
-def _at(project: Project, path: str) -> Iterator[TargetEntry]:
-    configured = project.configuration.targets
+def _at(project: Project, path: str) -> list[TargetEntry]:
+    """Return the entries of a folder, a file or a target."""
     if Path(path).is_dir():
-        folder = Path(path).resolve()
-        inside = [entry for entry in configured if (file := _file_of(project, entry)) and file.is_relative_to(folder)]
-        yield from inside
-        known = {_file_of(project, entry) for entry in inside}
-        found = _with_make_model(_absolute(Path(path)))
-        yield from (_named(project, str(file)) for file in found if file.resolve() not in known)
-        return
+        return _in_folder(project, Path(path))
     place, name = module_and_name(path)
-    if _is_file(place) and not Path(place).is_file():
-        raise TargetError("GC101", f"there is no {place!r}. Give a folder, a file, or a target.")
+    is_there = Path(place).is_file() if _is_file(place) else _is_module(project, place)
+    if not is_there:
+        raise TargetError("GC101", f"{place!r} does not exist. Give a folder, a file, or a target: FILE.py:NAME.")
     given = _named(project, path)
-    same = [
-        entry
-        for entry in configured
-        if _is_same(project, entry, given) and name in ("", module_and_name(entry.target)[1])
-    ]
-    yield from same or [given]
+    same = [entry for entry in project.configuration.targets if _is_same(project, entry, given)]
+    return [entry for entry in same if name in ("", module_and_name(entry.target)[1])] or [given]
+
+
+def _in_folder(project: Project, folder: Path) -> list[TargetEntry]:
+    """Return the entries of the configuration in a folder, and those of other files with a ``make_model``."""
+    files = [(entry, _file_of(project, entry)) for entry in project.configuration.targets]
+    inside = [(entry, file) for entry, file in files if file and file.is_relative_to(folder.resolve())]
+    known = {file for _, file in inside}
+    found = [file for file in _with_make_model(_absolute(folder)) if file.resolve() not in known]
+    return [*(entry for entry, _ in inside), *(_named(project, str(file)) for file in found)]
+
+
+def _is_module(project: Project, name: str) -> bool:
+    """Return whether a module may exist: its top-level package is found. Nothing is imported."""
+    package = name.partition(".")[0]
+    if not package.isidentifier():
+        return False
+    # A unit's process also looks in these folders.
+    here = PathFinder.find_spec(package, [str(Path.cwd()), str(project.root)])
+    return here is not None or package in sys.modules or find_spec(package) is not None
 
 
 def _is_same(project: Project, entry: TargetEntry, other: TargetEntry) -> bool:
@@ -126,13 +139,15 @@ def _is_looked_into(folder: Path) -> bool:
 def _defines_make_model(file: Path) -> bool:
     try:
         source = file.read_bytes()
-        if b"make_model" not in source:
-            return False
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError):  # a mistake in it is for the check to name
+        return b"make_model" in source and "make_model" in _top_level_names(ast.parse(source))
+    except (SyntaxError, ValueError):  # the check reports the mistake
         return True
     except OSError:
         return False
-    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-    assigned = (target for node in body if isinstance(node, ast.Assign) for target in node.targets)
-    return "make_model" in functions | {target.id for target in assigned if isinstance(target, ast.Name)}
+
+
+def _top_level_names(module: ast.Module) -> set[str]:
+    """Return the names of the functions and variables that a module defines at its top level."""
+    targets = [target for node in module.body if isinstance(node, ast.Assign) for target in node.targets]
+    functions = {node.name for node in module.body if isinstance(node, ast.FunctionDef)}
+    return functions | {target.id for target in targets if isinstance(target, ast.Name)}

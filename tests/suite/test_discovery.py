@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -23,6 +24,7 @@ def project(tmp_path, monkeypatch):
         "deep/mistake.py": "def make_model(:\n",
         "helper.py": "from a import make_model\n# make_model\n",
         "inner.py": "class A:\n    def make_model(self): ...\n",
+        "package/module.py": "class Net: ...\n",
         ".hidden/c.py": MODEL,
         "__pycache__/d.py": MODEL,
         "env/pyvenv.cfg": "",
@@ -115,7 +117,16 @@ def test_nothing_to_find(project, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(NothingToCheck, match="no Python file in empty has a make_model"):
         select_entries(project, ["empty"])
-    with pytest.raises(TargetError, match=r"there is no 'none\.py'"):
-        select_entries(project, ["none.py"])
-    with pytest.raises(TargetError, match="there is no 'none/where'"):
-        select_entries(project, ["none/where"])
+
+
+@pytest.mark.parametrize("path", ["none.py", "none/where", "nofolder", "nomodule.net:Net", "no-module", ".none"])
+def test_a_path_that_does_not_exist_is_named(path, project):
+    place = path.removesuffix(":Net")
+    with pytest.raises(TargetError, match=f"^GC101 {re.escape(repr(place))} does not exist. Give a folder, a file, or"):
+        select_entries(project, [path])
+
+
+def test_a_module_is_found_without_an_import(project, tmp_path):
+    (tmp_path / "deep" / "raises.py").write_text("raise SystemExit\n")
+    beside = Project(tmp_path / "deep" / "gradctl.toml", Configuration())
+    assert targets(beside, "raises:Net", "torch.nn:ReLU") == ["raises:Net", "torch.nn:ReLU"]

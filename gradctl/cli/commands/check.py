@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.core.errors import NothingToCheck
 from gradctl.core.names import FORMS
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def check(
         overrides=Overrides(fail_on=fail_on, allows=reporting.allows, **limits),
     )
     if not planned:
-        raise click.UsageError("no unit has what -k and --form ask for; --list without them says what there is.")
+        raise NothingToCheck("GC110", "no unit matches -k and --form. See 'gradctl check --list' for the units.")
     if is_listed:
         click.echo("".join(f"{line}\n" for line in _listed(planned)), nl=False)
         return 0
@@ -177,7 +178,6 @@ def _listed(planned: Sequence[Planned]) -> Iterator[str]:
 
 def _every_unit(project: Project) -> list[Planned]:
     """Return all units of the configuration; none if it accepts no finding, so that nothing can be unused."""
-    from gradctl.core.errors import NothingToCheck
     from gradctl.suite.discovery import select_entries
     from gradctl.suite.plan import plan
 

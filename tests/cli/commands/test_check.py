@@ -149,9 +149,11 @@ def test_discovery_needs_no_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "said"),
     [
-        (("none.py",), 2, "GC101 there is no 'none.py'."),
-        (("-k", "zzz"), 2, "Error: no unit has what -k and --form ask for"),
-        (("--memory", "lots"), 2, "'lots' is no size. Write, for example, 8GiB or 500MB."),
+        (("none.py",), 2, "GC101 'none.py' does not exist. Give a folder, a file, or a target: FILE.py:NAME."),
+        (("nofolder",), 2, "GC101 'nofolder' does not exist. Give a folder, a file, or a target: FILE.py:NAME."),
+        (("-k", "zzz"), 5, "GC110 no unit matches -k and --form. See 'gradctl check --list' for the units."),
+        (("--form", "eager", "-k", "trace"), 5, "GC110 no unit matches -k and --form."),
+        (("--memory", "lots"), 2, "'lots' is not a size. Write, for example, 8GiB or 500MB."),
         (("--config", "none.toml"), 2, "GC153 none.toml cannot be read: No such file or directory."),
         (("empty",), 5, "GC110 no Python file in empty has a make_model."),
     ],
@@ -168,7 +170,7 @@ def test_a_mistake_in_the_configuration_has_its_line(tmp_path):
     (tmp_path / "gradctl.toml").write_text('[[targets]]\ntarget = "net.py"\nfroms = ["eager"]\n')
     finished = check(tmp_path)
     assert (finished.returncode, finished.stdout) == (2, "")
-    assert "gradctl.toml, line 3: no key 'froms' in targets (did you mean 'forms'?)." in finished.stderr
+    assert "gradctl.toml, line 3: unknown key 'froms' in targets (did you mean 'forms'?)." in finished.stderr
 
 
 @contextlib.contextmanager
