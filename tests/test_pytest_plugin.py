@@ -350,5 +350,5 @@ def test_a_mistake_in_the_configuration_is_one_sentence(project, pytester):
     pytester.makefile(".toml", gradctl='[[targets]]\ntarget = "right.py"\nforma = ["eager"]\n')
     result = project("--gradctl", "gradctl.toml")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["GC153 *gradctl.toml, line 3: no key 'forma' * (did you mean 'forms'[?])*"])
+    result.stdout.fnmatch_lines(["GC153 *gradctl.toml, line 3: unknown key 'forma' * (did you mean 'forms'[?])*"])
     assert "Traceback" not in result.stdout.str()

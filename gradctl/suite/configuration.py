@@ -8,10 +8,10 @@ from __future__ import annotations
 import bisect
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -24,7 +24,11 @@ FILE_NAME = "gradctl.toml"
 _PYPROJECT = "pyproject.toml"
 # TOML's terms by those of msgspec, which are JSON's or Python's.
 _WORDS = {"": " | null", "table": "object", "string": "str", "integer": "int"}
-_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+_Mode = Literal["train", "eval"]
+_Place = tuple[str | int, ...]  # the keys and indices that lead to a value
+_Value = TypeVar("_Value")
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,9 +74,11 @@ class _Forms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class _Settings(_Forms, frozen=True, kw_only=True):
     """Settings of all targets, which an entry can override.
 
-    ``timeout`` is in seconds, ``memory`` in bytes or as ``8GiB``; both are of each process.
+    ``timeout`` is in seconds, ``memory`` in bytes or as ``8GiB``; both are of each process. ``mode`` is the mode of the
+    model; None leaves it.
     """
 
+    mode: _Mode | None = None
     timeout: float | None = None
     memory: int | str | None = None
     fail_on: Severity | None = None
@@ -131,15 +137,25 @@ class Project:
 
 def options_of(project: Project, entry: TargetEntry | None = None) -> TargetOptions:
     """Return the options of an entry; without one, the settings of all targets."""
-    given: dict[str, Any] = {}
-    for name, option in OPTIONS.items():
-        values = (getattr(each, option.key, None) for each in (entry, project.configuration))
-        value = next((each for each in values if each is not None), None)
-        if option.is_mapping and value is not None:
-            value = tuple(f"{key}={each!r}" for key, each in value.items())
-        if value is not None:
-            given[name] = project.root / value if option.kind is Path else value
-    return TargetOptions(entry.target if entry else "", **given)
+    settings = (entry, project.configuration)
+    given = {name: first_given(*(getattr(each, OPTIONS[name].key, None) for each in settings)) for name in OPTIONS}
+    mode = first_given(*(each.mode for each in settings if each))
+    if given["training"] is None and mode is not None:
+        given["training"] = mode == "train"
+    values = {name: _value_of(project, name, value) for name, value in given.items() if value is not None}
+    return TargetOptions(entry.target if entry else "", **values)
+
+
+def _value_of(project: Project, name: str, value: Any) -> Any:
+    """Return the value of an option as ``TargetOptions`` has it."""
+    if OPTIONS[name].is_mapping:
+        return tuple(f"{key}={each!r}" for key, each in value.items())
+    return project.root / value if OPTIONS[name].kind is Path else value
+
+
+def first_given(*values: _Value | None) -> _Value | None:
+    """Return the first value that is not None; None if there is none."""
+    return next((value for value in values if value is not None), None)
 
 
 def find_configuration(folder: Path) -> Path | None:
@@ -170,7 +186,9 @@ def parse_configuration(path: Path, text: str) -> Project:
     try:
         content: Any = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits is a ValueError alone
-        raise TargetError("GC153", f"{path} is no TOML: {str(error) or 'it is nested too deeply'}. Mend it.") from error
+        raise TargetError(
+            "GC153", f"{path} is not TOML: {str(error) or 'it is nested too deeply'}. Correct it."
+        ) from error
     table = Project(path, Configuration()).table
     for key in table:
         content = content.get(key, {}) if isinstance(content, Mapping) else {}
@@ -191,16 +209,16 @@ def parse_size(size: int | str) -> int:
         ValueError: it is not a size; shows an example.
     """
     found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?) ?(\w*)", str(size).strip())
-    if found is None or found[2] not in _UNITS or not float(found[1]):
-        raise ValueError(f"{size!r} is no size. Write, for example, 8GiB or 500MB.")
-    return int(float(found[1]) * _UNITS[found[2]])
+    if found is None or found[2] not in _SIZES or not float(found[1]):
+        raise ValueError(f"{size!r} is not a size. Write, for example, 8GiB or 500MB.")
+    return int(float(found[1]) * _SIZES[found[2]])
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise TargetError("GC153", f"{path} is no TOML: it is not UTF-8. Mend it.") from error
+        raise TargetError("GC153", f"{path} is not TOML: it is not UTF-8. Correct it.") from error
     except OSError as error:
         raise TargetError("GC153", f"{path} cannot be read: {error.strerror}.") from error
 
@@ -215,35 +233,44 @@ def _has_table(path: Path) -> bool:
     return isinstance(tool, Mapping) and "gradctl" in tool
 
 
-def _problems(configuration: Configuration) -> Iterable[tuple[tuple[str | int, ...], str]]:
+def _problems(configuration: Configuration) -> Iterator[tuple[_Place, str]]:
     """Yield the place and a message for each value that has the right type and is wrong."""
     if configuration.jobs is not None and configuration.jobs < 1:
-        yield ("jobs",), f"{configuration.jobs} jobs are none; give at least 1"
+        yield ("jobs",), f"jobs = {configuration.jobs} is too small; give at least 1"
     yield from _of_settings(configuration, ())
     for index, accepted in enumerate(configuration.allow):
-        if problem := allow_problem(accepted.finding):
-            yield ("allow", index, "finding"), problem
-        if accepted.error is not None and not accepted.error >= 0:
-            yield ("allow", index, "error"), f"an error of {accepted.error} is none; give a number from 0"
-    titles: set[str] = set()
+        yield from _of_accepted(accepted, ("allow", index))
+    titles = [entry.title for entry in configuration.targets]
     for index, entry in enumerate(configuration.targets):
-        place = ("targets", index)
-        if entry.title in titles:
-            yield (*place, "target"), f"{entry.title!r} is there twice; give each a name of its own (name = …)"
-        titles.add(entry.title)
-        yield from _of_settings(entry, place)
-        for k, text in enumerate(entry.allow):
-            if problem := allow_problem(text):
-                yield (*place, "allow", k), problem
+        if entry.title in titles[:index]:
+            message = f"{entry.title!r} is listed twice; give each entry a name of its own (name = …)"
+            yield ("targets", index, "target"), message
+        yield from _of_entry(entry, ("targets", index))
 
 
-def _of_settings(settings: _Settings, place: tuple[str | int, ...]) -> Iterable[tuple[tuple[str | int, ...], str]]:
+def _of_accepted(accepted: Accepted, place: _Place) -> Iterator[tuple[_Place, str]]:
+    if problem := allow_problem(accepted.finding):
+        yield (*place, "finding"), problem
+    if accepted.error is not None and not accepted.error >= 0:
+        yield (*place, "error"), f"error = {accepted.error} is not the size of an error; give a number from 0"
+
+
+def _of_entry(entry: TargetEntry, place: _Place) -> Iterator[tuple[_Place, str]]:
+    if getattr(entry, OPTIONS["training"].key) is not None and entry.mode is not None:
+        yield (*place, "train"), "'train' and 'mode' both set the mode; remove 'train'"
+    yield from _of_settings(entry, place)
+    for index, text in enumerate(entry.allow):
+        if problem := allow_problem(text):
+            yield (*place, "allow", index), problem
+
+
+def _of_settings(settings: _Settings, place: _Place) -> Iterator[tuple[_Place, str]]:
     for option in OPTIONS.values():
         value = getattr(settings, option.key, None)
         if option.minimum is not None and value is not None and value < option.minimum:
-            yield (*place, option.key), f"{value} {option.key} are none; give at least {option.minimum}"
+            yield (*place, option.key), f"{option.key} = {value} is too small; give at least {option.minimum}"
     if settings.timeout is not None and not 0 < settings.timeout < float("inf"):
-        yield (*place, "timeout"), f"{settings.timeout:g} is no time; give seconds above 0"
+        yield (*place, "timeout"), f"timeout = {settings.timeout:g} is not a duration; give seconds above 0"
     if settings.memory is not None:
         try:
             parse_size(settings.memory)
@@ -251,26 +278,41 @@ def _of_settings(settings: _Settings, place: tuple[str | int, ...]) -> Iterable[
             yield (*place, "memory"), str(error)
 
 
-def _translate(said: str) -> tuple[str, tuple[str | int, ...]]:
+def _translate(said: str) -> tuple[str, _Place]:
     """Return a message of msgspec in TOML's words, and the place that it is about."""
     message, _, path = said.partition(" - at ")
     place: list[str | int] = [
         int(index) if index else key for index, key in re.findall(r"\[(\d+)\]|\.([\w-]+)", path.strip("`"))
     ]
     key = next((each for each in reversed(place) if isinstance(each, str)), "")
-    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", message):
-        kind = _KINDS.get(key, Configuration)
-        keys = [field.encode_name for field in msgspec.structs.fields(kind)]
-        near = nearest(unknown[1], keys) or f"; there are {', '.join(keys)}"
-        return f"no key {unknown[1]!r}{f' in {key}' if key else ''}{near}", (*place, unknown[1])
-    if missing := re.fullmatch(r"Object missing required field `(.*)`", message):
-        return f"an entry of {key} lacks {missing[1]!r}", tuple(place)
-    if value := re.fullmatch(r"Invalid enum value '?(.*?)'?", message):
-        near = nearest(value[1], [*FORMS, *VERDICTS, *SEVERITIES])
-        return f"{value[1]!r} is no value of {key}{near}", tuple(place)
+    for pattern, translation in _TRANSLATIONS.items():
+        if found := re.fullmatch(pattern, message):
+            return translation(found[1], key), (*place, found[1])
     for ours, theirs in _WORDS.items():
         message = message.replace(theirs, ours)
     return f"{key or 'all of it'}: {message[:1].lower()}{message[1:]}", tuple(place)
+
+
+def _unknown_key(word: str, key: str) -> str:
+    keys = [field.encode_name for field in msgspec.structs.fields(_KINDS.get(key, Configuration))]
+    near = nearest(word, keys) or f"; known keys: {', '.join(keys)}"
+    return f"unknown key {word!r}{f' in {key}' if key else ''}{near}"
+
+
+def _missing_key(word: str, key: str) -> str:
+    return f"an entry of {key} lacks {word!r}"
+
+
+def _unknown_value(word: str, key: str) -> str:
+    return f"{word!r} is not a value of {key}{nearest(word, [*FORMS, *VERDICTS, *SEVERITIES, *get_args(_Mode)])}"
+
+
+# By message of msgspec: what to say of the word in it and the innermost key of its place.
+_TRANSLATIONS = {
+    "Object contains unknown field `(.*)`": _unknown_key,
+    "Object missing required field `(.*)`": _missing_key,
+    "Invalid enum value '?(.*?)'?": _unknown_value,
+}
 
 
 def _error(path: Path, text: str, place: tuple[str | int, ...], message: str) -> TargetError:
@@ -279,25 +321,16 @@ def _error(path: Path, text: str, place: tuple[str | int, ...], message: str) ->
     return TargetError("GC153", f"{where}: {message.rstrip('.')}.")
 
 
-def _line_of(text: str, place: tuple[str | int, ...]) -> int | None:
+def _line_of(text: str, place: _Place) -> int | None:
     """Return the line where a value begins: after the last prefix of the text that is TOML and lacks it.
 
     A missing key has the line of its table; None stands for the whole file.
     """
     lines = text.splitlines()
+    content = [k for k, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
 
     def has(count: int) -> bool | None:
-        """Return whether the first lines have it; None if they are not TOML."""
-        try:
-            content: Any = tomllib.loads("\n".join(lines[:count]))
-        except (ValueError, RecursionError):
-            return None
-        try:
-            for key in place:
-                content = content[key]
-        except (KeyError, IndexError, TypeError):
-            return False
-        return True
+        return _has_value("\n".join(lines[:count]), place)
 
     tables = [k for k, line in enumerate(lines) if line.startswith("[")]
     table = bisect.bisect_left(tables, True, key=lambda count: has(count) is True) - 1
@@ -305,8 +338,20 @@ def _line_of(text: str, place: tuple[str | int, ...]) -> int | None:
     for count in range(before + 1, len(lines) + 1):
         found = has(count)
         if found:
-            return 1 + next(
-                k for k in range(before, count) if lines[k].strip() and not lines[k].lstrip().startswith("#")
-            )
+            return 1 + next(k for k in content if k >= before)
         before = before if found is None else count
     return _line_of(text, place[:-1]) if len(place) > 1 else None
+
+
+def _has_value(text: str, place: _Place) -> bool | None:
+    """Return whether a text has a value at a place; None if it is not TOML."""
+    try:
+        content: Any = tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    try:
+        for key in place:
+            content = content[key]
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True

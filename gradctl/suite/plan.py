@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from gradctl.core.numbers import format_number
 from gradctl.core.verdicts import unit_verdict
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.units import Interrupted, run_units
-from gradctl.suite.configuration import Accepted, Project, TargetEntry, options_of, parse_size
+from gradctl.suite.configuration import Accepted, Project, TargetEntry, first_given, options_of, parse_size
 from gradctl.suite.discovery import relative_target
 
 # Errors of wrong gradients repeat to rounding; what is accepted is written with three digits.
@@ -28,8 +28,6 @@ _WORDS: dict[UnitVerdict, str] = {
     "inconclusive": "no verdict",
     "skipped": "been skipped",
 }
-
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +60,10 @@ class Planned:
         """Return the same with less that is accepted."""
         return self._with([each for each in self.accepted if each not in entries])
 
+    def has_any(self, words: Sequence[str]) -> bool:
+        """Return whether ``TARGET FORM`` contains one of some words in lower case."""
+        return any(word in f"{self.title} {self.form}".lower() for word in words)
+
     def _with(self, accepted: Sequence[Accepted]) -> Planned:
         texts = tuple(dict.fromkeys(each.finding for each in accepted))
         return replace(self, accepted=tuple(accepted), request=msgspec.structs.replace(self.request, allows=texts))
@@ -79,15 +81,10 @@ def plan(
 
     ``forms`` and ``keywords`` (parts of ``TARGET FORM``, in any case) select units; empty selects all of a target.
     """
-    overrides = overrides or Overrides()
-    units = [
-        _planned(project, entry, form, overrides)
-        for entry in entries
-        for form in entry.forms or project.configuration.forms or (FORMS if forms else DEFAULT_FORMS)
-        if not forms or form in forms
-    ]
-    words = [word.lower() for word in keywords]
-    return [unit for unit in units if not words or any(word in f"{unit.title} {unit.form}".lower() for word in words)]
+    overrides, words = overrides or Overrides(), [word.lower() for word in keywords]
+    pairs = [(entry, form) for entry in entries for form in _forms_of(project, entry, forms)]
+    units = [_planned(project, entry, form, overrides) for entry, form in pairs]
+    return [each for each in units if not words or each.has_any(words)]
 
 
 def run(planned: Sequence[Planned], *, jobs: int, on_result: Callable[[Unit], None] | None = None) -> list[Unit]:
@@ -153,6 +150,12 @@ def _is_used(accepted: Accepted, units: Iterable[Unit]) -> bool:
     return any(_accepts(accepted, finding) for unit in units for finding in unit.findings)
 
 
+def _forms_of(project: Project, entry: TargetEntry, chosen: Sequence[str]) -> list[str]:
+    """Return the forms of a target, those that are ``chosen`` if some are."""
+    forms = entry.forms or project.configuration.forms or (FORMS if chosen else DEFAULT_FORMS)
+    return [form for form in forms if not chosen or form in chosen]
+
+
 def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrides) -> Planned:
     settings = project.configuration
     own = tuple(Accepted(finding=text, target=entry.title) for text in entry.allow)
@@ -162,9 +165,9 @@ def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrid
     request = UnitRequest(
         checking=replace(options_of(project, entry), target=relative_target(project.root, entry.target)),
         form=form,
-        fail_on=_first(overrides.fail_on, entry.fail_on, settings.fail_on) or "error",
+        fail_on=first_given(overrides.fail_on, entry.fail_on, settings.fail_on) or "error",
         named=entry.forms is not None,
-        timeout_seconds=_first(overrides.timeout, entry.timeout, settings.timeout) or _TIMEOUT_SECONDS,
+        timeout_seconds=first_given(overrides.timeout, entry.timeout, settings.timeout) or _TIMEOUT_SECONDS,
         memory_limit_bytes=next((parse_size(each) for each in sizes if each is not None), None),
     )
     title = relative_target(project.root, entry.target) + (f"[{entry.name}]" if entry.name else "")
@@ -185,17 +188,20 @@ def _named(finding: Finding, planned: Planned) -> Finding:
 
 def _not_worse(finding: Finding, unit: Unit, accepted: Sequence[Accepted]) -> Finding:
     """Return a finding, no longer allowed if its error is larger than every entry that accepts it permits."""
-    entries = [each for each in accepted if _accepts(each, finding)] if finding.allowed else []
-    budgets = [row.budget for row in unit.tensors if (row.quantity, row.tensor) == (finding.quantity, finding.tensor)]
-    rounding = max((each for each in budgets if isinstance(each, float)), default=0.0)
-    limits = [each.error for each in entries]
-    largest = max((each for each in limits if each is not None), default=0.0)
-    is_within = isinstance(finding.error, float) and finding.error <= largest * _NOT_WORSE + rounding
-    if not entries or None in limits or is_within:
+    limits = [math.inf if each.error is None else each.error for each in accepted if _accepts(each, finding)]
+    largest = max(limits, default=math.inf)
+    if not finding.allowed or largest == math.inf or _is_within(finding, unit, largest):
         return finding
     size = f"of {format_number(finding.error)}" if finding.error is not None else "without a size"
     text = f"{finding.message.rstrip('.')}: an error {size}, and accepted is {format_number(largest)}."
     return msgspec.structs.replace(finding, allowed=False, message=text)
+
+
+def _is_within(finding: Finding, unit: Unit, limit: float) -> bool:
+    """Return whether the error of a finding is at most ``limit``, but for rounding."""
+    rows = [row for row in unit.tensors if (row.quantity, row.tensor) == (finding.quantity, finding.tensor)]
+    rounding = max((row.budget for row in rows if isinstance(row.budget, float)), default=0.0)
+    return isinstance(finding.error, float) and finding.error <= limit * _NOT_WORSE + rounding
 
 
 def _accepts(accepted: Accepted, finding: Finding) -> bool:
@@ -228,7 +234,3 @@ def _as_expected(unit: Unit, expected: UnitVerdict) -> Unit:
 
 def _unique(accepted: Iterable[Accepted]) -> tuple[Accepted, ...]:
     return tuple(dict.fromkeys(accepted))
-
-
-def _first(*values: _Value | None) -> _Value | None:
-    return next((value for value in values if value is not None), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,27 @@ def accept_failing(
 ) -> tuple[list[Planned], list[Unit], list[Accepted]]:
     """Return plan and units after accepting what fails, and the entries that accept it; ``run`` judges units again."""
     plan, judged = list(planned), list(units)
-    entries: list[Accepted] = []
+    entries: dict[_Key, Accepted] = {}
     for _ in range(_MOST_ROUNDS):
         new = _entries(plan, judged)
         if not new:
             break
-        entries = [each for each in entries if _key(each) not in set(map(_key, new))] + new
-        changed = [k for k, each in enumerate(plan) if each.accepting(new) != each]
-        for k in changed:
-            plan[k] = plan[k].accepting(new)
-        for k, unit in zip(changed, run([plan[k] for k in changed]), strict=True):
-            judged[k] = unit
-    return plan, judged, [each for each in entries if not is_unused(each, plan, judged)]
+        entries.update((_key(each), each) for each in new)
+        plan, judged = _judge_again(plan, judged, new, run)
+    return plan, judged, [each for each in entries.values() if not is_unused(each, plan, judged)]
+
+
+def _judge_again(
+    planned: Sequence[Planned],
+    units: list[Unit],
+    new: Sequence[Accepted],
+    run: Callable[[Sequence[Planned]], list[Unit]],
+) -> tuple[list[Planned], list[Unit]]:
+    """Return plan and units once ``new`` is accepted; only the units that it concerns are judged again."""
+    plan = [each.accepting(new) for each in planned]
+    changed = [k for k, each in enumerate(planned) if plan[k] != each]
+    again = dict(zip(changed, run([plan[k] for k in changed]), strict=True))
+    return plan, [again.get(k, unit) for k, unit in enumerate(units)]
 
 
 def find_unused(
@@ -83,48 +92,65 @@ def _with_entries(
     for key in project.table:
         table.setdefault(key, tomlkit.table(is_super_table=True))
         table = table[key]
-    if is_first := "allow" not in table and bool(added):
+    is_first = "allow" not in table
+    if is_first and added:
         table["allow"] = new()
     entries = table.get("allow", [])
     for index, known in reversed(list(enumerate(project.configuration.allow))):
         if _key(known) in gone:
             del entries[index]
+    append = _append_table if isinstance(entries, AoT) else _append_inline
     for each in added:
-        if isinstance(entries, AoT) and entries and not is_first:  # tomlkit parts the entries of a list of its own
-            entries[-1].add(tomlkit.nl())
-        entry = tomlkit.table() if isinstance(entries, AoT) else tomlkit.inline_table()
-        entry.update({key: value for key, value in msgspec.structs.asdict(each).items() if value not in (None, "")})
-        if isinstance(entries, AoT) and is_first and not entries and text:
-            entry.trivia.indent = "\n"
-        if isinstance(entries, Array) and is_first:
-            entries.add_line(entry)
-        else:
-            entries.append(entry)
+        append(entries, each, is_first=is_first, is_only=not text)
     if isinstance(entries, AoT) and not entries:
         del table["allow"]
     return tomlkit.dumps(document)
 
 
+def _append_table(entries: AoT, accepted: Accepted, *, is_first: bool, is_only: bool) -> None:
+    """Append an entry to a list of tables, which is new if ``is_first``, in a file without text if ``is_only``."""
+    entry = tomlkit.table()
+    entry.update(_values(accepted))
+    if is_first and not entries and not is_only:
+        entry.trivia.indent = "\n"
+    if entries and not is_first:  # tomlkit puts an empty line between the entries of a new list itself
+        entries[-1].add(tomlkit.nl())
+    entries.append(entry)
+
+
+def _append_inline(entries: Array, accepted: Accepted, *, is_first: bool, is_only: bool) -> None:
+    """Append an entry to an array of inline tables, on a line of its own if the array is new."""
+    entry = tomlkit.inline_table()
+    entry.update(_values(accepted))
+    (entries.add_line if is_first else entries.append)(entry)
+
+
+def _values(accepted: Accepted) -> dict[str, Any]:
+    return {key: value for key, value in msgspec.structs.asdict(accepted).items() if value not in (None, "")}
+
+
 def _entries(planned: Sequence[Planned], units: Sequence[Unit]) -> list[Accepted]:
-    """Return an entry for each finding that fails a unit and can be accepted, with the error that it has now.
+    """Return an entry for each finding that fails a unit and can be accepted, with the error that it has now."""
+    pairs = zip(planned, units, strict=True)
+    return list(dict.fromkeys(entry for each, unit in pairs for entry in _entries_of_unit(each, unit)))
+
+
+def _entries_of_unit(planned: Planned, unit: Unit) -> Iterator[Accepted]:
+    """Yield the entries of one unit.
 
     A finding that another one of the unit causes may be gone once that is accepted; it waits for the next round.
     """
-    found = []
-    for each, unit in zip(planned, units, strict=True):
-        severities = failing_severities(each.request.fail_on) if unit.verdict == "fail" else ()
-        failing: dict[str, Finding] = {}
-        for finding in unit.findings:
-            if finding.allow and finding.severity in severities and not finding.allowed:
-                known = failing.setdefault(finding.allow, finding)
-                failing[finding.allow] = max(known, finding, key=_size)
-        codes = {finding.code for finding in failing.values()}
-        for allow, finding in failing.items():
-            if finding.cause not in codes:
-                error = _rounded_up(finding.error) if isinstance(finding.error, float) else None
-                form: Any = unit.form
-                found.append(Accepted(target=each.entry.title, form=form, finding=allow, error=error))
-    return list(dict.fromkeys(found))
+    severities = failing_severities(planned.request.fail_on) if unit.verdict == "fail" else ()
+    failing: dict[str, Finding] = {}
+    for finding in unit.findings:
+        if finding.allow and finding.severity in severities and not finding.allowed:
+            failing[finding.allow] = max(failing.get(finding.allow, finding), finding, key=_size)
+    codes = {finding.code for finding in failing.values()}
+    form: Any = unit.form
+    for allow, finding in failing.items():
+        if finding.cause not in codes:
+            error = _rounded_up(finding.error) if isinstance(finding.error, float) else None
+            yield Accepted(target=planned.entry.title, form=form, finding=allow, error=error)
 
 
 def _size(finding: Finding) -> float:

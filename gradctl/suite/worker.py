@@ -16,14 +16,13 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
 from gradctl.core.errors import GradctlError
 from gradctl.core.exits import intercept_exits
 from gradctl.core.findings import Location, Unit
-from gradctl.core.names import UnitStatus
 from gradctl.isolation.protocol import (
     ANSWER,
     ASSIGNMENT,
@@ -113,28 +112,36 @@ def main() -> NoReturn:
 
 def _explained(request: UnitRequest, error: BaseException, seconds: float) -> Unit:
     """Return the unit of a check that ended with an exception."""
-    if isinstance(error, GradctlError):
-        unit = inconclusive_unit(request, "error", error.code, error.message, details=error.details, seconds=seconds)
-        if error.exit_code == _NOTHING_TO_CHECK:
-            return msgspec.structs.replace(unit, status="unsupported", verdict="skipped")
-        return unit
+    if not isinstance(error, GradctlError):
+        details = "".join(traceback.format_exception(error))
+        return inconclusive_unit(request, **_ending(request, error), details=details, seconds=seconds)
+    unit = inconclusive_unit(request, "error", error.code, error.message, details=error.details, seconds=seconds)
+    if error.exit_code == _NOTHING_TO_CHECK:
+        return msgspec.structs.replace(unit, status="unsupported", verdict="skipped")
+    return unit
+
+
+def _ending(request: UnitRequest, error: BaseException) -> dict[str, Any]:
+    """Return status, code, reason, hint and location of an exception that gradctl did not mean to raise."""
     said = (next(iter(str(error).strip().splitlines()), "") or type(error).__name__).rstrip(".")
-    details = "".join(traceback.format_exception(error))
-    is_starved = request.memory_limit_bytes is not None and "torch" not in sys.modules  # it could not be loaded
-    status: UnitStatus = "error" if isinstance(error, Exception) else "crashed"
-    code, hint, place = "GC801", "", None
-    if is_starved or type(error).__name__ in ("MemoryError", "OutOfMemoryError") or mentions_out_of_memory(said):
-        status, code, reason, hint = "error", "GC803", f"out of memory: {said}", _LESS_MEMORY
-    elif isinstance(error, SystemExit):
-        reason = f"the program that is checked ended the process: sys.exit({error.code!r})"
-    elif not isinstance(error, Exception):  # neither ours nor torch's: what a program raises to be ended
-        reason = f"the program that is checked raised {type(error).__name__}" + (f": {said}" if str(error) else "")
-    elif (place := _users_line(error)) is not None:
-        code = "GC111"
+    named = f"{type(error).__name__}: {said}" if str(error) else type(error).__name__
+    if _is_out_of_memory(request, error, said):
+        return {"status": "error", "code": "GC803", "reason": f"out of memory: {said}", "hint": _LESS_MEMORY}
+    if not isinstance(error, Exception):  # neither ours nor torch's: a program raises these to end itself
+        ended = f"ended the process: sys.exit({error.code!r})" if isinstance(error, SystemExit) else f"raised {named}"
+        return {"status": "crashed", "code": "GC801", "reason": f"the program that is checked {ended}"}
+    location = _users_line(error)
+    if location is not None:
         reason = f"{request.checking.target} raises in a call after the first: {type(error).__name__}: {said}"
-    else:
-        reason, hint = f"gradctl itself broke: {type(error).__name__}: {said}", _REPORT_IT
-    return inconclusive_unit(request, status, code, reason, hint=hint, details=details, location=place, seconds=seconds)
+        return {"status": "error", "code": "GC111", "reason": reason, "location": location}
+    reason = f"gradctl itself broke: {type(error).__name__}: {said}"
+    return {"status": "error", "code": "GC801", "reason": reason, "hint": _REPORT_IT}
+
+
+def _is_out_of_memory(request: UnitRequest, error: BaseException, said: str) -> bool:
+    # Below its memory limit torch cannot be loaded, whatever the error says.
+    is_starved = request.memory_limit_bytes is not None and "torch" not in sys.modules
+    return is_starved or type(error).__name__ in ("MemoryError", "OutOfMemoryError") or mentions_out_of_memory(said)
 
 
 def _users_line(error: Exception) -> Location | None:

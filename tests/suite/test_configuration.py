@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradctl.core.errors import TargetError
-from gradctl.suite.configuration import Accepted, TargetEntry, find_configuration, parse_size, read_configuration
+from gradctl.suite.configuration import (
+    Accepted,
+    TargetEntry,
+    find_configuration,
+    options_of,
+    parse_size,
+    read_configuration,
+)
 
 WHOLE = """
 jobs = 3
@@ -63,6 +70,23 @@ def test_everything_that_can_be_said(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("shared", "own", "training"),
+    [
+        ("", "", None),
+        ("", 'mode = "eval"', False),
+        ("", 'mode = "train"', True),
+        ("", "train = false", False),
+        ('mode = "eval"', "", False),
+        ('mode = "eval"', 'mode = "train"', True),
+        ('mode = "train"', "train = false", False),
+    ],
+)
+def test_the_mode_of_a_target_overrides_that_of_all_targets(shared, own, training, tmp_path):
+    project = read_configuration(written(tmp_path, f'{shared}\n[[targets]]\ntarget = "net.py"\n{own}\n'))
+    assert options_of(project, project.configuration.targets[0]).training is training
+
+
 def test_pyproject_has_it_in_its_table(tmp_path):
     table = WHOLE.replace("[[", "[[tool.gradctl.")
     path = written(tmp_path, f'[project]\nname = "net"\n[tool.gradctl]\n{table}', "pyproject.toml")
@@ -82,27 +106,27 @@ def test_the_nearest_configuration_upwards_is_found(tmp_path):
 
 
 WRONG = {
-    "an unknown key": ("jobs = 2\n\nfroms = []\n", "line 3: no key 'froms' (did you mean 'forms'?)."),
+    "an unknown key": ("jobs = 2\n\nfroms = []\n", "line 3: unknown key 'froms' (did you mean 'forms'?)."),
     "an unknown key of a target": (
         '[[targets]]\ntarget = "a.py"\n[[targets]]\n# c\ntarget = "b.py"\n# d\nfrom = []\n',
-        "line 7: no key 'from' in targets (did you mean 'forms'?).",
+        "line 7: unknown key 'from' in targets (did you mean 'forms'?).",
     ),
-    "a key unlike all": ("zzz = 1\n", "line 1: no key 'zzz'; there are forms, seed, device, "),
+    "a key unlike all": ("zzz = 1\n", "line 1: unknown key 'zzz'; known keys: forms, seed, device, "),
     "an unknown key of an allow": (
         '[[allow]]\nfinding = "GC401"\nerorr = 1.0\n',
-        "line 3: no key 'erorr' in allow (did you mean 'error'?).",
+        "line 3: unknown key 'erorr' in allow (did you mean 'error'?).",
     ),
     "an unknown form": (
         'jobs = 1\nforms = [\n  "eager",\n  "exprot",\n]\n',
-        "line 2: 'exprot' is no value of forms (did you mean 'export'?).",
+        "line 2: 'exprot' is not a value of forms (did you mean 'export'?).",
     ),
     "an unknown form in expect": (
         '[[targets]]\ntarget = "a.py"\nexpect = {exprot = "fail"}\n',
-        "line 3: 'exprot' is no value of expect (did you mean 'export'?).",
+        "line 3: 'exprot' is not a value of expect (did you mean 'export'?).",
     ),
     "an unknown verdict": (
         '[[targets]]\ntarget = "a.py"\n[targets.expect]\nexport = "fial"\n',
-        "line 3: 'fial' is no value of expect (did you mean 'fail'?).",
+        "line 3: 'fial' is not a value of expect (did you mean 'fail'?).",
     ),
     "a wrong type": ('jobs = "2"\n', "line 1: jobs: expected `integer`, got `string`."),
     "no target": ('[[targets]]\nname = "a"\n', "line 1: an entry of targets lacks 'target'."),
@@ -112,17 +136,28 @@ WRONG = {
         "line 2: 'Round' is not CODE or CODE:NAME, for example GC408:RoundStraightThrough.",
     ),
     "a rule that there is not": ('[[allow]]\nfinding = "GC499"\n', "line 2: no rule 'GC499' "),
-    "a negative error": ('[[allow]]\nfinding = "GC401"\nerror = -1.0\n', "line 3: an error of -1.0 is none; "),
-    "an error that is no number": ('[[allow]]\nfinding = "GC401"\nerror = nan\n', "line 3: an error of nan is none; "),
+    "a negative error": (
+        '[[allow]]\nfinding = "GC401"\nerror = -1.0\n',
+        "line 3: error = -1.0 is not the size of an error; ",
+    ),
+    "an error that is no number": (
+        '[[allow]]\nfinding = "GC401"\nerror = nan\n',
+        "line 3: error = nan is not the size of an error; ",
+    ),
     "a target twice": (
         '[[targets]]\ntarget = "a.py"\n[[targets]]\ntarget = "a.py"\n',
-        "line 4: 'a.py' is there twice; give each a name of its own (name = …).",
+        "line 4: 'a.py' is listed twice; give each entry a name of its own (name = …).",
     ),
-    "no time": ("timeout = 0\n", "line 1: 0 is no time; give seconds above 0."),
-    "no threads": ("threads = 0\n", "line 1: 0 threads are none; give at least 1."),
-    "no jobs": ("jobs = 0\n", "line 1: 0 jobs are none; give at least 1."),
-    "no size": ('memory = "8 bananas"\n', "line 1: '8 bananas' is no size. Write, for example, 8GiB or 500MB."),
-    "a list": ("[[gradctl]]\n", "line 1: no key 'gradctl'; there are "),
+    "two modes": (
+        '[[targets]]\ntarget = "a.py"\nmode = "eval"\ntrain = false\n',
+        "line 4: 'train' and 'mode' both set the mode; remove 'train'.",
+    ),
+    "an unknown mode": ('mode = "evla"\n', "line 1: 'evla' is not a value of mode (did you mean 'eval'?)."),
+    "no time": ("timeout = 0\n", "line 1: timeout = 0 is not a duration; give seconds above 0."),
+    "no threads": ("threads = 0\n", "line 1: threads = 0 is too small; give at least 1."),
+    "no jobs": ("jobs = 0\n", "line 1: jobs = 0 is too small; give at least 1."),
+    "no size": ('memory = "8 bananas"\n', "line 1: '8 bananas' is not a size. Write, for example, 8GiB or 500MB."),
+    "a list": ("[[gradctl]]\n", "line 1: unknown key 'gradctl'; known keys: "),
 }
 
 
@@ -140,7 +175,7 @@ def test_what_is_wrong_is_said_with_its_line(name, tmp_path):
     "text", ["a = [", "jobs = 1\njobs = 2\n", f"jobs = {'9' * 5000}", '"', "a" * 100, "x = " + "[" * 5000]
 )
 def test_what_is_no_toml_is_named(text, tmp_path):
-    with pytest.raises(TargetError, match=r"gradctl\.toml is no TOML: "):
+    with pytest.raises(TargetError, match=r"gradctl\.toml is not TOML: "):
         read_configuration(written(tmp_path, text))
 
 
@@ -150,7 +185,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(TargetError, match="cannot be read: Is a directory"):
         read_configuration(tmp_path)
     (tmp_path / "gradctl.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(TargetError, match="is no TOML: it is not UTF-8"):
+    with pytest.raises(TargetError, match="is not TOML: it is not UTF-8"):
         read_configuration(tmp_path / "gradctl.toml")
 
 
@@ -178,7 +213,7 @@ def test_any_text_is_read_or_named(tmp_path_factory, text):
 
 def test_the_line_is_found_far_down(tmp_path):
     entries = "".join(f'[[targets]]\ntarget = "a{number}.py"\n\n' for number in range(300))
-    with pytest.raises(TargetError, match="line 904: no key 'froms' in targets"):
+    with pytest.raises(TargetError, match="line 904: unknown key 'froms' in targets"):
         read_configuration(
             written(
                 tmp_path,
@@ -189,7 +224,7 @@ def test_the_line_is_found_far_down(tmp_path):
 
 @pytest.mark.parametrize("size", ["", "0", "9" * 400 + "GiB", "-1", "1e3", "8 bananas"])
 def test_what_is_no_size(size):
-    with pytest.raises(ValueError, match="is no size"):
+    with pytest.raises(ValueError, match="is not a size"):
         parse_size(size)
 
 
