@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from gradctl.subject.inputs.dynamic_sizes import Dynamic
     from gradctl.subject.subject import Subject
 
-__all__ = ["CheckFailed", "CheckReport", "compare", "export", "gradcheck"]
-
 _Check = Callable[["Subject", "Allows"], Sequence[Unit]]
 
 

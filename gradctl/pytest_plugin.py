@@ -42,18 +42,14 @@ class Gradctl:
     ) -> CheckReport:
         """Return the report of ``gradctl.gradcheck``, or fail the test with it; ``options`` are those of it."""
         __tracebackhide__ = True
-        from gradctl.api import gradcheck
-
-        return self._passing(gradcheck, model, inputs, **options)
+        return self._passing("gradcheck", model, inputs, **options)
 
     def compare(
         self, model: Callable[..., Any], inputs: Tensor | Sequence[Any] | Mapping[str, Any] = (), **options: Any
     ) -> CheckReport:
         """Return the report of ``gradctl.compare``, or fail the test with it; ``options`` are those of it."""
         __tracebackhide__ = True
-        from gradctl.api import compare
-
-        return self._passing(compare, model, inputs, **options)
+        return self._passing("compare", model, inputs, **options)
 
     def export(
         self,
@@ -64,12 +60,13 @@ class Gradctl:
     ) -> CheckReport:
         """Return the report of ``gradctl.export``, or fail the test with it; ``options`` are those of it."""
         __tracebackhide__ = True
-        from gradctl.api import export
+        return self._passing("export", model, inputs, path, **options)
 
-        return self._passing(export, model, inputs, path, **options)
-
-    def _passing(self, check: Callable[..., CheckReport], *args: Any, **options: Any) -> CheckReport:
+    def _passing(self, name: str, *args: Any, **options: Any) -> CheckReport:
         __tracebackhide__ = True
+        from gradctl import api
+
+        check: Callable[..., CheckReport] = getattr(api, name)
         takes = inspect.signature(check).parameters
         report = check(*args, **{**{name: each for name, each in self._defaults.items() if name in takes}, **options})
         report.raise_if_failed()
