@@ -118,7 +118,7 @@ def note_unused(
     run is a part of it. ``everywhere`` is what the command line accepts.
     """
     noted, allowances = list(units), []
-    for accepted in _unique(each for unit in planned for each in unit.accepted):
+    for accepted in dict.fromkeys(each for unit in planned for each in unit.accepted):
         its = [unit for each, unit in zip(planned, units, strict=True) if accepted in each.accepted]
         allowances.append(Allowance(allow=accepted.finding, applied=_is_used(accepted, its)))
         if not is_unused(accepted, planned, units, every):
@@ -172,7 +172,7 @@ def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrid
     )
     title = relative_target(project.root, entry.target) + (f"[{entry.name}]" if entry.name else "")
     unit = Planned(title, entry, form, request, expected=entry.expect.get(form))  # type: ignore[call-overload]
-    return unit.accepting(_unique((*own, *general, *given)))
+    return unit.accepting(list(dict.fromkeys((*own, *general, *given))))
 
 
 def _with(unit: Unit, findings: Sequence[Finding], planned: Planned) -> Unit:
@@ -230,7 +230,3 @@ def _as_expected(unit: Unit, expected: UnitVerdict) -> Unit:
         fingerprint=fingerprint("GC152", unit.target, unit.form, None, None),
     )
     return msgspec.structs.replace(unit, verdict="fail", expected=expected, findings=(finding, *unit.findings))
-
-
-def _unique(accepted: Iterable[Accepted]) -> tuple[Accepted, ...]:
-    return tuple(dict.fromkeys(accepted))
