@@ -7,7 +7,7 @@ In this order: 1. same name and content; 2. same name, used by the same input of
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -24,21 +24,15 @@ from gradctl.onnxio.onnx_file import onnx_dtype_name
 def match_constants(found: Matching) -> dict[int, int]:
     """Return the positions of the constants of the second graph by those of the first."""
     reference, candidate = found.a.view.constants, found.b.view.constants
-    pairs: dict[int, int] = {}
-    taken: set[int] = set()
     by_name = {constant.name: place for place, constant in enumerate(candidate)}
-    used = list(_used_alike(found))
     named = [(one, by_name[constant.name]) for one, constant in enumerate(reference) if constant.name in by_name]
-    for one, other in itertools.chain(  # lazily: case 3 depends on the pairs of cases 1 and 2
-        (pair for pair in named if reference[pair[0]].digest == candidate[pair[1]].digest),
-        (pair for pair in used if reference[pair[0]].name == candidate[pair[1]].name),
-        _of_same_content(reference, candidate, pairs, taken),
-        used,
-        named,
-    ):
-        if one not in pairs and other not in taken:
-            pairs[one] = other
-            taken.add(other)
+    used = list(_used_alike(found))
+    pairs: dict[int, int] = {}
+    _add(pairs, (pair for pair in named if reference[pair[0]].digest == candidate[pair[1]].digest))
+    _add(pairs, (pair for pair in used if reference[pair[0]].name == candidate[pair[1]].name))
+    _add(pairs, _of_same_content(reference, candidate, pairs))
+    _add(pairs, used)
+    _add(pairs, named)
     return pairs
 
 
@@ -48,14 +42,10 @@ def constant_changes(found: Matching, pairs: Mapping[int, int]) -> Iterator[Init
     for one, other in sorted(pairs.items()):
         if reference.constants[one].digest != candidate.constants[other].digest:
             yield _changed(reference, reference.constants[one], candidate, candidate.constants[other])
-    known = {constant.digest for constant in candidate.constants}
-    for place, constant in enumerate(reference.constants):
-        if place not in pairs and constant.digest not in known:
-            yield InitializerChange(kind="removed", name=constant.name, type_before=_type(constant))
-    known, taken = {constant.digest for constant in reference.constants}, set(pairs.values())
-    for place, constant in enumerate(candidate.constants):
-        if place not in taken and constant.digest not in known:
-            yield InitializerChange(kind="added", name=constant.name, type_after=_type(constant))
+    for each in _only_in(reference, candidate, pairs.keys()):
+        yield InitializerChange(kind="removed", name=each.name, type_before=_type(each))
+    for each in _only_in(candidate, reference, pairs.values()):
+        yield InitializerChange(kind="added", name=each.name, type_after=_type(each))
 
 
 def count_moved_constants(found: Matching, pairs: Mapping[int, int]) -> int:
@@ -64,23 +54,39 @@ def count_moved_constants(found: Matching, pairs: Mapping[int, int]) -> int:
     return sum(a.digest == b.digest and (a.name, a.is_initializer) != (b.name, b.is_initializer) for a, b in matched)
 
 
+def _add(pairs: dict[int, int], candidates: Iterable[tuple[int, int]]) -> None:
+    """Add those pairs of which neither constant has a counterpart yet."""
+    taken = set(pairs.values())
+    for one, other in candidates:
+        if one not in pairs and other not in taken:
+            pairs[one] = other
+            taken.add(other)
+
+
 def _used_alike(found: Matching) -> Iterator[tuple[int, int]]:
-    for one, other in sorted(found.to_b.items()):
-        for reference, candidate in zip(found.a.view.inputs[one], found.b.view.inputs[other], strict=False):
-            if reference.kind == candidate.kind == "constant":
-                yield reference.place, candidate.place
+    for reference, candidate in itertools.chain.from_iterable(map(found.inputs, sorted(found.to_b))):
+        if reference.kind == candidate.kind == "constant":
+            yield reference.place, candidate.place
 
 
 def _of_same_content(
-    reference: list[Constant], candidate: list[Constant], pairs: Mapping[int, int], taken: set[int]
-) -> Iterator[tuple[int, int]]:
+    reference: Sequence[Constant], candidate: Sequence[Constant], pairs: Mapping[int, int]
+) -> list[tuple[int, int]]:
     waiting: dict[bytes, list[int]] = {}
-    for place, constant in enumerate(candidate):
-        if place not in taken:
-            waiting.setdefault(constant.digest, []).append(place)
-    for place, constant in enumerate(reference):
-        if place not in pairs and waiting.get(constant.digest):
-            yield place, waiting[constant.digest].pop(0)
+    for place in sorted(set(range(len(candidate))) - set(pairs.values())):
+        waiting.setdefault(candidate[place].digest, []).append(place)
+    return [
+        (place, waiting[constant.digest].pop(0))
+        for place, constant in enumerate(reference)
+        if place not in pairs and waiting.get(constant.digest)
+    ]
+
+
+def _only_in(view: GraphView, other: GraphView, matched: Collection[int]) -> list[Constant]:
+    """Return the unmatched constants of one graph whose content the other does not have."""
+    known = {constant.digest for constant in other.constants}
+    unmatched = (view.constants[place] for place in sorted(set(range(len(view.constants))) - set(matched)))
+    return [each for each in unmatched if each.digest not in known]
 
 
 def _changed(reference: GraphView, one: Constant, candidate: GraphView, other: Constant) -> InitializerChange:

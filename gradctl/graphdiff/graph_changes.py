@@ -11,16 +11,24 @@ attributes then.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import networkx
 
 from gradctl.core.structure import ChangeKind, Difference, GraphChange, GraphNode
 from gradctl.graphdiff.graph_view import GraphView, Source, operator_of
+from gradctl.graphdiff.node_colours import Side
 from gradctl.graphdiff.node_matching import Matching, group_by_weights
 
 _OF_SIZES = ("Shape", "Size")
+# Whether the inputs of a matched node differ, and its attributes → the change.
+_KINDS_OF_PAIRS: dict[tuple[bool, bool], ChangeKind] = {
+    (True, False): "rewired",
+    (False, True): "attributes",
+    (True, True): "rewired, attributes",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,48 +49,37 @@ class Changes:
 
     def __init__(self, found: Matching, constants: Mapping[int, int]) -> None:
         self.found, self.constants = found, constants
+        self.a, self.b = found.a, found.b
         self._absorb()
         self._regions = self._find_regions()
         self._number = {
             (side, place): number
             for number, region in enumerate(self._regions)
-            for side, places in (("a", region.before), ("b", region.after))
+            for side, places in ((self.a, region.before), (self.b, region.after))
             for place in places
         }
-        self._a, self._b = found.a.view, found.b.view
 
     def __iter__(self) -> Iterator[GraphChange]:
         for region in self._regions:
-            yield GraphChange(
-                kind=self._kind(region),
-                before=tuple(graph_node(self._a, place) for place in region.before),
-                after=tuple(graph_node(self._b, place) for place in region.after),
-            )
+            yield self._change(self._kind(region), region.before, region.after)
         for one, other in sorted(self.found.to_b.items()):
             rewired, attributes = self._rewired(one, other), self._attributes(one, other)
-            if rewired or attributes:
-                kind: ChangeKind = (
-                    "rewired" if not attributes else "attributes" if not rewired else "rewired, attributes"
-                )
-                yield GraphChange(
-                    kind=kind,
-                    before=(graph_node(self._a, one),),
-                    after=(graph_node(self._b, other),),
-                    differences=(*rewired, *attributes),
-                )
+            kind = _KINDS_OF_PAIRS.get((bool(rewired), bool(attributes)))
+            if kind is not None:
+                yield self._change(kind, [one], [other], rewired + attributes)
         outputs = [
-            Difference(what=f"output {place}", before=self._a.name_of(reference), after=self._b.name_of(candidate))
+            self._difference(f"output {place}", reference, candidate)
             for place, reference, candidate in self.found.outputs()
             if not self._agree(reference, candidate)
         ]
         if outputs:
-            yield GraphChange(kind="rewired", differences=tuple(outputs))
+            yield self._change("rewired", (), (), outputs)
 
     def values(self) -> list[tuple[Source, Source]]:
         """Return the values of nodes that both graphs have, in the order of the first."""
         pairs: dict[Source, Source] = {}
         for one, other in self.found.to_b.items():
-            outputs = zip(self._a.nodes[one].output, self._b.nodes[other].output, strict=False)
+            outputs = zip(self.a.view.nodes[one].output, self.b.view.nodes[other].output, strict=False)
             for slot, names in enumerate(outputs):
                 if all(names):
                     pairs[Source("node", one, slot)] = Source("node", other, slot)
@@ -94,14 +91,29 @@ class Changes:
                 pairs.setdefault(reference, candidate)
         return sorted(pairs.items())
 
+    def _change(
+        self, kind: ChangeKind, before: Iterable[int], after: Iterable[int], differences: Iterable[Difference] = ()
+    ) -> GraphChange:
+        return GraphChange(
+            kind=kind,
+            before=tuple(graph_node(self.a.view, place) for place in before),
+            after=tuple(graph_node(self.b.view, place) for place in after),
+            differences=tuple(differences),
+        )
+
     def _kind(self, region: _Region) -> ChangeKind:
-        before, after = region.before, region.after
-        if before and after:
-            return (
-                "fused" if len(before) > len(after) == 1 else "split" if len(before) == 1 < len(after) else "replaced"
-            )
-        if not before:
-            return "added"
+        match len(region.before), len(region.after):
+            case 0, _:
+                return "added"
+            case _, 0:
+                return self._kind_without_nodes_after(region.before)
+            case 1, after if after > 1:
+                return "split"
+            case before, 1 if before > 1:
+                return "fused"
+        return "replaced"
+
+    def _kind_without_nodes_after(self, before: tuple[int, ...]) -> ChangeKind:
         exits = _exits(self.found, before)
         if exits and all(candidate.kind == "constant" for _, candidate in exits):
             return "folded"
@@ -118,65 +130,58 @@ class Changes:
                     found.unpair(changed[0])
 
     def _find_regions(self) -> list[_Region]:
-        found, graph = self.found, networkx.Graph()
-        shared = self._values_of_one_name()
-        separate = {("a", reference) for reference, _ in shared} | {("b", candidate) for _, candidate in shared}
-        for (letter, side, matched), group in zip(found.sides(), group_by_weights(found), strict=True):
-            graph.add_nodes_from((letter, place) for place in range(len(side.view.nodes)) if place not in matched)
-            graph.add_edges_from(((letter, place), ("weights", number)) for place, number in group.items())
-            for maker, place, source in _connected(side.view, matched, group):
-                if (letter, source) not in separate:
-                    graph.add_edge((letter, maker), (letter, place))
-        for reference, candidate in (*shared, *self._boundary()):
-            if found.is_unmatched(reference, "a") and found.is_unmatched(candidate, "b"):
-                graph.add_edge(("a", reference.place), ("b", candidate.place))
         regions = [
-            _Region(*(tuple(sorted(place for side, place in component if side == letter)) for letter in "ab"))
-            for component in networkx.connected_components(graph)
+            _Region(*(tuple(sorted(place for each, place in component if each is side)) for side in (self.a, self.b)))
+            for component in networkx.connected_components(self._correspondence())
         ]
-        return sorted(regions, key=lambda region: (min(region.before, default=len(found.a.view.nodes)), region.after))
+        last = len(self.a.view.nodes)
+        return sorted(regions, key=lambda region: (min(region.before, default=last), region.after))
+
+    def _correspondence(self) -> networkx.Graph:
+        """Return the graph of the unmatched nodes ``(side, place)`` of both graphs, connected as regions are."""
+        graph = networkx.Graph()
+        shared = self._values_of_one_name()
+        weights = {node: number for number, group in enumerate(group_by_weights(self.found)) for node in group}
+        graph.add_edges_from((node, ("weights", number)) for node, number in weights.items())
+        separate = {each for pair in shared for each in zip((self.a, self.b), pair, strict=True)}
+        for side in (self.a, self.b):
+            graph.add_nodes_from((side, place) for place in side.unmatched())
+            graph.add_edges_from(_edges(side, weights, separate))
+        for reference, candidate in (*shared, *self._boundary()):
+            if self.found.are_unmatched(reference, candidate):
+                graph.add_edge((self.a, reference.place), (self.b, candidate.place))
+        return graph
 
     def _values_of_one_name(self) -> list[tuple[Source, Source]]:
         """Return the values of the same name that unmatched nodes compute, if names are kept."""
-        found = self.found
-        if not found.names_kept:
+        if not self.found.names_kept:
             return []
-        named = {
-            name: Source("node", place, slot)
-            for place, node in enumerate(found.b.view.nodes)
-            for slot, name in enumerate(node.output)
-            if name and place not in found.to_a
-        }
-        return [
-            (Source("node", place, slot), named[name])
-            for place, node in enumerate(found.a.view.nodes)
-            for slot, name in enumerate(node.output)
-            if name in named and place not in found.to_b
-        ]
+        reference, candidate = _unmatched_values(self.a), _unmatched_values(self.b)
+        return [(reference[name], candidate[name]) for name in reference if name in candidate]
 
     def _boundary(self) -> Iterator[tuple[Source, Source]]:
         """Yield the sources in both graphs of each input of matched nodes, and of each output."""
-        for one, other in self.found.to_b.items():
-            yield from zip(self.found.a.view.inputs[one], self.found.b.view.inputs[other], strict=False)
+        yield from itertools.chain.from_iterable(map(self.found.inputs, self.found.to_b))
         yield from ((reference, candidate) for _, reference, candidate in self.found.outputs())
 
     def _rewired(self, one: int, other: int) -> list[Difference]:
-        reference, candidate = self._a.inputs[one], self._b.inputs[other]
-        nothing = Source("none")
-        differences = []
-        for slot in range(max(len(reference), len(candidate))):
-            left, right = (side[slot] if slot < len(side) else nothing for side in (reference, candidate))
-            if not self._agree(left, right):
-                names = self._a.name_of(left) or None, self._b.name_of(right) or None
-                differences.append(Difference(what=f"input {slot}", before=names[0], after=names[1]))
-        return differences
+        inputs = itertools.zip_longest(self.a.view.inputs[one], self.b.view.inputs[other], fillvalue=Source("none"))
+        return [
+            self._difference(f"input {slot}", reference, candidate)
+            for slot, (reference, candidate) in enumerate(inputs)
+            if not self._agree(reference, candidate)
+        ]
+
+    def _difference(self, what: str, reference: Source, candidate: Source) -> Difference:
+        before, after = self.a.view.name_of(reference), self.b.view.name_of(candidate)
+        return Difference(what=what, before=before or None, after=after or None)
 
     def _attributes(self, one: int, other: int) -> list[Difference]:
-        reference, candidate = self.found.a.attributes[one], self.found.b.attributes[other]
+        reference, candidate = self.a.identities(one), self.b.identities(other)
         return [
-            Difference(what=name, before=self.found.a.attribute(one, name), after=self.found.b.attribute(other, name))
+            Difference(what=name, before=self.a.attribute(one, name), after=self.b.attribute(other, name))
             for name in sorted({*reference, *candidate})
-            if reference.get(name, ("", None))[1] != candidate.get(name, ("", None))[1]
+            if reference.get(name) != candidate.get(name)
         ]
 
     def _agree(self, reference: Source, candidate: Source) -> bool:
@@ -185,32 +190,24 @@ class Changes:
             return True
         if "none" in (reference.kind, candidate.kind):
             return False
-        is_left, is_right = self.found.is_unmatched(reference, "a"), self.found.is_unmatched(candidate, "b")
+        is_left, is_right = self.a.is_unmatched(reference), self.b.is_unmatched(candidate)
         if not is_left and not is_right:
             return False
         if "constant" in (reference.kind, candidate.kind):
             return True
         if is_left and is_right:
-            return self._number["a", reference.place] == self._number["b", candidate.place]
-        entries = _entries(self._a, self.found.to_b, reference), _entries(self._b, self.found.to_a, candidate)
-        return any(self._is_same(left, right) for left in entries[0] for right in entries[1])
+            return self._number[self.a, reference.place] == self._number[self.b, candidate.place]
+        return any(
+            itertools.starmap(
+                self._is_same, itertools.product(_entries(self.a, reference), _entries(self.b, candidate))
+            )
+        )
 
     def _is_same(self, reference: Source, candidate: Source) -> bool:
-        if reference.kind != candidate.kind:
-            return False
-        if reference.kind == "node":
-            one, other = reference.place, candidate.place
-            is_same = self.found.to_b.get(one) == other or self.found.a.computed[one] == self.found.b.computed[other]
-            return is_same and reference.slot == candidate.slot
-        if reference.kind == "constant":
-            one, other = reference.place, candidate.place
-            is_equal = self.found.a.view.constants[one].digest == self.found.b.view.constants[other].digest
-            return is_equal or self.constants.get(one) == other
-        if reference.kind == "input":
-            return self.found.a.inputs[reference.place] == self.found.b.inputs[candidate.place]
-        return reference.kind == "none" or self.found.a.outer(str(reference.of)) == self.found.b.outer(
-            str(candidate.of)
-        )
+        pairs: Mapping[Any, int] = {"node": self.found.to_b, "constant": self.constants}.get(reference.kind, {})
+        if candidate == reference._replace(of=pairs.get(reference.of, "no counterpart")):
+            return True
+        return self.a.identity(reference, self.a.computed) == self.b.identity(candidate, self.b.computed)
 
 
 def graph_node(view: GraphView, place: int) -> GraphNode:
@@ -218,6 +215,14 @@ def graph_node(view: GraphView, place: int) -> GraphNode:
     node = view.nodes[place]
     value = next((name for name in node.output if name), "")
     return GraphNode(operator=operator_of(node), name=node.name, value=value)
+
+
+def _unmatched_values(side: Side) -> dict[str, Source]:
+    """Return the values that nodes without a counterpart compute, by name."""
+    outputs = (
+        (place, slot, name) for place in side.unmatched() for slot, name in enumerate(side.view.nodes[place].output)
+    )
+    return {name: Source("node", place, slot) for place, slot, name in outputs if name}
 
 
 def _depends_on_constants(view: GraphView) -> list[bool]:
@@ -231,55 +236,54 @@ def _depends_on_constants(view: GraphView) -> list[bool]:
     return constant
 
 
-def _connected(
-    view: GraphView, matched: Mapping[int, int], group: Mapping[int, int]
-) -> Iterator[tuple[int, int, Source]]:
-    """Yield the unmatched nodes of one region that feed each other, and the value between them.
+def _edges(
+    side: Side, weights: Mapping[tuple[Side, int], int], separate: Collection[tuple[Side, Source]]
+) -> Iterator[tuple[tuple[Side, int], tuple[Side, int]]]:
+    """Yield the pairs of unmatched nodes of one graph that belong to one region since one uses a value of the other.
 
     Nodes that depend on constants alone are kept apart from others, and so are nodes with different weights.
+
+    Args:
+        side: the graph.
+        weights: a number for each group of nodes that use the same weights.
+        separate: values that separate regions.
     """
-    constant = _depends_on_constants(view)
-    sources = ((*used, *captured) for used, captured in zip(view.inputs, view.captured, strict=True))
-    for place, source in _unmatched_sources(sources, matched):
-        groups = {group[each] for each in (place, source.place) if each in group}
-        if constant[place] == constant[source.place] and len(groups) < 2:
-            yield source.place, place, source
+    constant = _depends_on_constants(side.view)
+    sources = [(*used, *captured) for used, captured in zip(side.view.inputs, side.view.captured, strict=True)]
+    for place, source in _unmatched_sources(side, sources):
+        groups = {weights[side, each] for each in (place, source.place) if (side, each) in weights}
+        if constant[place] == constant[source.place] and len(groups) < 2 and (side, source) not in separate:
+            yield (side, source.place), (side, place)
 
 
-def _unmatched_sources(sources: Iterable[Iterable[Source]], matched: Mapping[int, int]) -> Iterator[tuple[int, Source]]:
+def _unmatched_sources(side: Side, sources: Sequence[Iterable[Source]]) -> Iterator[tuple[int, Source]]:
     """Yield unmatched nodes, each with each of its sources that an unmatched node computes."""
-    for place, used in enumerate(sources):
-        if place not in matched:
-            yield from ((place, each) for each in used if each.kind == "node" and each.place not in matched)
+    for place in side.unmatched():
+        yield from ((place, each) for each in sources[place] if side.is_unmatched(each))
 
 
-def _entries(view: GraphView, matched: Mapping[int, int], source: Source) -> set[Source]:
+def _entries(side: Side, source: Source) -> set[Source]:
     """Return the sources from which one is computed by nodes without a counterpart."""
-    found: set[Source] = set()
     seen: set[Source] = set()
     pending = [source]
     while pending:
         each = pending.pop()
-        if each in seen:
-            continue
+        if each not in seen and side.is_unmatched(each):
+            pending += side.view.inputs[each.place]
         seen.add(each)
-        if each.kind == "node" and each.place not in matched:
-            pending += view.inputs[each.place]
-        else:
-            found.add(each)
-    return found
+    return {each for each in seen if not side.is_unmatched(each)}
 
 
 def _one_sided(found: Matching) -> list[tuple[int, ...]]:
     """Return the connected unmatched nodes of the first graph that no unmatched node of the second replaces."""
     graph = networkx.Graph()
-    graph.add_nodes_from(place for place in range(len(found.a.view.nodes)) if place not in found.to_b)
-    graph.add_edges_from((place, each.place) for place, each in _unmatched_sources(found.a.view.inputs, found.to_b))
+    graph.add_nodes_from(found.a.unmatched())
+    graph.add_edges_from((place, each.place) for place, each in _unmatched_sources(found.a, found.a.view.inputs))
     components = (tuple(sorted(component)) for component in networkx.connected_components(graph))
     return [
         component
         for component in components
-        if not any(found.is_unmatched(candidate, "b") for _, candidate in _exits(found, component))
+        if not any(found.b.is_unmatched(candidate) for _, candidate in _exits(found, component))
     ]
 
 
@@ -310,15 +314,15 @@ def _is_other(found: Matching, place: int) -> bool:
 
 def _node_before(found: Matching, region: tuple[int, ...]) -> int | None:
     """Case 1: return the one node that feeds a region, if its counterpart replaces the region."""
-    sources = {each for place in region for each in found.a.view.inputs[place] if each.kind != "constant"}
-    inside = set(region)
-    feeding = {each for each in sources if each.kind != "node" or each.place not in inside}
-    exits = {candidate for _, candidate in _exits(found, region)}
-    if len(feeding) != 1 or len(exits) != 1:
+    inside = [("node", place) for place in region]
+    inputs = found.a.view.inputs
+    feeding = {each for at in region for each in inputs[at] if each.kind != "constant" and each[:2] not in inside}
+    replacing = {candidate for _, candidate in _exits(found, region)}
+    if (len(feeding), len(replacing)) != (1, 1):
         return None
-    (source,), (instead,) = feeding, exits
-    is_replaced = source.kind == instead.kind == "node" and found.to_b.get(source.place) == instead.place
-    return source.place if is_replaced else None
+    (source,), (instead,) = feeding, replacing
+    are_nodes = source.kind == instead.kind == "node"
+    return source.place if are_nodes and found.to_b.get(source.place) == instead.place else None
 
 
 def _node_after(found: Matching, region: tuple[int, ...], constant: Sequence[bool]) -> int | None:

@@ -126,43 +126,40 @@ def _compare(a: Side, b: Side, inside: str | None, found: _Found) -> Changes:
     found.nodes_after += len(b.view.nodes)
     found.matched += len(pairs.to_b)
     found.moved += count_moved_constants(pairs, constants)
-    counterparts = {place: ("node", pairs.to_b[place]) for place in pairs.to_b}
-    digests = [each.digest for each in a.view.constants]
-    for one, other in constants.items():
-        digests[one] = b.view.constants[other].digest
-    outer_a = _identify_outer(a, counterparts, digests)
-    outer_b = _identify_outer(
-        b, {place: ("node", place) for place in range(len(b.view.nodes))}, [each.digest for each in b.view.constants]
-    )
-    for one, other in sorted(pairs.to_b.items()):
-        reference, candidate = a.view.nodes[one], b.view.nodes[other]
-        found.renamed += sum(left != right for left, right in zip(reference.output, candidate.output, strict=False))
-        graphs = dict(subgraphs(candidate))
-        for name, graph in subgraphs(reference):
-            if name in graphs:
-                node = graph_node(a.view, one)
-                place = f"{name} of {node.operator} {node.name or node.value}"
-                _compare(
-                    make_side(graph, a.view.folder, a.opsets, outer_a),
-                    make_side(graphs[name], b.view.folder, b.opsets, outer_b),
-                    f"{place}, {inside}" if inside else place,
-                    found,
-                )
+    outputs = ((a.view.nodes[one].output, b.view.nodes[other].output) for one, other in pairs.to_b.items())
+    found.renamed += sum(left != right for names in outputs for left, right in zip(*names, strict=False))
+    _compare_subgraphs(a, b, constants, inside, found)
     return changes
 
 
-def _identify_outer(
-    side: Side, nodes: Mapping[int, tuple[str, int]], digests: Sequence[bytes]
-) -> Callable[[str], Hashable]:
-    """Return the function that identifies, in subgraphs of a graph, a value from around them by its counterpart."""
+def _compare_subgraphs(a: Side, b: Side, constants: Mapping[int, int], inside: str | None, found: _Found) -> None:
+    digests = [each.digest for each in b.view.constants]
+    outer_a = _identify_outer(
+        a,
+        [a.counterparts.get(place, ("before", place)) for place in range(len(a.view.nodes))],
+        [digests[constants[at]] if at in constants else each.digest for at, each in enumerate(a.view.constants)],
+    )
+    outer_b = _identify_outer(b, range(len(b.view.nodes)), digests)
+    for one, other in sorted(a.counterparts.items()):
+        node, graphs = graph_node(a.view, one), dict(subgraphs(b.view.nodes[other]))
+        for name, graph in subgraphs(a.view.nodes[one]):
+            if name in graphs:
+                place = f"{name} of {node.operator} {node.name or node.value}{f', {inside}' if inside else ''}"
+                _compare(a.subgraph(graph, outer_a), b.subgraph(graphs[name], outer_b), place, found)
+
+
+def _identify_outer(side: Side, nodes: Sequence[Hashable], digests: Sequence[bytes]) -> Callable[[str], Hashable]:
+    """Return the function that identifies, in subgraphs of a graph, a value from around them.
+
+    Args:
+        side: the graph around.
+        nodes: the identity of each of its nodes, equal for counterparts.
+        digests: of its constants, equal for counterparts.
+    """
 
     def identify(name: str) -> Hashable:
         source = side.view.source(name)
-        if source.kind == "node":
-            return *nodes.get(source.place, ("before", source.place)), source.slot
-        if source.kind == "constant":
-            return "constant", digests[source.place]
-        return ("input", side.inputs[source.place]) if source.kind == "input" else side.outer(name)
+        return ("constant", digests[source.place]) if source.kind == "constant" else side.identity(source, nodes)
 
     return identify
 

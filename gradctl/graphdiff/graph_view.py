@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -140,22 +140,22 @@ class GraphView:
         operator = operator_of(node)
         if operator == "Identity" and len(node.input) == 1:
             self._sources[node.output[0]] = self.source(node.input[0])
-            return
-        if operator == "Constant" and (constant := _constant(node, self.folder)):
+        elif operator == "Constant" and (constant := _constant(node, self.folder)):
             self._add_constant(constant)
-            return
-        given = [self.source(name) for name in node.input]
-        while given and given[-1].kind == "none":
-            given.pop()
-        names = dict.fromkeys(name for name in list(values_used_by(node))[len(node.input) :] if name)
-        place = len(self.nodes)
+        else:
+            self._add_computation(node)
+
+    def _add_computation(self, node: onnx.NodeProto) -> None:
+        names = list(node.input)
+        captured = filter(None, list(values_used_by(node))[len(names) :])
+        while names and not names[-1]:  # inputs that are left out
+            names.pop()
+        outputs = {name: Source("node", len(self.nodes), slot) for slot, name in enumerate(node.output) if name}
         self.nodes.append(node)
-        self.inputs.append(tuple(given))
-        self.captured.append(tuple(dict.fromkeys(self.source(name) for name in names)))
+        self.inputs.append(tuple(map(self.source, names)))
+        self.captured.append(tuple(dict.fromkeys(map(self.source, captured))))
         self.consumers.append([])
-        for slot, name in enumerate(node.output):
-            if name:
-                self._sources[name] = Source("node", place, slot)
+        self._sources |= outputs
 
     def _add_constant(self, constant: Constant) -> None:
         self._sources[constant.name] = Source("constant", len(self.constants))
@@ -220,26 +220,33 @@ def _attribute(attribute: onnx.AttributeProto, folder: Path) -> tuple[str, Any]:
     if attribute.ref_attr_name:
         return f"@{attribute.ref_attr_name}", ("reference", attribute.ref_attr_name)
     if attribute.type == onnx.AttributeProto.TENSOR:
-        kind = onnx.TensorProto.DataType.Name(attribute.t.data_type).lower()
-        text = f"{kind}{list(attribute.t.dims)}"
-        if math.prod(attribute.t.dims) == 1 and attribute.t.data_type != onnx.TensorProto.STRING:
-            text += f" {content(attribute.t, folder).reshape(-1)[0]}"
-        return text, _digest(attribute.t, folder)
+        return _tensor_text(attribute.t, folder), _digest(attribute.t, folder)
     try:
         value = onnx.helper.get_attribute_value(attribute)
     except ValueError:
         value = attribute.SerializeToString(deterministic=True)
-    if isinstance(value, float | int):
-        return f"{value:.6g}" if isinstance(value, float) else str(value), (attribute.type, value)
-    if isinstance(value, bytes):
-        return value.decode(errors="replace"), (attribute.type, value)
-    if isinstance(value, Sequence) and all(isinstance(each, int | float | bytes | str) for each in value):
-        texts = [each.decode(errors="replace") if isinstance(each, bytes) else each for each in value]
-        return str(texts), (attribute.type, tuple(value))
+    values = value if isinstance(value, list) else [value]
+    if all(isinstance(each, float | int | bytes) for each in values):
+        return _plain_text(value), (attribute.type, tuple(values))
     plain = onnx.AttributeProto()
     plain.CopyFrom(attribute)
     plain.ClearField("doc_string")
     return "another value", plain.SerializeToString(deterministic=True)
+
+
+def _plain_text(value: Any) -> str:
+    if isinstance(value, list):
+        return str([_plain_text(each) if isinstance(each, bytes) else each for each in value])
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _tensor_text(tensor: onnx.TensorProto, folder: Path) -> str:
+    text = f"{onnx.TensorProto.DataType.Name(tensor.data_type).lower()}{list(tensor.dims)}"
+    if math.prod(tensor.dims) != 1 or tensor.data_type == onnx.TensorProto.STRING:
+        return text
+    return f"{text} {content(tensor, folder).reshape(-1)[0]}"
 
 
 def content(tensor: onnx.TensorProto, folder: Path) -> np.ndarray[Any, Any]:

@@ -43,6 +43,7 @@ class Side:
         outputs: the position in the first graph of each output.
         attributes: text and identity of each attribute, by node.
         computed: the exact colour of the computation of each node.
+        counterparts: the positions of nodes of the other graph by those of matched nodes.
     """
 
     view: GraphView
@@ -52,9 +53,14 @@ class Side:
     outputs: Sequence[int]
     attributes: list[dict[str, tuple[str, Any]]] = field(default_factory=list)
     computed: list[int] = field(default_factory=list)
+    counterparts: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.attributes = [attributes_of(node, self._opset(node), self.view.folder) for node in self.view.nodes]
+
+    def subgraph(self, graph: onnx.GraphProto, outer: _Outer) -> Side:
+        """Return a subgraph of one of the nodes."""
+        return make_side(graph, self.view.folder, self.opsets, outer)
 
     def attribute(self, place: int, name: str) -> str | None:
         """Return the text of an attribute of a node, or of its default value."""
@@ -74,6 +80,32 @@ class Side:
             for slot, source in enumerate(self.view.inputs[place])
             if source.kind == "constant"
         )
+
+    def identity(self, source: Source, nodes: Sequence[Hashable]) -> Hashable:
+        """Return the identity of a source, which is equal for sources that are the same in both graphs.
+
+        Args:
+            source: of a value.
+            nodes: the identity of each node.
+        """
+        match source.kind:
+            case "node":
+                return "node", nodes[source.place], source.slot
+            case "constant":
+                return "constant", self.view.constants[source.place].digest
+            case "input":
+                return "input", self.inputs[source.place]
+            case "outer":
+                return "outer", self.outer(str(source.of))
+        return ("none",)
+
+    def unmatched(self) -> list[int]:
+        """Return the nodes without a counterpart."""
+        return [place for place in range(len(self.view.nodes)) if place not in self.counterparts]
+
+    def is_unmatched(self, source: Source) -> bool:
+        """Return whether a source is a node without a counterpart."""
+        return source.kind == "node" and source.of not in self.counterparts
 
     def _opset(self, node: onnx.NodeProto) -> int:
         return self.opsets.get("" if node.domain == "ai.onnx" else node.domain, 1)
@@ -100,20 +132,10 @@ def colour_computations(side: Side, palette: Palette, *, exact: bool) -> list[in
     """Return the colour of the computation of each node; without constants and attributes if not ``exact``."""
     colours: list[int] = []
     for place, node in enumerate(side.view.nodes):
-        given = [_source_colour(side, source, colours, exact=exact) for source in side.view.inputs[place]]
+        sources = (source for source in side.view.inputs[place] if exact or source.kind != "constant")
         own = _own_colour(side, place, palette, colours) if exact else operator_of(node)
-        colours.append(palette(("computed", exact, own, tuple(given if exact else filter(None, given)))))
+        colours.append(palette(("computed", exact, own, tuple(side.identity(each, colours) for each in sources))))
     return colours
-
-
-def _source_colour(side: Side, source: Source, colours: Sequence[int], *, exact: bool) -> _Key:
-    if source.kind == "node":
-        return "node", colours[source.place], source.slot
-    if source.kind == "constant":
-        return ("constant", side.view.constants[source.place].digest) if exact else None
-    if source.kind == "input":
-        return "input", side.inputs[source.place]
-    return ("outer", side.outer(str(source.of))) if source.kind == "outer" else ("none",)
 
 
 def _own_colour(side: Side, place: int, palette: Palette, colours: Sequence[int] | None) -> _Key:
@@ -125,21 +147,17 @@ def _own_colour(side: Side, place: int, palette: Palette, colours: Sequence[int]
     values = tuple(side.identities(place).items())
 
     def outer(name: str) -> Hashable:
-        if colours is None:
-            return None
-        source = side.view.source(name)
-        return side.outer(name) if source.kind == "outer" else _source_colour(side, source, colours, exact=True)
+        return None if colours is None else side.identity(side.view.source(name), colours)
 
     inner = tuple((name, _graph_colour(graph, side, outer, palette)) for name, graph in subgraphs(node))
     return operator_of(node), values, inner
 
 
 def _graph_colour(graph: onnx.GraphProto, around: Side, outer: _Outer, palette: Palette) -> int:
-    side = make_side(graph, around.view.folder, around.opsets, outer)
-    view = side.view
+    side = around.subgraph(graph, outer)
     colours = colour_computations(side, palette, exact=True)
-    outputs = tuple(_source_colour(side, source, colours, exact=True) for source in view.outputs)
-    return palette(("graph", len(view.input_names), outputs))
+    outputs = tuple(side.identity(source, colours) for source in side.view.outputs)
+    return palette(("graph", len(side.view.input_names), outputs))
 
 
 def colour_uses(side: Side, palette: Palette, *, exact: bool) -> list[int]:

@@ -16,9 +16,9 @@ the graph are ignored for that, since their names are its interface.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import networkx
 import onnx
@@ -31,38 +31,35 @@ _Key = Hashable
 
 @dataclass(slots=True, eq=False)
 class Matching:
-    """Two graphs and the pairs of their nodes.
+    """Two graphs, whose nodes are matched.
 
     Attributes:
         a, b: the graphs.
-        to_b: positions of nodes of ``b`` by those of ``a``.
-        to_a: the reverse.
         names_kept: whether names are used.
         names_proven: whether a pair that was found without names confirms them.
     """
 
     a: Side
     b: Side
-    to_b: dict[int, int] = field(default_factory=dict)
-    to_a: dict[int, int] = field(default_factory=dict)
     names_kept: bool = True
     names_proven: bool = False
 
+    @property
+    def to_b(self) -> dict[int, int]:
+        """The positions of nodes of ``b`` by those of ``a``."""
+        return self.a.counterparts
+
     def pair(self, reference: int, candidate: int) -> None:
         """Match two nodes."""
-        self.to_b[reference], self.to_a[candidate] = candidate, reference
+        self.a.counterparts[reference], self.b.counterparts[candidate] = candidate, reference
 
     def unpair(self, reference: int) -> None:
         """Remove a pair."""
-        del self.to_a[self.to_b.pop(reference)]
+        del self.b.counterparts[self.a.counterparts.pop(reference)]
 
-    def sides(self) -> tuple[tuple[str, Side, dict[int, int]], ...]:
-        """Return both graphs, each with its letter and its matched nodes."""
-        return ("a", self.a, self.to_b), ("b", self.b, self.to_a)
-
-    def is_unmatched(self, source: Source, letter: str) -> bool:
-        """Return whether a source of graph ``a`` or ``b`` is a node without a counterpart."""
-        return source.kind == "node" and source.of not in (self.to_b if letter == "a" else self.to_a)
+    def inputs(self, one: int) -> Iterator[tuple[Source, Source]]:
+        """Return the sources of the inputs that a matched node of ``a`` and its counterpart both have."""
+        return zip(self.a.view.inputs[one], self.b.view.inputs[self.to_b[one]], strict=False)
 
     def outputs(self) -> Iterator[tuple[int, Source, Source]]:
         """Yield the outputs that both graphs have: the position in the first, and both sources."""
@@ -71,32 +68,33 @@ class Matching:
             if place in candidate:
                 yield place, source, candidate[place]
 
+    def are_unmatched(self, reference: Source, candidate: Source) -> bool:
+        """Return whether two sources are nodes without a counterpart."""
+        return self.a.is_unmatched(reference) and self.b.is_unmatched(candidate)
+
     def swapped(self) -> Matching:
         """Return the matching with the graphs exchanged."""
-        return Matching(self.b, self.a, self.to_a, self.to_b, self.names_kept, self.names_proven)
+        return Matching(self.b, self.a, self.names_kept, self.names_proven)
 
 
 def match_nodes(a: Side, b: Side) -> Matching:
     """Return the pairs of nodes of two graphs."""
     found = Matching(a, b)
     palette = Palette()
-    sides = (a, b)
-    for side in sides:
+    for side in (a, b):
         side.computed = colour_computations(side, palette, exact=True)
-    uses = [colour_uses(side, palette, exact=True) for side in sides]
-    both = [list(zip(side.computed, use, strict=True)) for side, use in zip(sides, uses, strict=True)]
-    _pair_classes(found, both[0], both[1], every=True)
-    _pair_classes(found, uses[0], uses[1])
+    uses = [colour_uses(side, palette, exact=True) for side in (a, b)]
+    _pair_classes(found, *_zipped((a.computed, b.computed), uses), every=True)
+    _pair_classes(found, *uses)
     _pair_classes(found, a.computed, b.computed)
-    loose = [colour_computations(side, palette, exact=False) for side in sides]
-    uses = [colour_uses(side, palette, exact=False) for side in sides]
-    both = [list(zip(reference, use, strict=True)) for reference, use in zip(loose, uses, strict=True)]
-    _pair_classes(found, both[0], both[1])
+    loose = [colour_computations(side, palette, exact=False) for side in (a, b)]
+    uses = [colour_uses(side, palette, exact=False) for side in (a, b)]
+    _pair_classes(found, *_zipped(loose, uses))
     found.names_kept, found.names_proven = _names_kept(found)
     _pair_names(found)
     _pair_neighbours(found)
-    for left, right in (uses, loose):
-        _pair_classes(found, left, right)
+    for colours in (uses, loose):
+        _pair_classes(found, *colours)
         _pair_neighbours(found)
     count = -1
     while count < len(found.to_b):
@@ -108,41 +106,43 @@ def match_nodes(a: Side, b: Side) -> Matching:
     return found
 
 
-def group_by_weights(found: Matching) -> tuple[dict[int, int], dict[int, int]]:
-    """Return a number for each unmatched node of each graph that uses the same weights as one of the other graph.
+def _zipped(computed: Sequence[Sequence[int]], uses: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
+    """Return both colours of each node of each graph."""
+    return [list(zip(*colours, strict=True)) for colours in zip(computed, uses, strict=True)]
 
-    Nodes of one number correspond. A weight has more than one element, and one unmatched user in each graph.
+
+def group_by_weights(found: Matching) -> list[set[tuple[Side, int]]]:
+    """Return groups of unmatched nodes of both graphs that correspond because they use the same weights.
+
+    A weight has more than one element, and one unmatched user in each graph.
     """
-    users: dict[bytes, list[tuple[str, int]]] = defaultdict(list)
-    for letter, side, matched in found.sides():
-        weights = {each.digest for each in side.view.constants if each.size > 1}
-        for place in range(len(side.view.nodes)):
-            for _, digest in side.constants(place) if place not in matched else ():
-                if digest in weights:
-                    users[digest].append((letter, place))
-    graph = networkx.Graph(tuple(pair) for pair in users.values() if sorted(each[0] for each in pair) == ["a", "b"])
-    groups: tuple[dict[int, int], dict[int, int]] = ({}, {})
-    for number, component in enumerate(networkx.connected_components(graph)):
-        for letter, place in component:
-            groups[letter == "b"][place] = number
-    return groups
+    a, b = _users_of_weights(found.a), _users_of_weights(found.b)
+    shared = [weight for weight in a if len(a[weight]) == len(b.get(weight, ())) == 1]
+    graph = networkx.Graph(((found.a, a[weight][0]), (found.b, b[weight][0])) for weight in shared)
+    return list(networkx.connected_components(graph))
+
+
+def _users_of_weights(side: Side) -> dict[bytes, list[int]]:
+    """Return the unmatched nodes that use each constant of more than one element, once for each input."""
+    weights = {each.digest for each in side.view.constants if each.size > 1}
+    users: dict[bytes, list[int]] = defaultdict(list)
+    for place in side.unmatched():
+        for _, digest in side.constants(place):
+            users[digest].append(place)
+    return {digest: places for digest, places in users.items() if digest in weights}
 
 
 def _pair_beside_weights(found: Matching) -> None:
     """Case 7."""
-    reference, candidate = (_members(group) for group in group_by_weights(found))
+    groups = group_by_weights(found)
     for strict in (True, False):
-        for number in reference:
+        for group in groups:
             for neighbours in (_consumers, _producers):
-                left = neighbours(found.a.view, reference[number])
-                _pair_consumers(found, left, neighbours(found.b.view, candidate[number]), [], strict=strict)
-
-
-def _members(groups: Mapping[int, int]) -> dict[int, set[int]]:
-    members: dict[int, set[int]] = defaultdict(set)
-    for place, number in groups.items():
-        members[number].add(place)
-    return members
+                left, right = (
+                    neighbours(side.view, {place for each, place in group if each is side})
+                    for side in (found.a, found.b)
+                )
+                _pair_consumers(found, left, right, [], strict=strict)
 
 
 def _consumers(view: GraphView, inside: set[int]) -> list[Consumer]:
@@ -159,7 +159,7 @@ def _prefer_names(found: Matching) -> None:
     """Case 8: pair a node with the one of its name instead, if that is unmatched and computes the same."""
     if not found.names_kept:
         return
-    free = {_first_output(node): place for place, node in enumerate(found.a.view.nodes) if place not in found.to_b}
+    free = {_first_output(found.a.view.nodes[place]): place for place in found.a.unmatched()}
     for one, other in list(found.to_b.items()):
         name = _first_output(found.b.view.nodes[other])
         namesake = free.get(name)
@@ -174,7 +174,7 @@ def _pair_classes(
     found: Matching, reference: Sequence[_Key], candidate: Sequence[_Key], *, every: bool = False
 ) -> None:
     """Pair nodes with a unique colour; with ``every``, also equally many nodes of one colour, in their order."""
-    left, right = _classes(reference, found.to_b), _classes(candidate, found.to_a)
+    left, right = _classes(found.a, reference), _classes(found.b, candidate)
     for colour, places in left.items():
         others = right.get(colour, [])
         if len(places) == len(others) and (every or len(places) == 1):
@@ -182,11 +182,12 @@ def _pair_classes(
                 found.pair(one, other)
 
 
-def _classes(colours: Sequence[_Key], matched: Mapping[int, int]) -> dict[_Key, list[int]]:
+def _classes(side: Side, colours: Sequence[_Key]) -> dict[_Key, list[int]]:
+    """Return the unmatched nodes by colour; a node without a colour belongs to no class."""
     classes: dict[_Key, list[int]] = defaultdict(list)
-    for place, colour in enumerate(colours):
-        if place not in matched and colour is not None:
-            classes[colour].append(place)
+    for place in side.unmatched():
+        classes[colours[place]].append(place)
+    classes.pop(None, None)
     return classes
 
 
@@ -222,15 +223,14 @@ def _pair_names(found: Matching) -> None:
 def _pair_neighbours(found: Matching) -> None:
     """Case 6: first those with the same attributes and constants, from all matched nodes outward, then the others."""
     for strict in (True, False):
-        queue = list(found.to_b.items())
+        queue = list(found.to_b)
         outputs = [(reference, candidate) for _, reference, candidate in found.outputs()]
         _pair_producers(found, outputs, queue, strict=strict)
         _pair_consumers(found, _consumers_of_inputs(found.a), _consumers_of_inputs(found.b), queue, strict=strict)
-        for one, other in queue:
-            _pair_producers(
-                found, zip(found.a.view.inputs[one], found.b.view.inputs[other], strict=False), queue, strict=strict
-            )
-            _pair_consumers(found, found.a.view.consumers[one], found.b.view.consumers[other], queue, strict=strict)
+        for one in queue:
+            _pair_producers(found, found.inputs(one), queue, strict=strict)
+            consumers = found.a.view.consumers[one], found.b.view.consumers[found.to_b[one]]
+            _pair_consumers(found, *consumers, queue, strict=strict)
 
 
 def _consumers_of_inputs(side: Side) -> list[Consumer]:
@@ -244,42 +244,35 @@ def _consumers_of_inputs(side: Side) -> list[Consumer]:
 
 
 def _pair_producers(
-    found: Matching, sources: Iterable[tuple[Source, Source]], queue: list[tuple[int, int]], *, strict: bool
+    found: Matching, sources: Iterable[tuple[Source, Source]], queue: list[int], *, strict: bool
 ) -> None:
     for reference, candidate in sources:
-        if (
-            found.is_unmatched(reference, "a")
-            and found.is_unmatched(candidate, "b")
-            and reference.slot == candidate.slot
-        ):
+        if found.are_unmatched(reference, candidate) and reference.slot == candidate.slot:
             one, other = reference.place, candidate.place
             if _trait(found.a, one, strict=strict) == _trait(found.b, other, strict=strict):
                 found.pair(one, other)
-                queue.append((one, other))
+                queue.append(one)
 
 
 def _pair_consumers(
-    found: Matching,
-    reference: Iterable[Consumer],
-    candidate: Iterable[Consumer],
-    queue: list[tuple[int, int]],
-    *,
-    strict: bool,
+    found: Matching, reference: Iterable[Consumer], candidate: Iterable[Consumer], queue: list[int], *, strict: bool
 ) -> None:
-    left, right = (
-        [
-            ((each.output, each.slot, _trait(side, each.node, strict=strict)), each.node)
-            for each in consumers
-            if each.node >= 0 and each.node not in matched
-        ]
-        for side, consumers, matched in ((found.a, reference, found.to_b), (found.b, candidate, found.to_a))
-    )
-    counts, others = Counter(key for key, _ in left), Counter(key for key, _ in right)
-    places = dict(right)
-    for key, one in left:
-        if counts[key] == others[key] == 1 and one not in found.to_b and places[key] not in found.to_a:
-            found.pair(one, places[key])
-            queue.append((one, places[key]))
+    """Pair the only unmatched consumers with the same trait of the same value at the same input."""
+    left, right = _by_use(found.a, reference, strict=strict), _by_use(found.b, candidate, strict=strict)
+    for use in left:
+        if len(left[use]) == len(right.get(use, ())) == 1:
+            (one,), (other,) = left[use], right[use]
+            if one not in found.a.counterparts and other not in found.b.counterparts:
+                found.pair(one, other)
+                queue.append(one)
+
+
+def _by_use(side: Side, consumers: Iterable[Consumer], *, strict: bool) -> dict[_Key, list[int]]:
+    uses: dict[_Key, list[int]] = defaultdict(list)
+    for each in consumers:
+        if each.node >= 0 and each.node not in side.counterparts:
+            uses[each.output, each.slot, _trait(side, each.node, strict=strict)].append(each.node)
+    return uses
 
 
 def _trait(side: Side, place: int, *, strict: bool) -> _Key:
