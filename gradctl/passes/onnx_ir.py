@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -36,7 +36,7 @@ class _Identities(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Return the model, changed in place."""
         graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-        taken: set[ir.Value | None] = set()
+        taken: set[ir.Value] = set()
         hidden = [
             node
             for graph in graphs
@@ -55,19 +55,24 @@ def _is_identity(node: ir.Node) -> bool:
     return (node.domain, node.op_type) == ("", "Identity")
 
 
-def _is_safe(node: ir.Node, taken: set[ir.Value | None]) -> bool:
+def _is_safe(node: ir.Node, taken: set[ir.Value]) -> bool:
     """Return whether no other output is the input of this Identity, and add the input to ``taken``."""
     if not node.outputs[0].is_graph_output():
         return True
-    given = node.inputs[0]
-    is_other = given is not None and given.is_graph_output()
-    while given is not None and (producer := given.producer()) is not None and _is_identity(producer):
-        given = producer.inputs[0]
-        is_other = is_other or (given is not None and given.is_graph_output())
-    producer = given.producer() if given is not None else None
-    is_free = producer is not None and producer.graph is node.graph and not is_other and given not in taken
-    taken.add(given)
-    return is_free
+    values = list(_equal_values(node.inputs[0]))
+    source, producer = values[-1], values[-1].producer()
+    is_output = any(value.is_graph_output() for value in values)
+    is_safe = producer is not None and producer.graph is node.graph and not is_output and source not in taken
+    taken.add(source)
+    return is_safe
+
+
+def _equal_values(value: ir.Value | None) -> Iterator[ir.Value]:
+    """Yield a value, and the inputs of the Identity nodes that compute it, up to the first node of another operator."""
+    while value is not None:
+        yield value
+        producer = value.producer()
+        value = producer.inputs[0] if producer is not None and _is_identity(producer) else None
 
 
 def _unused() -> list[ir.passes.PassBase]:
@@ -80,31 +85,23 @@ def without_unused_opsets(model: onnx.ModelProto) -> onnx.ModelProto:
     return _run(lambda: [common.RemoveUnusedOpsetsPass()])(model)
 
 
-# Name → (level, what it does, how).
-PASSES: dict[str, tuple[str, str, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
-    "inline": (
-        "safe",
-        "puts the functions of the file into the graph",
-        _run(lambda: [common.InlinePass(), *_unused()]),
-    ),
+# Name → (what it does, how). All have the level "safe".
+PASSES: dict[str, tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
+    "inline": ("puts the functions of the file into the graph", _run(lambda: [common.InlinePass(), *_unused()])),
     "unused": (
-        "safe",
         "removes nodes, initializers, functions and opsets that no output needs",
         _run(lambda: [common.RemoveUnusedNodesPass(), *_unused()]),
     ),
-    "identity": ("safe", "removes Identity nodes", _run(lambda: [_Identities()])),
+    "identity": ("removes Identity nodes", _run(lambda: [_Identities()])),
     "constants": (
-        "safe",
         "turns Constant nodes into initializers",
         _run(lambda: [common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)]),
     ),
     "duplicates": (
-        "safe",
         "shares initializers of the same content",
         _run(lambda: [common.DeduplicateInitializersPass(), common.DeduplicateHashedInitializersPass()]),
     ),
     "subexpressions": (
-        "safe",
         "computes once what is computed twice",
         _run(lambda: [common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()]),
     ),

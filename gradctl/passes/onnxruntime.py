@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import onnx
@@ -65,15 +65,17 @@ def _rename_initializers(optimized: onnx.ModelProto, given: onnx.ModelProto, lev
     Its fusions use fixed names (``gemm_input_shape``) without a check for duplicates, and session creation fails for a
     graph that already has one: a second run rejects the result of the first (1.32).
     """
-    known = {each.name for each in given.graph.initializer} | {name for node in nodes(given) for name in node.output}
-    taken = known | {name for node in nodes(optimized) for name in (*node.input, *node.output)}
-    names: dict[str, str] = {}
-    for each in optimized.graph.initializer:
-        if each.name not in known:  # a folded value keeps its name
-            free = (f"{level}{number or ''}/{each.name}" for number in itertools.count())
-            names[each.name] = next(name for name in free if name not in taken)
-            each.name = names[each.name]
+    known = {each.name for each in given.graph.initializer}.union(*(node.output for node in nodes(given)))
+    taken = known.union(*((*node.input, *node.output) for node in nodes(optimized)))
+    new = [each for each in optimized.graph.initializer if each.name not in known]  # a folded value keeps its name
+    names = {each.name: _free_name(each.name, level, taken) for each in new}
+    for each in new:
+        each.name = names[each.name]
     for node in nodes(optimized):
-        for place, name in enumerate(node.input):
-            node.input[place] = names.get(name, name)
+        node.input[:] = [names.get(name, name) for name in node.input]
     return optimized
+
+
+def _free_name(name: str, level: str, taken: Collection[str]) -> str:
+    free = (f"{level}{number or ''}/{name}" for number in itertools.count())
+    return next(each for each in free if each not in taken)

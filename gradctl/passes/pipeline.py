@@ -24,7 +24,7 @@ from gradctl.core.optimization import GraphSize, Latency, Optimization, PassOutc
 from gradctl.diagnosis.first_change import FirstChange, first_change
 from gradctl.onnxio.onnx_file import OnnxFile
 from gradctl.onnxio.validation import nodes
-from gradctl.passes.pass_result import NotApplicable, Pass, compare_models
+from gradctl.passes.pass_result import NotApplicable, Pass, PassResult, compare_models
 from gradctl.passes.size import size_of
 from gradctl.subject.frames import first_line
 
@@ -100,21 +100,8 @@ class Pipeline:
         """Run one pass; if the pass was kept although the graph has grown, return by how much."""
         self.progress(f"pass {each.name}")
         start = time.perf_counter()
-        if reason := each.missing():
-            self._note(each, "not installed", reason=reason)
-            return ""
-        try:
-            made = compare_models(self.whole, each.apply(self.whole))
-        except NotApplicable as refusal:
-            self._note(each, "not applicable", reason=str(refusal), seconds=time.perf_counter() - start)
-            return ""
-        except Exception as error:  # a pass may raise anything
-            if is_out_of_memory(error):
-                raise
-            # It produced no wrong graph, and the other passes can continue: an error only if it was requested.
-            severity: Severity = "warning" if each.level is not None else "error"
-            seconds = time.perf_counter() - start
-            self._failed(each, f"it raises {first_line(error)}", seconds, 0.0, severity=severity)
+        made = self._apply(each, start)
+        if made is None:
             return ""
         seconds = time.perf_counter() - start
         grown = "" if each.may_grow or not made.modified else _grown(self.current.model, made.model)
@@ -131,6 +118,23 @@ class Pipeline:
             gc.collect()  # onnx-ir's graphs are reference cycles that hold the weights of their models
         return grown if self.outcomes[-1].status == "kept" else ""
 
+    def _apply(self, each: Pass, start: float) -> PassResult | None:
+        """Return the result of a pass on the current graph; None if it has none, which is noted."""
+        if reason := each.missing():
+            self._note(each, "not installed", reason=reason)
+            return None
+        try:
+            return compare_models(self.whole, each.apply(self.whole))
+        except NotApplicable as refusal:
+            self._note(each, "not applicable", reason=str(refusal), seconds=time.perf_counter() - start)
+        except Exception as error:  # a pass may raise anything
+            if is_out_of_memory(error):
+                raise
+            # It produced no wrong graph, and the other passes can continue: an error only if it was requested.
+            severity: Severity = "warning" if each.level is not None else "error"
+            self._failed(each, f"it raises {first_line(error)}", time.perf_counter() - start, severity=severity)
+        return None
+
     def _verify(self, each: Pass, candidate: OnnxFile, changed: str, seconds: float, start: float) -> None:
         try:
             differences = self.verified.differences(candidate)
@@ -141,34 +145,20 @@ class Pipeline:
         spent = time.perf_counter() - start
         worst = next(iter(differences), None)
         numbers = {"error": number(worst.error), "budget": number(worst.budget)} if worst else {}
+        fields: dict[str, object] = {"changed": changed, "seconds": seconds, **numbers}
         if worst is None or not worst.differs:
             self.verified.keep()
             self.current, self.whole = candidate, onnx.load(candidate.path)
             self.stages.append(candidate.path)
-            self._note(
-                each,
-                "kept",
-                changed=changed,
-                seconds=seconds,
-                verification_seconds=spent,
-                size=self._size(candidate.model),
-                tied_to_machine=each.tied_to_machine,
-                **numbers,
-            )
+            fields |= {"size": self._size(candidate.model), "tied_to_machine": each.tied_to_machine}
+            self._note(each, "kept", verification_seconds=spent, **fields)
             return
         before = replace(self.current, model=self.whole)
         where = first_change(before, candidate, each.apply, worst.trial, self.seed)
         self._remove(candidate.path)
         self.findings.append(_changed(each, worst, where))
-        self._note(
-            each,
-            "undone",
-            changed=changed,
-            reason=f"it changes {worst.name}",
-            seconds=seconds,
-            verification_seconds=time.perf_counter() - start,
-            **numbers,
-        )
+        spent = time.perf_counter() - start
+        self._note(each, "undone", reason=f"it changes {worst.name}", verification_seconds=spent, **fields)
 
     def save(self, path: Path) -> OnnxFile:
         """Return the current graph as a file with all its weights, and release them from memory."""
@@ -188,10 +178,9 @@ class Pipeline:
         # If onnxruntime's own optimiser breaks a graph, the last comparison reports it.
         with suppress(TargetError, RuntimeError):
             found = [*latencies(measured, feeds)]
-        kept = found[1:] if len(measured) == len(files) else [None] * (len(files) - 1)
-        pending = iter(kept)
+        of_kept = iter(found[1:] if len(measured) == len(files) else [None] * len(files))
         outcomes = tuple(
-            msgspec.structs.replace(each, latency=next(pending)) if each.status == "kept" else each
+            msgspec.structs.replace(each, latency=next(of_kept)) if each.status == "kept" else each
             for each in self.outcomes
         )
         return Optimization(
@@ -219,7 +208,13 @@ class Pipeline:
         return size_of(model, self.shapes)
 
     def _failed(
-        self, each: Pass, reason: str, seconds: float, verification_seconds: float, *, severity: Severity = "error"
+        self,
+        each: Pass,
+        reason: str,
+        seconds: float,
+        verification_seconds: float = 0.0,
+        *,
+        severity: Severity = "error",
     ) -> None:
         self.findings.append(
             Finding(

@@ -14,25 +14,19 @@ import onnx
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from gradctl.core.optimization import GraphSize
-from gradctl.graphdiff.graph_view import operators
+from gradctl.graphdiff.graph_view import operators, subgraphs
 from gradctl.onnxio.session import static_shape
 from gradctl.onnxio.submodel import copy_of, values_used_by
 
 _Shape = tuple[int, ...]
-_FREE = ("Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size")
+_WITHOUT_OPERATIONS = ("Constant", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size")
 _PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulInteger", "QLinearMatMul")
 # The convolutions, and which of their inputs is the weight.
-_CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
-_WHOLE_LAYERS = (
-    "RNN",
-    "LSTM",
-    "GRU",
-    "Einsum",
-    "Attention",
-    "MultiHeadAttention",
-    "GroupQueryAttention",
-    "PackedAttention",
-)
+_CONVOLUTIONS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3, "ConvTranspose": 1}
+_WHOLE_LAYERS = {
+    *("RNN", "LSTM", "GRU", "Einsum"),
+    *("Attention", "MultiHeadAttention", "GroupQueryAttention", "PackedAttention"),
+}
 
 
 def size_of(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> GraphSize:
@@ -83,35 +77,34 @@ def _shapes(model: onnx.ModelProto, given: Mapping[str, Sequence[int]]) -> dict[
 
 def _is_whole(node: onnx.NodeProto, functions: Collection[tuple[str, str]]) -> bool:
     """Return whether a node represents many: a layer, a call of a function, a branch or a loop."""
-    calls = (node.domain, node.op_type) in functions or any(
-        each.HasField("g") or each.graphs for each in node.attribute
-    )
+    calls = (node.domain, node.op_type) in functions or any(subgraphs(node))
     return calls or node.op_type in _WHOLE_LAYERS
 
 
 def _operations(node: onnx.NodeProto, known: Mapping[str, tuple[_Shape, int]]) -> int | None:
     """Return the operations of one node; None if a shape that they depend on is not known."""
-    if node.op_type in _FREE:
+    if node.op_type in _WITHOUT_OPERATIONS:
         return 0
-    results = [known.get(name) for name in node.output if name]
-    if not results or results[0] is None:
-        return None
-    elements = math.prod(results[0][0])
-    inputs = [known.get(name) for name in node.input]
+    inputs, outputs = ([known.get(name, (None, 0))[0] for name in names] for names in (node.input, node.output))
+    result = next((shape for shape, name in zip(outputs, node.output, strict=True) if name), None)
+    # A transposed convolution multiplies each element of its input, any other operator adds up each one of its output.
+    counted = inputs[0] if node.op_type == "ConvTranspose" else result
+    each = _operations_of_element(node, inputs)
+    return None if result is None or counted is None or each is None else math.prod(counted) * each
+
+
+def _operations_of_element(node: onnx.NodeProto, inputs: Sequence[_Shape | None]) -> int | None:
+    """Return 2 for each term of the sums of a product or convolution, 1 for any other operator."""
     if node.op_type in _PRODUCTS:
         left = inputs[0]
-        return 2 * elements * _inner(node, left[0]) if left and left[0] else None
+        return 2 * _terms_of_product(node, left) if left else None
     if node.op_type in _CONVOLUTIONS:
         weight = inputs[_CONVOLUTIONS[node.op_type]]
-        return 2 * elements * math.prod(weight[0][1:]) if weight else None
-    if node.op_type == "ConvTranspose":
-        image, weight = inputs[0], inputs[1]
-        return 2 * math.prod(image[0]) * math.prod(weight[0][1:]) if image and weight else None
-    return elements
+        return None if weight is None else 2 * math.prod(weight[1:])
+    return 1
 
 
-def _inner(node: onnx.NodeProto, left: _Shape) -> int:
-    """Return the length of the sums of a matrix product."""
+def _terms_of_product(node: onnx.NodeProto, left: _Shape) -> int:
     is_transposed = any(each.name == "transA" and each.i for each in node.attribute)
     return left[-2 if is_transposed and len(left) > 1 else -1]
 

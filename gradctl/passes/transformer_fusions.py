@@ -14,17 +14,8 @@ from gradctl.onnxio.validation import nodes
 from gradctl.passes.onnx_ir import without_unused_opsets
 from gradctl.passes.pass_result import NotApplicable, onnx_opset
 
-# A word in the names that an exporter writes → the kind of model, which selects onnxruntime's patterns.
-_WORDS = {
-    "gptneox": "gpt_neox",
-    "gpt2": "gpt2",
-    "clip": "clip",
-    "swin": "swin",
-    "vit": "vit",
-    "bart": "bart",
-    "t5": "t5",
-    "conformer": "conformer",
-}
+# The kinds of model, which select onnxruntime's patterns; exporters write them into names, without the underscore.
+_KINDS = ("gpt_neox", "gpt2", "clip", "swin", "vit", "bart", "t5", "conformer")
 _NORMS = ("LayerNormalization", "ReduceMean", "SkipLayerNormalization", "RMSNormalization")
 _METADATA = "pkg.torch.onnx.class_hierarchy"
 
@@ -66,11 +57,10 @@ def _is_standard(model: onnx.ModelProto) -> bool:
 
 def model_type(model: onnx.ModelProto) -> str | None:
     """Return the kind of transformer in onnxruntime's terms, ``bert`` by default; None if it is not a transformer."""
-    kinds = operators(model)
-    is_attention = "Softmax" in kinds and kinds.get("MatMul", 0) >= 2
-    if not is_attention or not any(norm in kinds for norm in _NORMS):
+    counts = operators(model)
+    if "Softmax" not in counts or counts.get("MatMul", 0) < 2 or counts.keys().isdisjoint(_NORMS):
         return None
     names = [model.graph.name, *(each.name for each in model.graph.initializer)]
     names += [kept.value for node in model.graph.node for kept in node.metadata_props if kept.key == _METADATA]
     text = " ".join(names).lower()
-    return next((kind for word, kind in _WORDS.items() if word in text), "bert")
+    return next((kind for kind in _KINDS if kind.replace("_", "") in text), "bert")
