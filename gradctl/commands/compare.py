@@ -183,6 +183,7 @@ class Comparing:
             # Timed after the first calls were compared, which TorchScript specialises on.
             timing = None if comparison.raised else timing_of(captured, self.reference)
             comparison.compare_meaning(form)
+            comparison.test_rounding()
             comparison.worst = {key: each for key, each in comparison.worst.items() if self._is_asked(*key)}
             found, tensors = findings_and_rows(comparison, self.arbiter)
             with explaining(f"where {captured.form} departs from eager"):

@@ -28,7 +28,7 @@ class Comparison(Generic[T]):
         raised: what the candidate raises where the reference runs, by variation.
         worst: the largest difference by quantity and name.
         outcomes: of the candidate, by variation, if they are kept.
-        times_worse: a difference replaces an earlier one that is smaller by more than this factor.
+        times_worse: a difference replaces one that is smaller by more than this factor, or within its budget.
     """
 
     candidate: Program[T]
@@ -65,7 +65,7 @@ class Comparison(Generic[T]):
 
     def _keep(self, key: Key, found: TensorDifference[T]) -> None:
         known = self.worst.get(key)
-        if known is None or found.severity > self.times_worse * known.severity:
+        if known is None or (found.differs and not known.differs) or found.severity > self.times_worse * known.severity:
             keeps = known is not None and known.requires_grad is not None
             self.worst[key] = replace(found, requires_grad=known.requires_grad) if known and keeps else found
         elif known.requires_grad is None and found.requires_grad is not None:

@@ -16,6 +16,8 @@ from gradctl.numerics.agreement import agreement
 from gradctl.numerics.measures import same_values
 
 Key = tuple[Quantity, str]
+# An error that is rounding shrinks in float64 by the ratio of the machine epsilons, 2e-9 for float32.
+_VANISHES = 1e-3
 T = TypeVar("T", bound=Trial)
 
 
@@ -33,6 +35,7 @@ class TensorDifference(Generic[T]):
         persists: for a gradient over its budget: whether it is over it on fresh inputs too.
         coarsest: machine epsilon of the coarsest dtype that constants of the candidate can have.
         requires_grad: for an output: whether the candidate's requires a gradient, if the reference's does not agree.
+        rounding: root mean square of the error over random inputs, if it averages out and is not there in float64.
         is_unstable: an integer that a change of the inputs by one ULP also changes: either value is right.
     """
 
@@ -47,6 +50,7 @@ class TensorDifference(Generic[T]):
     persists: bool = True
     coarsest: float = 0.0
     requires_grad: bool | None = None
+    rounding: float | None = None
     is_unstable: bool = False
 
     @property
@@ -79,7 +83,12 @@ class TensorDifference(Generic[T]):
     def differs(self) -> bool:
         """Whether the two programs do not agree on this tensor, whichever is right."""
         structure = self.is_missing or bool(self.structure) or self.requires_grad is not None
-        return structure or self.means_another or (self.exceeds and self.persists)
+        return structure or self.means_another or (self.exceeds and self.persists and self.rounding is None)
+
+    @property
+    def is_native_only(self) -> bool:
+        """Whether the tensor differs in the native dtype, and the difference is a thousandth of that in float64."""
+        return self.differs and self.exceeds and self.meaning is not None and self.meaning < _VANISHES * self.error
 
     @property
     def severity(self) -> float:

@@ -1,4 +1,4 @@
-"""The findings and rows of a comparison: GC301, GC302, GC303, GC304, GC402, GC403 and GC415."""
+"""The findings and rows of a comparison: GC301, GC302, GC303, GC304, GC305, GC402, GC403 and GC415."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ _TENSORS_WITH_ROWS = 3
 _CODES: dict[Quantity, str] = {"output": "GC301", "buffer": "GC302", "gradient": "GC402"}
 _SIDES: dict[TensorVerdict, str] = {
     "wrong": "finite differences agree with eager",
-    "reference-wrong": "finite differences agree with {form}, so it is eager's that is wrong",
-    "differs": "finite differences cannot say who is right",
+    "reference-wrong": "finite differences agree with {form}: eager is wrong",
+    "differs": "finite differences cannot decide which is right",
 }
+
+_EAGER_IS_WRONG = "correct the backward in eager (gradctl gradcheck names it); {form} needs no change."
 
 
 def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[list[Finding], list[TensorResult]]:
@@ -48,6 +50,8 @@ def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[lis
         rows.append(_result(quantity, each, verdict, elements, count))
         if each.differs:
             findings.append(_difference(form, quantity, verdict, each))
+        elif each.rounding is not None:
+            findings.append(_less_accurate(form, quantity, each))
         elif each.exceeds:
             findings.append(_flipped(form, each))
     return findings, rows
@@ -111,7 +115,7 @@ def stale_values(captured: Captured, expected: Mapping[str, Tensor], path: Path)
 
 def _verdict(quantity: Quantity, each: ModelDifference, arbiter: Arbiter) -> TensorVerdict:
     if not each.differs:
-        return "same"
+        return "same" if each.rounding is None else "less-accurate"
     if each.is_missing:
         return "missing"
     if quantity == "gradient" and not each.structure:
@@ -122,7 +126,7 @@ def _verdict(quantity: Quantity, each: ModelDifference, arbiter: Arbiter) -> Ten
 
 def _difference(form: str, quantity: Quantity, verdict: TensorVerdict, each: ModelDifference) -> Finding:
     name = each.name
-    what = {"output": name, "buffer": f"{name} after the call", "gradient": f"the gradient of {name}"}[quantity]
+    what = _described(quantity, name)
     code = _CODES[quantity]
     size: float | None = None
     where = "" if each.trial.name == "example" else f" with {each.trial.name}"
@@ -130,17 +134,17 @@ def _difference(form: str, quantity: Quantity, verdict: TensorVerdict, each: Mod
     if each.is_missing:
         code = "GC403" if quantity == "gradient" else code
         has, lacks = (form, "eager") if each.reference is None else ("eager", form)
-        message = f"{has} gives {what}{where}, and {lacks} gives none."
+        message = f"{what} exists in {has}{where}, and not in {lacks}."
     elif each.structure:
         message = f"{what} is {each.structure} in {form}{where}."
     elif each.requires_grad is not None and not (each.exceeds or each.means_another):
         requires, does_not = (form, "eager") if each.requires_grad else ("eager", form)
-        message = f"{what} asks for a gradient in {requires}, and not in {does_not}."
+        message = f"{what} requires a gradient in {requires}, and not in {does_not}."
     else:
         size = each.error if each.exceeds or each.meaning is None else each.meaning
-        dtype = " in float64" if not each.exceeds else f", rounding explains {each.budget:.2e}"
+        tolerance = f" (tolerance {each.budget:.2e})" if each.exceeds else " in float64"
         side = f"; {_SIDES[verdict].format(form=form)}" if quantity == "gradient" else ""
-        message = f"{what} differs from eager's in {form}{where}: by {size:.2e} (relative{dtype}){side}."
+        message = f"{what} differs from eager's in {form}{where}: relative error {size:.2e}{tolerance}{side}."
     return Finding(
         code=code,
         severity="error",
@@ -148,9 +152,30 @@ def _difference(form: str, quantity: Quantity, verdict: TensorVerdict, each: Mod
         tensor=name,
         verdict=verdict,
         message=message,
+        hint=_EAGER_IS_WRONG.format(form=form) if verdict == "reference-wrong" else "",
         error=number(size),
         allow=f"{code}:{name}",
     )
+
+
+def _less_accurate(form: str, quantity: Quantity, each: ModelDifference) -> Finding:
+    return Finding(
+        code="GC305",
+        severity="warning",
+        quantity=quantity,
+        tensor=each.name,
+        verdict="less-accurate",
+        message=f"{_described(quantity, each.name)} is less accurate in {form} than in eager: relative error "
+        f"{each.error:.2e} (tolerance {each.budget:.2e}). The two agree in float64, and on random inputs the error "
+        f"averages out as rounding does (root mean square {each.rounding:.2e}).",
+        hint=f"compare the precision that you need with this error, or use another kernel in {form}.",
+        error=number(each.error),
+        allow=f"GC305:{each.name}",
+    )
+
+
+def _described(quantity: Quantity, name: str) -> str:
+    return {"output": name, "buffer": f"{name} after the call", "gradient": f"the gradient of {name}"}[quantity]
 
 
 def _flipped(form: str, each: ModelDifference) -> Finding:

@@ -6,9 +6,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from gradctl.comparison.compare import Comparison, call_differences, tensors_of
 from gradctl.comparison.difference import Key
+from gradctl.comparison.precision import relative_errors, rounding_error
 from gradctl.comparison.program import FormProgram
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.trials import ModelTrial
@@ -20,8 +22,12 @@ from gradctl.subject.instance import native_dtype
 _COMPILED = ("aot", "compile")
 # The example comes first and is what a person tries: another input must be clearly worse to be named in its place.
 _TIMES_WORSE = 2.0
+# A relu or a max can flip on one rounding: a gradient over its budget whose outputs agree must be so on as many inputs.
+_PERSISTS = 3
 # If the native budget is below this, a difference in meaning cannot hide (float32; not float16).
 _TIGHT = 1e-3
+# On so many the mean of independent errors is a third of one of them.
+_RANDOM_INPUTS = 8
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -58,7 +64,7 @@ class FormComparison(Comparison[ModelTrial]):
         persisting = {key for key in over if not self.worst[key].is_missing}
         if not persisting or not self.outputs_agree:
             return
-        for trial in self.reference.fresh_trials():
+        for trial in self.reference.fresh_trials(_PERSISTS):
             (call,) = self.program.run(trial, calls=1)
             if call.error is None:
                 found = dict(call_differences(trial, 0, call, self.candidate.quantities))
@@ -89,6 +95,31 @@ class FormComparison(Comparison[ModelTrial]):
             for key in keys:
                 number = self.worst[key].call - 1
                 self._note_meaning(key, oracle[number], calls[number])
+
+    def test_rounding(self) -> None:
+        """Try tensors that differ natively and not in float64 on random inputs: the error of rounding averages out.
+
+        A bias in one of them makes others wrong too, in which it can average out: then none of them is rounding.
+        """
+        keys = [
+            key
+            for key, each in self.worst.items()
+            if each.is_native_only and not each.means_another and each.requires_grad is None
+        ]
+        if not keys:
+            return
+        calls = max(self.worst[key].call for key in keys)
+        errors: dict[Key, list[tuple[Tensor, Tensor]]] = {key: [] for key in keys}
+        for trial in self.reference.fresh_trials(_RANDOM_INPUTS):
+            outcomes = self.program.run(trial, calls)
+            for key in keys:
+                number = self.worst[key].call - 1
+                if len(trial.native) > number < len(outcomes) and outcomes[number].error is None:
+                    errors[key] += relative_errors(trial.oracle[number], outcomes[number], key)
+        found = {key: rounding_error(pairs) if len(pairs) == _RANDOM_INPUTS else None for key, pairs in errors.items()}
+        if None not in found.values():
+            for key, rounding in found.items():
+                self.worst[key] = replace(self.worst[key], rounding=rounding)
 
     def float64_program(self, form: Form) -> FormProgram | None:
         """Return the form in float64; None if it cannot be had."""

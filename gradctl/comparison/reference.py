@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -20,8 +21,6 @@ from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.tracing.promotion import Promotion, default_dtype
 
-# A relu or a max can flip on one rounding: a gradient over its budget whose outputs agree must be so on as many inputs.
-_PERSISTS = 3
 _Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -41,7 +40,7 @@ class Reference:
         self.subject, self.input_mode = subject, input_mode
         self.trials: list[ModelTrial] = []
         self.skipped: list[str] = []
-        self._fresh: list[ModelTrial] | None = None
+        self._fresh: list[ModelTrial | str] = []
         for name in VARIATIONS:
             trial = self._trial(name, vary(subject, name))
             if isinstance(trial, ModelTrial):
@@ -53,13 +52,12 @@ class Reference:
         """Return a new private copy on the example's inputs, hooks and all."""
         return Instance(self.subject, promoted=promoted, input_mode=self.input_mode, keep_hooks=True)
 
-    def fresh_trials(self) -> list[ModelTrial]:
-        """Return trials on new random inputs, made once."""
-        if self._fresh is None:
-            seeds = range(2, 2 + _PERSISTS)
-            found = [self._trial(f"fresh {seed}", draw_inputs(self.subject, seed)) for seed in seeds]
-            self._fresh = [trial for trial in found if isinstance(trial, ModelTrial)]
-        return self._fresh
+    def fresh_trials(self, count: int) -> list[ModelTrial]:
+        """Return trials on new random inputs and cotangents, fewer where eager raises; each is run once."""
+        for seed in range(2 + len(self._fresh), 2 + count):
+            subject = dataclasses.replace(draw_inputs(self.subject, seed), seed=self.subject.seed + seed)
+            self._fresh.append(self._trial(f"fresh {seed}", subject))
+        return [trial for trial in self._fresh[:count] if isinstance(trial, ModelTrial)]
 
     def promoting(self) -> AbstractContextManager[Any]:
         """Return the context of a float64 run: the promotion, and float64 as the default dtype."""

@@ -43,6 +43,7 @@ TensorVerdict = Literal[
     "same",
     "non-differentiable",
     "approximate",
+    "less-accurate",
     "wrong",
     "reference-wrong",
     "differs",

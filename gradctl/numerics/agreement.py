@@ -39,9 +39,14 @@ def agreement(native: Tensor, oracle: Tensor, candidate: Tensor, neighbours: flo
     """
     if not (native.is_floating_point() or native.is_complex()):
         return (0.0 if torch.equal(native, candidate) else math.inf), 0.0
-    own = scale_of(oracle)
-    scale = (own if own >= _CANCELLED * neighbours else neighbours) or 1.0
+    scale = scale_beside(oracle, neighbours)
     return _distance(candidate, oracle, scale), _TIMES_EAGER * _distance(native, oracle, scale) + _floor(native, oracle)
+
+
+def scale_beside(oracle: Tensor, neighbours: float) -> float:
+    """Return the norm that errors of this tensor are relative to: that of its neighbours if its own is cancellation."""
+    own = scale_of(oracle)
+    return (own if own >= _CANCELLED * neighbours else neighbours) or 1.0
 
 
 def scale_of(tensor: Tensor) -> float:

@@ -45,9 +45,10 @@ def test_another_input_is_named_if_it_is_so_many_times_worse(times_worse, named)
     assert compared(right, None, times_worse, example=right + 0.01, seed=right + 0.03).trial.name == "seed"
 
 
-def test_an_output_that_is_wrong_in_a_later_trial_alone_is_found_however_near_the_example_is_to_its_budget():
+@pytest.mark.parametrize("times_worse", [1.0, 2.0])
+def test_an_output_that_is_wrong_in_a_later_trial_alone_is_found_however_near_the_example_is_to_its_budget(times_worse):
     right = torch.ones(4)
-    assert compared(right, right + 0.01, example=right + 0.035, seed=right + 0.05).differs is True
+    assert compared(right, right + 0.01, times_worse, example=right + 0.035, seed=right + 0.05).differs is True
 
 
 def test_what_an_ulp_of_the_inputs_moves_is_rounding():

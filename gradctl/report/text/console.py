@@ -29,7 +29,6 @@ from gradctl.report.text.matrix import data, matrix_of_forms, matrix_of_targets,
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.structure import structure_lines
 from gradctl.report.text.wording import (
-    VERDICT_WORDS,
     affected_tensors,
     counted,
     counted_as_judged,
@@ -40,6 +39,7 @@ from gradctl.report.text.wording import (
     printable,
     shape_and_dtype,
     skip_lines,
+    tensor_words,
     unit_line,
     verdict_line,
     worst_first,
@@ -184,7 +184,7 @@ def _print_unit(console: Console, unit: Unit, *, named: bool, limits: _Limits = 
             if finding.tensor == tensor.tensor and finding.severity != "note" and finding not in headlines:
                 _print_finding(console, finding, indent=2)
         console.print()
-    _print_rest(console, blocks[limits.blocks :], limits)
+    _print_rest(console, unit, blocks[limits.blocks :], limits)
     told = {tensor.tensor for tensor in blocks}
     others = [f for f in findings if f not in headlines and f.severity != "note" and f.tensor not in about_shown]
     _print_findings(console, [finding for finding in others if finding.tensor not in told], limits)
@@ -239,7 +239,7 @@ def _print_spoiled(console: Console, unit: Unit, spoiled: Sequence[TensorResult]
         return
     verb, gradients = "this spoils" if causes < 2 else "these spoil", counted_as_judged(unit, "gradient")
     _print_indented(console, f"{verb} {len(spoiled)} of {gradients}:")
-    console.print(Padding(_compact(spoiled[: limits.lines]), (0, 0, 0, 2)))
+    console.print(Padding(_compact(unit, spoiled[: limits.lines]), (0, 0, 0, 2)))
     _print_more(console, len(spoiled) - limits.lines, "tensor")
     if spoiled[0].worst:
         known = f" ({_of_elements(spoiled[0])} wrong)" if spoiled[0].elements_wrong is not None else ""
@@ -251,7 +251,7 @@ def _print_spoiled(console: Console, unit: Unit, spoiled: Sequence[TensorResult]
 def _print_tensor(console: Console, unit: Unit, tensor: TensorResult, *, named: bool) -> None:
     """Print one tensor: its name, how far off it is, and its worst elements."""
     title = [unit.form] if named else []
-    title += [VERDICT_WORDS[tensor.verdict], tensor.tensor, shape_and_dtype(tensor)]
+    title += [tensor_words(unit)[tensor.verdict], tensor.tensor, shape_and_dtype(tensor)]
     if tensor.elements_wrong is not None:
         title.append(_of_elements(tensor))
     console.print(Text(printable("  ".join(title)), style="bold", overflow="fold"))
@@ -281,7 +281,7 @@ def _elements(unit: Unit, tensor: TensorResult) -> Table:
     return table
 
 
-def _compact(tensors: Sequence[TensorResult]) -> Table:
+def _compact(unit: Unit, tensors: Sequence[TensorResult]) -> Table:
     """Return one line a tensor."""
     table = plain_table()
     table.show_header = False
@@ -291,13 +291,13 @@ def _compact(tensors: Sequence[TensorResult]) -> Table:
         table.add_column(no_wrap=True)
     for tensor in tensors:
         errors = f"error {format_number(tensor.error)}", f"budget {format_number(tensor.budget)}"
-        table.add_row(data(tensor.tensor), shape_and_dtype(tensor), VERDICT_WORDS[tensor.verdict], *errors)
+        table.add_row(data(tensor.tensor), shape_and_dtype(tensor), tensor_words(unit)[tensor.verdict], *errors)
     return table
 
 
-def _print_rest(console: Console, tensors: Sequence[TensorResult], limits: _Limits) -> None:
+def _print_rest(console: Console, unit: Unit, tensors: Sequence[TensorResult], limits: _Limits) -> None:
     if tensors:
-        console.print(_compact(tensors[: limits.lines]))
+        console.print(_compact(unit, tensors[: limits.lines]))
         _print_more(console, len(tensors) - limits.lines, "tensor", indent=0)
         console.print()
 

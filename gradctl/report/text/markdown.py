@@ -10,7 +10,6 @@ from gradctl.core.numbers import format_number
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.structure import structure_lines
 from gradctl.report.text.wording import (
-    VERDICT_WORDS,
     counted,
     differing_tensors,
     is_as_expected,
@@ -18,6 +17,7 @@ from gradctl.report.text.wording import (
     one_line,
     shape_and_dtype,
     skip_lines,
+    tensor_words,
     unit_line,
     verdict_line,
     verdict_word,
@@ -89,7 +89,7 @@ def _unit(unit: Unit) -> list[str]:
         lines += [""] if changes else []
     if loud := differing_tensors(unit.tensors):
         lines += ["| tensor | type | verdict | error | budget | elements wrong |", "|---|---|---|---:|---:|---:|"]
-        lines += [_row(tensor) for tensor in loud]
+        lines += [_row(unit, tensor) for tensor in loud]
         lines.append("")
     said = [_finding(finding) for finding in worst_first(unit.findings)]
     said += [f"- {_escaped(line)}" for line in not_judged(unit.tensors)]
@@ -104,11 +104,11 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int)
     return [f"| {cells[0]} |", f"|{ruler}", *(f"| {row} |" for row in cells[1:])]
 
 
-def _row(tensor: TensorResult) -> str:
+def _row(unit: Unit, tensor: TensorResult) -> str:
     numbers = format_number(tensor.error), format_number(tensor.budget)
     wrong = "-" if tensor.elements_wrong is None else str(tensor.elements_wrong)
     name, kind = _cell_code(tensor.tensor), _cell_code(shape_and_dtype(tensor))
-    cells = (name, kind, VERDICT_WORDS[tensor.verdict], *numbers, wrong)
+    cells = (name, kind, tensor_words(unit)[tensor.verdict], *numbers, wrong)
     return f"| {' | '.join(cells)} |"
 
 

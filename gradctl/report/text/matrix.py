@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gradctl.core.findings import Unit
 from gradctl.core.names import Quantity, TensorVerdict
-from gradctl.report.text.wording import VERDICT_WORDS, one_line, printable, verdict_word, worst_units_first
+from gradctl.report.text.wording import one_line, printable, tensor_words, verdict_word, worst_units_first
 
 QUANTITIES: tuple[Quantity, ...] = ("output", "gradient", "buffer")
 _MOST_ROWS = 40
@@ -76,7 +76,7 @@ def matrix_of_targets(units: Sequence[Unit], *, width: int) -> tuple[Table, list
 def cell(unit: Unit, quantity: Quantity) -> str:
     """Return the word of the worst verdict on the unit's tensors of this quantity."""
     verdicts: set[TensorVerdict] = {tensor.verdict for tensor in unit.tensors if tensor.quantity == quantity}
-    return next((word for verdict, word in VERDICT_WORDS.items() if verdict in verdicts), "-")
+    return next((word for verdict, word in tensor_words(unit).items() if verdict in verdicts), "-")
 
 
 def plain_table() -> Table:

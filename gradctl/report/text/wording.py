@@ -18,6 +18,7 @@ VERDICT_WORDS: dict[TensorVerdict, str] = {
     "differs": "DIFFERS",
     "nondeterministic": "NONDETERMINISTIC",
     "unresolved": "?",
+    "less-accurate": "less accurate",
     "approximate": "approximate",
     "non-differentiable": "same",
     "same": "same",
@@ -25,6 +26,13 @@ VERDICT_WORDS: dict[TensorVerdict, str] = {
     "too-small": "too small",
     "behind-hook": "behind a hook",
     "frozen": "frozen",
+}
+# In a unit of a form, ``reference-wrong`` says that finite differences agree with the form.
+_RIGHT: TensorVerdict = "reference-wrong"
+_FORM_WORDS: dict[TensorVerdict, str] = {
+    **{verdict: word for verdict, word in VERDICT_WORDS.items() if word.isupper() and verdict != _RIGHT},
+    _RIGHT: "right (differs from eager)",
+    **{verdict: word for verdict, word in VERDICT_WORDS.items() if not word.isupper()},
 }
 _AGREES = ("same", "non-differentiable")
 _FAILS = ("missing", "reference-wrong", "wrong", "differs")
@@ -60,6 +68,11 @@ def failing_findings(unit: Unit) -> list[Finding]:
 def is_as_expected(unit: Unit) -> bool:
     """Return whether a unit passes because its verdict is the expected one, which is not ``pass``."""
     return unit.verdict == "pass" and unit.expected in _EXPECTATIONS
+
+
+def tensor_words(unit: Unit) -> dict[TensorVerdict, str]:
+    """Return the word of each tensor verdict in this unit, worst first."""
+    return VERDICT_WORDS if unit.form == "eager" else _FORM_WORDS
 
 
 def verdict_word(unit: Unit) -> str:
@@ -122,11 +135,25 @@ def _line_of_units(report: Report) -> str:
     if report.verdict == "inconclusive":
         inconclusive_unit = [unit for unit in report.units if unit.verdict == "inconclusive"]
         return f"INCONCLUSIVE: {len(inconclusive_unit)} of {total} not decided{_how_to_go_on(inconclusive_unit)}"
+    return f"FAIL: {_failures(report, total, of_forms=of_forms)}"
+
+
+def _failures(report: Report, total: str, *, of_forms: bool) -> str:
+    """Return how many units fail, and which forms are right where eager is wrong."""
     failed = [unit for unit in report.units if unit.verdict == "fail"]
-    gradients = all(any(_bad(unit.tensors, "gradient")) for unit in failed)
-    what = ("computes a wrong gradient" if len(failed) == 1 else "compute a wrong gradient") if gradients else ""
-    what = what or ("fails" if len(failed) == 1 else "fail")
-    return f"FAIL: {len(failed)} of {total} {what}{_how_to_go_on(failed)}"
+    right = [unit for unit in failed if _is_right(unit)]
+    wrong = [unit for unit in failed if unit not in right]
+    if not wrong:
+        verb = "differs" if len(right) == 1 else "differ"
+        return f"{len(right)} of {total} {verb} from eager, which is wrong{_how_to_go_on(right)}"
+    gradients = all(any(_bad(unit, unit.tensors, "gradient")) for unit in wrong)
+    one, several = ("computes a wrong gradient", "compute a wrong gradient") if gradients else ("fails", "fail")
+    line = f"{len(wrong)} of {total} {one if len(wrong) == 1 else several}"
+    if right:
+        names = ", ".join(one_line(unit.form) for unit in right) if of_forms else counted(len(right), "unit")
+        verbs = "is right and differs" if len(right) == 1 else "are right and differ"
+        line += f"; {names} {verbs} from eager"
+    return f"{line}{_how_to_go_on(wrong)}"
 
 
 def unit_line(unit: Unit) -> str:
@@ -149,9 +176,13 @@ def unit_line(unit: Unit) -> str:
 
 def _wrong(tensors: Sequence[TensorResult], unit: Unit) -> str:
     """Return how many of the unit's gradients, outputs or buffers are among ``tensors`` and wrong; empty if none is."""
-    wrong = _bad(tensors, "gradient") or _bad(tensors, "output") or _bad(tensors, "buffer")
+    wrong = _bad(unit, tensors, "gradient") or _bad(unit, tensors, "output") or _bad(unit, tensors, "buffer")
     if not wrong:
-        return ""
+        right = [tensor for tensor in tensors if tensor.verdict == _RIGHT]
+        verb = "is" if len(right) == 1 else "are"
+        return (
+            f"{len(right)} of {counted_as_judged(unit, 'gradient')} {verb} right where eager is wrong" if right else ""
+        )
     quantity = wrong[0].quantity
     total = counted_as_judged(unit, quantity)
     is_are = "is" if len(wrong) == 1 else "are"
@@ -234,8 +265,17 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def _bad(tensors: Sequence[TensorResult], quantity: str) -> list[TensorResult]:
-    return [tensor for tensor in tensors if tensor.quantity == quantity and tensor.verdict in _FAILS]
+def _bad(unit: Unit, tensors: Sequence[TensorResult], quantity: str) -> list[TensorResult]:
+    """Return the tensors of a quantity that are wrong; a form's is not where it is eager's that is."""
+    wrong = _FAILS if unit.form == "eager" else tuple(verdict for verdict in _FAILS if verdict != _RIGHT)
+    return [tensor for tensor in tensors if tensor.quantity == quantity and tensor.verdict in wrong]
+
+
+def _is_right(unit: Unit) -> bool:
+    """Return whether a form fails only because it differs from eager where eager is wrong."""
+    differing = [tensor for tensor in unit.tensors if tensor.verdict in _FAILS]
+    errors = [finding.verdict for finding in failing_findings(unit)]
+    return unit.form != "eager" and bool(differing) and {*errors, *(each.verdict for each in differing)} == {_RIGHT}
 
 
 def _agreement(unit: Unit) -> str:
@@ -250,6 +290,7 @@ def _agreement(unit: Unit) -> str:
     agreeing = sum(verdict in _AGREES for verdict in verdicts)
     others = {
         "approximately": verdicts.count("approximate"),
+        "less accurate": verdicts.count("less-accurate"),
         "wrong": sum(verdict in _FAILS for verdict in verdicts),
         "not judged": sum(verdict in _NO_VERDICT for verdict in verdicts),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from gradctl.core.findings import Finding, Oracle
@@ -15,6 +16,8 @@ def found(code, severity="error", **more):
 
 
 SAME, WRONG, MISSING = gradient("a"), gradient("b", "reference-wrong"), gradient("c", "missing")
+OF_FORM = gradient("b", "wrong")
+RIGHT = unit("fail", [SAME, WRONG], [found("GC402", verdict="reference-wrong")], form="export")
 
 LINES = {
     "pass": (
@@ -119,8 +122,28 @@ LINES = {
     ),
     "no units": (report_of(), "NOTHING CHECKED: no form of any target could be judged"),
     "one of two forms": (
-        report_of(unit("pass", [SAME]), unit("fail", [WRONG], [found("GC402")], form="compile")),
+        report_of(unit("pass", [SAME]), unit("fail", [OF_FORM], [found("GC402")], form="compile")),
         "FAIL: 1 of 2 forms computes a wrong gradient (gradctl explain GC402)",
+    ),
+    "eager is wrong and a form is right": (
+        report_of(unit("fail", [SAME, WRONG], [found("GC408")]), RIGHT),
+        "FAIL: 1 of 2 forms computes a wrong gradient; export is right and differs from eager (gradctl explain GC408)",
+    ),
+    "eager is wrong and two targets' forms are right": (
+        report_of(unit("fail", [WRONG], [found("GC401")]), RIGHT, msgspec.structs.replace(RIGHT, target="b")),
+        "FAIL: 1 of 3 units computes a wrong gradient; 2 units are right and differ from eager (gradctl explain GC401)",
+    ),
+    "eager is wrong on another input than the example": (
+        report_of(unit("pass", [SAME]), RIGHT),
+        "FAIL: 1 of 2 forms differs from eager, which is wrong (gradctl explain GC402)",
+    ),
+    "a form that is right, alone": (
+        report_of(RIGHT),
+        "FAIL: 1 of 2 gradients is right where eager is wrong (gradctl explain GC402)",
+    ),
+    "less accurate": (
+        report_of(unit("pass", [SAME, gradient("b", "less-accurate")], [found("GC305", "warning")], form="compile")),
+        "PASS: 1 gradient agrees with eager, 1 less accurate",
     ),
     "an output of one of two units": (
         report_of(unit("pass", target="a"), unit("fail", [], [found("GC301")], target="b")),
@@ -167,7 +190,7 @@ LINES = {
         "INTERRUPTED, the rest was not checked; so far: 1 gradient matches finite differences",
     ),
     "interrupted after a failure": (
-        report_of(unit("pass"), unit("fail", [WRONG], [found("GC402")], form="compile"), status="interrupted"),
+        report_of(unit("pass"), unit("fail", [OF_FORM], [found("GC402")], form="compile"), status="interrupted"),
         "INTERRUPTED, the rest was not checked; so far: FAIL: 1 of 2 forms computes a wrong gradient "
         "(gradctl explain GC402)",
     ),
