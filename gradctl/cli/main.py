@@ -15,6 +15,7 @@ import click
 
 from gradctl import __version__
 from gradctl.core.errors import GradctlError, ResourceError, TargetError, is_out_of_memory, nearest
+from gradctl.core.names import PASSIVE_WAIT
 
 # Name → (module that defines a click command of the same name, its line in ``gradctl --help``).
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -96,6 +97,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line of this process, and exit with its code."""
+    os.environ.setdefault(*PASSIVE_WAIT)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -17,14 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gradctl.core.names import PASSIVE_WAIT
+
 _MARK = "GRADCTL_UNIT"
 _START = "import sys; sys.path[:] = {path!r}; from gradctl.isolation.cleanup import main; main()"
 _MOST_SCANS, _SCAN_SECONDS = 10, 0.005
 
 
 def unit_environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a unit's process: ours, and the unit's folder."""
-    return {**os.environ, _MARK: str(folder)}
+    """Return the environment of a unit's process: ours, passive waits unless another policy is set, and the folder."""
+    return {**dict([PASSIVE_WAIT]), **os.environ, _MARK: str(folder)}
 
 
 def kill_processes(folder: Path) -> None:

@@ -54,6 +54,15 @@ def test_the_version():
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, f"gradctl {__version__}\n", "")
 
 
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_has_set_a_policy(tmp_path, monkeypatch, given, policy):
+    model = tmp_path / "net.py"
+    model.write_text("import os\n\ndef net(x):\n    raise ValueError(os.environ['OMP_WAIT_POLICY'])\n")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    finished = gradctl("gradcheck", f"{model}:net", "--input", "x=f32[2]", fresh=True, **given)
+    assert f"ValueError: {policy}." in finished.stderr
+
+
 def test_no_command_is_a_usage_error_that_shows_the_help():
     finished = gradctl()
     assert (finished.returncode, finished.stdout) == (2, "")

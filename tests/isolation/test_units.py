@@ -52,6 +52,7 @@ GOOD = {
     "loud": r"os.write(1, b'\xff\x00{}' * (1 << 20)); print('{' * (1 << 20))",
     "leaves a thread": "threading.Thread(target=threading.Event().wait).start()",
     "crashes at exit": "import atexit; atexit.register(os.abort)",
+    "shares the cores": "assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'",
     "reads": "assert sys.stdin.read() == '' and len(sys.argv) == 1",
 }
 
