@@ -107,6 +107,7 @@ class Oracle(msgspec.Struct, frozen=True, kw_only=True):
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of a form's capture and calls: medians of calls interleaved with eager's; null where it has none.
 
+    ``training`` is forward and backward, ``forward`` its first part, or a call under ``no_grad`` without gradients.
     The noise is half the range between the quartiles of the ratio of the two; null after a single pair of calls.
     """
 
