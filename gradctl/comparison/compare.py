@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from gradctl.comparison.difference import Key, TensorDifference, tensor_difference
+from gradctl.comparison.difference import Key, TensorDifference, is_identical, tensor_difference
 from gradctl.comparison.program import Program
 from gradctl.comparison.trials import Trial
 from gradctl.core.names import Quantity
@@ -81,17 +82,24 @@ def call_differences(
         reference, candidate = tensors_of(native, quantity), tensors_of(call, quantity)
         oracle = tensors_of(trial.oracle[number], quantity)
         noisy = [tensors_of(outcome, quantity) for outcome in trial.noisy]
-        neighbours = largest_scale(oracle.values())
+        neighbours = trial.compute_once((number, quantity), partial(largest_scale, oracle.values()))
         for name in sorted(reference.keys() | candidate.keys()):
-            found = tensor_difference(
+            own = reference.get(name)
+            difference_to = partial(
+                tensor_difference,
                 name,
-                (reference.get(name), candidate.get(name)),
-                oracle.get(name),
-                neighbours,
+                own,
+                oracle=oracle.get(name),
+                neighbours=neighbours,
                 trial=trial,
                 call=number + 1,
                 noisy=[value for each in noisy if (value := each.get(name)) is not None],
             )
+            value = candidate.get(name)
+            if is_identical(own, value):
+                found = trial.compute_once((number, quantity, name), partial(difference_to, own))
+            else:
+                found = difference_to(value)
             if quantity == "output" and "gradient" in quantities and not found.is_missing:
                 requires_grad = name in call.differentiable
                 agrees = requires_grad == (name in native.differentiable)

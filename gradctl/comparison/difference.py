@@ -104,10 +104,11 @@ FileDifference = TensorDifference[FileTrial]
 
 def tensor_difference(
     name: str,
-    tensors: tuple[Tensor | None, Tensor | None],
+    reference: Tensor | None,
+    candidate: Tensor | None,
+    *,
     oracle: Tensor | None,
     neighbours: float,
-    *,
     trial: T,
     call: int = 1,
     noisy: Sequence[Tensor] = (),
@@ -116,14 +117,13 @@ def tensor_difference(
 
     Args:
         name: of the tensor.
-        tensors: the reference's and the candidate's, in the native dtype.
+        reference, candidate: in the native dtype.
         oracle: the reference's in float64; None if the reference's own is the best that is known.
         neighbours: the largest norm among tensors of its kind (``agreement.largest_scale``).
         trial: the inputs.
         call: the number of the call.
         noisy: the reference's tensor where inputs and weights are changed by an ULP: the noise, if there is no oracle.
     """
-    reference, candidate = tensors
     if reference is None or candidate is None:
         error = 0.0 if reference is candidate else math.inf
         return TensorDifference(name, trial, call, reference, candidate, error, 0.0)
@@ -135,6 +135,14 @@ def tensor_difference(
     is_exact = not (reference.is_floating_point() or reference.is_complex())
     is_unstable = is_exact and error > 0 and any(not same_values(value, reference) for value in samples)
     return TensorDifference(name, trial, call, reference, candidate, error, budget, is_unstable=is_unstable)
+
+
+def is_identical(reference: Tensor | None, candidate: Tensor | None) -> bool:
+    """Return whether both are tensors of one type with equal elements; False if there is a NaN in one of them."""
+    if reference is None or candidate is None or not _same_type(reference, candidate):
+        return False
+    comparable = reference.layout == candidate.layout == torch.strided and reference.dtype != torch.complex32
+    return comparable and torch.equal(reference, candidate)  # it has no kernel for the others
 
 
 def _same_type(reference: Tensor, candidate: Tensor) -> bool:

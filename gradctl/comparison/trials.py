@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from gradctl.forms.form import Outcome
 from gradctl.subject.instance import Instance
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +29,13 @@ class Trial:
     native: Sequence[Outcome]
     oracle: Sequence[Outcome]
     noisy: Sequence[Outcome] = ()
+    _kept: dict[Hashable, Any] = field(default_factory=dict, init=False)
+
+    def compute_once(self, key: Hashable, compute: Callable[[], R]) -> R:
+        """Return what depends on the reference alone: computed for the first candidate, and kept for the others."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        return self._kept[key]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

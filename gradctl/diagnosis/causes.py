@@ -199,5 +199,7 @@ def _is_given(key: Key, each: ModelDifference, native: Outcome, float64: Outcome
     if each.differs and not each.exceeds and each.requires_grad is None and not each.structure:
         return False  # it differs in float64 only, and the native tensors are too near to tell
     neighbours = largest_scale(oracles.values())
-    found = tensor_difference(name, (altered, candidate), oracles.get(name), neighbours, trial=each.trial)
+    found = tensor_difference(
+        name, altered, candidate, oracle=oracles.get(name), neighbours=neighbours, trial=each.trial
+    )
     return not found.exceeds and (not (each.differs and each.exceeds) or _NEARER * found.error <= each.error)

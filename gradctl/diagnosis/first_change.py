@@ -116,7 +116,9 @@ def _changed_constant(
     shared = [name for name in node.input if name in expected and name in given]
     neighbours = largest_scale(expected[name] for name in shared)
     pairs = ((name, (expected[name], given[name])) for name in shared)
-    found = (tensor_difference(name, pair, None, neighbours, trial=row.trial) for name, pair in pairs)
+    found = (
+        tensor_difference(name, *pair, oracle=None, neighbours=neighbours, trial=row.trial) for name, pair in pairs
+    )
     return next((each for each in found if each.differs), None)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gradctl.comparison.compare import Comparison
+from gradctl.comparison.difference import is_identical
 from gradctl.comparison.trials import Trial
 from gradctl.forms.form import Outcome
 
@@ -71,3 +72,28 @@ def test_another_shape_or_dtype_is_infinitely_far(candidate, structure):
     worst = compared(torch.ones(4), example=candidate)
     assert worst.structure.startswith(structure)
     assert (worst.differs, worst.severity) == (True, float("inf"))
+
+
+def test_what_equals_the_reference_has_the_rounding_error_of_the_reference_in_every_candidate():
+    oracle = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    native = oracle.float()
+    trial = Trial("example", [Outcome({"y": native})], [Outcome({"y": oracle})])
+    rounding = float((native.double() - oracle).norm() / oracle.norm())
+    for candidate in (native.clone(), native + 0.1, native.clone()):
+        comparison = Comparison(Given(example=candidate))
+        comparison.add([trial])
+        worst = comparison.worst["output", "y"]
+        assert worst.error == pytest.approx(float((candidate.double() - oracle).norm() / oracle.norm()), rel=1e-6)
+        assert worst.budget == pytest.approx(4 * rounding + 64 * torch.finfo(torch.float32).eps, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_a_dtype_or_a_layout_without_a_kernel_for_equality_is_identical_to_nothing():
+    for value in (torch.zeros(2).to(torch.complex32), torch.eye(2).to_sparse()):
+        assert not is_identical(value, value.clone())
+
+
+def test_nan_is_not_identical_and_yet_no_difference():
+    right = torch.tensor([float("nan"), 1.0])
+    assert not is_identical(right, right.clone())
+    assert compared(right, example=right.clone()).differs is False
