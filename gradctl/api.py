@@ -30,7 +30,10 @@ _Check = Callable[["Subject", "Allows"], Sequence[Unit]]
 
 
 class CheckReport(Report, frozen=True, kw_only=True):
-    """The report of a check. ``str`` returns the text of the command line, ``report.machine.json.render`` the JSON."""
+    """The report of a check, true if its verdict is ``pass``.
+
+    ``str`` returns the text of the command line, ``report.machine.json.render`` the JSON.
+    """
 
     @classmethod
     def of(cls, report: Report) -> CheckReport:
@@ -42,6 +45,9 @@ class CheckReport(Report, frozen=True, kw_only=True):
 
         return console.render(self)
 
+    def __bool__(self) -> bool:
+        return self.verdict == "pass"
+
     def raise_if_failed(self) -> None:
         """Raise unless the verdict is ``pass``: what is inconclusive, or checked nothing, did not pass.
 
@@ -49,18 +55,27 @@ class CheckReport(Report, frozen=True, kw_only=True):
             CheckFailed: with the report as its message.
         """
         __tracebackhide__ = True
-        if self.verdict != "pass":
+        if not self:
             raise CheckFailed(self)
 
 
 class CheckFailed(AssertionError):
-    """A check did not pass: the verdict in one line, and the report below it."""
+    """A check did not pass: the verdict in one line, and below it the rest of the report.
+
+    Attributes:
+        report: the report.
+        summary: the verdict in few words after the rule code, ``GC408 1 of 6 gradients is wrong``.
+    """
 
     def __init__(self, report: CheckReport) -> None:
         from gradctl.report.text.wording import printable, verdict_line
 
-        super().__init__(f"{printable(verdict_line(report))}\n\n{report}")
+        verdict = printable(verdict_line(report))
+        details = str(report).rstrip().removesuffix(verdict).rstrip()  # the report ends with the verdict
+        super().__init__(f"{verdict}\n\n{details}".rstrip())
         self.report = report
+        text, _, code = verdict.removesuffix(")").partition(" (gradctl explain ")
+        self.summary = f"{code} {text.removeprefix('FAIL: ')}".lstrip()
 
     def __reduce__(self) -> tuple[type[CheckFailed], tuple[CheckReport]]:
         return CheckFailed, (self.report,)

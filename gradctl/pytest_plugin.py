@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,8 +145,8 @@ class _Unit(pytest.Item):
         """Return the report alone; of anything else, what pytest shows."""
         from gradctl.api import CheckFailed
 
-        failed = excinfo.value
-        return str(failed) if isinstance(failed, CheckFailed) else super().repr_failure(excinfo, *args)
+        is_ours = isinstance(excinfo.value, CheckFailed)
+        return excinfo.getrepr(style="value") if is_ours else super().repr_failure(excinfo, *args)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Return the file and the heading of a failure; pytest takes dots in a name for those of modules."""
@@ -185,3 +185,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark a test that uses the fixture, so that ``-m gradctl`` selects it."""
     if "gradctl" in getattr(item, "fixturenames", ()):
         item.add_marker("gradctl")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the rule code and the verdict of a failed check in pytest's summary, which cuts a longer text off."""
+    report = yield
+    api = sys.modules.get("gradctl.api")  # if it was not imported, no check has failed
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if api and call.excinfo and crash and isinstance(call.excinfo.value, api.CheckFailed):
+        crash.message = call.excinfo.value.summary
+    return report

@@ -88,7 +88,8 @@ print(*[name for name in sys.modules if name in ("numpy", "torch", "onnx", "onnx
 
 
 def test_the_names_are_listed_and_another_one_is_an_attribute_error():
-    assert set(gradctl.__all__) <= set(dir(gradctl))
+    assert [name for name in dir(gradctl) if not name.startswith("_")] == sorted(gradctl.__all__)
+    assert "__version__" in dir(gradctl)
     with pytest.raises(AttributeError, match="module 'gradctl' has no attribute 'gradchek'"):
         gradctl.gradchek
 
@@ -112,6 +113,7 @@ def test_mypy_sees_the_types(tmp_path):
 def test_a_right_model_passes_and_raises_nothing():
     report = gradctl.gradcheck(mlp.make_model(), mlp.example_inputs())
     report.raise_if_failed()
+    assert report
     assert (report.verdict, report.command, report.units[0].target) == ("pass", "gradcheck", "MLP")
     assert {tensor.tensor for tensor in report.units[0].tensors} == {
         *(f"param:{name}" for name, _ in mlp.make_model().named_parameters()),
@@ -125,8 +127,11 @@ def test_a_wrong_backward_fails_with_the_report_as_message():
         report.raise_if_failed()
     assert isinstance(caught.value, AssertionError)
     assert caught.value.report is report
+    assert not report
     verdict = "FAIL: 1 of 6 gradients is wrong (gradctl explain GC408)"
-    assert str(caught.value) == f"{verdict}\n\n{console.render(report)}"
+    assert str(caught.value) == f"{verdict}\n\n{console.render(report).removesuffix(verdict + chr(10)).rstrip()}"
+    assert str(caught.value).count(verdict) == 1
+    assert caught.value.summary == "GC408 1 of 6 gradients is wrong"
     assert "param:act.slope  float32[16]  WRONG" in str(report)
     assert str(report).endswith(f"{verdict}\n")
 
@@ -143,6 +148,7 @@ COUNTER = iter(range(1000))
 def test_what_is_inconclusive_is_no_pass_and_says_so():
     report = gradctl.gradcheck(lambda x: x * next(COUNTER), rows(3))
     assert report.verdict == "inconclusive"
+    assert not report
     with pytest.raises(gradctl.CheckFailed, match="^INCONCLUSIVE: the model differs from itself when run twice"):
         report.raise_if_failed()
 
@@ -152,6 +158,7 @@ def test_what_checked_nothing_is_no_pass_and_says_so():
     nothing = msgspec.structs.replace(report, units=(), verdict="skipped")
     with pytest.raises(gradctl.CheckFailed, match="^NOTHING CHECKED: "):
         nothing.raise_if_failed()
+    assert not nothing
 
 
 def test_a_report_goes_through_json():

@@ -135,13 +135,20 @@ def test_function():
         "E       gradctl.CheckFailed: FAIL: 3 of 3 gradients are wrong (gradctl explain GC408)",
         "E       error GC408 Doubling.backward is not the derivative in 'x': off by 1.00e+00",
         "E         param:fc.weight  float32[[]2, 3]  WRONG  error 1.00e+00 *",
-        "E       FAIL: 3 of 3 gradients are wrong (gradctl explain GC408)",
         "test_a_failure_is_the_report_below_the_users_line_and_no_frame_of_ours.py:*: CheckFailed",
     ]
     result.stdout.fnmatch_lines(
         [">       gradctl.gradcheck(Wrong(), X)", *report, ">       report.raise_if_failed()", *report]
     )
     assert_no_frame_of_ours(result)
+    assert result.stdout.str().count("FAIL: 3 of 3 gradients are wrong") == 2  # once in each test
+
+
+def test_the_summary_has_the_code_and_the_verdict_in_80_columns(run, pytester):
+    pytester.makepyfile(test_net=f"{MODELS}\ndef test_gradients(gradctl):\n    gradctl.gradcheck(Wrong(), X)\n")
+    result = run("", "test_net.py")
+    line = "FAILED test_net.py::test_gradients - GC408 3 of 3 gradients are wrong"
+    assert line in result.outlines and len(line) <= 80
 
 
 def assert_no_frame_of_ours(result) -> None:
@@ -313,6 +320,8 @@ def test_targets_of_a_configuration_are_tests_in_processes_of_their_own(project)
             "INCONCLUSIVE: crashed: the process died of signal 6 (SIGABRT) (gradctl explain GC801)",
             "*Captured details call*",
             "so far",
+            "FAILED gradctl.toml::wrong.py[[]eager] - GC408 3 of 3 gradients are wrong",
+            "FAILED gradctl.toml::crash.py[[]eager] - GC801 INCONCLUSIVE: crashed: the proc*",
         ]
     )
     assert "Traceback" not in result.stdout.str()
