@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -195,32 +196,67 @@ def emit_units(
 def progress_line(stream: TextIO | None = None, *, after_seconds: float = 1.0) -> Iterator[Callable[[str], None]]:
     """Provide a function that shows a line of text and the elapsed time on ``stream`` (stderr), each over the last.
 
-    The last is cleared at the end; a text that ends in a newline stays. Nothing is shown unless it is a terminal, nor
-    in the first ``after_seconds``: a quick check stays quiet.
+    The time goes on each second. The last is cleared at the end; a text that ends in a newline stays. Nothing is shown
+    unless it is a terminal, nor in the first ``after_seconds``: a quick check stays quiet.
     """
     stream = stream if stream is not None else sys.stderr
-    started, shown = time.monotonic(), ""
-
-    def progress(text: str) -> None:
-        nonlocal shown
-        seconds = time.monotonic() - started
-        if seconds < after_seconds:
-            return
-        stays = text.endswith("\n")
-        text = text.rstrip("\n") if stays else f"{seconds:.0f} s  {text}"[: _width() - 1]
-        stream.write(f"\r{text:<{len(shown)}}" + "\n" * stays)
-        stream.flush()
-        shown = "" if stays else text
-
     if not stream or not stream.isatty():
         yield lambda text: None
         return
+    line, ended = _Line(stream, after_seconds), threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(1.0):
+            line.show()
+
+    ticking = threading.Thread(target=tick, daemon=True)
+    ticking.start()
     try:
-        yield progress
+        yield line.show
     finally:
-        if shown:
-            stream.write(f"\r{'':<{len(shown)}}\r")
-            stream.flush()
+        ended.set()
+        ticking.join()
+        line.clear()
+
+
+class _Line:
+    """One line of a terminal, drawn over by any thread."""
+
+    def __init__(self, stream: TextIO, after_seconds: float) -> None:
+        self._stream, self._after = stream, after_seconds
+        self._started, self._lock = time.monotonic(), threading.Lock()
+        self._text = self._drawn = ""
+
+    def show(self, text: str | None = None) -> None:
+        """Draw a text, or the last one, with the elapsed time; a text that ends in a newline stays as it is."""
+        with self._lock:
+            self._text = self._text if text is None else text
+            seconds = time.monotonic() - self._started
+            if not self._text or seconds < self._after:
+                return
+            if self._text.endswith("\n"):
+                self._draw(self._text.rstrip("\n"), "\n")
+                self._text = self._drawn = ""
+            else:
+                time_shown = f", {format_clock(seconds)}"
+                self._draw(self._text[: _width() - 1 - len(time_shown)] + time_shown)
+
+    def clear(self) -> None:
+        """Leave nothing of the line."""
+        if self._drawn:
+            self._draw("", "\r")
+
+    def _draw(self, text: str, end: str = "") -> None:
+        self._stream.write(f"\r{text:<{len(self._drawn)}}{end}")
+        self._stream.flush()
+        self._drawn = text
+
+
+def format_clock(seconds: float) -> str:
+    """Return a duration in minutes and seconds, ``0:42``; from an hour on ``1:02:03``."""
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
 
 
 def _append_step_summary(report: Report) -> None:

@@ -66,9 +66,13 @@ def assemble_report(
     seed: int,
     device: str = "cpu",
     threads: int | None = None,
-    interrupted: bool = False,
+    planned: int | None = None,
 ) -> Report:
-    """Return the report of units as they are; one that was interrupted is no pass, whatever was checked."""
+    """Return the report of units as they are.
+
+    ``planned`` is how many there were to be if the run was interrupted, which is then no pass, whatever was checked.
+    """
+    interrupted = planned is not None
     verdicts = [unit.verdict for unit in units]
     verdict = run_verdict(verdicts)
     return Report(
@@ -76,6 +80,7 @@ def assemble_report(
         command=command,
         status="interrupted" if interrupted else "complete",
         verdict="inconclusive" if interrupted and verdict != "fail" else verdict,
+        planned=planned,
         seed=seed,
         environment=environment(device, threads),
         units=tuple(units),

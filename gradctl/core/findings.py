@@ -171,7 +171,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """All of one run. Read strictly by ``gradctl.report``; ``schema_version`` changes when a reader must."""
+    """All of one run. Read strictly by ``gradctl.report``; ``schema_version`` changes when a reader must.
+
+    ``planned`` is how many units a run that was interrupted was to have.
+    """
 
     schema_version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
     tool: Tool
@@ -183,6 +186,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     units: tuple[Unit, ...] = ()
     allows: tuple[Allowance, ...] = ()
     summary: Summary
+    planned: int | None = None
 
 
 def fingerprint(code: str, target: str, form: str, quantity: str | None, tensor: str | None) -> str:

@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.reporting import ReportOptions, _Line, emit, progress_line, report_options
 from gradctl.core.errors import ResourceError
 from gradctl.report.formats import render
 from tests.report import examples
@@ -198,7 +198,7 @@ def test_progress_overwrites_itself_and_is_gone_at_the_end():
     with progress_line(terminal, after_seconds=0) as progress:
         progress("screen: 12 of 40 forwards")
         progress("done")
-    assert terminal.getvalue() == ("\r0 s  screen: 12 of 40 forwards" + "\r0 s  done" + " " * 21 + "\r         \r")
+    assert terminal.getvalue() == "\rscreen: 12 of 40 forwards, 0:00" + "\rdone, 0:00" + " " * 21 + "\r          \r"
 
 
 def test_a_line_of_progress_that_ends_in_a_newline_stays():
@@ -208,7 +208,20 @@ def test_a_line_of_progress_that_ends_in_a_newline_stays():
         progress("export: pass\n")
         progress("comparing aot")
     lines = terminal.getvalue().split("\n")
-    assert lines == ["\r0 s  comparing export\rexport: pass         ", "\r0 s  comparing aot\r" + " " * 18 + "\r"]
+    assert lines == ["\rcomparing export, 0:00\rexport: pass          ", "\rcomparing aot, 0:00\r" + " " * 19 + "\r"]
+
+
+def test_the_elapsed_time_goes_on_and_is_never_cut_off(monkeypatch):
+    now = iter([0.0, 0.5, 42.0, 3723.0])
+    monkeypatch.setattr("gradctl.cli.reporting.time.monotonic", lambda: next(now))
+    terminal = Terminal()
+    line = _Line(terminal, after_seconds=1.0)
+    line.show("0 of 8 units")
+    assert terminal.getvalue() == ""
+    line.show()
+    assert terminal.getvalue() == "\r0 of 8 units, 0:42"
+    line.show("n" * 200)
+    assert terminal.getvalue().rpartition("\r")[2] == "n" * 70 + ", 1:02:03"
 
 
 @pytest.mark.parametrize(

@@ -37,13 +37,14 @@ def unit(verdict, tensors=(), findings=(), form="eager", **more):
     )
 
 
-def report_of(*units, command="gradcheck", allows=(), status="complete"):
+def report_of(*units, command="gradcheck", allows=(), status="complete", planned=None):
     verdicts = [each.verdict for each in units]
     return Report(
         tool=Tool(version="0.1.0"),
         command=command,
         status=status,
         verdict=run_verdict(verdicts),
+        planned=planned,
         seed=0,
         environment={"python": "3.11.7", "torch": "2.13.0", "threads": 2, "onnx": None},
         units=units,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
+from gradctl.cli.reporting import ReportOptions, emit, format_clock, progress_line, report_options
 from gradctl.core.errors import NothingToCheck
 from gradctl.core.names import FORMS
 
@@ -140,7 +141,7 @@ def _checked(
                 plan, units, entries = accept_failing(plan, units, judged)
         except Interrupted as interrupted:
             complete = [unit for unit in interrupted.units if unit is not None]
-            emit(report(complete, (), interrupted=True), reporting)
+            emit(report(complete, (), planned=len(interrupted.units)), reporting)
             return 143 if isinstance(interrupted.__cause__, _Terminated) else 130
     every = _every_unit(project)
     if write_allows:
@@ -211,19 +212,22 @@ def _write(
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[Unit], None]]:
-    """Provide a function that shows each complete unit: on a terminal over the last, in a log a line each."""
-    ended = 0
+    """Provide a function that shows each complete unit, with how many are and the elapsed time.
+
+    On a terminal each line replaces the last one; a log has them all.
+    """
+    ended, started = 0, time.monotonic()
     with progress_line() as progress:
-        progress(f"{total} units")
+        progress(f"0 of {total} units")
 
         def said(unit: Unit) -> None:
             nonlocal ended
             ended += 1
-            line = f"{ended} of {total}: {unit.target}, {unit.form}: {unit.verdict}, {unit.seconds:.1f} s"
+            line = f"{unit.target}, {unit.form}: {unit.verdict}, {unit.seconds:.1f} s; {ended} of {total} units"
             if sys.stderr is not None and sys.stderr.isatty():
                 progress(line)
             else:
-                click.echo(line, err=True)
+                click.echo(f"{line}, {format_clock(time.monotonic() - started)}", err=True)
 
         yield said
 

@@ -48,7 +48,12 @@ _MOST_NAMES = 8
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
 _WORDS_OF_UNITS: dict[UnitVerdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "?", "skipped": "skipped"}
 _WORST_FIRST: tuple[UnitVerdict, ...] = ("fail", "inconclusive", "skipped", "pass")
-_EXPECTATIONS: dict[UnitVerdict, str] = {"fail": "fails", "inconclusive": "is inconclusive", "skipped": "is skipped"}
+_VERBS: dict[UnitVerdict, tuple[str, str]] = {  # of one unit, and of several
+    "pass": ("passes", "pass"),
+    "fail": ("fails", "fail"),
+    "inconclusive": ("is inconclusive", "are inconclusive"),
+    "skipped": ("is skipped", "are skipped"),
+}
 
 
 def differing_tensors(tensors: Iterable[TensorResult]) -> list[TensorResult]:
@@ -67,7 +72,7 @@ def failing_findings(unit: Unit) -> list[Finding]:
 
 def is_as_expected(unit: Unit) -> bool:
     """Return whether a unit passes because its verdict is the expected one, which is not ``pass``."""
-    return unit.verdict == "pass" and unit.expected in _EXPECTATIONS
+    return unit.verdict == "pass" and unit.expected not in (None, "pass")
 
 
 def tensor_words(unit: Unit) -> dict[TensorVerdict, str]:
@@ -115,9 +120,22 @@ def verdict_line(report: Report) -> str:
     line = unit_line(report.units[0]) if len(report.units) == 1 else _line_of_units(report)
     if report.status == "complete":
         return line
+    if report.planned is not None:
+        return f"INTERRUPTED: {len(report.units)} of {counted(report.planned, 'unit')} done{_verdicts(report.units)}"
     if not report.units:
         return "INTERRUPTED: nothing was checked"
     return f"INTERRUPTED, the rest was not checked; so far: {line.removeprefix('PASS: ')}"
+
+
+def _verdicts(units: Sequence[Unit]) -> str:
+    """Return the verdicts of units after a comma, worst first, with the rule to read: ``, 1 fails, 2 pass``."""
+    counts = Counter(unit.verdict for unit in units)
+    words = [f"{counts[each]} {_VERBS[each][counts[each] > 1]}" for each in _WORST_FIRST if counts[each]]
+    if len(words) == 1:
+        every = {1: "it", 2: "both"}.get(len(units), "all")
+        words = [f"{every} {words[0].partition(' ')[2]}"]
+    bad = [unit for unit in worst_units_first(units) if unit.verdict in ("fail", "inconclusive")]
+    return "".join(f", {word}" for word in words) + _how_to_go_on(bad)
 
 
 def _line_of_units(report: Report) -> str:
@@ -195,7 +213,7 @@ def _as_expected(unit: Unit) -> str:
     """Return what the unit was expected to do, and what it did."""
     assert unit.expected is not None
     what = _wrong(unit.tensors, unit) if unit.expected == "fail" else _inconclusive(unit)
-    return f"{_EXPECTATIONS[unit.expected]} as expected{f': {what}' if what else ''}"
+    return f"{_VERBS[unit.expected][0]} as expected{f': {what}' if what else ''}"
 
 
 def detection_limits(units: Sequence[Unit]) -> list[str]:

@@ -195,6 +195,36 @@ LINES = {
         "(gradctl explain GC402)",
     ),
     "interrupted before the first unit": (report_of(status="interrupted"), "INTERRUPTED: nothing was checked"),
+    "interrupted after two of eight units": (
+        report_of(unit("pass"), unit("pass", target="b"), status="interrupted", planned=8),
+        "INTERRUPTED: 2 of 8 units done, both pass",
+    ),
+    "interrupted after one of three units": (
+        report_of(unit("pass"), status="interrupted", planned=3),
+        "INTERRUPTED: 1 of 3 units done, it passes",
+    ),
+    "interrupted after three failures": (
+        report_of(
+            *(unit("fail", [WRONG], [found("GC402")], form=form) for form in "abc"), status="interrupted", planned=4
+        ),
+        "INTERRUPTED: 3 of 4 units done, all fail (gradctl explain GC402)",
+    ),
+    "interrupted with several verdicts": (
+        report_of(
+            unit("pass"),
+            unit("pass", form="trace"),
+            unit("skipped", form="export"),
+            unit("inconclusive", form="onnx"),
+            unit("fail", [WRONG], [found("GC402")], form="compile"),
+            status="interrupted",
+            planned=40,
+        ),
+        "INTERRUPTED: 5 of 40 units done, 1 fails, 1 is inconclusive, 1 is skipped, 2 pass (gradctl explain GC402)",
+    ),
+    "interrupted before the first of eight units": (
+        report_of(status="interrupted", planned=8),
+        "INTERRUPTED: 0 of 8 units done",
+    ),
     "one form without an answer": (
         report_of(unit("pass"), unit("inconclusive", form="trace", status="timeout")),
         "INCONCLUSIVE: 1 of 2 forms not decided",
