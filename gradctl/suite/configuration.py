@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -28,7 +28,6 @@ _SIZES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "M
 
 _Mode = Literal["train", "eval"]
 _Place = tuple[str | int, ...]  # the keys and indices that lead to a value
-_Value = TypeVar("_Value")
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,27 +134,28 @@ class Project:
         return ("tool", "gradctl") if self.file.name == _PYPROJECT else ()
 
 
+def settings_of(project: Project, entry: TargetEntry | None = None) -> dict[str, Any]:
+    """Return what is set for an entry, by key: its own values before those of all targets."""
+    given: dict[str, Any] = {}
+    for each in (project.configuration, entry):
+        given |= (
+            {key: value for key, value in msgspec.structs.asdict(each).items() if value is not None} if each else {}
+        )
+    if "mode" in given:
+        given.setdefault("train", given["mode"] == "train")
+    return given
+
+
 def options_of(project: Project, entry: TargetEntry | None = None) -> TargetOptions:
     """Return the options of an entry; without one, the settings of all targets."""
-    settings = (entry, project.configuration)
-    given = {name: first_given(*(getattr(each, OPTIONS[name].key, None) for each in settings)) for name in OPTIONS}
-    mode = first_given(*(each.mode for each in settings if each))
-    if given["training"] is None and mode is not None:
-        given["training"] = mode == "train"
-    values = {name: _value_of(project, name, value) for name, value in given.items() if value is not None}
+    given, values = settings_of(project, entry), {}
+    for name, option in OPTIONS.items():
+        value = given.get(option.key)
+        if option.is_mapping and value is not None:
+            value = tuple(f"{key}={each!r}" for key, each in value.items())
+        if value is not None:
+            values[name] = project.root / value if option.kind is Path else value
     return TargetOptions(entry.target if entry else "", **values)
-
-
-def _value_of(project: Project, name: str, value: Any) -> Any:
-    """Return the value of an option as ``TargetOptions`` has it."""
-    if OPTIONS[name].is_mapping:
-        return tuple(f"{key}={each!r}" for key, each in value.items())
-    return project.root / value if OPTIONS[name].kind is Path else value
-
-
-def first_given(*values: _Value | None) -> _Value | None:
-    """Return the first value that is not None; None if there is none."""
-    return next((value for value in values if value is not None), None)
 
 
 def find_configuration(folder: Path) -> Path | None:

@@ -16,7 +16,7 @@ from gradctl.core.numbers import format_number
 from gradctl.core.verdicts import unit_verdict
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.units import Interrupted, run_units
-from gradctl.suite.configuration import Accepted, Project, TargetEntry, first_given, options_of, parse_size
+from gradctl.suite.configuration import Accepted, Project, TargetEntry, options_of, parse_size, settings_of
 from gradctl.suite.discovery import relative_target
 
 # Errors of wrong gradients repeat to rounding; what is accepted is written with three digits.
@@ -157,22 +157,22 @@ def _forms_of(project: Project, entry: TargetEntry, chosen: Sequence[str]) -> li
 
 
 def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrides) -> Planned:
-    settings = project.configuration
+    given = settings_of(project, entry)
     own = tuple(Accepted(finding=text, target=entry.title) for text in entry.allow)
-    general = tuple(each for each in settings.allow if _applies(each, entry, form))
-    given = tuple(Accepted(finding=text) for text in overrides.allows)
-    sizes = (overrides.memory, entry.memory, settings.memory)
+    general = tuple(each for each in project.configuration.allow if _applies(each, entry, form))
+    asked = tuple(Accepted(finding=text) for text in overrides.allows)
+    size = overrides.memory or given.get("memory")
     request = UnitRequest(
         checking=replace(options_of(project, entry), target=relative_target(project.root, entry.target)),
         form=form,
-        fail_on=first_given(overrides.fail_on, entry.fail_on, settings.fail_on) or "error",
+        fail_on=overrides.fail_on or given.get("fail_on", "error"),
         named=entry.forms is not None,
-        timeout_seconds=first_given(overrides.timeout, entry.timeout, settings.timeout) or _TIMEOUT_SECONDS,
-        memory_limit_bytes=next((parse_size(each) for each in sizes if each is not None), None),
+        timeout_seconds=overrides.timeout or given.get("timeout", _TIMEOUT_SECONDS),
+        memory_limit_bytes=None if size is None else parse_size(size),
     )
     title = relative_target(project.root, entry.target) + (f"[{entry.name}]" if entry.name else "")
     unit = Planned(title, entry, form, request, expected=entry.expect.get(form))  # type: ignore[call-overload]
-    return unit.accepting(list(dict.fromkeys((*own, *general, *given))))
+    return unit.accepting(list(dict.fromkeys((*own, *general, *asked))))
 
 
 def _with(unit: Unit, findings: Sequence[Finding], planned: Planned) -> Unit:
