@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("gradctl.cli.commands.export", "Export TARGET to a verified ONNX file."),
     "optimize": ("gradctl.cli.commands.optimize", "Optimise the graph of FILE or TARGET, each pass verified."),
     "check": ("gradctl.cli.commands.check", "Check many targets in many forms, each in a process of its own."),
+    "init": ("gradctl.cli.commands.init", "Write a gradctl.toml for the models of a folder."),
     "inspect": ("gradctl.cli.commands.inspect", "Show what the gradients of TARGET hang on."),
     "report": ("gradctl.cli.commands.report", "Render a stored report again."),
     "explain": ("gradctl.cli.commands.explain", "Say what a rule code means and what to do about it."),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,17 @@ from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.suite.configuration import Project, TargetEntry
 
 _NOT_LOOKED_INTO = ("__pycache__", "node_modules", "site-packages", "build", "dist", "venv")
+_DEFINITIONS = (
+    "Import",
+    "ImportFrom",
+    "FunctionDef",
+    "AsyncFunctionDef",
+    "ClassDef",
+    "Assign",
+    "AnnAssign",
+    "If",
+    "Try",
+)
 
 
 def select_entries(project: Project, paths: Sequence[str]) -> list[TargetEntry]:
@@ -37,6 +49,15 @@ def select_entries(project: Project, paths: Sequence[str]) -> list[TargetEntry]:
         where = ", ".join(paths) or str(project.root)
         raise NothingToCheck("GC110", f"no Python file in {where} has a make_model. Name a target: FILE.py:NAME.")
     return list({entry.title: entry for entry in found}.values())
+
+
+def find_models(project: Project) -> list[TargetEntry]:
+    """Return a target for each file of the project's folder and its subfolders that may define a model.
+
+    Those are files with a ``make_model``, and files that define a ``model`` or a module class and do nothing else: to
+    import a script could start a training. None is imported here.
+    """
+    return [_named(project, str(file)) for file in _files(_absolute(project.root), _may_define_model)]
 
 
 def module_and_name(target: str) -> tuple[str, str]:
@@ -74,7 +95,7 @@ def _in_folder(project: Project, folder: Path) -> list[TargetEntry]:
     files = [(entry, _file_of(project, entry)) for entry in project.configuration.targets]
     inside = [(entry, file) for entry, file in files if file and file.is_relative_to(folder.resolve())]
     known = {file for _, file in inside}
-    found = [file for file in _with_make_model(_absolute(folder)) if file.resolve() not in known]
+    found = [file for file in _files(_absolute(folder), _defines_make_model) if file.resolve() not in known]
     return [*(entry for entry, _ in inside), *(_named(project, str(file)) for file in found)]
 
 
@@ -122,13 +143,12 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100  # Path.absolute leaves the dots
 
 
-def _with_make_model(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder and its subfolders that define ``make_model``, sorted; none is imported."""
+def _files(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield the Python files of a folder and its subfolders that are wanted, sorted; none is imported."""
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(each for each in folders if _is_looked_into(Path(root) / each))
-        for name in sorted(files):
-            if name.endswith(".py") and _defines_make_model(Path(root) / name):
-                yield Path(root) / name
+        paths = (Path(root) / name for name in sorted(files) if name.endswith(".py"))
+        yield from (path for path in paths if is_wanted(path))
 
 
 def _is_looked_into(folder: Path) -> bool:
@@ -144,6 +164,25 @@ def _defines_make_model(file: Path) -> bool:
         return True
     except OSError:
         return False
+
+
+def _may_define_model(file: Path) -> bool:
+    return _defines_make_model(file) or (not file.name.startswith("test_") and _only_defines_model(file))
+
+
+def _only_defines_model(file: Path) -> bool:
+    try:
+        source = file.read_bytes()
+        module = ast.parse(source if b"torch" in source else b"")
+    except (OSError, SyntaxError, ValueError):
+        return False
+    has_class = b"torch" in source and re.search(rb"^class \w+\([^)]*Module\b", source, re.MULTILINE)
+    has_model = has_class or "model" in _top_level_names(module)
+    return bool(has_model) and all(type(node).__name__ in _DEFINITIONS or _is_docstring(node) for node in module.body)
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _top_level_names(module: ast.Module) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.suite.configuration import Configuration, Project, TargetEntry
-from gradctl.suite.discovery import relative_target, select_entries
+from gradctl.suite.discovery import find_models, relative_target, select_entries
 
 MODEL = "def make_model():\n    return None\n"
 
@@ -130,3 +130,27 @@ def test_a_module_is_found_without_an_import(project, tmp_path):
     (tmp_path / "deep" / "raises.py").write_text("raise SystemExit\n")
     beside = Project(tmp_path / "deep" / "gradctl.toml", Configuration())
     assert targets(beside, "raises:Net", "torch.nn:ReLU") == ["raises:Net", "torch.nn:ReLU"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "is_found"),
+    [
+        ("net.py", "import torch\nclass Net(torch.nn.Module): ...\n", True),
+        (
+            "net.py",
+            "from torch.nn import Linear\nmodel = Linear(3, 2)\nif __name__ == '__main__':\n    print()\n",
+            True,
+        ),
+        ("net.py", "import torch\nclass Net(torch.nn.Module): ...\nfor _ in range(3): Net()\n", False),
+        ("net.py", "import torch\nmodel = torch.nn.Linear(3, 2)\ntrain(model)\n", False),
+        ("net.py", "import torch\nclass Loss(torch.autograd.Function): ...\n", False),
+        ("net.py", "class Net(Module): ...\n", False),
+        ("test_net.py", "import torch\nclass Net(torch.nn.Module): ...\n", False),
+    ],
+)
+def test_a_model_is_found_where_nothing_but_definitions_would_run(name, text, is_found, tmp_path):
+    """Files with a make_model are found in any case."""
+    (tmp_path / "made.py").write_text(f"import torch\nprint()\n{MODEL}")
+    (tmp_path / name).write_text(text)
+    project = Project(tmp_path / "gradctl.toml", Configuration())
+    assert [entry.target for entry in find_models(project)] == ["made.py", *[name] * is_found]

@@ -111,9 +111,14 @@ def check(
     if write_allows:
         ensure_writable(project.file)
     sys.path.append(str(project.root))  # modules that the configuration names; the processes have our path
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = jobs or project.configuration.jobs or min(processors, _MOST_JOBS)
+    jobs = jobs or project.configuration.jobs or processors()
     return _checked(project, planned, reporting, jobs=jobs, write_allows=write_allows)
+
+
+def processors() -> int:
+    """Return how many processes run at a time if nobody says so."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _MOST_JOBS)
 
 
 def _checked(
@@ -131,7 +136,7 @@ def _checked(
     entries: list[Accepted] = []
 
     def judged(some: Sequence[Planned]) -> list[Unit]:
-        with _progress(len(some)) as said:
+        with unit_progress(len(some)) as said:
             return run(some, jobs=jobs, on_result=said)
 
     with _terminable():
@@ -207,11 +212,21 @@ def _write(
         text = project.file.read_bytes().decode() if project.file.exists() else ""
         write(project.file, rewrite_allows(project.file, text, add=entries, drop=gone))
     click.echo(f"{project.file}: {len(entries)} written to 'allow', {len(gone)} removed", err=True)
+    _point_to_expect(units)
     return [each.without(gone) for each in planned]
 
 
+def _point_to_expect(units: Sequence[Unit]) -> None:
+    """Print what accepts the units that are inconclusive: entries of 'allow' accept findings."""
+    inconclusive = [unit for unit in units if unit.verdict == "inconclusive"]
+    for target in dict.fromkeys(unit.target for unit in inconclusive):
+        forms = ", ".join(f'{unit.form} = "inconclusive"' for unit in inconclusive if unit.target == target)
+        hint = f"If this is expected, add to its [[targets]] entry: expect = {{{forms}}}"
+        click.echo(f"{target} is inconclusive, which 'allow' does not accept. {hint}", err=True)
+
+
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[Unit], None]]:
+def unit_progress(total: int) -> Iterator[Callable[[Unit], None]]:
     """Provide a function that shows each complete unit, with how many are and the elapsed time.
 
     On a terminal each line replaces the last one; a log has them all.

@@ -88,6 +88,23 @@ def test_a_run_of_one_form_removes_nothing_that_another_needs(wrong):
     assert not [finding for unit in units(finished).values() for finding in unit["findings"]]
 
 
+def test_what_is_inconclusive_is_accepted_by_expect_and_not_by_allow(tmp_path):
+    written(tmp_path / "net.py", "os.abort()")
+    config = tmp_path / "gradctl.toml"
+    config.write_text('[[targets]]\ntarget = "net.py"\nforms = ["eager"]\n')
+    finished = check(tmp_path, "--write-allows")
+    assert (finished.returncode, finished.stderr.splitlines()[-2:]) == (
+        4,
+        [
+            f"{config}: 0 written to 'allow', 0 removed",
+            "net.py is inconclusive, which 'allow' does not accept. If this is expected, add to its [[targets]] entry: "
+            'expect = {eager = "inconclusive"}',
+        ],
+    )
+    config.write_text(config.read_text() + 'expect = {eager = "inconclusive"}\n')
+    assert check(tmp_path).returncode == 0
+
+
 def test_a_configuration_that_cannot_be_written_is_said_before_the_run(wrong):
     (wrong / "gradctl.toml").mkdir()
     finished = check(wrong, "--write-allows", "--form", "eager")
