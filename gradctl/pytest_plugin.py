@@ -7,9 +7,9 @@ Every pytest run of everybody who has gradctl installed imports this file: it lo
 from __future__ import annotations
 
 import inspect
-import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,6 @@ import pytest
 from gradctl.core.errors import nearest
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from gradctl.api import CheckReport
     from gradctl.suite.plan import Planned
 
@@ -34,39 +32,21 @@ class Gradctl:
     To look at a report that fails, call those of ``import gradctl`` instead.
     """
 
+    gradcheck: Callable[..., CheckReport]
+    compare: Callable[..., CheckReport]
+    export: Callable[..., CheckReport]
+
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         self._defaults = defaults
-
-    def gradcheck(
-        self, model: Callable[..., Any], inputs: Tensor | Sequence[Any] | Mapping[str, Any] = (), **options: Any
-    ) -> CheckReport:
-        """Return the report of ``gradctl.gradcheck``, or fail the test with it; ``options`` are those of it."""
-        __tracebackhide__ = True
-        return self._passing("gradcheck", model, inputs, **options)
-
-    def compare(
-        self, model: Callable[..., Any], inputs: Tensor | Sequence[Any] | Mapping[str, Any] = (), **options: Any
-    ) -> CheckReport:
-        """Return the report of ``gradctl.compare``, or fail the test with it; ``options`` are those of it."""
-        __tracebackhide__ = True
-        return self._passing("compare", model, inputs, **options)
-
-    def export(
-        self,
-        model: Callable[..., Any],
-        inputs: Tensor | Sequence[Any] | Mapping[str, Any],
-        path: str | os.PathLike[str],
-        **options: Any,
-    ) -> CheckReport:
-        """Return the report of ``gradctl.export``, or fail the test with it; ``options`` are those of it."""
-        __tracebackhide__ = True
-        return self._passing("export", model, inputs, path, **options)
+        for name in ("gradcheck", "compare", "export"):
+            setattr(self, name, partial(self._passing, name))
 
     def _passing(self, name: str, *args: Any, **options: Any) -> CheckReport:
+        """Return the report of the function of this name in ``gradctl``, or fail the test with it."""
         __tracebackhide__ = True
-        from gradctl import api
+        import gradctl
 
-        check: Callable[..., CheckReport] = getattr(api, name)
+        check: Callable[..., CheckReport] = getattr(gradctl, name)
         takes = inspect.signature(check).parameters
         report = check(*args, **{**{name: each for name, each in self._defaults.items() if name in takes}, **options})
         report.raise_if_failed()

@@ -203,53 +203,36 @@ def progress_line(stream: TextIO | None = None, *, after_seconds: float = 1.0) -
     if not stream or not stream.isatty():
         yield lambda text: None
         return
-    line, ended = _Line(stream, after_seconds), threading.Event()
+    started, lock, ended = time.monotonic(), threading.Lock(), threading.Event()
+    last = drawn = ""
+
+    def draw(text: str | None = None) -> None:
+        nonlocal last, drawn
+        with lock:
+            last = last if text is None else text
+            seconds = time.monotonic() - started
+            if not last or seconds < after_seconds:
+                return
+            elapsed = f", {format_clock(seconds)}"
+            line = last if last.endswith("\n") else last[: _width() - 1 - len(elapsed)] + elapsed
+            stream.write(f"\r{line.rstrip():<{len(drawn)}}" + "\n" * (line is last))
+            stream.flush()
+            last, drawn = ("", "") if line is last else (last, line)
 
     def tick() -> None:
         while not ended.wait(1.0):
-            line.show()
+            draw()
 
     ticking = threading.Thread(target=tick, daemon=True)
     ticking.start()
     try:
-        yield line.show
+        yield draw
     finally:
         ended.set()
         ticking.join()
-        line.clear()
-
-
-class _Line:
-    """One line of a terminal, drawn over by any thread."""
-
-    def __init__(self, stream: TextIO, after_seconds: float) -> None:
-        self._stream, self._after = stream, after_seconds
-        self._started, self._lock = time.monotonic(), threading.Lock()
-        self._text = self._drawn = ""
-
-    def show(self, text: str | None = None) -> None:
-        """Draw a text, or the last one, with the elapsed time; a text that ends in a newline stays as it is."""
-        with self._lock:
-            self._text = self._text if text is None else text
-            seconds = time.monotonic() - self._started
-            if not self._text or seconds < self._after:
-                return
-            if self._text.endswith("\n"):
-                self._draw(self._text.rstrip("\n"), "\n")
-                self._text = self._drawn = ""
-            else:
-                time_shown = f", {format_clock(seconds)}"
-                self._draw(self._text[: _width() - 1 - len(time_shown)] + time_shown)
-
-    def clear(self) -> None:
-        """Leave nothing of the line."""
-        if self._drawn:
-            self._draw("", "\r")
-
-    def _draw(self, text: str, end: str = "") -> None:
-        self._stream.write(f"\r{text:<{len(self._drawn)}}{end}")
-        self._stream.flush()
-        self._drawn = text
+        if drawn:
+            stream.write(f"\r{'':<{len(drawn)}}\r")
+            stream.flush()
 
 
 def format_clock(seconds: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -327,31 +327,28 @@ def _line_of(text: str, place: _Place) -> int | None:
     A missing key has the line of its table; None stands for the whole file.
     """
     lines = text.splitlines()
-    content = [k for k, line in enumerate(lines) if line.strip() and not line.lstrip().startswith("#")]
 
-    def has(count: int) -> bool | None:
-        return _has_value("\n".join(lines[:count]), place)
+    def has(count: int) -> bool:
+        return _value_in(lines, count, place)[0]
 
-    tables = [k for k, line in enumerate(lines) if line.startswith("[")]
-    table = bisect.bisect_left(tables, True, key=lambda count: has(count) is True) - 1
-    before = tables[table] if table >= 0 else 0
-    for count in range(before + 1, len(lines) + 1):
-        found = has(count)
-        if found:
-            return 1 + next(k for k in content if k >= before)
-        before = before if found is None else count
-    return _line_of(text, place[:-1]) if len(place) > 1 else None
+    end = bisect.bisect_left(range(len(lines) + 1), True, key=has)
+    if end > len(lines):
+        return _line_of(text, place[:-1]) if len(place) > 1 else None
+    _, before = _value_in(lines, end - 1, place)
+    return 1 + next(k for k in range(before, end) if lines[k].strip() and not lines[k].lstrip().startswith("#"))
 
 
-def _has_value(text: str, place: _Place) -> bool | None:
-    """Return whether a text has a value at a place; None if it is not TOML."""
-    try:
-        content: Any = tomllib.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def _value_in(lines: Sequence[str], count: int, place: _Place) -> tuple[bool, int]:
+    """Return whether the longest prefix of at most ``count`` lines that is TOML has a value, and its length."""
+    while True:  # at the latest, no line is TOML
+        try:
+            content: Any = tomllib.loads("\n".join(lines[:count]))
+            break
+        except (ValueError, RecursionError):
+            count -= 1
     try:
         for key in place:
             content = content[key]
     except (KeyError, IndexError, TypeError):
-        return False
-    return True
+        return False, count
+    return True, count

@@ -15,17 +15,8 @@ from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.suite.configuration import Project, TargetEntry
 
 _NOT_LOOKED_INTO = ("__pycache__", "node_modules", "site-packages", "build", "dist", "venv")
-_DEFINITIONS = (
-    "Import",
-    "ImportFrom",
-    "FunctionDef",
-    "AsyncFunctionDef",
-    "ClassDef",
-    "Assign",
-    "AnnAssign",
-    "If",
-    "Try",
-)
+# Statements of a module that do no more than define something.
+_DEFINITIONS = {ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If, ast.Try}
 
 
 def select_entries(project: Project, paths: Sequence[str]) -> list[TargetEntry]:
@@ -57,7 +48,8 @@ def find_models(project: Project) -> list[TargetEntry]:
     Those are files with a ``make_model``, and files that define a ``model`` or a module class and do nothing else: to
     import a script could start a training. None is imported here.
     """
-    return [_named(project, str(file)) for file in _files(_absolute(project.root), _may_define_model)]
+    files = _files(_absolute(project.root), lambda file: _defines_make_model(file) or _only_defines_model(file))
+    return [_named(project, str(file)) for file in files]
 
 
 def module_and_name(target: str) -> tuple[str, str]:
@@ -166,10 +158,6 @@ def _defines_make_model(file: Path) -> bool:
         return False
 
 
-def _may_define_model(file: Path) -> bool:
-    return _defines_make_model(file) or (not file.name.startswith("test_") and _only_defines_model(file))
-
-
 def _only_defines_model(file: Path) -> bool:
     try:
         source = file.read_bytes()
@@ -178,11 +166,9 @@ def _only_defines_model(file: Path) -> bool:
         return False
     has_class = b"torch" in source and re.search(rb"^class \w+\([^)]*Module\b", source, re.MULTILINE)
     has_model = has_class or "model" in _top_level_names(module)
-    return bool(has_model) and all(type(node).__name__ in _DEFINITIONS or _is_docstring(node) for node in module.body)
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    # A constant is a docstring.
+    kinds = {type(node.value if isinstance(node, ast.Expr) else node) for node in module.body}
+    return bool(has_model) and kinds <= {ast.Constant, *_DEFINITIONS} and not file.name.startswith("test_")
 
 
 def _top_level_names(module: ast.Module) -> set[str]:

@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -28,16 +29,6 @@ _WORDS: dict[UnitVerdict, str] = {
     "inconclusive": "no verdict",
     "skipped": "been skipped",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Overrides:
-    """Options of the command line that override the configuration; None does not."""
-
-    timeout: float | None = None
-    memory: int | str | None = None
-    fail_on: str | None = None
-    allows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +66,21 @@ def plan(
     *,
     forms: Sequence[str] = (),
     keywords: Sequence[str] = (),
-    overrides: Overrides | None = None,
+    allows: Sequence[str] = (),
+    **overrides: Any,
 ) -> list[Planned]:
     """Return the units of a run, target by target.
 
-    ``forms`` and ``keywords`` (parts of ``TARGET FORM``, in any case) select units; empty selects all of a target.
+    Args:
+        project, entries: the configuration, and the targets that run.
+        forms, keywords: select units; keywords are parts of ``TARGET FORM``, in any case. Empty selects all.
+        allows: findings to accept in all units.
+        overrides: ``timeout``, ``memory`` and ``fail_on``, which override the configuration unless they are None.
     """
-    overrides, words = overrides or Overrides(), [word.lower() for word in keywords]
+    given = {key: value for key, value in overrides.items() if value is not None}
+    words = [word.lower() for word in keywords]
     pairs = [(entry, form) for entry in entries for form in _forms_of(project, entry, forms)]
-    units = [_planned(project, entry, form, overrides) for entry, form in pairs]
+    units = [_planned(project, entry, form, allows, given) for entry, form in pairs]
     return [each for each in units if not words or each.has_any(words)]
 
 
@@ -156,23 +153,23 @@ def _forms_of(project: Project, entry: TargetEntry, chosen: Sequence[str]) -> li
     return [form for form in forms if not chosen or form in chosen]
 
 
-def _planned(project: Project, entry: TargetEntry, form: str, overrides: Overrides) -> Planned:
-    given = settings_of(project, entry)
-    own = tuple(Accepted(finding=text, target=entry.title) for text in entry.allow)
-    general = tuple(each for each in project.configuration.allow if _applies(each, entry, form))
-    asked = tuple(Accepted(finding=text) for text in overrides.allows)
-    size = overrides.memory or given.get("memory")
+def _planned(
+    project: Project, entry: TargetEntry, form: str, allows: Sequence[str], overrides: dict[str, Any]
+) -> Planned:
+    own = [Accepted(finding=text, target=entry.title) for text in entry.allow]
+    general = [each for each in project.configuration.allow if _applies(each, entry, form)]
+    given = settings_of(project, entry) | overrides
     request = UnitRequest(
         checking=replace(options_of(project, entry), target=relative_target(project.root, entry.target)),
         form=form,
-        fail_on=overrides.fail_on or given.get("fail_on", "error"),
+        fail_on=given.get("fail_on", "error"),
         named=entry.forms is not None,
-        timeout_seconds=overrides.timeout or given.get("timeout", _TIMEOUT_SECONDS),
-        memory_limit_bytes=None if size is None else parse_size(size),
+        timeout_seconds=given.get("timeout", _TIMEOUT_SECONDS),
+        memory_limit_bytes=parse_size(given["memory"]) if "memory" in given else None,
     )
     title = relative_target(project.root, entry.target) + (f"[{entry.name}]" if entry.name else "")
     unit = Planned(title, entry, form, request, expected=entry.expect.get(form))  # type: ignore[call-overload]
-    return unit.accepting(list(dict.fromkeys((*own, *general, *asked))))
+    return unit.accepting(list(dict.fromkeys([*own, *general, *(Accepted(finding=text) for text in allows)])))
 
 
 def _with(unit: Unit, findings: Sequence[Finding], planned: Planned) -> Unit:

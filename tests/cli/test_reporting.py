@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from gradctl.cli.reporting import ReportOptions, _Line, emit, progress_line, report_options
+from gradctl.cli.reporting import ReportOptions, emit, progress_line, report_options
 from gradctl.core.errors import ResourceError
 from gradctl.report.formats import render
 from tests.report import examples
@@ -212,16 +213,18 @@ def test_a_line_of_progress_that_ends_in_a_newline_stays():
 
 
 def test_the_elapsed_time_goes_on_and_is_never_cut_off(monkeypatch):
-    now = iter([0.0, 0.5, 42.0, 3723.0])
+    now = iter([0.0, 0.5, 42.0, *[3723.0] * 100])
+    ticked = threading.Event()
     monkeypatch.setattr("gradctl.cli.reporting.time.monotonic", lambda: next(now))
     terminal = Terminal()
-    line = _Line(terminal, after_seconds=1.0)
-    line.show("0 of 8 units")
-    assert terminal.getvalue() == ""
-    line.show()
-    assert terminal.getvalue() == "\r0 of 8 units, 0:42"
-    line.show("n" * 200)
-    assert terminal.getvalue().rpartition("\r")[2] == "n" * 70 + ", 1:02:03"
+    terminal.flush = ticked.set
+    with progress_line(terminal) as progress:
+        progress("0 of 8 units")
+        assert terminal.getvalue() == ""
+        assert ticked.wait(60)
+        assert terminal.getvalue() == "\r0 of 8 units, 0:42"
+        progress("n" * 200)
+        assert terminal.getvalue().rpartition("\r")[2] == "n" * 70 + ", 1:02:03"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from gradctl.core.findings import Finding, TensorResult, Unit
 from gradctl.core.names import DEFAULT_FORMS
 from gradctl.suite.configuration import Accepted, Configuration, Project, TargetEntry, read_configuration
-from gradctl.suite.plan import Overrides, apply_configuration, note_unused, plan
+from gradctl.suite.plan import apply_configuration, note_unused, plan
 from gradctl.suite.update_allows import accept_failing, find_unused, rewrite_allows
 
 WRONG = Finding(
@@ -32,7 +32,7 @@ def planned(*, allow=(), forms=("export",), overrides=None, **entry):
     """Return the units of one target."""
     configuration = Configuration(targets=(TargetEntry(target="net.py", forms=forms, **entry),), allow=tuple(allow))
     project = Project(Path.cwd() / "gradctl.toml", configuration)
-    return plan(project, configuration.targets, overrides=overrides)
+    return plan(project, configuration.targets, **(overrides or {}))
 
 
 def unit_of(each, *findings, budget=1e-6, status="complete"):
@@ -84,7 +84,7 @@ def test_what_is_said_nearer_holds():
     assert (request.checking.seed, request.checking.threads) == (0, 2)
     assert request.checking.arguments == ("n=4", "act='relu'")
     assert request.checking.inputs_file == Path("/models/x.npz")
-    (each,) = plan(project, [entry], overrides=Overrides(timeout=5.0, memory=7, fail_on="error", allows=("GC404",)))
+    (each,) = plan(project, [entry], timeout=5.0, memory=7, fail_on="error", allows=("GC404",))
     request = each.request
     assert (request.timeout_seconds, request.memory_limit_bytes, request.fail_on) == (5.0, 7, "error")
     assert request.allows == ("GC404",)
@@ -186,7 +186,7 @@ def test_an_entry_is_of_no_use_only_where_all_it_is_for_ran():
 
 
 def test_a_note_fails_where_notes_fail():
-    given = planned(overrides=Overrides(allows=("GC301",), fail_on="note"))
+    given = planned(overrides={"allows": ("GC301",), "fail_on": "note"})
     noted, _ = note_unused(given, [apply_configuration(given[0], unit_of(given[0]))], ("GC301",))
     assert (noted[0].verdict, noted[0].findings[0].message) == ("fail", "--allow GC301 accepted nothing in this run.")
 

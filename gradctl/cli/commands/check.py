@@ -90,19 +90,13 @@ def check(
     """
     from gradctl.report.formats import ensure_writable
     from gradctl.suite.discovery import select_entries
-    from gradctl.suite.plan import Overrides, plan
+    from gradctl.suite.plan import plan
 
     project = _project(file, paths)
     entries = select_entries(project, paths)
     source = click.get_current_context().get_parameter_source("fail_on")
     fail_on = reporting.fail_on if source is click.core.ParameterSource.COMMANDLINE else None
-    planned = plan(
-        project,
-        entries,
-        forms=forms,
-        keywords=keywords,
-        overrides=Overrides(fail_on=fail_on, allows=reporting.allows, **limits),
-    )
+    planned = plan(project, entries, forms=forms, keywords=keywords, allows=reporting.allows, fail_on=fail_on, **limits)
     if not planned:
         raise NothingToCheck("GC110", "no unit matches -k and --form. See 'gradctl check --list' for the units.")
     if is_listed:
@@ -128,7 +122,7 @@ def _checked(
     from gradctl.isolation.units import Interrupted
     from gradctl.suite.configuration import options_of
     from gradctl.suite.plan import note_unused, run
-    from gradctl.suite.update_allows import accept_failing
+    from gradctl.suite.update_allows import accept_failing, find_unused
 
     shared = options_of(project)
     report = partial(assemble_report, "check", seed=shared.seed, device=shared.device, threads=shared.threads)
@@ -150,7 +144,10 @@ def _checked(
             return 143 if isinstance(interrupted.__cause__, _Terminated) else 130
     every = _every_unit(project)
     if write_allows:
-        plan = _write(project, plan, units, entries, every)
+        gone = find_unused(project, plan, units, every)
+        _write(project, entries, gone)
+        _point_to_expect(units)
+        plan = [each.without(gone) for each in plan]
     units, allowances = note_unused(plan, units, reporting.allows, every)
     return emit(report(units, allowances), reporting)
 
@@ -196,24 +193,15 @@ def _every_unit(project: Project) -> list[Planned]:
         return []
 
 
-def _write(
-    project: Project,
-    planned: Sequence[Planned],
-    units: Sequence[Unit],
-    entries: Sequence[Accepted],
-    every: Sequence[Planned],
-) -> list[Planned]:
-    """Write entries for what fails, take out those that are of no use, and return the plan without these."""
+def _write(project: Project, entries: Sequence[Accepted], gone: Sequence[Accepted]) -> None:
+    """Write entries into the configuration, and take out those that are gone."""
     from gradctl.report.formats import write
-    from gradctl.suite.update_allows import find_unused, rewrite_allows
+    from gradctl.suite.update_allows import rewrite_allows
 
-    gone = find_unused(project, planned, units, every)
     if entries or gone:
         text = project.file.read_bytes().decode() if project.file.exists() else ""
         write(project.file, rewrite_allows(project.file, text, add=entries, drop=gone))
     click.echo(f"{project.file}: {len(entries)} written to 'allow', {len(gone)} removed", err=True)
-    _point_to_expect(units)
-    return [each.without(gone) for each in planned]
 
 
 def _point_to_expect(units: Sequence[Unit]) -> None:
