@@ -292,15 +292,12 @@ def _left_as_it_was(subject: Subject) -> Iterator[None]:
 def _allows(allow: str | Sequence[str]) -> Allows:
     """Return the accepted findings, each of a rule that there is."""
     from gradctl.core.allows import Allows
-    from gradctl.rules.catalogue import codes
+    from gradctl.rules.catalogue import allow_problem
 
     allows = Allows(_texts(allow))
     for text in allows.texts:
-        code = text.partition(":")[0]
-        if code not in codes():
-            raise GradctlError(
-                "GC151", f"allow={text!r}: no rule {code!r}{nearest(code, codes())}; 'gradctl explain' lists them."
-            )
+        if problem := allow_problem(text):
+            raise GradctlError("GC151", f"allow={text!r}: {problem}")
     return allows
 
 

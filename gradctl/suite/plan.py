@@ -51,10 +51,6 @@ class Planned:
         """Return the same with less that is accepted."""
         return self._with([each for each in self.accepted if each not in entries])
 
-    def has_any(self, words: Sequence[str]) -> bool:
-        """Return whether ``TARGET FORM`` contains one of some words in lower case."""
-        return any(word in f"{self.title} {self.form}".lower() for word in words)
-
     def _with(self, accepted: Sequence[Accepted]) -> Planned:
         texts = tuple(dict.fromkeys(each.finding for each in accepted))
         return replace(self, accepted=tuple(accepted), request=msgspec.structs.replace(self.request, allows=texts))
@@ -77,11 +73,10 @@ def plan(
         allows: findings to accept in all units.
         overrides: ``timeout``, ``memory`` and ``fail_on``, which override the configuration unless they are None.
     """
-    given = {key: value for key, value in overrides.items() if value is not None}
-    words = [word.lower() for word in keywords]
+    words = [word.lower() for word in keywords] or [""]
     pairs = [(entry, form) for entry in entries for form in _forms_of(project, entry, forms)]
-    units = [_planned(project, entry, form, allows, given) for entry, form in pairs]
-    return [each for each in units if not words or each.has_any(words)]
+    units = [_planned(project, entry, form, allows, overrides) for entry, form in pairs]
+    return [each for each in units if any(word in f"{each.title} {each.form}".lower() for word in words)]
 
 
 def run(planned: Sequence[Planned], *, jobs: int, on_result: Callable[[Unit], None] | None = None) -> list[Unit]:
@@ -94,8 +89,8 @@ def run(planned: Sequence[Planned], *, jobs: int, on_result: Callable[[Unit], No
         units = run_units([each.request for each in planned], jobs=jobs, on_result=on_result)
     except Interrupted as interrupted:
         pairs = zip(planned, interrupted.units, strict=True)
-        judged_units = [apply_configuration(each, unit) if unit is not None else None for each, unit in pairs]
-        raise Interrupted(judged_units) from interrupted.__cause__
+        judged = [unit and apply_configuration(each, unit) for each, unit in pairs]
+        raise Interrupted(judged) from interrupted.__cause__
     return [apply_configuration(each, unit) for each, unit in zip(planned, units, strict=True)]
 
 
@@ -158,7 +153,7 @@ def _planned(
 ) -> Planned:
     own = [Accepted(finding=text, target=entry.title) for text in entry.allow]
     general = [each for each in project.configuration.allow if _applies(each, entry, form)]
-    given = settings_of(project, entry) | overrides
+    given = settings_of(project, entry) | {key: value for key, value in overrides.items() if value is not None}
     request = UnitRequest(
         checking=replace(options_of(project, entry), target=relative_target(project.root, entry.target)),
         form=form,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import decimal
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
@@ -21,12 +22,14 @@ from gradctl.suite.plan import Planned, is_unused
 
 # Accepting a finding changes how the rest is judged: an accepted Function reveals findings behind it.
 _MOST_ROUNDS = 4
+_ROUNDED_UP = decimal.Context(prec=3, rounding=decimal.ROUND_CEILING)
 
 _Key = tuple[str, str, str | None]
+_Run = Callable[[Sequence[Planned]], list[Unit]]
 
 
 def accept_failing(
-    planned: Sequence[Planned], units: Sequence[Unit], run: Callable[[Sequence[Planned]], list[Unit]]
+    planned: Sequence[Planned], units: Sequence[Unit], run: _Run
 ) -> tuple[list[Planned], list[Unit], list[Accepted]]:
     """Return plan and units after accepting what fails, and the entries that accept it; ``run`` judges units again."""
     plan, judged = list(planned), list(units)
@@ -41,10 +44,7 @@ def accept_failing(
 
 
 def _judge_again(
-    planned: Sequence[Planned],
-    units: list[Unit],
-    new: Sequence[Accepted],
-    run: Callable[[Sequence[Planned]], list[Unit]],
+    planned: Sequence[Planned], units: list[Unit], new: Sequence[Accepted], run: _Run
 ) -> tuple[list[Planned], list[Unit]]:
     """Return plan and units once ``new`` is accepted; only the units that it concerns are judged again."""
     plan = [each.accepting(new) for each in planned]
@@ -99,34 +99,23 @@ def _with_entries(
     for index, known in reversed(list(enumerate(project.configuration.allow))):
         if _key(known) in gone:
             del entries[index]
-    append = _append_table if isinstance(entries, AoT) else _append_inline
     for each in added:
-        append(entries, each, is_first=is_first, is_only=not text)
+        _append(entries, each, is_first=is_first, is_only=not text)
     if isinstance(entries, AoT) and not entries:
         del table["allow"]
     return tomlkit.dumps(document)
 
 
-def _append_table(entries: AoT, accepted: Accepted, *, is_first: bool, is_only: bool) -> None:
-    """Append an entry to a list of tables, which is new if ``is_first``, in a file without text if ``is_only``."""
-    entry = tomlkit.table()
-    entry.update(_values(accepted))
-    if is_first and not entries and not is_only:
-        entry.trivia.indent = "\n"
-    if entries and not is_first:  # tomlkit puts an empty line between the entries of a new list itself
+def _append(entries: AoT | Array, accepted: Accepted, *, is_first: bool, is_only: bool) -> None:
+    """Append an entry to a list, which is new if ``is_first``, in a file that had no text if ``is_only``."""
+    is_table = isinstance(entries, AoT)
+    entry = tomlkit.table() if is_table else tomlkit.inline_table()
+    entry.update({key: value for key, value in msgspec.structs.asdict(accepted).items() if value not in (None, "")})
+    if is_table and entries and not is_first:  # tomlkit puts an empty line between the entries of a new list itself
         entries[-1].add(tomlkit.nl())
-    entries.append(entry)
-
-
-def _append_inline(entries: Array, accepted: Accepted, *, is_first: bool, is_only: bool) -> None:
-    """Append an entry to an array of inline tables, on a line of its own if the array is new."""
-    entry = tomlkit.inline_table()
-    entry.update(_values(accepted))
-    (entries.add_line if is_first else entries.append)(entry)
-
-
-def _values(accepted: Accepted) -> dict[str, Any]:
-    return {key: value for key, value in msgspec.structs.asdict(accepted).items() if value not in (None, "")}
+    elif is_table and not entries and not is_only:
+        entry.trivia.indent = "\n"
+    (entries.add_line if is_first and isinstance(entries, Array) else entries.append)(entry)
 
 
 def _entries(planned: Sequence[Planned], units: Sequence[Unit]) -> list[Accepted]:
@@ -149,7 +138,7 @@ def _entries_of_unit(planned: Planned, unit: Unit) -> Iterator[Accepted]:
     form: Any = unit.form
     for allow, finding in failing.items():
         if finding.cause not in codes:
-            error = _rounded_up(finding.error) if isinstance(finding.error, float) else None
+            error = float(_ROUNDED_UP.create_decimal(repr(finding.error))) if isinstance(finding.error, float) else None
             yield Accepted(target=planned.entry.title, form=form, finding=allow, error=error)
 
 
@@ -160,11 +149,3 @@ def _size(finding: Finding) -> float:
 
 def _key(accepted: Accepted) -> _Key:
     return accepted.finding, accepted.target, accepted.form
-
-
-def _rounded_up(error: float) -> float:
-    """Return an error rounded up to three significant digits."""
-    if not error:
-        return 0.0
-    digit = 10.0 ** (math.floor(math.log10(error)) - 2)
-    return float(f"{math.ceil(error / digit) * digit:.3g}")
