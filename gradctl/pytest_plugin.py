@@ -44,9 +44,9 @@ class Gradctl:
     def _passing(self, name: str, *args: Any, **options: Any) -> CheckReport:
         """Return the report of the function of this name in ``gradctl``, or fail the test with it."""
         __tracebackhide__ = True
-        import gradctl
+        from gradctl import api
 
-        check: Callable[..., CheckReport] = getattr(gradctl, name)
+        check: Callable[..., CheckReport] = getattr(api, name)
         takes = inspect.signature(check).parameters
         report = check(*args, **{**{name: each for name, each in self._defaults.items() if name in takes}, **options})
         report.raise_if_failed()
