@@ -75,7 +75,7 @@ def test_a_misspelt_command_names_the_nearest():
     assert finished.stderr == (
         "Usage: gradctl [OPTIONS] COMMAND [ARGS]...\nTry 'gradctl --help'.\n\n"
         "Error: no command 'gradchek' (did you mean 'gradcheck'?). "
-        "There are: gradcheck, compare, trace, export, optimize, check, inspect, report, explain, doctor.\n"
+        "There are: gradcheck, compare, trace, export, optimize, check, init, inspect, report, explain, doctor.\n"
     )
 
 
