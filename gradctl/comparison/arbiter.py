@@ -21,7 +21,7 @@ from gradctl.core.names import TensorVerdict
 from gradctl.core.numbers import number
 from gradctl.gradients.float64 import oracle_runner
 from gradctl.gradients.functions.attribution import is_allowed
-from gradctl.numerics.elements import along_leaf, element_slope
+from gradctl.numerics.elements import element_slope
 from gradctl.numerics.ladder import noise_floor, slope_at_zero
 from gradctl.numerics.measures import dot, norm
 from gradctl.numerics.point import Point, Sample
@@ -66,7 +66,7 @@ class Arbiter:
         if not distance or not bool(torch.isfinite(form - eager).all()):
             return "differs"
         along = (form - eager) / distance
-        phi = bench.point.along(along_leaf(bench.point, i, along), bench.sample)
+        phi = bench.point.along(bench.point.along_leaf(i, along), bench.sample)
         slope = slope_at_zero(phi, noise_floor(phi), distance)
         if not slope.error < _SIDES * distance:
             return "differs"

@@ -57,7 +57,6 @@ from gradctl.gradients.wrong_calls import (
 from gradctl.numerics.elements import ElementDifference, worst_elements
 from gradctl.numerics.judge import Judge, TensorJudgement, Verdict
 from gradctl.numerics.point import NoGradient
-from gradctl.numerics.undifferentiated import undifferentiated
 from gradctl.subject.inputs.example import trained_inputs
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
@@ -247,10 +246,10 @@ class _Check:
     def _localise(self, wrong: list[int], settings: dict[str, Any]) -> None:
         """Find the calls whose backward is wrong where no Function explains it, and those that make NaN."""
         runner = self.source.runner
-        if any(self.judged[i].verdict in ("wrong", "missing") for i in wrong):
+        if any(self.judged[i].is_wrong for i in wrong):
             self.progress("looking for the call whose backward is wrong")
             with explaining("the call whose backward is wrong"):
-                self.probing.site(next(i for i in wrong if self.judged[i].verdict in ("wrong", "missing")))
+                self.probing.site(next(i for i in wrong if self.judged[i].is_wrong))
                 start, seconds = time.perf_counter(), self._seconds()
                 self.wrong_calls = locate_wrong_backwards(runner, settings, seconds)
                 self.is_searched = time.perf_counter() - start < seconds
@@ -280,7 +279,7 @@ class _Check:
     def results(self) -> list[TensorResult]:
         """Return a row a judged leaf, with elements for the worst few."""
         leaves, nonfinite = self.source.runner.leaves, self._nonfinite()
-        wrong = [i for i in self.judged if i in nonfinite or self.judged[i].verdict in ("wrong", "missing")]
+        wrong = [i for i in self.judged if i in nonfinite or self.judged[i].is_wrong]
         worst = sorted(wrong, key=lambda i: -(self.judged[i].error or 0.0))[:_TENSORS_WITH_ROWS]
         results = []
         for i, judged in self.judged.items():
@@ -336,7 +335,7 @@ class _Check:
         with explaining("which outputs have no gradient"):
             notes += [
                 undifferentiated_note(name)
-                for name in undifferentiated(self.probing.point, self.probing.samples[0].cotangents)
+                for name in self.probing.point.undifferentiated(self.probing.samples[0].cotangents)
             ]
         with explaining("what the casts of the program change"):
             cast = cast_note(self.native.outputs, self.probing.point.outputs)

@@ -1,7 +1,7 @@
-"""How far a form is from eager in one tensor, and how far rounding lets it be.
+"""The error of a form in one tensor, and its tolerance: the error that rounding explains.
 
-The budget is measured, not guessed: what eager's own native run is off by from float64, times four. A tensor whose true
-value is zero by cancellation (attention's key bias) is judged against the scale of its neighbours.
+The tolerance is measured, not guessed: four times the error of eager's own native run, against float64. A tensor whose
+true value is zero by cancellation (attention's key bias) is judged relative to the scale of its neighbours.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _CANCELLED = 1e-6
 
 
 def agreement(native: Tensor, oracle: Tensor, candidate: Tensor, neighbours: float) -> tuple[float, float]:
-    """Return ||candidate - oracle|| / scale, and what rounding explains of it.
+    """Return ||candidate - oracle|| / scale, and the part of it that rounding explains.
 
     Args:
         native: eager's tensor, in its own dtype.
         oracle: the same in float64 (or ``native`` again, where there is no float64 run).
-        candidate: the form's, of the same shape and dtype as ``native``.
+        candidate: that of the form, of the same shape and dtype as ``native``.
         neighbours: the largest norm among tensors of this kind.
     """
     if not (native.is_floating_point() or native.is_complex()):
@@ -58,12 +58,12 @@ def scale_of(tensor: Tensor) -> float:
 
 
 def largest_scale(tensors: Iterable[Tensor | None]) -> float:
-    """Return the largest ``scale_of`` of those that are there, 0 for none: what ``agreement`` calls neighbours."""
+    """Return the largest ``scale_of``, 0 without tensors: the ``neighbours`` of ``agreement``."""
     return max((scale_of(tensor) for tensor in tensors if tensor is not None), default=0.0)
 
 
 def _floor(native: Tensor, oracle: Tensor) -> float:
-    """Return the floor of the budget: lower where a narrow dtype's epsilon is large and eager's own error is known."""
+    """Return the least tolerance: lower where a narrow dtype's epsilon is large and eager's own error is known."""
     machine_epsilon = torch.finfo(native.dtype).eps
     is_narrow = machine_epsilon > torch.finfo(torch.float32).eps
     is_known = oracle.dtype != native.dtype and native.numel() >= _FEW_ELEMENTS

@@ -1,4 +1,4 @@
-"""Which elements of a wrong gradient are wrong: finite differences where they tell most, not everywhere."""
+"""Which elements of a wrong gradient are wrong: finite differences of the worst elements, not of all."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from gradctl.numerics.judge import Judge
 from gradctl.numerics.ladder import central_slope
 from gradctl.numerics.measures import gaussian_like
-from gradctl.numerics.point import Direction, Point, Sample, natural_scale
+from gradctl.numerics.point import Point, Sample, natural_scale
 from gradctl.numerics.site import Site
 
 # Up to this many elements each gets a finite difference, and the number of wrong ones is known.
@@ -38,39 +37,45 @@ class ElementDifference:
 def worst_elements(judge: Judge, i: int) -> tuple[list[ElementDifference], int | None]:
     """Return up to five of the worst elements of leaf ``i``, worst first, and how many are wrong if that is known.
 
-    Small tensors are measured whole. In larger ones the differences are followed down: a random direction over a
-    stretch of elements is split in halves, the five stretches with the largest difference are split again, down to
-    elements.
+    Elements that are not finite come first. Else small tensors are measured whole, and larger ones by halves.
     """
     nonfinite = judge.samples[0].nonfinite.get(i)
-    site = judge.here if nonfinite is not None else judge.site(i)
-    count = site.point.values[i].numel()
     if nonfinite is not None:
         positions = nonfinite.reshape(-1).nonzero().reshape(-1)[:_ROWS].tolist()
-        return [_measured(site, i, position) for position in positions], int(nonfinite.sum())
-    if count <= _ALL:
-        coarse = [_measured(site, i, position, once=True) for position in range(count)]
-        size = max(abs(e.autograd) for e in coarse) + max(abs(e.finite_difference) for e in coarse)
-        wrong = sum(e.error > 1e-6 * size for e in coarse)
-        positions = sorted(range(count), key=lambda position: -coarse[position].error)[: min(_ROWS, wrong)]
-        return sorted((_measured(site, i, position) for position in positions), key=lambda e: -e.error), wrong
-    positions = _followed_down(site, judge.generator, i, count)
-    return sorted((_measured(site, i, position) for position in positions), key=lambda e: -e.error), None
+        return [_measured(judge.here, i, position) for position in positions], int(nonfinite.sum())
+    site = judge.site(i)
+    if site.point.values[i].numel() <= _ALL:
+        positions, wrong = _search_all(site, i)
+    else:
+        positions, wrong = _search_by_halves(site, judge.generator, i), None
+    return sorted((_measured(site, i, position) for position in positions), key=lambda e: -e.error), wrong
 
 
-def _followed_down(site: Site, generator: torch.Generator, i: int, count: int) -> list[int]:
-    """Return positions of elements whose differences dominate, 2 forwards a half: a beam of five stretches."""
-    point, sample = site.point, site.samples[0]
+def _search_all(site: Site, i: int) -> tuple[list[int], int]:
+    """Return the positions of the worst elements, and how many are wrong: 2 forwards an element."""
+    coarse = [_measured(site, i, position, once=True) for position in range(site.point.values[i].numel())]
+    size = max(abs(e.autograd) for e in coarse) + max(abs(e.finite_difference) for e in coarse)
+    wrong = sum(e.error > 1e-6 * size for e in coarse)
+    return sorted(range(len(coarse)), key=lambda position: -coarse[position].error)[: min(_ROWS, wrong)], wrong
+
+
+def _search_by_halves(site: Site, generator: torch.Generator, i: int) -> list[int]:
+    """Return the positions of elements with large differences, by a beam search over stretches of elements.
+
+    A random direction over a stretch is split in halves, and the five stretches with the largest difference are split
+    again, down to elements: 2 forwards a half.
+    """
+    point, sample, count = site.point, site.samples[0], site.point.values[i].numel()
     weights = gaussian_like(point.values[i], generator).reshape(-1)
     gradient = sample.gradients[i]
-    stated = (weights if gradient is None else (gradient.conj().reshape(-1) * weights).real) * (gradient is not None)
-    totals = torch.cat([torch.zeros(1, dtype=torch.float64), stated.real.to("cpu", torch.float64).cumsum(0)])
+    stated = (torch.zeros_like(weights) if gradient is None else gradient.conj().reshape(-1) * weights).real
+    totals = torch.cat([torch.zeros(1, dtype=torch.float64), stated.to("cpu", torch.float64).cumsum(0)])
 
     def difference(begin: int, end: int) -> float:
         part = torch.zeros_like(weights)
         part[begin:end] = weights[begin:end]
         length = (float(torch.linalg.vector_norm(part)) or 1.0) / natural_scale(point.values[i])
-        phi = point.along(along_leaf(point, i, part / length), sample)
+        phi = point.along(point.along_leaf(i, part / length), sample)
         slope = length * (phi(_STEP) - phi(-_STEP)) / (2 * _STEP)
         return slope - float(totals[end] - totals[begin])
 
@@ -96,7 +101,7 @@ def element_slope(point: Point, sample: Sample, i: int, position: int, *, once: 
     part = torch.zeros_like(point.values[i]).reshape(-1)
     scale = natural_scale(point.values[i])
     part[position] = scale
-    phi = point.along(along_leaf(point, i, part), sample)
+    phi = point.along(point.along_leaf(i, part), sample)
     return ((phi(_STEP) - phi(-_STEP)) / (2 * _STEP) if once else central_slope(phi, _STEP)) / scale
 
 
@@ -109,10 +114,3 @@ def _measured(site: Site, i: int, position: int, *, once: bool = False) -> Eleme
         stated = math.nan
     index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(position), value.shape)) if value.dim() else ()
     return ElementDifference(index, stated, element_slope(point, sample, i, position, once=once))
-
-
-def along_leaf(point: Point, i: int, part: Tensor) -> Direction:
-    """Return the direction that moves leaf ``i`` alone, by ``part`` (any shape of its size)."""
-    parts: list[Tensor | None] = [None] * len(point.values)
-    parts[i] = part.reshape(point.values[i].shape)
-    return Direction(parts, [])

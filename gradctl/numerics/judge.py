@@ -33,58 +33,47 @@ _AWAY = 0.3
 
 @dataclass(frozen=True, slots=True)
 class TensorJudgement:
-    """The verdict on the tensor with this index among the leaves.
+    """The verdict on one tensor; error and budget are estimated from the probes, None after the joint screen alone."""
 
-    ``error`` is relative to the finite difference's norm, ``budget`` relative to the gradient's; both estimated from
-    the probes, None where only the joint screen has judged. ``where`` is the point at which the verdict was reached:
-    the user's own, one beside it (1e-3 off a kink), or one away from it (parameters that are zero are moved).
-    ``only_here`` marks a disagreement at the user's point that is gone beside it.
-    """
-
-    index: int
+    index: int  # among the leaves
     verdict: Verdict
-    error: float | None = None
-    budget: float | None = None
+    error: float | None = None  # relative to the norm of the finite difference
+    budget: float | None = None  # relative to the norm of the gradient
+    # The user's own point, one beside it (1e-3 off a kink), or one away from it (parameters that are zero are moved).
     where: Where = "here"
-    only_here: bool = False
+    only_here: bool = False  # whether the disagreement at the user's point is gone beside it
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether autograd disagrees with the finite differences."""
+        return self.verdict in ("wrong", "missing")
 
 
 class Judge:
     """Judges the gradients of ``runner`` at the present values of its leaves.
 
-    Args:
-        runner: what to judge.
-        seed: for cotangents and directions.
-        probes: joint probes, and probes a tensor.
-        rtol, atol: accept an error of a tensor up to atol + rtol ||g||, in Euclidean norm, whatever the probes resolve.
-        epsilon: machine epsilon of the dtype in which the function really computes.
-        sizes: whether the size of an error matters, and not only whether it is one.
-
-    Attributes:
-        point: the user's own.
-        here: the site at it.
+    ``point`` is the user's own, and ``here`` the site at it.
     """
 
     def __init__(
         self,
         runner: Runner,
         *,
-        seed: int,
-        probes: int = 2,
-        rtol: float | None = None,
+        seed: int,  # of cotangents and directions
+        probes: int = 2,  # joint probes, and probes a tensor
+        rtol: float | None = None,  # an error up to atol + rtol ||g|| is accepted, whatever the probes resolve
         atol: float | None = None,
-        epsilon: float = torch.finfo(torch.float64).eps,
-        sizes: bool = True,
+        epsilon: float = torch.finfo(torch.float64).eps,  # of the dtype in which the function really computes
+        sizes: bool = True,  # whether the size of an error matters, and not only whether it is one
     ) -> None:
         self.generator = torch.Generator().manual_seed(seed + 1)
-        self.rtol, self.atol, self.epsilon, self.probes = rtol, atol, epsilon, probes
-        self.sizes = sizes
+        self.rtol, self.atol, self.epsilon, self.probes, self.sizes = rtol, atol, epsilon, probes, sizes
         self.point = Point(runner)
         self.scales = [natural_scale(value) for value in self.point.values]
         self._kinked: set[int] = set()
         self._too_small: set[int] = set()
         self._beside: dict[int, Site | None] = {}
-        self._sites: dict[int, Site] = {}  # of tensors that are not judged at the user's point
+        self._sites: dict[int, Site] = {}  # of tensors that are judged elsewhere than at the user's point
         self._points: list[Point] = []
         self.here = self._site(self.point, "here")
 
@@ -95,7 +84,7 @@ class Judge:
 
     @property
     def noise(self) -> float:
-        """The noise floor of the objective at the user's own point, absolute."""
+        """The noise floor of the objective there, absolute."""
         return self.here.noise
 
     @property
@@ -110,14 +99,17 @@ class Judge:
 
     def site(self, i: int) -> Site:
         """Return where leaf ``i`` was judged, with what must be held fixed there recorded anew."""
-        return self._sites.get(i, self.here).enter()
+        return self._site_of(i).enter()
+
+    def _site_of(self, i: int) -> Site:
+        return self._sites.get(i, self.here)
 
     # ------------------------------------------------------------------ the joint screen
 
     def screen(self, indices: Sequence[int]) -> tuple[list[int], float]:
-        """Return the tensors that want probes of their own, and the chance that 1 % was missed in one of the others.
+        """Return the tensors that need probes of their own, and the chance that 1 % was missed in one of the others.
 
-        Those are the tensors of a group that alarms or stays unresolved, and those that the joint probes barely see.
+        Those are the tensors of a group that alarms or stays unresolved, and those that the joint probes barely move.
         """
         if self._is_rounding_alone():
             self._too_small.update(indices)
@@ -139,12 +131,12 @@ class Judge:
         """Return the verdicts that are ``wrong`` or ``missing``, if ``is_settled`` after a look from other points."""
         judged = self.each(self.screen(indices)[0])[0]
         judged = self.settle(judged) if is_settled else judged
-        return {i: each for i, each in judged.items() if each.verdict in ("wrong", "missing")}
+        return {i: each for i, each in judged.items() if each.is_wrong}
 
     def verdict_of_screen(self, i: int) -> TensorJudgement:
         """Return the verdict on a leaf that the joint screen did not suspect."""
         verdict: Verdict = "too-small" if i in self._too_small else "same"
-        return TensorJudgement(i, verdict, where=self._sites.get(i, self.here).where)
+        return TensorJudgement(i, verdict, where=self._site_of(i).where)
 
     def _screen_at(self, site: Site, indices: Sequence[int]) -> tuple[set[int], dict[int, float]]:
         """Return the tensors that are suspect at one point, and the chance that 1 % was missed in the others."""
@@ -159,13 +151,9 @@ class Judge:
         self, group: list[int], number: int, site: Site, suspects: set[int], chances: dict[int, float]
     ) -> None:
         """Probe tensors together: note those that are suspect, too small or at a kink, and the chance for the rest."""
-        probe = site.probe(group, number)
-        if site.is_at_kink(probe, group) and site is self.here:
-            found = site.with_kinks(group)
-            self._kinked.update(found)
-            if not (group := [i for i in group if i not in found]):
-                return
-            probe = site.probe(group, number) if found else probe
+        group, probe = self._probe_without_kinks(group, number, site)
+        if not group:
+            return
         if probe.alarms or site.is_at_kink(probe, group):
             suspects.update(group)
         elif not site.is_silent(group[0]):
@@ -176,6 +164,16 @@ class Judge:
                     suspects.add(i)
                 else:
                     chances[i] = chances.get(i, 1.0) * site.chance_missed(probe, number, i)
+
+    def _probe_without_kinks(self, group: list[int], number: int, site: Site) -> tuple[list[int], Probe]:
+        """Probe tensors together; at the user's point, only those along which the function has no kink."""
+        probe = site.probe(group, number)
+        if site is not self.here or not site.is_at_kink(probe, group):
+            return group, probe
+        kinked = site.with_kinks(group)
+        self._kinked |= kinked
+        group = [i for i in group if i not in kinked]
+        return group, site.probe(group, number) if kinked and group else probe
 
     def _screen_beside(self, kinked: list[int], chances: dict[int, float]) -> set[int]:
         """Judge the tensors with a kink beside it: only those moved, and if that is not enough, all."""
@@ -194,12 +192,9 @@ class Judge:
     def _site_beside(self, attempt: int) -> Site | None:
         """Return a point beside the user's, where the tensors with a kink are moved, or from the second on all."""
         if attempt not in self._beside:
-            everything = range(len(self.scales))
-            moved = self._kinked if attempt == 0 and self._kinked else everything
-            for size in (1e-3, 1e-5, 1e-7):
-                point = self.point.moved(self.generator, moved, size)
-                if point is not None:
-                    break
+            moved = self._kinked if attempt == 0 and self._kinked else range(len(self.scales))
+            points = (self.point.moved(self.generator, moved, size) for size in (1e-3, 1e-5, 1e-7))
+            point = next((each for each in points if each is not None), None)
             self._beside[attempt] = self._site(point, "beside") if point is not None else None
         return self._beside[attempt]
 
@@ -222,36 +217,34 @@ class Judge:
             self._sites[i] = site
             if judged.verdict != "too-small" and any(site.is_at_kink(probe, [i]) for probe in probes):
                 continue
-            if judged.verdict not in ("wrong", "missing", "approximate") or site.is_linear(i):
+            if not (judged.is_wrong or judged.verdict == "approximate") or site.is_linear(i):
                 return judged, chance
             judged = replace(judged, verdict="unresolved")
         return judged, chance
 
     def _sites_to_try(self, i: int) -> Iterator[Site]:
         """Yield where a tensor was screened, and then points off whatever kink was met there."""
-        yield self._sites.get(i, self.here)
+        yield self._site_of(i)
         for attempt in range(1, _STEPS_OFF):
             if (site := self._site_beside(attempt)) is not None:
                 yield site
 
     def _weighed(self, i: int, probes: list[Probe], site: Site) -> tuple[TensorJudgement, float]:
-        """Return the verdict that a tensor's own probes give, and the chance that they missed 1 %."""
+        """Return the verdict by a tensor's own probes, and the chance that they missed 1 %."""
         probes = self._enough(i, probes, site)
         count = math.sqrt(site.point.values[i].numel())
-        size = site.size(i)
-        wrong_by = count * math.sqrt(sum(p.difference**2 for p in probes) / len(probes))
-        slope = count * math.sqrt(sum(p.slope.derivative**2 for p in probes) / len(probes))
-        tolerance = count * max(p.tolerance for p in probes)
-        error = wrong_by / slope if slope else wrong_by
-        budget = tolerance / size if size else tolerance
         if not all(math.isfinite(p.slope.error) for p in probes):
             return TensorJudgement(i, "unresolved", where=site.where), 0.0
+        wrong_by = count * _root_mean_square([p.difference for p in probes])
+        slope = count * _root_mean_square([p.slope.derivative for p in probes])
+        tolerance = count * max(p.tolerance for p in probes)
         chance = 0.0
         if any(p.alarms and p.slope.usable for p in probes):
             verdict = self._verdict_on_alarm(i, probes, site, wrong_by)
         else:
             verdict, chance = self._verdict_without_alarm(i, probes, site)
-        return TensorJudgement(i, verdict, 1.0 if verdict == "missing" else error, budget, site.where), chance
+        error = 1.0 if verdict == "missing" else wrong_by / (slope or 1.0)
+        return TensorJudgement(i, verdict, error, tolerance / (site.size(i) or 1.0), site.where), chance
 
     def _verdict_on_alarm(self, i: int, probes: list[Probe], site: Site, wrong_by: float) -> Verdict:
         size = site.size(i)
@@ -259,31 +252,26 @@ class Judge:
             return "same"
         if site.is_rounding(i, probes):
             return "too-small"
-        if all(sample.gradients[i] is None for sample in site.samples):
+        if not site.has_gradient(i):
             return "missing"
         return "approximate" if wrong_by < _APPROXIMATE * size else "wrong"
 
     def _verdict_without_alarm(self, i: int, probes: list[Probe], site: Site) -> tuple[Verdict, float]:
         """Return what probes mean that agree with autograd, or do not resolve the difference; and the chance."""
-        if site.is_silent(i):
-            is_judged = all(p.slope.resolved or site.is_negligible(p, i) for p in probes)
-            return "same" if is_judged else "unresolved", 0.0
-        weak: Verdict = "unresolved"
-        if site.is_small(i):
-            weak = "too-small" if all(site.is_negligible(p, i) for p in probes) else "unresolved"
-            is_judged = not any(site.is_beyond_sight(p, i, 1) for p in probes)
-        else:
-            is_judged = all(p.slope.resolved for p in probes)
-            weak = "too-small" if not is_judged and site.is_cancelled(i) else "unresolved"
-        chance = math.prod(site.chance_missed(probe, number % self.probes, i) for number, probe in enumerate(probes))
-        return ("same", chance) if is_judged and chance <= _BLIND else (weak, 0.0)
+        is_judged = all(site.is_judged_by(probe, i) for probe in probes)
+        chance = 0.0
+        if not site.is_silent(i):  # 1 % of zero is zero
+            chance = math.prod(site.chance_missed(p, number % self.probes, i) for number, p in enumerate(probes))
+        if is_judged and chance <= _BLIND:
+            return "same", chance
+        return "too-small" if site.is_too_small(i, probes, is_judged=is_judged) else "unresolved", 0.0
 
     def _enough(self, i: int, probes: list[Probe], site: Site) -> list[Probe]:
         """Return the probes, and more where the size of a small error decides: two can be small by chance."""
         alarmed = any(probe.alarms for probe in probes) and not site.is_silent(i)
-        differences = math.sqrt(sum(p.difference**2 for p in probes) / len(probes) * site.point.values[i].numel())
+        wrong_by = math.sqrt(site.point.values[i].numel()) * _root_mean_square([p.difference for p in probes])
         margin = 30 if self.sizes else 10  # one probe falls below a tenth of the error one time in twelve
-        if not alarmed or differences > margin * _APPROXIMATE * site.size(i):
+        if not alarmed or wrong_by > margin * _APPROXIMATE * site.size(i):
             return probes
         return [*probes, *(site.probe([i], number % self.probes) for number in range(_MORE_PROBES))]
 
@@ -297,38 +285,42 @@ class Judge:
     def settle(self, judged: dict[int, TensorJudgement]) -> dict[int, TensorJudgement]:
         """Return the verdicts after a look from other points.
 
-        What is wrong at the user's point alone is marked: at a kink that right parts compose, ``relu(x) - relu(-x)`` at
-        0, the whole is smooth and autograd's answer is none of its slopes. A gradient that is exactly zero is judged
-        where the parameters that are zero are not: behind a gate of zeros every backward looks right.
+        A gradient that is wrong at the user's point alone is marked: ``relu(x) - relu(-x)`` is smooth at 0, where
+        autograd adds the gradients of two functions with a kink, and is wrong. A gradient that is exactly zero is
+        judged with the parameters that are zero moved: behind a gate of zeros every backward looks right.
         """
         return judged | self._only_here(judged) | self._away(judged)
 
     def _only_here(self, judged: dict[int, TensorJudgement]) -> dict[int, TensorJudgement]:
-        wrong = [i for i, each in judged.items() if each.where == "here" and each.verdict in ("wrong", "missing")]
+        wrong = [i for i, each in judged.items() if each.where == "here" and each.is_wrong]
         site = self._site_beside(_STEPS_OFF - 1) if wrong else None
         if site is None:
             return {}
-        persisting, _ = self._screen_at(site, wrong)
-        alone = {i: site.probe([i], 0) for i in persisting}
-        gone = {i for i, probe in alone.items() if not probe.alarms and probe.slope.resolved}
-        return {i: replace(judged[i], only_here=True) for i in wrong if i not in persisting - gone}
+        suspects, _ = self._screen_at(site, wrong)
+        persisting = {i for i in suspects if not site.probe([i], 0).agrees}
+        return {i: replace(judged[i], only_here=True) for i in wrong if i not in persisting}
 
     def _away(self, judged: dict[int, TensorJudgement]) -> dict[int, TensorJudgement]:
-        silent = [
-            i for i, each in judged.items() if each.verdict == "same" and self._sites.get(i, self.here).is_silent(i)
-        ]
-        zero = [i for i in silent if any(sample.gradients[i] is not None for sample in self.samples)]
+        silent = [i for i, each in judged.items() if each.verdict == "same" and self._site_of(i).is_silent(i)]
+        zero = [i for i in silent if self.here.has_gradient(i)]
         found = {i: TensorJudgement(i, "too-small" if i in zero else "no-gradient") for i in silent}
+        return found | self._judge_without_zeros(zero) if zero else found
+
+    def _judge_without_zeros(self, indices: list[int]) -> dict[int, TensorJudgement]:
+        """Judge those tensors whose gradients are no longer zero as the parameters that are zero are moved."""
         gates = [i for i, value in enumerate(self.point.values) if value.numel() and not bool(value.any())]
-        point = self.point.moved(self.generator, gates, _AWAY / 0.1) if zero and gates else None
+        point = self.point.moved(self.generator, gates, _AWAY / 0.1) if gates else None
         if point is None:
-            return found
+            return {}
         site = self._site(point, "away")
-        reached = [i for i in zero if not site.is_silent(i)]
+        reached = [i for i in indices if not site.is_silent(i)]
         self._sites |= dict.fromkeys(reached, site)
         suspects, _ = self._screen_at(site, reached)
-        found |= {i: self.verdict_of_screen(i) for i in reached}
-        return found | self.each(suspects)[0]
+        return {i: self.verdict_of_screen(i) for i in reached} | self.each(suspects)[0]
 
     def _site(self, point: Point, where: Where) -> Site:
         return Site(point, where, self.generator, self.scales, self.epsilon, self._points).draw(self.probes)
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.hypot(*values) / math.sqrt(len(values))

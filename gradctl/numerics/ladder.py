@@ -1,4 +1,4 @@
-"""The directional derivative of a function at 0, by a ladder of steps that knows a kink when it meets one.
+"""The directional derivative of a function at 0, by a ladder of steps that detects kinks.
 
 Central differences C(h), extrapolated R(h) = (4 C(h/2) - C(h)) / 3, and the second difference S(h), which shrinks
 with h where the function is smooth and does not at a kink. The noise floor comes from a difference table.
@@ -36,28 +36,22 @@ _NOISE_SPACING = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Slope:
-    """A directional derivative.
+    """A directional derivative."""
 
-    Attributes:
-        derivative: d/dt phi(t) at 0; NaN if no step gave finite values.
-        error: estimate of its absolute error; infinite if no step gave finite values.
-        kinked: whether the one-sided slopes differ down to the smallest steps, or no step resolves the derivative.
-        resolved: whether the error is small enough to say that autograd is right.
-        usable: whether it is small enough to say that autograd is wrong: a function that oscillates faster than the
-            steps has a small error by luck, against a derivative that is large with reason.
-        step: the larger distance of the central differences that were kept.
-    """
-
-    derivative: float
-    error: float
-    kinked: bool
-    resolved: bool
+    derivative: float  # d/dt phi(t) at 0; NaN if the values are not finite at any step
+    error: float  # estimate of its absolute error; then infinite
+    kinked: bool  # whether the one-sided slopes differ down to the smallest steps, or no step resolves the derivative
+    resolved: bool  # whether the error is small enough to say that autograd is right
+    # Whether it is small enough to say that autograd is wrong: a function that oscillates faster than the steps has a
+    # small error by luck, against a derivative that is large with reason.
     usable: bool
-    step: float = math.nan
+    step: float = math.nan  # the larger distance of the central differences that were kept
 
 
 @dataclass(frozen=True, slots=True)
 class _Level:
+    """The finite differences at one step; see the source in ``slope_at_zero``."""
+
     step: float
     derivative: float
     truncation: float
@@ -129,33 +123,43 @@ def slope_at_zero(
         return values[t]
 
     levels: list[_Level] = []
-    best: _Level | None = None
     step = largest_step
     while step > _LAST_STEP:
         level = _level(at, step, noise, epsilon, size)
         if level is not None:
-            level = _compared_with_larger(level, levels)
-            levels.append(level)
-            best = level if best is None or level.error < best.error else best
-            if level.floor > best.error and not to_the_end:
-                break
+            levels.append(_compared_with_larger(level, levels))
+        if single_step or (levels and _is_last(levels, level, step * _RATIO, scale, to_the_end)):
+            break
         step *= _RATIO
-        if single_step:
-            break
-        if step <= _SMALLEST_STEP and best is not None and (best.error <= _RESOLVED * scale or not _improves(levels)):
-            break
-    if best is None:
+    if not levels:
         return Slope(math.nan, math.inf, kinked=True, resolved=False, usable=False)
-    error = max(best.error, _contradiction(levels, best))
-    # Where nothing has a slope to measure by, the noise floor is the measure.
-    resolved = error <= _RESOLVED * scale or (
-        scale == 0 and error <= max(_RESOLVED * abs(best.derivative), 10 * best.floor)
-    )
     largest = max(size, *map(abs, filter(math.isfinite, values.values())))
-    quiet = largest == 0 or not noise > _NOISIEST * largest
-    usable = quiet and error <= max(abs(best.derivative) / 10, 1e3 * best.floor)
-    resolved = resolved and quiet
+    return _slope(levels, scale, is_quiet=largest == 0 or not noise > _NOISIEST * largest)
+
+
+def _slope(levels: list[_Level], scale: float, *, is_quiet: bool) -> Slope:
+    best = _best(levels)
+    error = max(best.error, _contradiction(levels, best))
+    # Without a typical slope, the slope itself and the noise floor are the measure.
+    allowed = _RESOLVED * scale if scale else max(_RESOLVED * abs(best.derivative), 10 * best.floor)
+    resolved = is_quiet and error <= allowed
+    usable = is_quiet and error <= max(abs(best.derivative) / 10, 1e3 * best.floor)
     return Slope(best.derivative, error, _is_kinked(levels) or not resolved, resolved, usable, best.step)
+
+
+def _best(levels: list[_Level]) -> _Level:
+    return min(levels, key=lambda level: level.error)
+
+
+def _is_last(levels: list[_Level], level: _Level | None, next_step: float, scale: float, to_the_end: bool) -> bool:
+    """Tell whether no smaller step is taken: its noise would be above the error, or the smallest steps add nothing.
+
+    ``level`` is that of the present step; None if its values are not finite.
+    """
+    error = _best(levels).error
+    if level is not None and level.floor > error and not to_the_end:
+        return True
+    return next_step <= _SMALLEST_STEP and (error <= _RESOLVED * scale or not _improves(levels))
 
 
 def _level(at: Callable[[float], float], step: float, noise: float, epsilon: float, size: float) -> _Level | None:
@@ -197,14 +201,14 @@ def _contradiction(levels: list[_Level], best: _Level) -> float:
 
     Larger steps do not count if two neighbours agree: what oscillates within them has any slope, and a small error.
     """
-    neighbours = [level for level in levels if 1 / 4.01 <= level.step / best.step <= 4.01 and level is not best]
+    gaps = [
+        (level.step / best.step, abs(level.derivative - best.derivative), level.error + best.error) for level in levels
+    ]
     confirmed = any(
-        abs(level.derivative - best.derivative) <= level.error + best.error <= _CONFIRMED * abs(best.derivative)
-        for level in neighbours
+        1 / 4.01 <= ratio <= 4.01 and ratio != 1 and gap <= error <= _CONFIRMED * abs(best.derivative)
+        for ratio, gap, error in gaps
     )
-    others = [level for level in levels if level.step < best.step or not confirmed]
-    gaps = ((abs(level.derivative - best.derivative), level.error + best.error) for level in others)
-    return max((gap for gap, error in gaps if gap > 10 * error), default=0.0)
+    return max((gap for ratio, gap, error in gaps if (ratio < 1 or not confirmed) and gap > 10 * error), default=0.0)
 
 
 def _is_kinked(levels: list[_Level]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def dense(gradient: Tensor | None) -> Tensor | None:
-    """Return a gradient as a strided tensor; None for none."""
+    """Return a gradient as a strided tensor, or None if there is no gradient."""
     return gradient.to_dense() if gradient is not None and gradient.layout != torch.strided else gradient
 
 

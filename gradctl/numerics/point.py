@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from gradctl.numerics.measures import dot, gaussian_like, is_float, norm, relative_error
+from gradctl.numerics.measures import dot, gaussian_like, is_float, norm, relative_error, same_values
 from gradctl.numerics.runner import Outputs, Runner, refusals_ignored
 
 # Outputs of one model can differ by many decades (energies and forces); each takes an equal part, but rounding noise
@@ -20,6 +21,11 @@ _COARSEST = 1e11
 _COARSEST_IN_NARROW_DTYPES = 1e-4
 # Over which steps it is seen how much an output moves; the smaller ones only close to the edge of a domain.
 _STEPS_OF_OUTPUTS = (3e-2, 1e-4, 1e-7)
+# Relative to the values: visible in float64 in any output that depends smoothly on a leaf, and seldom past a threshold.
+_STEP_OF_VALUES = 1e-6
+
+
+_Key = TypeVar("_Key")
 
 
 class NoGradient(Exception):
@@ -28,24 +34,19 @@ class NoGradient(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One random cotangent for each output that has a gradient, and the VJP that autograd makes of it.
-
-    ``finite`` marks, by output name, elements that take part (a logit masked with -inf takes none). ``nonfinite``
-    marks, by index of the leaf, elements whose gradient is NaN or infinite; in ``gradients`` they are 0. ``size`` is
-    the norm of the weighted outputs that move: their rounding is the noise of the objective.
-    """
+    """One random cotangent for each output that has a gradient, and autograd's VJP of it."""
 
     cotangents: dict[str, Tensor]
-    finite: dict[str, Tensor]
+    finite: dict[str, Tensor]  # by output, a mask of its finite elements if not all are (a logit masked with -inf)
     gradients: list[Tensor | None]
-    norms: list[float]
-    nonfinite: dict[int, Tensor]
-    size: float = 0.0
+    norms: list[float]  # of the gradients
+    nonfinite: dict[int, Tensor]  # by leaf, a mask of the elements with a NaN or infinite gradient, which is 0 above
+    size: float = 0.0  # norm of the weighted outputs that move: their rounding is the noise of the objective
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Direction:
-    """A direction of unit norm in the space of the leaves: one part a leaf, None for leaves that rest."""
+    """A direction of unit norm in the space of the leaves: one part a leaf, None for leaves that do not move."""
 
     parts: list[Tensor | None]
     lengths: list[float]
@@ -59,23 +60,21 @@ class Point:
         infinite: by index, where a leaf's value is not finite (a mask of -inf): no direction moves there.
         outputs: names and values of the float outputs at the point.
         forwards: how often the function was run.
-        consistent: whether replaying at the point itself gives what was recorded there.
-        absorbed: by output, a mask of the elements that are too large to move with the leaves, where there is one.
+        consistent: whether a replay at the point itself returns the recorded outputs.
+        absorbed: by output, a mask of the elements that are too large to move with the leaves, if there are any.
     """
 
     def __init__(self, runner: Runner, values: list[Tensor] | None = None) -> None:
         self.runner = runner
         self.values = values or [leaf.tensor.detach().clone() for leaf in runner.leaves]
-        masks = {i: ~torch.isfinite(value) for i, value in enumerate(self.values)}
-        self.infinite = {i: mask for i, mask in masks.items() if bool(mask.any())}
+        self.infinite = _nonfinite_masks(self.values)
         self.forwards = 0
         self._resting: dict[int, int] = {}  # version counter of each leaf that holds its value: others write to it too
         self.absorbed: dict[str, Tensor] = {}
         self._movements: tuple[dict[str, Tensor], float] | None = None
         self.outputs: Outputs = self.record()
-        self._place(None, 0.0)
-        self.forwards += 1
-        again = self._replayed()
+        self._place_leaves()
+        again = self._replay()
         self.consistent = all(
             name in again and relative_error(value, again[name]) < 1e-9 for name, value in self.outputs
         )
@@ -84,8 +83,7 @@ class Point:
 
     def record(self) -> Outputs:
         """Return the float outputs at the point, and have the runner note anew what must be held fixed beside it."""
-        self._place(None, 0.0)
-        self.forwards += 1
+        self._place_leaves()
         # Cloned: an output can be a leaf itself, which moves.
         return [(name, t.detach().clone()) for name, t in self.runner.record() if is_float(t)]
 
@@ -99,27 +97,27 @@ class Point:
         outputs = self._differentiable_outputs()
         if not outputs:
             raise NoGradient
-        scales, moving, self.absorbed = _scales({name: t.detach() for name, t in outputs.items()}, changes, step)
+        values = {name: t.detach() for name, t in outputs.items()}
+        scales, moving, self.absorbed = _scales(values, changes, step)
         cotangents, finite, size = {}, {}, 0.0
-        for name, output in outputs.items():
-            cotangents[name] = gaussian_like(output, generator) * scales[name]
-            mask = torch.isfinite(output.detach())
+        for name, value in values.items():
+            cotangents[name] = gaussian_like(value, generator) * scales[name]
+            mask = torch.isfinite(value)
             if not bool(mask.all()):
                 finite[name] = mask
                 cotangents[name] = torch.where(mask, cotangents[name], 0)
-            weighted = torch.where(mask & moving[name], output.detach(), 0) * cotangents[name]
-            size = math.hypot(size, norm(weighted))
+            size = math.hypot(size, norm(torch.where(mask & moving[name], value, 0) * cotangents[name]))
         gradients = self._vjp(outputs, cotangents)
-        nonfinite = {}
-        for i, gradient in enumerate(gradients):
-            if gradient is not None and not bool(torch.isfinite(gradient).all()):
-                nonfinite[i] = ~torch.isfinite(gradient)
-                gradients[i] = torch.where(nonfinite[i], 0, gradient)
-        norms = [norm(gradient) if gradient is not None else 0.0 for gradient in gradients]
+        nonfinite = _nonfinite_masks(gradients)
+        gradients = [
+            torch.where(nonfinite[i], 0, each) if each is not None and i in nonfinite else each
+            for i, each in enumerate(gradients)
+        ]
+        norms = [norm(each) if each is not None else 0.0 for each in gradients]
         return Sample(cotangents, finite, gradients, norms, nonfinite, size)
 
     def gradients(self, cotangents: dict[str, Tensor], generator: torch.Generator | None = None) -> list[Tensor | None]:
-        """Return autograd's gradient of the given cotangents; ``generator`` draws those that are missing."""
+        """Return autograd's gradient of the given cotangents; missing ones are random if there is a ``generator``."""
         outputs = self._differentiable_outputs()
         if generator is not None:
             missing = {name: gaussian_like(t, generator) for name, t in outputs.items() if name not in cotangents}
@@ -132,8 +130,7 @@ class Point:
         def phi(t: float) -> float:
             if t == 0:
                 return 0.0
-            self._place(direction, t)
-            self.forwards += 1
+            self._place_leaves(direction, t)
             outputs: dict[str, Tensor] = {}
             with refusals_ignored():  # a probability above 1, say
                 outputs = dict(self.runner.beside())
@@ -145,35 +142,52 @@ class Point:
                 if output is None or base is None or not output.shape == base.shape == cotangent.shape:
                     return math.nan
                 change = output.detach().to(cotangent.dtype) - base
-                total += dot(
-                    cotangent, torch.where(sample.finite[name], change, 0) if name in sample.finite else change
-                )
+                change = torch.where(sample.finite[name], change, 0) if name in sample.finite else change
+                total += dot(cotangent, change)
             return total
 
         return phi
+
+    def along_leaf(self, i: int, part: Tensor) -> Direction:
+        """Return the direction that moves leaf ``i`` alone, by ``part`` (any shape of its size)."""
+        parts: list[Tensor | None] = [None] * len(self.values)
+        parts[i] = part.reshape(self.values[i].shape)
+        return Direction(parts, [])
 
     def moved(self, generator: torch.Generator, indices: Collection[int], size: float) -> Point | None:
         """Return the point beside this one, the leaves ``indices`` moved by ``size`` of their scale: off a kink.
 
         None if the function is not finite there where it is here: the point lies at the edge of the domain.
         """
-        before = {name: torch.isfinite(value) for name, value in self.outputs}
+        before = dict(self.outputs)
         with refusals_ignored():
             point = Point(self.runner, moved_values(self.values, indices, generator, size))
-            if all(
-                name in before and before[name].shape == value.shape and bool(torch.isfinite(value)[before[name]].all())
-                for name, value in point.outputs
-            ):
+            if all(_stays_finite(before.get(name), value) for name, value in point.outputs):
                 return point
         return None
 
     def too_large(self) -> dict[str, int]:
-        """Return how many elements of each output are too large to move with the leaves, though a gradient comes in."""
+        """Return how many elements of each output are too large to move with the leaves, yet have a gradient."""
         gradients = self.gradients(
             {name: mask.to(dict(self.outputs)[name].dtype) for name, mask in self.absorbed.items()}
         )
         reached = any(gradient is not None and bool(gradient.any()) for gradient in gradients)
         return {name: int(mask.sum()) for name, mask in self.absorbed.items()} if reached else {}
+
+    def undifferentiated(self, differentiable: Collection[str]) -> list[str]:
+        """Return the names of float outputs that move with the leaves, and are not among the ``differentiable`` ones.
+
+        A value that the program cuts (``detach``) is held fixed beside the point, so it does not move.
+        """
+        candidates = {name: value for name, value in self.outputs if name not in differentiable}
+        if not candidates:
+            return []
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for leaf, value in zip(self.runner.leaves, self.values, strict=True):
+                leaf.tensor.copy_(value * (1 + _STEP_OF_VALUES * gaussian_like(value, generator)))
+        moved = self._replay()
+        return [name for name, value in candidates.items() if name in moved and not same_values(value, moved[name])]
 
     def gradients_rounded(
         self, cotangents: dict[str, Tensor], generator: torch.Generator, ulps: int = 1
@@ -200,39 +214,39 @@ class Point:
         """
         if self._movements is not None:
             return self._movements
+        direction = self._direction_of_all(generator)
+        self._movements = {}, _STEPS_OF_OUTPUTS[0]
+        for step in _STEPS_OF_OUTPUTS:
+            self._place_leaves(direction, step)
+            moved = self._replay()
+            if all(_stays_finite(base, moved.get(name)) for name, base in self._base.items()):
+                changes = {
+                    name: torch.where(torch.isfinite(base), moved[name] - base, 0).abs()
+                    for name, base in self._base.items()
+                }
+                self._movements = changes, step
+                break
+        return self._movements
+
+    def _direction_of_all(self, generator: torch.Generator) -> Direction:
+        """Return a Gaussian direction in which all leaves move, in units of their scales."""
         parts = [gaussian_like(value, generator) for value in self.values]
-        length = math.sqrt(sum(norm(part) ** 2 for part in parts)) or 1.0
+        length = math.hypot(*map(norm, parts)) or 1.0
         for i, part in enumerate(parts):
             part.mul_(natural_scale(self.values[i]) / length)
             if i in self.infinite:
                 part[self.infinite[i]] = 0
-        self._movements = {}, _STEPS_OF_OUTPUTS[0]
-        for step in _STEPS_OF_OUTPUTS:
-            self._place(Direction(list(parts), []), step)
-            self.forwards += 1
-            moved = self._replayed()
-            finite = {name: torch.isfinite(base) for name, base in self._base.items()}
-            if all(
-                name in moved
-                and moved[name].shape == base.shape
-                and bool(torch.isfinite(moved[name][finite[name]]).all())
-                for name, base in self._base.items()
-            ):
-                changes = {name: torch.where(finite[name], moved[name] - base, 0) for name, base in self._base.items()}
-                self._movements = {name: change.abs() for name, change in changes.items()}, step
-                break
-        return self._movements
+        return Direction(list(parts), [])
 
-    def _replayed(self) -> dict[str, Tensor]:
-        """Return the float outputs with what was recorded held fixed, at the leaves' values; nothing if that raises."""
+    def _replay(self) -> dict[str, Tensor]:
+        """Return the float outputs with what was recorded held fixed, at the leaves' values; empty if that raises."""
         with refusals_ignored():
             # Cloned: an output can be a leaf itself, which moves.
             return {name: t.detach().clone() for name, t in self.runner.beside() if is_float(t)}
         return {}
 
     def _differentiable_outputs(self) -> dict[str, Tensor]:
-        self._place(None, 0.0)
-        self.forwards += 1
+        self._place_leaves()
         return {name: t for name, t in self.runner.differentiate() if is_float(t) and t.requires_grad}
 
     def _vjp(self, outputs: dict[str, Tensor], cotangents: dict[str, Tensor]) -> list[Tensor | None]:
@@ -242,8 +256,9 @@ class Point:
             torch.autograd.backward(list(outputs.values()), [cotangents[name].clone() for name in outputs])
         return [leaf.take_gradient() for leaf in self.runner.leaves]
 
-    def _place(self, direction: Direction | None, t: float) -> None:
-        """Write the leaves for one run: values + t direction. What still holds its value is left as it is."""
+    def _place_leaves(self, direction: Direction | None = None, t: float = 0.0) -> None:
+        """Write the leaves for the next run: values + t direction. A leaf that still holds its value is not written."""
+        self.forwards += 1
         with torch.no_grad():
             for i, (leaf, value) in enumerate(zip(self.runner.leaves, self.values, strict=True)):
                 part = direction.parts[i] if direction is not None else None
@@ -263,23 +278,36 @@ def _scales(
     An output weighs by how much it moves, so that each takes an equal part whatever its unit; an element by its own
     rounding, if that is coarser. One that is too large to move at all (``h + mask * finfo.min``) has no weight.
     """
-    rates = {name: rms(changes[name]) / step if name in changes else 0.0 for name in outputs}
-    largest = max(rates.values())
+    rates = {name: rms(changes[name]) / step for name in outputs if name in changes}
+    smallest = _SMALLEST_SHARE * max(rates.values(), default=0.0)
     scales, moving, absorbed = {}, {}, {}
     for name, value in outputs.items():
         magnitude = torch.where(torch.isfinite(value), value, 0).abs()
-        rate = max(rates[name], _SMALLEST_SHARE * largest) or rms(value) or 1.0
+        rate = max(rates.get(name, 0.0), smallest) or rms(value) or 1.0
         rounding = torch.finfo(value.dtype).eps
+        moving[name] = changes.get(name, torch.ones_like(magnitude)) != 0
+        absorbed[name] = ~moving[name] & (rounding * magnitude > 0.1 * step * rate)
         coarse = min(_COARSEST * rounding, _COARSEST_IN_NARROW_DTYPES)
-        scales[name] = 1 / (rate + coarse * magnitude)
-        moving[name] = changes[name] != 0 if name in changes else torch.ones_like(magnitude, dtype=torch.bool)
-        too_large = ~moving[name] & (rounding * magnitude > 0.1 * step * rate)
-        scales[name] = torch.where(too_large, 0, scales[name])
-        if bool(too_large.any()):
-            absorbed[name] = too_large
-    if not any(bool(scale.any()) for scale in scales.values()):
+        scales[name] = torch.where(absorbed[name], 0, 1 / (rate + coarse * magnitude))
+    if not any(map(torch.any, scales.values())):
         scales = {name: torch.full_like(scale, 1 / (rms(outputs[name]) or 1.0)) for name, scale in scales.items()}
-    return scales, moving, absorbed
+    return scales, moving, _not_empty(absorbed)
+
+
+def _stays_finite(before: Tensor | None, after: Tensor | None) -> bool:
+    """Return whether ``after`` has the shape of ``before``, and finite elements where that has them."""
+    if before is None or after is None or before.shape != after.shape:
+        return False
+    return bool(torch.isfinite(after[torch.isfinite(before)]).all())
+
+
+def _nonfinite_masks(tensors: Iterable[Tensor | None]) -> dict[int, Tensor]:
+    """Return for each tensor with NaN or infinite elements a mask of these, by index."""
+    return _not_empty({i: ~torch.isfinite(tensor) for i, tensor in enumerate(tensors) if tensor is not None})
+
+
+def _not_empty(masks: Mapping[_Key, Tensor]) -> dict[_Key, Tensor]:
+    return {key: mask for key, mask in masks.items() if bool(mask.any())}
 
 
 def moved_values(
@@ -302,9 +330,7 @@ def rms(tensor: Tensor) -> float:
 
 
 def natural_scale(tensor: Tensor) -> float:
-    """Return the unit in which a leaf is moved: 1, or of a leaf whose values are all tiny their rms, all large their
-    spread (time stamps differ by hours, and not by decades).
-    """
+    """Return the unit in which a leaf is moved: 1; the rms of tiny values; the spread of large ones, as time stamps."""
     size = rms(tensor)
     if size > _LARGE:
         finite = tensor[torch.isfinite(tensor)]

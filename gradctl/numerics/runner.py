@@ -15,11 +15,7 @@ Outputs = list[tuple[str, Tensor]]
 
 
 class Runner(Protocol):
-    """A function of leaves, whose tensors are written before each call.
-
-    ``differentiate`` runs as training does and returns outputs with their graph; ``record`` runs at the point and notes
-    what must be held fixed; ``beside`` runs with that held fixed. ``extra`` is what the last run adds to the objective.
-    """
+    """A function of leaves, whose tensors are written before each call."""
 
     leaves: Sequence[Leaf]
 
@@ -32,13 +28,13 @@ class Runner(Protocol):
         """Whether a run may change a leaf without counting a version."""
 
     def differentiate(self) -> Outputs:
-        """Return the outputs with their graph."""
+        """Return the outputs with their graph, from a run as in training."""
 
     def record(self) -> Outputs:
-        """Return the outputs at the point."""
+        """Return the outputs at the point, and note what must be held fixed."""
 
     def beside(self) -> Outputs:
-        """Return the outputs beside the point."""
+        """Return the outputs beside the point, with that held fixed."""
 
     def promoted(self) -> AbstractContextManager[None]:
         """Return the context of a backward."""
@@ -46,9 +42,9 @@ class Runner(Protocol):
 
 @contextmanager
 def refusals_ignored() -> Iterator[None]:
-    """Go on after any exception of the user's program; that the machine is out of memory is raised."""
+    """Ignore any exception of the user's program, except that the machine is out of memory."""
     try:
         yield
-    except Exception as error:  # the program may refuse a value beside the point, and raise anything
+    except Exception as error:  # the program may reject a value beside the point, and raise anything
         if is_out_of_memory(error):
             raise

@@ -54,19 +54,12 @@ _CANCELLED = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One comparison along one direction.
-
-    Attributes:
-        slope: the finite difference.
-        predicted: <g, v>, which autograd says.
-        tolerance: what the finite difference and rounding leave open: 10 err + 64 eps ||g|| ||v||.
-        lengths: the norm of the direction's part, by index of the tensor.
-    """
+    """One comparison of autograd with a finite difference along one direction."""
 
     slope: Slope
-    predicted: float
-    tolerance: float
-    lengths: dict[int, float]
+    predicted: float  # <g, v>, by autograd
+    tolerance: float  # of the difference: 10 err + 64 eps ||g|| ||v||
+    lengths: dict[int, float]  # the norm of the direction's part, by index of the tensor
 
     @property
     def difference(self) -> float:
@@ -78,32 +71,25 @@ class Probe:
         """Whether the two disagree."""
         return abs(self.difference) > self.tolerance
 
+    @property
+    def agrees(self) -> bool:
+        """Whether the finite difference is resolved, and autograd agrees with it."""
+        return self.slope.resolved and not self.alarms
+
 
 @dataclass(slots=True, eq=False)
 class Site:
-    """A point at which tensors are judged, its random cotangents with their gradients, and the noise of its objective.
-
-    Attributes:
-        point: the point.
-        where: the user's own, one beside it, or one away from it.
-        generator: draws cotangents and directions.
-        scales: of the leaves.
-        epsilon: machine epsilon of the dtype in which the function really computes.
-        points: those of all sites of one judge, this one included.
-        samples: cotangents with their gradients.
-        noise: standard deviation of the objective's noise, absolute.
-        step: one that resolved a joint probe.
-    """
+    """A point at which tensors are judged, with random cotangents, their gradients, and the noise of the objective."""
 
     point: Point
     where: Where
-    generator: torch.Generator
-    scales: list[float]
-    epsilon: float
-    points: list[Point]
+    generator: torch.Generator  # of cotangents and directions
+    scales: list[float]  # of the leaves
+    epsilon: float  # machine epsilon of the dtype in which the function really computes
+    points: list[Point]  # those of all sites of one judge, this one included
     samples: list[Sample] = field(default_factory=list)
-    noise: float = math.nan
-    step: float | None = None
+    noise: float = math.nan  # standard deviation of the objective's noise, absolute
+    step: float | None = None  # one that resolved a joint probe
     _ulp_changes: list[float] | None = None
 
     def draw(self, probes: int) -> Site:
@@ -142,6 +128,10 @@ class Site:
         """Return how much the objective changes as leaf ``i`` moves by its own scale."""
         return self.scales[i] * max(sample.norms[i] for sample in self.samples)
 
+    def has_gradient(self, i: int) -> bool:
+        """Return whether autograd returns a gradient for a tensor, be it zero."""
+        return any(sample.gradients[i] is not None for sample in self.samples)
+
     def is_silent(self, i: int) -> bool:
         """Return whether a tensor has no gradient, or zero."""
         return self.size(i) == 0
@@ -158,6 +148,12 @@ class Site:
         """Tell a probe of small or no gradients whose finite difference leaves room for nothing but a small one."""
         largest = max(probe.slope.error, 0.0 if self.is_small(i) else abs(probe.slope.derivative))
         return (self.is_small(i) or self.is_silent(i)) and largest < _SMALL * self.unit
+
+    def is_judged_by(self, probe: Probe, i: int) -> bool:
+        """Return whether a probe of one tensor alone resolves it."""
+        if self.is_small(i):
+            return not self.is_beyond_sight(probe, i, 1)
+        return probe.slope.resolved or (self.is_silent(i) and self.is_negligible(probe, i))
 
     def is_beyond_sight(self, probe: Probe, i: int, members: int) -> bool:
         """Tell a gradient in which no probe would see an error of 1 %, not even along itself and alone."""
@@ -194,10 +190,13 @@ class Site:
         phi = self.point.along(direction, sample)
         forward, backward = phi(_KINK_STEP), phi(-_KINK_STEP)
         slope = max(abs(forward), abs(backward)) / _KINK_STEP
-        least = self.epsilon * max(sample.size, abs(forward), abs(backward))
-        floor = 20 * max(self.noise if math.isfinite(self.noise) else 0.0, least) / _KINK_STEP
+        rounding = self.epsilon * max(sample.size, abs(forward), abs(backward))
+        floor = 20 * self._noise_at_least(rounding) / _KINK_STEP
         second = abs(forward + backward) / _KINK_STEP
         return not second <= _KINKED * slope + floor
+
+    def _noise_at_least(self, least: float) -> float:
+        return max(self.noise if math.isfinite(self.noise) else 0.0, least)
 
     def is_linear(self, i: int) -> bool:
         """Tell whether the slopes along v and w add up to that along v + w: at a tie of a median they do not.
@@ -205,20 +204,22 @@ class Site:
         There the function is odd along each line, so that no second difference shows the kink.
         """
         self.enter()
-        sample, unit = self.samples[0], self.direction([i], self.samples[0], equal_lengths=True)
-        other = self.direction([i], sample, equal_lengths=True)
-        v, w = unit.parts[i], other.parts[i]
+        sample = self.samples[0]
+        v, w = (self.direction([i], sample, equal_lengths=True).parts[i] for _ in range(2))
         assert v is not None and w is not None
-        slopes = []
-        for part in (v, w, v + w):
-            parts: list[Tensor | None] = [None] * len(unit.parts)
-            parts[i] = part
-            phi = self.point.along(Direction(parts, []), sample)
-            slopes.append(central_slope(phi, _LINEAR_STEP))
-        along_v, along_w, along_both = slopes
-        noise = max(self.noise if math.isfinite(self.noise) else 0.0, self.epsilon * sample.size)
+        along_v, along_w, along_both = (
+            central_slope(self.point.along(self.point.along_leaf(i, part), sample), _LINEAR_STEP)
+            for part in (v, w, v + w)
+        )
+        noise = self._noise_at_least(self.epsilon * sample.size)
         allowed = _LINEAR * (abs(along_v) + abs(along_w)) + 20 * noise / _LINEAR_STEP
         return not abs(along_both - along_v - along_w) > allowed
+
+    def is_too_small(self, i: int, probes: Sequence[Probe], *, is_judged: bool) -> bool:
+        """Return whether a gradient that no probe contradicts is too small, rather than unresolved."""
+        if self.is_small(i):
+            return all(self.is_negligible(probe, i) for probe in probes)
+        return not is_judged and not self.is_silent(i) and self.is_cancelled(i)
 
     def is_rounding(self, i: int, probes: Sequence[Probe]) -> bool:
         """Tell an error that is rounding: one ULP of the leaves changes the gradient as much as it is off.
@@ -257,61 +258,64 @@ class Site:
         sample = self.samples[number]
         silent, small = self.is_silent(indices[0]), self.is_small(indices[0])
         direction = self.direction(indices, sample, equal_lengths=silent, along_themselves=small)
-        scale = self._typical_slope(sample) if silent else self._expected_slope(indices, sample, direction, small)
+        scale, start = self._expected_slope(indices, sample, direction), self._largest_step(small)
         phi = cache(self.point.along(direction, sample))
-        # The rounding of the others' motion would hide a small gradient: alone it stands still.
+        # Where the other tensors do not move, their rounding does not hide a small gradient.
         noise = noise_floor(phi) if small else self.noise
         slope_by = partial(slope_at_zero, phi, noise, scale, self.epsilon, size=sample.size)
+        compare = partial(self._compare, indices, sample, direction)
         if len(indices) == 1 and not small and self.step is not None:
-            probe = self._compared(indices, sample, direction, slope_by(largest_step=self.step, single_step=True))
-            if self._is_plain(probe, indices[0], number, slope_by):
+            probe = compare(slope_by(largest_step=self.step, single_step=True))
+            if self._is_plain(probe, indices[0], number, partial(slope_by, largest_step=self.step / 64)):
                 return probe
-        start = _LARGEST_STEP_OF_SMALL if small else LARGEST_STEP
-        start = start if self.where != "beside" else LARGEST_STEP * _PART_BESIDE
-        slope = slope_by(largest_step=start)
-        probe = self._compared(indices, sample, direction, slope)
-        if probe.alarms and slope.resolved:  # make sure, before anybody is called wrong
-            slope = slope_by(largest_step=start, to_the_end=True)
-            probe = self._compared(indices, sample, direction, slope)
-        if slope.resolved and not small:
-            self.step = slope.step
+        probe = compare(slope_by(largest_step=start))
+        if probe.alarms and probe.slope.resolved:  # make sure, before a gradient is called wrong
+            probe = compare(slope_by(largest_step=start, to_the_end=True))
+        if probe.slope.resolved and not small:
+            self.step = probe.slope.step
         return probe
 
-    def _is_plain(self, probe: Probe, i: int, number: int, slope_by: Callable[..., Slope]) -> bool:
-        """Tell whether one step, which served a joint probe, settles a tensor: four forwards in place of thirty.
+    def _largest_step(self, small: bool) -> float:
+        if self.where == "beside":
+            return LARGEST_STEP * _PART_BESIDE
+        return _LARGEST_STEP_OF_SMALL if small else LARGEST_STEP
 
-        It does if the two agree closely enough to miss no error of 1 %, or disagree plainly, at a far smaller step too.
+    def _is_plain(self, probe: Probe, i: int, number: int, slope_at_smaller_step: Callable[..., Slope]) -> bool:
+        """Tell whether the step that resolved a joint probe is enough for a tensor: four forwards in place of thirty.
+
+        It is if the two agree closely enough to miss no error of 1 %, or disagree plainly, at a far smaller step too.
         """
         if not probe.slope.resolved:
             return False
         if not probe.alarms:
             return self.chance_missed(probe, number, i) < WEAK
-        assert self.step is not None
         if abs(probe.difference) < _PLAINLY * probe.tolerance:
             return False
-        smaller = slope_by(largest_step=self.step / 64, single_step=True)
+        smaller = slope_at_smaller_step(single_step=True)
         return abs(smaller.derivative - probe.slope.derivative) <= min(
             10 * (smaller.error + probe.slope.error), abs(probe.difference) / 10
         )
 
-    def _expected_slope(self, indices: Sequence[int], sample: Sample, direction: Direction, small: bool) -> float:
-        """Return the standard deviation of <g, v> over directions like this one, or what it is along themselves."""
-        if small:
+    def _expected_slope(self, indices: Sequence[int], sample: Sample, direction: Direction) -> float:
+        """Return the standard deviation of <g, v> over directions like this one; <g, v> along small gradients."""
+        if self.is_silent(indices[0]):
+            return self._typical_slope(sample)
+        if self.is_small(indices[0]):
             return sum(sample.norms[i] * direction.lengths[i] for i in indices) / math.sqrt(2)
         return math.sqrt(
             sum((sample.norms[i] * direction.lengths[i]) ** 2 / max(self.point.values[i].numel(), 1) for i in indices)
         )
 
     def _typical_slope(self, sample: Sample) -> float:
-        """Return the slope that a tensor with a gradient typically has: what a lost gradient is measured by."""
-        loud = [i for i in range(len(sample.norms)) if self.size(i) >= _SMALL * self.unit]
-        return (
-            statistics.median(self.scales[i] * sample.norms[i] / math.sqrt(self.point.values[i].numel()) for i in loud)
-            if loud
-            else 0.0
-        )
+        """Return the median slope along one tensor with a gradient: a lost gradient is measured by it."""
+        slopes = [
+            self.scales[i] * norm_of_gradient / math.sqrt(self.point.values[i].numel())
+            for i, norm_of_gradient in enumerate(sample.norms)
+            if self.size(i) >= _SMALL * self.unit
+        ]
+        return statistics.median(slopes) if slopes else 0.0
 
-    def _compared(self, indices: Sequence[int], sample: Sample, direction: Direction, slope: Slope) -> Probe:
+    def _compare(self, indices: Sequence[int], sample: Sample, direction: Direction, slope: Slope) -> Probe:
         predicted, rounding = 0.0, 0.0
         for i in indices:
             gradient, part = sample.gradients[i], direction.parts[i]
@@ -322,30 +326,29 @@ class Site:
         return Probe(slope, predicted, tolerance, {i: direction.lengths[i] for i in indices})
 
     def direction(
-        self,
-        indices: Sequence[int],
-        sample: Sample,
-        *,
-        equal_lengths: bool,
-        along_themselves: bool = False,
+        self, indices: Sequence[int], sample: Sample, *, equal_lengths: bool, along_themselves: bool = False
     ) -> Direction:
         """Return Gaussian parts, each of length 1 / ||g_t||, or all equal; then all scaled to unit norm together.
 
         Lengths count in units of the leaves' natural scales. ``along_themselves`` turns each part halfway to its
         gradient.
         """
-        point = self.point
-        parts: list[Tensor | None] = [None] * len(point.values)
+        parts: list[Tensor | None] = [None] * len(self.point.values)
         lengths = [0.0] * len(parts)
         weights = {i: 1.0 if equal_lengths else 1 / (self.scales[i] * sample.norms[i] or 1.0) for i in indices}
         total = math.sqrt(sum(weight**2 for weight in weights.values())) or 1.0
         for i in indices:
-            part = gaussian_like(point.values[i], self.generator)
-            gradient = sample.gradients[i]
-            if along_themselves and gradient is not None and sample.norms[i]:
-                part = part / (norm(part) or 1.0) + gradient / sample.norms[i]
-            for unusable in (point.infinite.get(i), sample.nonfinite.get(i)):
-                part = part if unusable is None else torch.where(unusable, 0, part)
+            part = self._random_part(i, sample, along_itself=along_themselves)
             lengths[i] = self.scales[i] * weights[i] / total
             parts[i] = part.mul_(lengths[i] / (norm(part) or 1.0))
         return Direction(parts, lengths)
+
+    def _random_part(self, i: int, sample: Sample, *, along_itself: bool) -> Tensor:
+        """Return a Gaussian part for leaf ``i``, 0 where its value or its gradient is not finite."""
+        part = gaussian_like(self.point.values[i], self.generator)
+        gradient = sample.gradients[i]
+        if along_itself and gradient is not None and sample.norms[i]:
+            part = part / (norm(part) or 1.0) + gradient / sample.norms[i]
+        for unusable in (self.point.infinite.get(i), sample.nonfinite.get(i)):
+            part = part if unusable is None else torch.where(unusable, 0, part)
+        return part

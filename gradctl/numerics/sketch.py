@@ -7,14 +7,14 @@ further apart than a hundred tolerances pass as one with a probability of about 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 _PROJECTIONS = 3
-# Directions are drawn anew for a size that was not seen lately: a convolutional net has few sizes.
+# Directions are generated again for a size that was not seen lately: a convolutional net has few sizes.
 _SIZES_KEPT = 4
 
 
@@ -42,10 +42,10 @@ class Sketch:
 
 
 class Sketcher:
-    """Draws the same directions for the same number of elements, so that its sketches can be compared."""
+    """Projects on the same directions for the same number of elements, so that its sketches can be compared."""
 
     def __init__(self) -> None:
-        self._directions: OrderedDict[int, Tensor] = OrderedDict()
+        self._directions = lru_cache(_SIZES_KEPT)(_random_directions)
 
     def __call__(self, tensor: Tensor) -> Sketch:
         """Return the sketch of a strided tensor of any dtype."""
@@ -57,16 +57,13 @@ class Sketcher:
             nonfinite = int((~finite).sum())
             if nonfinite:
                 flat = torch.where(finite, flat, 0)
-            numbers = self._of(flat.numel()) @ flat
+            directions = self._directions(flat.numel())
+            numbers = directions @ flat
             if nonfinite:
-                numbers = numbers + self._of(flat.numel()) @ (~finite).to(torch.float64)
+                numbers = numbers + directions @ (~finite).to(torch.float64)
             return Sketch(tuple(tensor.shape), tuple(numbers.tolist()), float(flat.norm()), nonfinite)
 
-    def _of(self, size: int) -> Tensor:
-        if size not in self._directions:
-            generator = torch.Generator().manual_seed(size)
-            self._directions[size] = torch.randn(_PROJECTIONS, size, dtype=torch.float64, generator=generator)
-            if len(self._directions) > _SIZES_KEPT:
-                self._directions.popitem(last=False)
-        self._directions.move_to_end(size)
-        return self._directions[size]
+
+def _random_directions(size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.randn(_PROJECTIONS, size, dtype=torch.float64, generator=generator)
