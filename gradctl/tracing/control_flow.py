@@ -1,10 +1,8 @@
-"""torch's operators of control flow (``cond``, ``map``, ``scan``, ``while_loop``) as the Python that they mean.
+"""torch's operators of control flow (``cond``, ``map``, ``scan``, ``while_loop``) as branches and loops of Python.
 
-Outside ``torch.compile`` they compile themselves, which refuses dispatch and function modes; and what they mean is a
-branch or a loop over the functions that they are given.
-
-The classes of the operators are private to torch (2.10 to 2.14), and so are the two functions that compile and call
-them: those that are there are replaced.
+Outside ``torch.compile`` they compile their functions, which rejects dispatch and function modes. The classes of the
+operators are private to torch (2.10 to 2.14), as the two functions that compile and call them: those that exist are
+replaced.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ _FOLDER = "torch._higher_order_ops"
 
 @contextmanager
 def plain_control_flow() -> Iterator[None]:
-    """Let torch's operators of control flow call their functions from Python, in a loop where they mean one."""
+    """Let torch's operators of control flow call their functions from Python."""
     with ExitStack() as stack:
 
         def replace(holder: Any, name: str, value: Any) -> None:
@@ -79,7 +77,7 @@ def _stacked(steps: Sequence[Any]) -> Any:
     return tree_map(lambda *values: torch.stack(values) if values[0] is not None else None, *steps)
 
 
-# By the name of the file: the class of the operator there, and what it means.
+# By the name of the file: the class of the operator there, and its equivalent in Python.
 _OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
     "cond": ("CondOp", _cond),
     "map": ("MapImpl", _map),

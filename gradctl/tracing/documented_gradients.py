@@ -28,7 +28,7 @@ _STRAIGHT_THROUGH = {
 
 
 def documented_gradient(func: Any, args: Any, kwargs: Any) -> RecordCut | None:
-    """Return the function that makes such a call and records it; None for any other call."""
+    """Return the function that makes and records such a call; None for any other call."""
     if func is F.embedding:
         return _record_embedding
     if func in _STRAIGHT_THROUGH or func is standard_gamma:
@@ -62,8 +62,8 @@ def _replay_embedding(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _embedding_arguments(args: Any, kwargs: Any) -> tuple[Tensor, Tensor, int | None, float | None]:
-    given = dict(zip(("input", "weight", "padding_idx", "max_norm"), args, strict=False)) | kwargs
-    return given["input"], given["weight"], given.get("padding_idx"), given.get("max_norm")
+    named = dict(zip(("input", "weight", "padding_idx", "max_norm"), args, strict=False)) | kwargs
+    return named["input"], named["weight"], named.get("padding_idx"), named.get("max_norm")
 
 
 def _record_elementwise(func: Any, args: Any, kwargs: Any) -> tuple[Any, Cut | None]:
@@ -83,7 +83,7 @@ def _replay_elementwise(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
     if x.shape != x0.shape:
         raise BranchChanged
     if func is standard_gamma:
-        func(x0, *args[1:], **kwargs)  # a sampler that rejects draws as many numbers as at the point
+        func(x0, *args[1:], **kwargs)  # rejection sampling uses as many random numbers as at the point
     return y0 + slope * (x - x0)
 
 
@@ -100,8 +100,8 @@ def _replay_hard_gumbel(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _soft_gumbel(args: Any, kwargs: Any) -> Tensor:
-    return F.gumbel_softmax(**{**_gumbel_arguments(args, kwargs), "hard": False})
+    return F.gumbel_softmax(**_gumbel_arguments(args, kwargs) | {"hard": False})
 
 
 def _gumbel_arguments(args: Any, kwargs: Any) -> dict[str, Any]:
-    return {**dict(zip(("logits", "tau", "hard", "eps", "dim"), args, strict=False)), **kwargs}
+    return dict(zip(("logits", "tau", "hard", "eps", "dim"), args, strict=False), **kwargs)

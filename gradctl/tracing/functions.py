@@ -1,7 +1,7 @@
-"""Custom ``autograd.Function``s of a program: seen as they are applied, and replaced by linear maps beside the point.
+"""Custom ``autograd.Function``s of a program, observed as they are applied, or replaced by linear maps.
 
-A registered operator on lists of tensors passes its flattened arguments and, last, a ``TensorListMetadata``, on which
-its forward leaves the structure of its outputs (torch 2.10 to 2.14).
+A registered operator on lists of tensors passes its flattened arguments and, last, a ``TensorListMetadata``, in which
+its forward stores the structure of its outputs (torch 2.10 to 2.14).
 """
 
 from __future__ import annotations
@@ -29,19 +29,12 @@ from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine, is_in_trans
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FunctionCall:
-    """One application of a custom Function at the point.
-
-    Attributes:
-        function: the class.
-        args: what it was given; tensors detached and copied, requiring a gradient where they did.
-        place: file and line of the caller.
-        module: path of the module that applies it; None outside any, "" for the model itself.
-    """
+    """One application of a custom Function at the point."""
 
     function: FunctionClass
-    args: tuple[Any, ...]
-    place: SourceLine | None
-    module: str | None = None
+    args: tuple[Any, ...]  # tensors are detached copies, and require a gradient as the arguments did
+    place: SourceLine | None  # of the caller
+    module: str | None = None  # path of the module that applies it; None outside any, "" for the model itself
 
 
 class FunctionObserver(Protocol):
@@ -58,26 +51,18 @@ class FunctionObserver(Protocol):
 
 @dataclass(slots=True)
 class FunctionWatch:
-    """Watches the Functions of a program: shows them to an observer, and replaces them by linear maps beside the point.
+    """Shows the Functions of a program to an observer, and replaces them by linear maps beside the point."""
 
-    Attributes:
-        linearised: tells which classes to replace.
-        unjudged: those of them whose backward states no usable linear map; their outputs are cut, and what lies
-            behind them is not judged.
-        maps: linear maps and cut outputs, by number of the application.
-        observer: sees each application in runs at the point and beside it.
-        classes: all that were ever applied at the point.
-        modules: paths of the model's modules, by identity.
-        extra: what the offsets of linear maps add to the objective, since the last ``begin``.
-    """
-
-    linearised: Callable[[FunctionClass], bool] = lambda function: False
+    linearised: Callable[[FunctionClass], bool] = lambda function: False  # whether to replace a class
+    # Replaced classes whose backward states no usable linear map: gradient flow stops at their outputs, so that the
+    # gradients behind them are not judged.
     unjudged: set[FunctionClass] = field(default_factory=set)
+    # Linear maps and detached outputs, by number of the application.
     maps: dict[int, LinearMap | DirichletMap | tuple[Any, ...] | Tensor] = field(default_factory=dict)
-    observer: FunctionObserver | None = None
-    classes: set[FunctionClass] = field(default_factory=set)
-    modules: dict[int, str] = field(default_factory=dict)
-    extra: float = 0.0
+    observer: FunctionObserver | None = None  # of each application, at the point and beside it
+    classes: set[FunctionClass] = field(default_factory=set)  # all that were ever applied at the point
+    modules: dict[int, str] = field(default_factory=dict)  # paths of the model's modules, by identity
+    extra: float = 0.0  # that the offsets of linear maps add to the objective, since the last ``begin``
     _structures: dict[int, Any] = field(default_factory=dict)
     _number: int = 0
     _program: Recorder = field(default_factory=Recorder)
@@ -128,7 +113,7 @@ class FunctionWatch:
         self._structures[number] = args[-1]
         linear = None
         if function not in self.unjudged:
-            with preserve_generators():  # what it draws is drawn again by the call itself
+            with preserve_generators():  # the call itself generates the same random numbers again
                 linear = linear_map(apply, copied_arguments(args))
         result = self._make(number, function, apply, args)
         if linear is None:
@@ -161,16 +146,16 @@ class FunctionWatch:
         return result
 
     def _replay(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
-        args = tuple(map(self._program.held_fixed, args))
-        stands = self.maps.get(number)
-        if stands is None:
+        args = self._program.held_fixed(args)
+        replacement = self.maps.get(number)
+        if replacement is None:
             return self._program.held_result(number, self._make(number, function, apply, args))
         if hasattr(args[-1], "output_spec"):
             recorded = self._structures[number]
             args[-1].output_spec, args[-1].result_is_tuple = recorded.output_spec, recorded.result_is_tuple
-        if not isinstance(stands, LinearMap | DirichletMap):
-            return stands
-        values, extra = stands(args)
+        if not isinstance(replacement, LinearMap | DirichletMap):
+            return replacement
+        values, extra = replacement(args)
         self.extra += extra
         return values
 
@@ -197,17 +182,17 @@ def copied_arguments(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def is_torch_own(function: FunctionClass) -> bool:
-    """Tell torch's own Functions (checkpointing, module hooks, compiled graphs) from the user's."""
+    """Return whether a Function is torch's own (checkpointing, module hooks, compiled graphs)."""
     return function.__module__.split(".")[0] == "torch"
 
 
 def is_users(function: FunctionClass) -> bool:
-    """Tell the user's Functions and registered operators, for which torch makes the Function (2.10 to 2.14)."""
+    """Return whether a Function is the user's, or that of a registered operator, which torch makes (2.10 to 2.14)."""
     return not is_torch_own(function) or is_registered_operator(function)
 
 
 def is_registered_operator(function: FunctionClass) -> bool:
-    """Tell the Function that torch makes for ``torch.library.register_autograd``."""
+    """Return whether a Function is one that torch makes for ``torch.library.register_autograd``."""
     return function.__name__.startswith("GeneratedBackwardFor_")
 
 

@@ -1,4 +1,4 @@
-"""The autograd graph, walked backward from its nodes, and the place in the user's program that made each."""
+"""The autograd graph, traversed backward from its nodes, and the place of calls in the user's program."""
 
 from __future__ import annotations
 
@@ -20,17 +20,11 @@ Node = Any
 
 @dataclass(frozen=True, slots=True)
 class CallSite:
-    """One call in the user's program.
+    """One call in the user's program."""
 
-    Attributes:
-        op: the full name of the torch function, or of the module's class.
-        place: file and line of the user's code that calls it; None if no user's file is on the stack.
-        module: path of the innermost module that is running; None outside any, "" for the model itself.
-    """
-
-    op: str
-    place: tuple[str, int] | None
-    module: str | None
+    op: str  # the full name of the torch function, or of the module's class
+    place: tuple[str, int] | None  # file and line of the user's code that calls it; None if none is on the stack
+    module: str | None  # path of the innermost module that is running; None outside any, "" for the model itself
 
 
 def call_site(func: Any, modules: Mapping[int, str]) -> CallSite:
@@ -40,7 +34,7 @@ def call_site(func: Any, modules: Mapping[int, str]) -> CallSite:
 
 
 def modules_by_identity(model: Any) -> dict[int, str]:
-    """Return the path of each module of the model; nothing for a plain function."""
+    """Return the path of each module of the model; empty for a plain function."""
     return {id(module): name for name, module in model.named_modules()} if isinstance(model, nn.Module) else {}
 
 
@@ -65,7 +59,7 @@ def node_before(tensor: Tensor) -> Node | None:
 
 
 def nodes_behind(starts: Iterable[Node], stops: Callable[[Node], bool] = lambda node: False) -> Iterator[Node]:
-    """Yield each node that a gradient reaches from ``starts``, those included; not one that ``stops``, nor past it."""
+    """Yield ``starts`` and each node that a gradient reaches from them, but neither one that ``stops`` nor past it."""
     seen: set[Node] = set()
     pending = [node for node in starts if node is not None]
     while pending:
@@ -85,7 +79,7 @@ def leaves_behind(starts: Iterable[Node], leaves: Sequence[Leaf]) -> set[str]:
 
 
 def innermost_module(modules: Mapping[int, str]) -> str | None:
-    """Return the path of the innermost module that is running on the present stack; None where none is."""
+    """Return the path of the innermost module that is running on the present stack, or None outside any."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_varnames[:1] == ("self",) and modules:

@@ -1,7 +1,7 @@
-"""Hooks on nodes of the autograd graph, disabled: what a program gets for ``grad_fn`` registers none.
+"""Hooks on nodes of the autograd graph, disabled.
 
-The methods ``register_hook`` and ``register_prehook`` of a node are C code that cannot be replaced. So the program
-is given an object that is the node in all but these two.
+The methods ``register_hook`` and ``register_prehook`` of a node are C code that cannot be replaced. So the program's
+``grad_fn`` returns an object that is the node in all but these two.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch.utils.hooks
 
 from gradctl.subject.frames import is_users
 from gradctl.tracing.graph import Node
+from gradctl.tracing.tracer import map_nested
 
-# Module hooks become hooks on nodes here. Elsewhere torch gives nodes to C code, which takes nothing in their place.
+# Module hooks become hooks on nodes here. Elsewhere torch passes nodes to C code, which accepts no other object.
 _HOOKING_FILES = (torch.nn.modules.module.__file__, torch.utils.hooks.__file__)
 
 
@@ -82,21 +83,20 @@ class _NodeWithoutHooks:
 
 
 def node_without_hooks(node: Node, disable: Callable[[], None]) -> Any:
-    """Return what the program has for ``node``: the same but for hooks, each of which calls ``disable`` instead."""
+    """Return an object that is ``node`` except that registering a hook calls ``disable``."""
     return type(type(node).__name__, (_NodeWithoutHooks,), {})(node, disable)
 
 
 def real_nodes(value: Any) -> Any:
-    """Return the node that ``value`` wraps, in tuples and lists too; any other value as it is."""
-    if issubclass(type(value), _NodeWithoutHooks):
-        return object.__getattribute__(value, "_node")
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a GradientEdge
-        return type(value)(*map(real_nodes, value))
-    return type(value)(map(real_nodes, value)) if type(value) in (tuple, list) else value
+    """Return ``value`` with the nodes that its objects wrap, in containers too (a GradientEdge is a named tuple)."""
+    return map_nested(
+        lambda item: object.__getattribute__(item, "_node") if issubclass(type(item), _NodeWithoutHooks) else item,
+        value,
+    )
 
 
 def is_programs_call() -> bool:
-    """Tell whether the call that is being made now is one of the program, or one that makes hooks of its modules'."""
+    """Return whether the present call is one of the program, or one by which torch registers its modules' hooks."""
     frame = sys._getframe(1)
     while frame.f_globals.get("__name__", "").startswith("gradctl."):
         frame = frame.f_back  # type: ignore[assignment]  # the program is further out

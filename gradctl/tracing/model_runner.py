@@ -18,11 +18,11 @@ from gradctl.tracing.recording import Recording
 
 
 class ModelRunner:
-    """Run a private copy of the user's model, in float64 where ``promotion`` is given.
+    """Run a private copy of the user's model, in float64 if there is a ``promotion``.
 
     Attributes:
         recording: the cuts and hooks of the last ``record``.
-        watch: replaces custom Functions; what it linearises is set before ``record``.
+        watch: replaces custom Functions; ``linearised`` is set before ``record``.
     """
 
     def __init__(self, instance: Instance, promotion: Promotion | None, watch: FunctionWatch) -> None:
@@ -32,16 +32,16 @@ class ModelRunner:
         self.watch = watch
         watch.modules = modules_by_identity(instance.model)
         self.recording = Recording()
-        self._is_plain = False  # whether the promotion had nothing to turn at the point: it costs as much as the model
+        self._is_plain = False  # whether the promotion changed no operator at the point: it costs as much as the model
 
     @property
     def extra(self) -> float:
-        """What linear maps with an offset add to the objective in the last run."""
+        """The sum that linear maps with an offset add to the objective in the last run."""
         return self.watch.extra
 
     @property
     def writes(self) -> bool:
-        """Whether the program was seen to write without autograd's knowledge, where version counters do not count."""
+        """Whether the program writes without autograd's knowledge, so that version counters do not count."""
         return bool(self.recording.written) or any(cut.writes for cut in self.recording.cuts.values())
 
     def differentiate(self) -> Outputs:
@@ -77,10 +77,7 @@ class ModelRunner:
             yield
 
     def run(self, program: Recorder, *, is_plain: bool = False) -> Outputs:
-        """Return the outputs of one run that ``program`` watches, the leaves as they are.
-
-        ``is_plain`` tells that float64 as default dtype is enough, and no operator is to be turned.
-        """
+        """Return the outputs of one run that ``program`` watches; without operators to promote, if it ``is_plain``."""
         self.watch.begin(program)
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())

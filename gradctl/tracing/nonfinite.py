@@ -1,8 +1,8 @@
-"""Where the first NaN or infinity comes from: the torch call that makes it of finite values, or the node of autograd
-that makes it of finite gradients."""
+"""The origin of the first NaN or infinity: a torch call with finite arguments, or a node with finite gradients."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,21 +21,16 @@ from gradctl.tracing.tracer import Tracer
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """How a value came not to be finite.
+    """How a value came not to be finite."""
 
-    Attributes:
-        first: the call that made a NaN or infinity of finite arguments.
-        nan: the call that made NaN of an infinity; ``first`` where that one did.
-    """
-
-    first: CallSite
-    nan: CallSite
+    first: CallSite  # the call with finite arguments and a result of NaN or infinity
+    nan: CallSite  # the call with infinite arguments and a result of NaN; ``first`` if that has one
 
 
 class ForwardTrace(Tracer):
     """Follow NaN and infinities from the calls that make them; the body of a custom Function is followed too.
 
-    An infinity that is given as a number (``masked_fill(mask, -inf)``) is meant, and what it fills has no origin.
+    An infinity that is passed as a number (``masked_fill(mask, -inf)``) is intentional, and its result has no origin.
     """
 
     def __init__(self, modules: Mapping[int, str]) -> None:
@@ -48,24 +43,23 @@ class ForwardTrace(Tracer):
         return made
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Make one call and look at what it returns."""
+        """Make one call and inspect its results."""
         result = func(*args, **kwargs)
-        arguments = [value for _, value in leaves((args, kwargs))]
-        returned = [value for _, value in leaves(result) if isinstance(value, Tensor)]
-        # A call that sets elements returns nothing; what it writes to is its first argument.
-        written = returned if returned or not args or getattr(func, "__name__", "") != "__setitem__" else [args[0]]
-        for tensor in written:
+        # A call that sets elements returns nothing, and writes to its first argument.
+        written = args[0] if getattr(func, "__name__", "") == "__setitem__" else result
+        for _, tensor in leaves(written):
             if _is_nonfinite(tensor) and tensor not in self._made:
-                self._made[tensor] = self._origin(func, tensor, [each for each in arguments if each is not tensor])
+                arguments = [value for _, value in leaves((args, kwargs)) if value is not tensor]
+                self._made[tensor] = self._origin(func, tensor, arguments)
         return result
 
     def _origin(self, func: Any, tensor: Tensor, arguments: Sequence[Any]) -> Made | None:
         nonfinite = [each for each in arguments if _is_nonfinite(each)]
-        numbers = [each for each in arguments if isinstance(each, float) and not _is_finite(each)]
-        nans = [each for each in nonfinite if bool(torch.isnan(each).any())]
-        if not bool(torch.isnan(tensor).any()):
-            return None if numbers else self._inherited(nonfinite) if nonfinite else _once(self.call_site(func))
-        if nans:
+        if not _has_nan(tensor):
+            if any(isinstance(each, float) and not math.isfinite(each) for each in arguments):
+                return None
+            return self._inherited(nonfinite) if nonfinite else _once(self.call_site(func))
+        if nans := list(filter(_has_nan, nonfinite)):
             return self._inherited(nans)
         here = self.call_site(func)
         before = self._inherited(nonfinite)
@@ -84,10 +78,10 @@ class _Maker:
 
 
 class BackwardTrace(Recorder):
-    """Note which call made each node of the graph; then see in a backward which nodes make NaN or infinities.
+    """Note the call of each node of the graph, and then the nodes of a backward that make NaN or infinities.
 
     Attributes:
-        makers: nodes that gave a gradient that is not finite for finite ones, in the order of the backward.
+        makers: nodes with finite incoming gradients and others going out, in the order of the backward.
     """
 
     def __init__(self, modules: Mapping[int, str]) -> None:
@@ -140,8 +134,8 @@ def _once(origin: CallSite) -> Made:
     return Made(origin, origin)
 
 
-def _is_finite(value: float) -> bool:
-    return value - value == 0
+def _has_nan(tensor: Tensor) -> bool:
+    return bool(torch.isnan(tensor).any())
 
 
 def _is_nonfinite(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Operators of torch as a dispatch mode meets them."""
+"""Operators of torch in a dispatch mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gradctl.subject.torch_private import OpOverload
 
 
 class OperatorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own __init_subclass__
-    """A dispatch mode that costs no import of Dynamo."""
+    """A dispatch mode that does not import Dynamo."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -24,5 +24,5 @@ def name_of(operator: Any) -> str:
 
 
 def writes(operator: Any) -> bool:
-    """Return whether an operator writes to a tensor that it is given."""
+    """Return whether an operator writes to one of its arguments."""
     return isinstance(operator, OpOverload) and bool(operator._schema.is_mutable)

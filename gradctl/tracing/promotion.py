@@ -2,8 +2,8 @@
 float64.
 
 ``model.double()`` alone is not enough: real models cast inside (Llama's RMSNorm goes through float32), and finite
-differences over a float32 island resolve 1e-5 instead of 1e-11. Random operators draw in the dtype they would have
-drawn in, or the stream would differ from the native run's, and are cast afterwards.
+differences over a float32 island resolve 1e-5 instead of 1e-11. Random operators keep the dtype they would have had, or
+the stream would differ from that of the native run, and their results are cast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gradctl.subject.torch_private import DisableTorchFunction, OpOverload
 from gradctl.tracing.operators import OperatorMode, writes
-from gradctl.tracing.tracer import tensors_in
+from gradctl.tracing.tracer import map_nested, tensors_in
 
 _WIDE = {
     torch.float16: torch.float64,
@@ -34,13 +34,13 @@ _aten = torch.ops.aten
 
 
 class Promotion(OperatorMode):
-    """Run what is under it in float64, forwards and backward.
+    """Run forwards and backward in float64.
 
     Args:
-        native: the dtype in which random operators draw when the program does not say one.
+        native: the dtype of random numbers if the program names none.
 
     Attributes:
-        islands: names of operators that refused float64 and ran in ``native`` instead.
+        islands: names of operators without a float64 kernel, which ran in ``native`` instead.
         turned: whether any operator ran in another way than without the mode; set to False by the caller.
     """
 
@@ -63,29 +63,23 @@ class Promotion(OperatorMode):
             return func(*args, **kwargs)
         if func is _aten.lift_fresh.default:  # torch.tensor(…, dtype=…) and torch.from_numpy arrive here, as leaves
             return self._widen(func(*args, **kwargs))
-        if func is _aten._assert_tensor_metadata.default:  # torch.export's note of a dtype that is another now
-            self.turned = True
-            return None
         if func is _aten.equal.default and isinstance(args[0], Tensor):  # so the state of the model is put back, too
-            return func(*_mapped(_widen, args))
-        if func in _OF_NUMBERS and not isinstance(args[0], Tensor):
+            return func(*map_nested(_widen, args))
+        replacement = _OF_NUMBERS.get(func) if args and not isinstance(args[0], Tensor) else _REPLACED.get(func)
+        if replacement is not None:
             self.turned = True
-            return _OF_NUMBERS[func](*args)
-        if torch.Tag.nondeterministic_seeded in func.tags and not _draws_nothing(func, args, kwargs):
+            return replacement(*map_nested(_widen, args))
+        if torch.Tag.nondeterministic_seeded in func.tags and not _is_deterministic(func):
             self.turned = True
             return self._draw(func, args, kwargs)
-        if func in _DECOMPOSED:
-            self.turned = True
-            return _DECOMPOSED[func](*_mapped(_widen, args))
-        turn = self._turn_dtype if writes(func) else self._turn
-        args = tuple(_mapped(turn, value) for value in args)
-        kwargs = {name: _mapped(turn, value) for name, value in kwargs.items()}
+        args, kwargs = map_nested(self._turn_dtype if writes(func) else self._turn, (args, kwargs))
         try:
             return func(*args, **kwargs)
         except (RuntimeError, NotImplementedError) as error:
             if not _refuses_double(error):
                 raise
-            return self._island(func, args, kwargs)
+            self.islands[str(func)], self.turned = None, True
+            return self._run_native(func, args, kwargs)
 
     def _turn(self, value: Any) -> Any:
         return self._turn_dtype(self._widen(value))
@@ -103,7 +97,7 @@ class Promotion(OperatorMode):
         return value
 
     def _draw(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run a random operator in the dtype it would have had, and cast what it drew."""
+        """Run a random operator in the dtype it would have had, and cast its result."""
         if func is _aten.native_dropout.default:
             value, probability = args[0], args[1]
             _, mask = func(torch.ones_like(value, dtype=self.native), *args[1:], **kwargs)
@@ -118,15 +112,13 @@ class Promotion(OperatorMode):
         has_floats = any(tensor.is_floating_point() for tensor in tensors_in((args, kwargs)))
         if not has_floats and kwargs.get("dtype") is None and _takes_dtype(func):
             drawn = func(*args, **{**kwargs, "dtype": self.native}) if _draws_floats(func) else func(*args, **kwargs)
-            return _mapped(_widen, drawn)
-        args, kwargs = _mapped(self._narrow, (args, kwargs))
-        return _mapped(_widen, func(*args, **kwargs))
+            return map_nested(_widen, drawn)
+        return self._run_native(func, args, kwargs)
 
-    def _island(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operator that has no float64 kernel in the native dtype, and note it."""
-        self.islands[str(func)], self.turned = None, True
-        args, kwargs = _mapped(self._narrow, (args, kwargs))
-        return _mapped(_widen, func(*args, **kwargs))
+    def _run_native(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator in the native dtype, and cast its result."""
+        args, kwargs = map_nested(self._narrow, (args, kwargs))
+        return map_nested(_widen, func(*args, **kwargs))
 
     def _narrow(self, value: Any) -> Any:
         if isinstance(value, Tensor) and value.dtype == torch.float64:
@@ -153,8 +145,10 @@ _OF_NUMBERS: dict[Any, Callable[..., Any]] = {
     _aten._local_scalar_dense.default: lambda value: value,
 }
 
-# Operators without a float64 kernel on any device, written in ones that have it.
-_DECOMPOSED = {_aten._grouped_mm.default: _grouped_mm} if hasattr(_aten, "_grouped_mm") else {}
+# torch.export's assertion of a dtype, which is another now; and what has no float64 kernel on any device.
+_REPLACED: dict[Any, Callable[..., Any]] = {_aten._assert_tensor_metadata.default: lambda *_: None}
+if hasattr(_aten, "_grouped_mm"):
+    _REPLACED[_aten._grouped_mm.default] = _grouped_mm
 
 
 @contextmanager
@@ -168,15 +162,6 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """Return ``value`` with ``function`` applied in tuples, lists and dictionaries: what operators are given."""
-    if isinstance(value, (tuple, list)):
-        return type(value)([_mapped(function, item) for item in value])
-    if isinstance(value, dict):
-        return {key: _mapped(function, item) for key, item in value.items()}
-    return function(value)
-
-
 def _widen(value: Any) -> Any:
     return value.to(_WIDE[value.dtype]) if isinstance(value, Tensor) and value.dtype in _WIDE else value
 
@@ -186,16 +171,14 @@ def _takes_dtype(func: Any) -> bool:
 
 
 def _draws_floats(func: Any) -> bool:
-    """Tell rand, randn and normal, which draw in the default dtype, from randint and randperm."""
+    """Return whether an operator generates floats of the default dtype, as randn, and not integers, as randint."""
     return not func.__name__.startswith(("randint", "randperm"))
 
 
-def _draws_nothing(func: Any, args: Any, kwargs: Any) -> bool:
-    """Tell attention without dropout, and recurrent kernels, from operators that really draw."""
-    name = func._schema.name
-    if "scaled_dot_product" in name or "_efficient_attention" in name or "_flash_attention" in name:
-        return True
-    return any(kind in name for kind in ("rnn", "lstm", "gru"))
+def _is_deterministic(func: Any) -> bool:
+    """Return whether an operator generates no random numbers despite its tag: attention and recurrent kernels."""
+    kinds = ("scaled_dot_product", "_efficient_attention", "_flash_attention", "rnn", "lstm", "gru")
+    return any(kind in func._schema.name for kind in kinds)
 
 
 def _refuses_double(error: Exception) -> bool:

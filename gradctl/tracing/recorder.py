@@ -1,4 +1,4 @@
-"""What a program does that autograd does not differentiate: cuts, hooks, custom Functions; seen, recorded and replayed.
+"""Calls of a program that autograd does not differentiate: cuts, hooks, custom Functions; recorded and replayed.
 
 A **cut** is a top-level torch call with a float argument that requires a gradient and a float result (tensor or number)
 that does not: ``detach``, ``.data``, ``.item()``, anything under ``no_grad``. Autograd treats that value as a
@@ -29,25 +29,38 @@ from gradctl.tracing.recording import (
     Recording,
     copied_value,
     is_float_without_gradient,
-    map_nested,
     requiring_grad,
-    same_value,
     storage_of,
 )
-from gradctl.tracing.tracer import REGISTER_HOOK, Apply, FunctionClass, Tracer, tensors_in
+from gradctl.tracing.tracer import REGISTER_HOOK, Apply, FunctionClass, Tracer, map_nested, tensors_in
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Write:
-    """What a call did to one tensor: the change, or the value that it left."""
+    """The effect of a call on one tensor: its change, or the value that it has afterwards."""
 
     value: Tensor
     is_change: bool
 
+    @property
+    def changes_value(self) -> bool:
+        """Whether it is a change other than zero."""
+        return self.is_change and bool(self.value.any())
+
+    @classmethod
+    def of(cls, target: Tensor, before: Tensor | None, has_sources: bool) -> _Write | None:
+        """Return the write to hold fixed, or None; ``before`` is the value before a write that autograd cannot see."""
+        if not target.is_floating_point():
+            return None
+        if before is not None:
+            same = target.shape == before.shape and target.dtype == before.dtype
+            return cls(target.detach() - before, True) if same else None
+        return cls(target.detach().clone(), False) if has_sources and not target.requires_grad else None
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _FrozenLeaf:
-    """A leaf that requires no gradient now, and what is read for it; that may be written to."""
+    """A leaf that requires no gradient now, and the value that is read and written in its place."""
 
     cut: Cut
     leaf: Tensor
@@ -58,7 +71,7 @@ class Recorder(Tracer):
     """Watch one call of the user's model.
 
     Args:
-        recording: what to replay; None records anew.
+        recording: the one to replay; None starts another one.
         hooks_only: only disable hooks (for the run that autograd differentiates).
         keeps_hooks: do not even that.
         modules: paths of the model's modules, by identity.
@@ -77,13 +90,13 @@ class Recorder(Tracer):
         self.recording = recording if recording is not None else Recording()
         self.hooks_only = hooks_only or keeps_hooks
         self.keeps_hooks = keeps_hooks
-        self.opens_checkpoints = not hooks_only  # reentrant checkpointing hides what its body does
+        self.opens_checkpoints = not hooks_only  # reentrant checkpointing hides the calls of its body
         self.on_function: Callable[[FunctionClass, Apply, tuple[Any, ...]], Any] | None = None
         self._number = -1
         self._frozen: dict[int, _FrozenLeaf] = {}
 
-    def call(self, func: Any, args: Any, kwargs: Any) -> Any:  # a kind of call a line
-        """Make one top-level call, or what replaces it."""
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Make one top-level call, or the one that replaces it."""
         if self.keeps_hooks:
             return func(*args, **kwargs)
         if func in REGISTER_HOOK:
@@ -93,7 +106,7 @@ class Recorder(Tracer):
             node = func(*args, **kwargs)
             return node_without_hooks(node, self._disable_hook) if node is not None and is_programs_call() else node
         if func in _TAKE_NODES:
-            args, kwargs = real_nodes(args), {key: real_nodes(value) for key, value in kwargs.items()}
+            args, kwargs = real_nodes((args, kwargs))
         if func is F.embedding:
             args, kwargs = self._without_frequency_scaling(args, kwargs)
         if self.hooks_only:
@@ -102,11 +115,11 @@ class Recorder(Tracer):
         return self._replay(func, args, kwargs) if self.replaying else self._record(func, args, kwargs)
 
     def apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
-        """Apply a Function, or what replaces it."""
+        """Apply a Function, or a linear map that replaces it."""
         return apply(*args) if self.on_function is None else self.on_function(function, apply, args)
 
     def _without_frequency_scaling(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Disable ``scale_grad_by_freq`` like a hook: by its documentation it makes the gradient another."""
+        """Disable ``scale_grad_by_freq`` like a hook: it is documented to change the gradient."""
         if not (args[5] if len(args) > 5 else kwargs.get("scale_grad_by_freq")):
             return args, kwargs
         self._disable_hook()
@@ -120,7 +133,7 @@ class Recorder(Tracer):
 
     # ------------------------------------------------------------------ at the point
 
-    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:  # a kind of call a line
+    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func in _SET_REQUIRES_GRAD:
             return self._record_requires_grad(func, args, kwargs)
         if torch.is_grad_enabled() and (record := documented_gradient(func, args, kwargs)) is not None:
@@ -128,33 +141,33 @@ class Recorder(Tracer):
         if _is_in_place(func, kwargs) and _targets(args, kwargs):
             return self._record_in_place(func, args, kwargs)
         result = func(*args, **kwargs)
-        if not is_float_without_gradient(result):
-            return result
-        sources = requiring_grad((args, kwargs))
-        if not sources:
-            return result
-        storages = {storage_of(source) for source in sources}
-        alias = next((storage_of(tensor) for tensor in tensors_in(result) if storage_of(tensor) in storages), None)
-        if alias is not None:
-            self.recording.aliases.add(alias)
-        nodes = tuple(map(node_before, sources))
-        self.recording.cuts[self._number] = Cut(func, copied_value(result), False, user_location(), nodes, alias)
+        cut = self._record_cut(self._number, func, (args, kwargs), result)
+        if cut is not None:
+            storages = set(map(storage_of, requiring_grad((args, kwargs))))
+            cut.alias = next((each for each in map(storage_of, tensors_in(result)) if each in storages), None)
+            if cut.alias is not None:
+                self.recording.aliases.add(cut.alias)
         return result
 
+    def _record_cut(self, number: int, func: Any, arguments: Any, result: Any) -> Cut | None:
+        """Record the result of a call if autograd treats it as a constant; return the cut, else None."""
+        sources = requiring_grad(arguments) if is_float_without_gradient(result) else ()
+        if not sources:
+            return None
+        cut = Cut(func, copied_value(result), False, user_location(), tuple(map(node_before, sources)))
+        self.recording.cuts[number] = cut
+        return cut
+
     def hold_fixed(self, number: int, function: Any, args: Any, result: Any) -> None:
-        """Record the result of a custom Function that autograd takes for a constant: applied under ``no_grad``, say."""
-        sources = requiring_grad(args)
-        if sources and is_float_without_gradient(result):
-            nodes = tuple(map(node_before, sources))
-            # Functions have numbers of their own.
-            self.recording.cuts[-1 - number] = Cut(function, copied_value(result), False, user_location(), nodes)
+        """Record the result of a custom Function if autograd treats it as a constant, as under ``no_grad``."""
+        self._record_cut(-1 - number, function, args, result)
 
     def held_result(self, number: int, now: Any) -> Any:
-        """Return what a custom Function gave at the point if that is held fixed, else what it gives now."""
+        """Return the result of a custom Function at the point if that is held fixed, else the present result."""
         cut = self.recording.cuts.get(-1 - number)
         if cut is None:
             return now
-        cut.compare(now)
+        cut.compare(cut.value, now)
         return copied_value(cut.value)
 
     def _record_documented(self, record: RecordCut, func: Any, args: Any, kwargs: Any) -> Any:
@@ -176,59 +189,45 @@ class Recorder(Tracer):
         return result
 
     def _record_in_place(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Record what a call does without autograd's knowledge: a change, or a value from what has a gradient."""
+        """Record the writes of a call that autograd does not see, or that copy a value with a gradient."""
         targets = _targets(args, kwargs)
-        before = [t.detach().clone() if self._is_behind(func, t) else None for t in targets]
-        others = args if kwargs.get("out") is not None else args[1:]
+        before = [t.detach().clone() if self._is_unseen(func, t) else None for t in targets]
         result = func(*args, **kwargs)
-        sources = requiring_grad((others, kwargs))
-        writes = [
-            self._write(target, then, bool(sources)) if target.is_floating_point() else None
-            for target, then in zip(targets, before, strict=True)
-        ]
-        if any(write is not None for write in writes):
-            moves = any(write is not None and write.is_change and bool(write.value.any()) for write in writes)
-            tensors = (*sources, *(t for t in targets if t.requires_grad))
-            nodes = tuple(map(node_before, tensors))
+        sources = requiring_grad((args if kwargs.get("out") is not None else args[1:], kwargs))
+        writes = [_Write.of(target, old, bool(sources)) for target, old in zip(targets, before, strict=True)]
+        if any(writes):
+            moves = any(write is not None and write.changes_value for write in writes)
+            nodes = tuple(map(node_before, (*sources, *(t for t in targets if t.requires_grad))))
             self.recording.cuts[self._number] = Cut(func, writes, True, user_location(), nodes, moves=moves)
         return result
 
-    def _is_behind(self, func: Any, target: Tensor) -> bool:
-        """Tell whether autograd does not see a write: through an alias, under no_grad, to a leaf, by ``.data =``."""
+    def _is_unseen(self, func: Any, target: Tensor) -> bool:
+        """Return whether autograd does not see a write: through an alias, under no_grad, to a leaf, by ``.data =``."""
         storage = storage_of(target)
         if not target.requires_grad and storage in self.recording.aliases:
             self.recording.written.add(storage)
             return True
         return func == _SET_DATA or (target.requires_grad and (target.is_leaf or not torch.is_grad_enabled()))
 
-    def _write(self, target: Tensor, before: Tensor | None, from_gradient: bool) -> _Write | None:
-        if before is not None:
-            same = target.shape == before.shape and target.dtype == before.dtype
-            return _Write(target.detach() - before, True) if same else None
-        if from_gradient and not target.requires_grad:
-            return _Write(target.detach().clone(), False)
-        return None
-
     # ------------------------------------------------------------------ beside it
 
-    def _replay(self, func: Any, args: Any, kwargs: Any) -> Any:  # a kind of call a line
+    def _replay(self, func: Any, args: Any, kwargs: Any) -> Any:
         cut = self.recording.cuts.get(self._number)
         if cut is not None and cut.func != func:
             raise BranchChanged
         if func in _SET_REQUIRES_GRAD:
             return self._replay_requires_grad(cut, func, args, kwargs)
-        if self._frozen:
-            args, kwargs = self.held_fixed(args), {key: self.held_fixed(value) for key, value in kwargs.items()}
+        args, kwargs = self.held_fixed((args, kwargs))
         if cut is None:
             return func(*args, **kwargs)
         if cut.replay is not None and torch.is_grad_enabled():
             return cut.replay(cut, func, args, kwargs)
         if cut.writes:
             return _replay_writes(cut, func, args, kwargs)
-        # Made all the same: it may draw random numbers, and whether its value moves is to be seen.
+        # Called all the same: it may use random numbers, and its value may move.
         result = func(*args, **kwargs)
-        cut.compare(result)
-        # What is written through (``p.data.clamp_()``) must stay the alias that it is.
+        cut.compare(cut.value, result)
+        # A result through which the program writes (``p.data.clamp_()``) must stay an alias.
         return result if cut.alias in self.recording.written else copied_value(cut.value)
 
     def _replay_requires_grad(self, cut: Cut | None, func: Any, args: Any, kwargs: Any) -> Any:
@@ -237,42 +236,49 @@ class Recorder(Tracer):
         if cut is not None:
             self._frozen[id(tensor)] = _FrozenLeaf(cut, tensor, cut.value.clone())
         elif tensor.requires_grad and (frozen := self._frozen.pop(id(tensor), None)) is not None:
-            with torch.no_grad():  # what was written to it while it was frozen
+            with torch.no_grad():  # the writes to it while it was frozen
                 tensor.detach().add_(frozen.value - frozen.cut.value)
         return result
 
     def held_fixed(self, value: Any) -> Any:
         """Return ``value`` with the leaves in it that require no gradient now as they are at the point."""
-        if isinstance(value, Tensor):
-            frozen = self._frozen.get(id(value))
-            if frozen is None:
-                return value
-            frozen.cut.moves = frozen.cut.moves or not torch.equal(frozen.cut.value, value)
-            return frozen.value
-        if isinstance(value, dict):
-            return {key: self.held_fixed(item) for key, item in value.items()}
-        return map_nested(self.held_fixed, value) if isinstance(value, (tuple, list)) else value
+        return map_nested(self._at_point, value) if self._frozen else value
+
+    def _at_point(self, value: Any) -> Any:
+        frozen = self._frozen.get(id(value))
+        if frozen is None:
+            return value
+        frozen.cut.compare(frozen.cut.value, value)
+        return frozen.value
 
 
 def _replay_writes(cut: Cut, func: Any, args: Any, kwargs: Any) -> Any:
-    """Add the recorded changes instead of making the call; where it set values, make it and set the recorded ones."""
-    targets = _targets(args, kwargs)
-    if len(targets) != len(cut.value) or any(
-        write is not None and write.value.shape != t.shape for write, t in zip(cut.value, targets, strict=True)
-    ):
-        raise BranchChanged
-    changes_only = all(write is not None and write.is_change for write in cut.value)
-    result = (args[0] if args else kwargs.get("tensor")) if changes_only else func(*args, **kwargs)
+    """Add the recorded changes in place of the call; if it set values, call it, and then set the recorded ones."""
+    pairs = _recorded_writes(cut, _targets(args, kwargs))
+    changes_only = all(write and write.is_change for write in cut.value)
+    result = _first(args, kwargs) if changes_only else func(*args, **kwargs)
     with torch.no_grad():
-        for write, target in zip(cut.value, targets, strict=True):
-            if write is None:
-                continue
+        for write, target in pairs:
             if not write.is_change:
-                cut.moves = cut.moves or not same_value(write.value, target)
+                cut.compare(write.value, target)
                 target.copy_(write.value)
             elif changes_only:
                 target.detach().add_(write.value)
     return None if getattr(func, "__name__", "") in _NO_RESULT else result
+
+
+def _recorded_writes(cut: Cut, targets: list[Tensor]) -> list[tuple[_Write, Tensor]]:
+    """Return the recorded writes with their targets.
+
+    Raises:
+        BranchChanged: they have other targets, or of other shapes.
+    """
+    if len(targets) != len(cut.value):
+        raise BranchChanged
+    pairs = [(write, target) for write, target in zip(cut.value, targets, strict=True) if write is not None]
+    if any(write.value.shape != target.shape for write, target in pairs):
+        raise BranchChanged
+    return pairs
 
 
 _GET_NODE = vars(TensorBase)["grad_fn"].__get__
@@ -290,9 +296,12 @@ _IN_PLACE_OPERATORS = {
 
 def _targets(args: Any, kwargs: Any) -> list[Tensor]:
     """Return the tensors that an in-place call writes to: its first argument (a list for ``_foreach``), or ``out``."""
-    if kwargs.get("out") is not None:
-        return tensors_in(kwargs["out"])
-    return tensors_in(args[0] if args else kwargs.get("tensor"))  # nn.init passes its tensor by name
+    out = kwargs.get("out")
+    return tensors_in(_first(args, kwargs) if out is None else out)
+
+
+def _first(args: Any, kwargs: Any) -> Any:
+    return args[0] if args else kwargs.get("tensor")  # nn.init passes its tensor by name
 
 
 def _is_in_place(func: Any, kwargs: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What one run of a program at the point showed that autograd does not differentiate: cuts, hooks, writes; as data."""
+"""Data of one run at the point that autograd does not differentiate: cuts, hooks, writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradctl.tracing.graph import Node
-from gradctl.tracing.tracer import SourceLine, tensors_in
+from gradctl.tracing.tracer import SourceLine, map_nested, tensors_in
 
 
 class BranchChanged(Exception):
@@ -20,80 +20,53 @@ class BranchChanged(Exception):
 
 @dataclass(slots=True, eq=False)
 class Cut:
-    """One call whose value, or whose change of a tensor, is held fixed.
+    """One call whose value, or whose change of a tensor, is held fixed."""
 
-    Attributes:
-        func: the torch function called.
-        value: what to give back: the result at the point, or with ``writes`` one write a target, None for no matter.
-        writes: whether the call changes tensors in place.
-        place: file and line in the user's program.
-        sources: nodes from which a gradient would go on to the tensors that the cut keeps from it.
-        alias: the storage that the result shares with a source, if it does.
-        moves: whether the value is another beside the point (``zeros_like`` is a cut that never does).
-        replay: computes the result of a call whose gradient is documented not to be the derivative; None for others.
-    """
-
-    func: Any
-    value: Any
-    writes: bool
+    func: Any  # the torch function that is called
+    value: Any  # the result at the point; with ``writes`` a ``Write`` for each target, None if it is not held fixed
+    writes: bool  # whether the call changes tensors in place
     place: SourceLine | None
-    sources: tuple[Node, ...] = ()
-    alias: int | None = None
-    moves: bool = False
+    sources: tuple[Node, ...] = ()  # nodes from which a gradient would go on to the tensors before the cut
+    alias: int | None = None  # the storage that the result shares with a source, if it does
+    moves: bool = False  # whether the value is another beside the point (that of ``zeros_like`` never is)
+    # Computes the result of a call whose gradient is documented not to be the derivative; None for others.
     replay: Callable[[Cut, Any, Any, Any], Any] | None = None
 
-    def compare(self, now: Any) -> None:
-        """Note whether the value is another now."""
-        self.moves = self.moves or not same_value(self.value, now)
+    def compare(self, recorded: Any, now: Any) -> None:
+        """Note that the value moves if it, or the part of it that is ``recorded``, is another now."""
+        self.moves = self.moves or not same_value(recorded, now)
 
 
 @dataclass(slots=True)
 class Recording:
-    """What one run at the point showed, for the runs beside it.
+    """The observations of one run at the point, for the runs beside it."""
 
-    Attributes:
-        cuts: by number of the call; those of custom Functions have negative numbers.
-        hooks: places that register a hook, which was disabled.
-        estimators: places of samples whose gradient is a documented estimator.
-        aliases: storages that the program can reach without autograd's knowledge.
-        written: those of them that it then wrote to.
-    """
-
-    cuts: dict[int, Cut] = field(default_factory=dict)
-    hooks: list[SourceLine | None] = field(default_factory=list)
-    estimators: list[SourceLine | None] = field(default_factory=list)
-    aliases: set[int] = field(default_factory=set)
-    written: set[int] = field(default_factory=set)
+    cuts: dict[int, Cut] = field(default_factory=dict)  # by number of the call; negative for custom Functions
+    hooks: list[SourceLine | None] = field(default_factory=list)  # places that register a hook, which was disabled
+    estimators: list[SourceLine | None] = field(default_factory=list)  # samples with a documented gradient estimator
+    aliases: set[int] = field(default_factory=set)  # storages that the program can reach without autograd's knowledge
+    written: set[int] = field(default_factory=set)  # those of them that it then wrote to
 
 
 def requiring_grad(value: Any) -> tuple[Tensor, ...]:
     """Return the float tensors among arguments that require a gradient."""
-    return tuple(t for t in tensors_in(value) if t.requires_grad and (t.is_floating_point() or t.is_complex()))
+    return tuple(tensor for tensor in tensors_in(value) if tensor.requires_grad and _has_float_dtype(tensor))
+
+
+def _has_float_dtype(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def is_float_without_gradient(result: Any) -> bool:
     """Tell a float tensor, number or array without a gradient; mixed results count only if none requires one."""
     if isinstance(result, Tensor):
-        return not result.requires_grad and (result.is_floating_point() or result.is_complex())
-    if isinstance(result, (float, complex)):
-        return True
+        return not result.requires_grad and _has_float_dtype(result)
     if isinstance(result, np.ndarray):
         return result.dtype.kind in "fc"
-    if isinstance(result, (tuple, list)) and result and not isinstance(result, torch.Size):
-        floats = [item for item in result if is_float_without_gradient(item)]
-        return bool(floats) and not any(tensor.requires_grad for tensor in tensors_in(result))
-    return False
-
-
-def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
-    """Return a call's result with ``function`` applied to each item of its lists and tuples."""
-    if isinstance(value, list):
-        return [map_nested(function, item) for item in value]
-    if isinstance(value, tuple):
-        mapped = [map_nested(function, item) for item in value]
-        # torch.return_types (a structseq) takes one sequence, a named tuple its fields.
-        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
-    return function(value)
+    if isinstance(result, (tuple, list)):
+        has_floats = any(map(is_float_without_gradient, result))
+        return has_floats and not any(tensor.requires_grad for tensor in tensors_in(result))
+    return isinstance(result, (float, complex))
 
 
 def copied_value(value: Any) -> Any:
@@ -119,5 +92,5 @@ def same_value(recorded: Any, now: Any) -> bool:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Return what tensors that share memory have in common."""
+    """Return a number that tensors which share memory have in common."""
     return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)

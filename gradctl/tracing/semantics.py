@@ -1,8 +1,8 @@
 """The semantics of a program that a static form may lose or fix: noted in one eager run, suppressed in another.
 
-Suppressed, a custom backward gives way to the derivative of its forward, a hook is not registered, ``detach`` and
-``no_grad`` let gradients through, and Python queries have the results that they had on other inputs. If eager, so
-altered, computes what a form does, that is what the form has done.
+If suppressed, a custom backward is replaced by the derivative of its forward, a hook is not registered, ``detach`` and
+``no_grad`` let gradients through, and Python queries have the results that they had on other inputs. If eager then
+computes the same as a form, the form has lost these semantics.
 """
 
 from __future__ import annotations
@@ -23,17 +23,12 @@ from gradctl.tracing.hooks import NoHandle
 from gradctl.tracing.recording import BranchChanged
 from gradctl.tracing.tracer import REGISTER_HOOK, Apply, FunctionClass, SourceLine, Tracer, tensors_in
 
-StateQuery = tuple[str, SourceLine | None]
+StateQuery = tuple[str, SourceLine | None]  # name of a call, and its place in the user's program
 
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """The result of a call that returns no tensor to Python: a truth value, a number, sizes.
-
-    Attributes:
-        question: name of the call, and its place in the user's program.
-        value: the answer.
-    """
+    """The result of a call that returns no tensor to Python: a truth value, a number, sizes."""
 
     question: StateQuery
     value: Any
@@ -41,49 +36,39 @@ class QueryResult:
 
 @dataclass(slots=True)
 class ProgramEvents:
-    """What one run did.
+    """The events of one run, in order."""
 
-    Attributes:
-        calls: top-level torch calls, in order, by name and place.
-        answers: results that Python got, in order.
-        functions: custom Functions, with the place of the first application.
-        hooks, no_grads, detaches: places that register a hook, start a ``no_grad`` under which something that
-            requires a gradient is used, or detach such a thing.
-    """
-
-    calls: list[StateQuery] = field(default_factory=list)
+    calls: list[StateQuery] = field(default_factory=list)  # top-level torch calls
     answers: list[QueryResult] = field(default_factory=list)
-    functions: dict[FunctionClass, SourceLine | None] = field(default_factory=dict)
-    hooks: list[SourceLine | None] = field(default_factory=list)
-    no_grads: list[SourceLine | None] = field(default_factory=list)
-    detaches: list[SourceLine | None] = field(default_factory=list)
+    functions: dict[FunctionClass, SourceLine | None] = field(default_factory=dict)  # with the first application
+    hooks: list[SourceLine | None] = field(default_factory=list)  # places that register a hook
+    no_grads: list[SourceLine | None] = field(default_factory=list)  # where a block starts that uses such a tensor
+    detaches: list[SourceLine | None] = field(default_factory=list)  # places that detach a tensor with a gradient
 
 
 @dataclass(frozen=True, slots=True)
 class Suppressed:
-    """What a run does without, by class or by place.
-
-    Attributes:
-        answers: results that Python gets instead, in order, by question.
-    """
+    """The semantics that a run omits, by class or by place."""
 
     functions: frozenset[FunctionClass] = frozenset()
     hooks: frozenset[SourceLine | None] = frozenset()
     no_grads: frozenset[SourceLine | None] = frozenset()
     detaches: frozenset[SourceLine | None] = frozenset()
-    answers: Mapping[StateQuery, tuple[Any, ...]] = field(default_factory=dict)
+    answers: Mapping[StateQuery, tuple[Any, ...]] = field(
+        default_factory=dict
+    )  # that replace those of queries, in order
 
 
 @contextmanager
 def watching(events: ProgramEvents, suppressed: Suppressed | None = None) -> Iterator[None]:
-    """Note in ``events`` what is run in this context, and run it without what is suppressed."""
+    """Note the events of what runs in this context, without the ``suppressed`` semantics."""
     tracer = _SemanticsTracer(events, suppressed or Suppressed())
     with tracer.functions(), tracer:
         yield
 
 
 class _SemanticsTracer(Tracer):
-    """Notes the events of a run, and makes each call, or what replaces it."""
+    """Notes the events of a run, and makes each call, or the one that replaces it."""
 
     def __init__(self, events: ProgramEvents, suppressed: Suppressed) -> None:
         super().__init__()
@@ -91,7 +76,7 @@ class _SemanticsTracer(Tracer):
         self._answers = {question: deque(values) for question, values in suppressed.answers.items()}
         self._no_grad: SourceLine | None = None  # where the block starts that is running now
 
-    def call(self, func: Any, args: Any, kwargs: Any) -> Any:  # a kind of call a line
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Make one top-level call."""
         place = user_location()
         if func is set_grad_enabled:
@@ -100,13 +85,15 @@ class _SemanticsTracer(Tracer):
         if func in REGISTER_HOOK:
             _note(self.events.hooks, place)
             return NoHandle() if place in self.suppressed.hooks else func(*args, **kwargs)
-        question = (_name(func), place)
+        return self._call_tensors((_name(func), place), func, args, kwargs)
+
+    def _call_tensors(self, question: StateQuery, func: Any, args: Any, kwargs: Any) -> Any:
         self.events.calls.append(question)
         if question in self._answers:
             return self._answer(question, func, args, kwargs)
         if any(tensor.requires_grad for tensor in tensors_in((args, kwargs))):
             self._note_cut(question)
-            if question[0] in _DETACHES and place in self.suppressed.detaches:
+            if question[0] in _DETACHES and question[1] in self.suppressed.detaches:
                 return args[0] if question[0] == "detach_" else args[0].view_as(args[0])
         if not torch.is_grad_enabled() and self._no_grad in self.suppressed.no_grads:
             with torch.enable_grad():
@@ -117,20 +104,23 @@ class _SemanticsTracer(Tracer):
         return result
 
     def _note_cut(self, question: StateQuery) -> None:
-        """Note what keeps the gradient from a call with an argument that requires one."""
+        """Note a ``detach`` or a ``no_grad`` that stops the gradient of an argument."""
         if question[0] in _DETACHES:
             _note(self.events.detaches, question[1])
         if not torch.is_grad_enabled():
             _note(self.events.no_grads, self._no_grad)
 
     def _answer(self, question: StateQuery, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return the answer that the query had in another run."""
-        if not self._answers[question]:
-            raise BranchChanged
-        answer = self._answers[question].popleft()
-        if type(func(*args, **kwargs)) is not type(answer):
-            raise BranchChanged
-        return answer
+        """Return the result that the query had in another run.
+
+        Raises:
+            BranchChanged: that run had fewer such queries, or this result is of another type.
+        """
+        if self._answers[question]:
+            answer = self._answers[question].popleft()
+            if type(func(*args, **kwargs)) is type(answer):
+                return answer
+        raise BranchChanged
 
     def apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         """Apply a Function, or let its forward be differentiated as any code."""
@@ -142,7 +132,7 @@ class _SemanticsTracer(Tracer):
 
 
 class _Context:
-    """A ``ctx`` that ignores what a ``forward`` tells it."""
+    """A ``ctx`` that ignores the calls of a ``forward``."""
 
     needs_input_grad: tuple[bool, ...] = ()
 
@@ -153,7 +143,7 @@ class _Context:
 
 
 def _differentiably(function: FunctionClass, args: tuple[Any, ...]) -> Any:
-    """Return what the forward of a Function computes, as a program that autograd differentiates."""
+    """Run the forward of a Function as a program that autograd differentiates."""
     forward: Any = function.forward
     with torch.enable_grad():
         if function.setup_context != SingleLevelFunction.setup_context:

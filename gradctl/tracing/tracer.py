@@ -1,7 +1,7 @@
-"""The one place where a run of the user's program is watched: its torch calls and its custom Functions.
+"""The one tracer of a run of the user's program: its torch calls and its custom Functions.
 
-Whatever observes a run is a ``Tracer`` that overrides ``call``, ``apply``, or both. What is a step of the program is
-decided here, once for all of them:
+Each observer of a run is a ``Tracer`` that overrides ``call``, ``apply``, or both. The steps of a program are defined
+here, once for all of them:
 
 1. A call inside the ``forward`` of a custom Function is part of that application, if the observer hides the body.
 2. A call inside a transform of torch.func (``vmap``, ``grad``) is one level of the transform.
@@ -12,7 +12,7 @@ decided here, once for all of them:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -44,11 +44,11 @@ class Tracer(TorchFunctionMode):
         self.hidden = 0  # > 0 in a body that is not looked into
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Make one torch call of the program, or what replaces it."""
+        """Make one torch call of the program, or the one that replaces it."""
         return func(*args, **kwargs)
 
     def apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
-        """Apply one custom Function of the program, or what replaces it; ``is_in_transform`` tells where."""
+        """Apply one custom Function of the program, or its replacement; ``is_in_transform`` is true in transforms."""
         return apply(*args)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,7 +58,7 @@ class Tracer(TorchFunctionMode):
         return self.call(func, args, kwargs or {})
 
     def call_site(self, func: Any) -> CallSite:
-        """Return where the program is, which calls ``func``."""
+        """Return the place of the program's present call of ``func``."""
         return call_site(func, self.modules)
 
     @contextmanager
@@ -73,35 +73,49 @@ class Tracer(TorchFunctionMode):
     @contextmanager
     def functions(self) -> Iterator[None]:
         """Show the applications of custom Functions to ``apply``."""
-        own: Any = vars(Function)["apply"]
 
-        def single(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:
-            applied = FunctionBase.__dict__["apply"].__get__(None, cls)
-            if self.hidden or (APPLY_IS_PYTHON and is_in_transform()):  # which arrives in ``transformed``
-                return applied(*args, **kwargs)
-            return self.apply(cls, lambda *given: applied(*given, **kwargs), args)
+        def watch(holder: Any, original: Any, is_watched: Callable[[], bool]) -> AbstractContextManager[None]:
+            def apply(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:
+                applied = original.__get__(None, cls)
+                if self.hidden or not is_watched():
+                    return applied(*args, **kwargs)
+                return self.apply(cls, lambda *values: applied(*values, **kwargs), args)
 
-        def transformed(cls: FunctionClass, *args: Any, **kwargs: Any) -> Any:
-            applied = own.__get__(None, cls)
-            if self.hidden or not is_in_transform():  # without a transform it arrives in ``single``
-                return applied(*args, **kwargs)
-            return self.apply(cls, lambda *given: applied(*given, **kwargs), args)
+            return patched(holder, "apply", classmethod(apply))
 
-        with ExitStack() as stack:
-            holder = SingleLevelFunction if APPLY_IS_PYTHON else Function
-            stack.enter_context(patched(holder, "apply", classmethod(single)))
-            if APPLY_IS_PYTHON:
-                stack.enter_context(patched(Function, "apply", classmethod(transformed)))
+        single: Any = vars(FunctionBase)["apply"]
+        if not APPLY_IS_PYTHON:
+            with watch(Function, single, lambda: True):
+                yield
+            return
+        # Function.apply calls that of SingleLevelFunction if no transform is running; else the latter is one level.
+        with (
+            watch(Function, vars(Function)["apply"], is_in_transform),
+            watch(SingleLevelFunction, single, lambda: not is_in_transform()),
+        ):
             yield
 
 
 def is_in_transform() -> bool:
-    """Tell whether a transform of torch.func is running."""
+    """Return whether a transform of torch.func is running."""
     return peek_interpreter_stack() is not None
 
 
+def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return ``value`` with ``function`` applied to each item of its tuples, lists and dictionaries."""
+    if isinstance(value, dict):
+        return {key: map_nested(function, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [map_nested(function, item) for item in value]
+    if isinstance(value, tuple):
+        mapped = [map_nested(function, item) for item in value]
+        # torch.return_types (a structseq) is constructed from one sequence, a named tuple from its fields.
+        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
+    return function(value)
+
+
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in tuples, lists and dictionaries: what torch calls are given."""
+    """Return the tensors in tuples, lists and dictionaries, such as the arguments of torch calls."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, (tuple, list)):

@@ -23,7 +23,7 @@ from gradctl.tracing.tracer import Apply, FunctionClass, Tracer
 
 
 class Watched(Protocol):
-    """What a watch fills in about one value."""
+    """The attributes of one value that a watch sets."""
 
     sketch: Sketch | None
     requires_grad: bool
@@ -32,7 +32,7 @@ class Watched(Protocol):
 
 
 class ValueWatch:
-    """Sketches tensors as they are made, and their gradients as they come; its hooks are gone on leaving.
+    """Sketches tensors as they are made, and their gradients; on leaving, its hooks are removed.
 
     ``leaves`` are names of leaves, by identity of their tensors.
     """
@@ -49,7 +49,7 @@ class ValueWatch:
             handle.remove()
 
     def see(self, value: Watched, tensor: Any) -> None:
-        """Fill in what ``tensor`` is, and later which gradient it got; anything else has no sketch."""
+        """Set the sketch of ``tensor``, and later that of its gradient; other values have no sketch."""
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_quantized:
             return
         value.sketch, value.requires_grad, value.adjoint = self.sketcher(tensor), _can_get_gradient(tensor), None
@@ -69,33 +69,23 @@ class ValueWatch:
 
 @dataclass(slots=True, eq=False)
 class ProgramValue:
-    """One value.
-
-    Attributes:
-        sketch: of the value.
-        origin: the call that made it; None for a leaf, and inside a call.
-        requires_grad: whether it requires a gradient.
-        adjoint: of the gradient that it got; None for none.
-        leaf: its name, if it is one.
-        takers: the calls that take it.
-        function: the custom ``autograd.Function`` that made it, if one did.
-    """
+    """One value of a run."""
 
     sketch: Sketch | None = None
-    origin: CallSite | None = None
+    origin: CallSite | None = None  # the call that made it; None for a leaf, and inside a call
     requires_grad: bool = False
-    adjoint: Sketch | None = None
-    leaf: str | None = None
-    takers: list[CallSite] = field(default_factory=list)
-    function: Any = None
+    adjoint: Sketch | None = None  # of its gradient, if it has one
+    leaf: str | None = None  # its name, if it is one
+    takers: list[CallSite] = field(default_factory=list)  # the calls with it as an argument
+    function: Any = None  # the custom ``autograd.Function`` that made it, if one did
 
 
 class ProgramValues(Tracer):
     """Watch one run of a program and the backward after it.
 
     Attributes:
-        values: of top-level calls, and what they are given, in the order in which they were seen.
-        inside: sketches of what operators give inside of those calls.
+        values: arguments and results of top-level calls, in the order in which they were seen.
+        inside: sketches of the results of operators inside of those calls.
     """
 
     def __init__(self, modules: Mapping[int, str], watch: ValueWatch) -> None:
@@ -118,7 +108,7 @@ class ProgramValues(Tracer):
             return self._observe(function, lambda: apply(*args), args)
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Make one call and look at what it takes and gives."""
+        """Make one call and observe its arguments and results."""
         return self._observe(func, lambda: func(*args, **kwargs), (args, kwargs))
 
     def _observe(self, func: Any, make: Callable[[], Any], arguments: Any) -> Any:
@@ -134,7 +124,7 @@ class ProgramValues(Tracer):
         return result
 
     def see_outputs(self, outputs: Any) -> None:
-        """Note what the program gives, which may come from a custom Function."""
+        """Note the outputs of the program, which may come from a custom Function."""
         self.see(_tensors(outputs), None)
 
     def see(self, tensors: Iterable[Tensor], origin: CallSite | None) -> None:
@@ -147,9 +137,9 @@ class ProgramValues(Tracer):
                     value = ProgramValue(origin=origin)
                     self.values.append(value)
                     self.watch.see(value, tensor)
-                elif _can_get_gradient(tensor) and (
-                    not value.requires_grad or node is not before
-                ):  # a Function gave it out
+                elif _can_get_gradient(tensor) and not (
+                    value.requires_grad and node is before
+                ):  # a Function returns it
                     value.requires_grad = True
                     self.watch.await_gradient(value, tensor)
                 self._known[tensor] = value, tensor._version, node
@@ -157,7 +147,7 @@ class ProgramValues(Tracer):
 
 
 class _Operators(OperatorMode):
-    """Note what each operator gives."""
+    """Note the results of each operator."""
 
     def __init__(self, values: ProgramValues) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -170,7 +160,7 @@ class _Operators(OperatorMode):
 
 
 def _can_get_gradient(tensor: Tensor) -> bool:
-    """Tell whether a gradient can come: a view inside a Function's forward requires one, and takes no hook yet."""
+    """Return whether a tensor can get a gradient: a view inside a Function's forward requires one, but has no hook."""
     return tensor.requires_grad and (tensor.grad_fn is not None or torch.is_grad_enabled())
 
 
