@@ -355,7 +355,7 @@ def test_training_mode_is_noted_and_stays():
     model = Weighted()
     (note,) = [each for each in gradctl.gradcheck(model, rows(5, 4)).units[0].findings if each.code == "GC105"]
     assert note.message == (
-        "the model is in training mode: 1 BatchNorm module is active; call eval() first if that is not meant"
+        "the model is in training mode: 1 BatchNorm module is active; call eval() first if this is not intended"
     )
     assert model.training
 

@@ -24,11 +24,8 @@ def export(
     """Return the verdict on an ONNX file, as onnxruntime runs it, against eager's outputs.
 
     Args:
-        subject: the model and its inputs; not changed.
-        output: where the file is to be; weights that do not fit into it are put beside it, as ``NAME.data``.
+        subject, output, dynamic, options: as in ``write``; weights that do not fit into the file are in ``NAME.data``.
         opset: of ONNX's own operators; None leaves it to torch's exporter.
-        dynamic: sizes that stay free.
-        options: as in ``write``.
 
     Raises:
         TargetError, ResourceError: as ``write``.
@@ -79,7 +76,7 @@ def export_joint(
         lambda instance: onnx_joint.export_graph(instance, opset=opset, dynamic=dynamic, frozen=frozen, wrt=wrt),
         lambda captured, path: onnx.save(captured.artifact, path),
         lambda path, instance: onnx_joint.wrap_file(read(path), instance),
-        lambda captured, name: inspect_onnx(captured.artifact, name),
+        inspect_captured,
         wrt,
     )
     return write(include_loss(subject), output, kind, dynamic=dynamic, **options)

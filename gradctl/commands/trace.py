@@ -37,10 +37,7 @@ def trace(
 
     def capture(instance: Instance) -> Captured:
         with silenced():
-            if dynamic:
-                assert form == "export", "only torch.export leaves sizes free"
-                return export.capture(instance, dynamic=dynamic)
-            return form_named(form).capture(instance)
+            return export.capture(instance, dynamic=dynamic) if dynamic else form_named(form).capture(instance)
 
     kind = ArtifactFormat(form, capture, save, lambda path, _instance: load(path, trusted=True), inspect_captured)
     return write(subject, output, kind, dynamic=dynamic, **options)

@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 
 from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.core.names import input_name, output_name, parameter_name
-from gradctl.forms.exported.export import capture_reason
 from gradctl.forms.form import CannotCapture, Captured, named_tensors
+from gradctl.forms.reasons import reason_of
 from gradctl.forms.silence import silenced
 from gradctl.joint.capture import Joint, joint_program
 from gradctl.joint.export_error import JointExportError, raised_by
@@ -65,8 +65,8 @@ def capture_joint(instance: Instance, dynamic: Dynamic | None = None, wrt: Seque
     except Exception as error:  # tracing and the user's model may raise anything
         if is_out_of_memory(error):
             raise
-        reason = capture_reason(error)
-        place = "" if re.search(r", line \d+\)$", reason) else raised_by(error)
+        reason = reason_of(error)
+        place = "" if re.search(r", line \d+\)", reason) else raised_by(error)
         if type(error).__name__ == "Unsupported":  # from torch._dynamo, which is slow to import
             reason, place = "a part of the model that Dynamo compiles, as torch.cond is", f"{place}: use torch.where"
         said = f"forward and backward cannot be traced: {reason}{place}."

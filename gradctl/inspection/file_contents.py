@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 import torch
 from torch import Tensor
 
-from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port, Semantic
+from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port, Semantic, Source
 from gradctl.core.names import buffer_name, parameter_name
 from gradctl.forms.artifact import SUFFIXES, load
 from gradctl.forms.form import Captured
@@ -37,20 +38,20 @@ def inspect_file(path: Path, *, trusted: bool) -> Inspection:
 
 
 def inspect_captured(captured: Captured, name: str) -> Inspection:
-    """Return the contents of a captured form, in memory or loaded from a file.
+    """Return the contents of a captured form, in memory or loaded from a file, with the name ``name``.
 
-    Args:
-        captured: TorchScript or an exported program.
-        name: its name in the inspection.
+    Its parameters and buffers are those of the model; in a joint ONNX file they are inputs, not initializers.
     """
     program = captured.artifact
     is_export = isinstance(program, torch.export.ExportedProgram)
-    inputs, outputs = _export_ports(program) if is_export else _script_ports(program)
-    return Inspection(
-        subject=name,
-        source="export" if is_export else "torchscript",
-        inputs=inputs,
-        outputs=outputs,
+    if isinstance(program, OnnxFile):
+        found = inspect_onnx(program, name)
+    else:
+        inputs, outputs = _export_ports(program) if is_export else _script_ports(program)
+        source: Source = "export" if is_export else "torchscript"
+        found = Inspection(subject=name, source=source, inputs=inputs, outputs=outputs, operators=captured.operators)
+    return msgspec.structs.replace(
+        found,
         parameters=parameter_rows(captured.parameters),
         buffers=tuple(
             BufferRow(name=buffer_name(each), shape=tuple(tensor.shape), dtype=dtype_name(tensor))
@@ -58,7 +59,6 @@ def inspect_captured(captured: Captured, name: str) -> Inspection:
         ),
         elements=sum(tensor.numel() for tensor in storages(captured.parameters.values())),
         bytes=byte_count([*captured.parameters.values(), *captured.buffers.values()]),
-        operators=captured.operators,
         guards=tuple(_guards(program)) if is_export else (),
     )
 

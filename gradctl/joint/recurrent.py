@@ -10,7 +10,7 @@ Neural Computation 1997, with the projection of Sak et al. 2014, arXiv 1402.1128
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,13 +189,17 @@ def _differentiable(cell: _Cell, inputs: Sequence[Tensor | None], slopes: _Tenso
 
 
 class ScannedLayers(TorchFunctionMode):
-    """Run recurrent layers as Scans; packed sequences are left to torch."""
+    """Run recurrent layers of some kinds, for example ``torch.gru``, as Scans; packed sequences are left to torch."""
+
+    def __init__(self, functions: Collection[Any] = _CELLS.keys()) -> None:
+        super().__init__()
+        self.functions = functions
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        is_packed = func in _CELLS and isinstance(args[1 if func is torch.lstm else 2], Tensor)
-        if func not in _CELLS or is_packed:
+        is_scanned = func in self.functions
+        if not is_scanned or isinstance(args[1 if func is torch.lstm else 2], Tensor):  # batch sizes: a packed sequence
             return func(*args, **(kwargs or {}))
         return _layers(_CELLS[func], *args, **(kwargs or {}))
 

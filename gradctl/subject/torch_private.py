@@ -53,6 +53,7 @@ _NAMES = {
     "tree_unflatten": "torch.utils._pytree:tree_unflatten",
     "tree_flatten_spec": "torch.fx._pytree:tree_flatten_spec",
     "scan": "torch._higher_order_ops.scan:scan_op",
+    "export_patches": "torch.export._patches:",
     # Tracing: fake tensors, dispatch, decompositions, and autograd's numbering of nodes.
     "DispatchKey": "torch:_C.DispatchKey",
     "DisableTorchDispatch": "torch:_C._DisableTorchDispatch",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import resource
 
@@ -188,7 +189,11 @@ def test_without_it_no_other_size_is_tried(tmp_path):
 
 def test_a_size_that_the_model_fixes_is_a_refusal(tmp_path):
     exported = export(subject_of(Flattening()), tmp_path / "net.onnx", dynamic={"x": {0: "batch"}})
-    assert exported.unit.reason == "torch.export refuses the model: it is fixed to batch=5, and --dynamic asks for any"
+    line = inspect.getsourcelines(Flattening.forward)[1] + 1
+    assert exported.unit.reason == (
+        f"torch.export refuses the model: the model fixes the size batch to 5 (test_export.py, line {line}); use "
+        "x.shape instead of a number, or omit batch from --dynamic"
+    )
     assert names_in(tmp_path) == []
 
 

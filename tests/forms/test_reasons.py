@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradctl.forms.exported import export
 from gradctl.forms.form import CannotCapture
 from gradctl.forms.reasons import reason_of
 from gradctl.forms.table import form_named
@@ -172,8 +173,70 @@ def line_of(model: type[nn.Module], text: str) -> str:
 def test_a_branch_on_data_is_said_to_be_one_with_its_line(model, text):
     assert refusal("export", model()).reason == (
         "torch.export refuses the model: a branch, a loop or a size depends on the values of a tensor "
-        + line_of(model, text)
+        f"{line_of(model, text)}; use torch.where or torch.cond, or a size that does not depend on values"
     )
+
+
+class FixedSize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(int(x.shape[0]) * 4)
+
+
+class BranchOnASize(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin() if x.shape[0] > 2 else x.cos()
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.ones(1, 4)
+
+
+class SumOfTwo(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "dynamic", "text", "said"),
+    [
+        (
+            FixedSize,
+            (X,),
+            {"x": {0: "batch"}},
+            "int(x.shape",
+            "the model fixes the size batch to 3 LINE; use x.shape instead of a number, or omit batch from --dynamic",
+        ),
+        (
+            BranchOnASize,
+            (X,),
+            {"x": {0: "batch"}},
+            "> 2",
+            "a branch of the model depends on the size batch LINE; remove the branch, or omit batch from --dynamic",
+        ),
+        (
+            Sum,
+            (X[:1],),
+            {"x": {0: "batch"}},
+            "",
+            "the size batch is 1 in the example, which torch.export always treats as a constant; use an example with a "
+            "size of 2 or more",
+        ),
+        (
+            SumOfTwo,
+            (X, X + 1),
+            {"x": {0: "rows"}, "y": {0: "lines"}},
+            "",
+            "the sizes lines and rows must be equal; use one name for both in --dynamic",
+        ),
+    ],
+)
+def test_a_size_that_cannot_be_symbolic_is_said_with_its_line_and_what_to_do(model, inputs, dynamic, text, said):
+    instance = Instance(Subject(target="test", model=model(), args=inputs))
+    with pytest.raises(CannotCapture) as caught:
+        export.capture(instance, dynamic=dynamic)
+    expected = said.replace("LINE", line_of(model, text) if text else "")
+    assert caught.value.reason == f"torch.export refuses the model: {expected}"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +246,7 @@ def test_a_branch_on_data_is_said_to_be_one_with_its_line(model, text):
         (
             "trace",
             MixedDictionary,
-            "a dictionary among its inputs or outputs holds values of two types, Tensor and int",
+            "a dictionary among the inputs or outputs has values of two types, Tensor and int; use tensors only",
         ),
         ("trace", Raising, "ValueError: not for static forms"),
         ("script", LambdaAttribute, "attribute 'act' of LambdaAttribute is a Python function"),

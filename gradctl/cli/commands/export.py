@@ -14,6 +14,7 @@ from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.commands.capture_to_file import Written
+    from gradctl.subject.subject import Subject
 
 
 @click.command(
@@ -81,10 +82,16 @@ def export(
     return write_and_emit(_joint if graph == "joint" else _forward, output, checking, reporting, **options)
 
 
-def _forward(*args: Any, **options: Any) -> Written:
+def _forward(subject: Subject, *args: Any, **options: Any) -> Written:
     from gradctl.commands.export import export as export_verified
+    from gradctl.core.errors import TargetError
 
-    return export_verified(*args, **options)
+    # torch.onnx converts dropout and batch normalisation for inference: after the capture, the outputs would differ.
+    for note in (each for each in subject.notes if each.code == "GC105"):
+        active = note.message.partition(";")[0]
+        remedy = "Add --eval to export it for inference, or --train to try it as it is."
+        raise TargetError("GC105", f"{subject.target}: {active}. {remedy}")
+    return export_verified(subject, *args, **options)
 
 
 def _joint(*args: Any, **options: Any) -> Written:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -68,9 +67,7 @@ def capture(
         with silenced(), around(module):
             program = torch.export.export(module, args, kwargs, strict=False, dynamic_shapes=shapes)
     except Exception as error:  # the exporter or the user's model may raise anything
-        raise CannotCapture(
-            f"torch.export refuses the model: {capture_reason(error)}", traceback.format_exc()
-        ) from error
+        raise CannotCapture(f"torch.export refuses the model: {reason_of(error)}", traceback.format_exc()) from error
     return wrap_exported_program(program, perf_counter() - start)
 
 
@@ -100,14 +97,6 @@ def _dynamic_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         if parameter.kind is parameter.VAR_KEYWORD:
             shapes.update(shapes.pop(name, {}))
     return shapes
-
-
-def capture_reason(error: Exception) -> str:
-    """Return the reason of an error of torch.export; for a size that was specialized although dynamic, which one."""
-    fixed = re.search(
-        r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", str(error)
-    )
-    return f"it is fixed to {fixed[1]}={fixed[2]}, and --dynamic asks for any" if fixed else reason_of(error)
 
 
 def wrap_exported_program(program: torch.export.ExportedProgram, seconds: float = 0.0) -> Captured:

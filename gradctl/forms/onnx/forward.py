@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -28,11 +28,13 @@ from gradctl.forms.form import CannotCapture, Captured, not_called
 from gradctl.forms.onnx.from_file import wrap_file
 from gradctl.forms.reasons import innermost
 from gradctl.forms.silence import silenced
+from gradctl.joint.recurrent import ScannedLayers
 from gradctl.onnxio.onnx_file import OnnxFile, read
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
+from gradctl.subject.torch_private import export_patches
 from gradctl.subject.tree import leaves
 
 # Protobuf allows 2 GiB, of which 128 MiB are left for all but the weights.
@@ -80,13 +82,14 @@ def export_graph(instance: Instance, *, opset: int | None = None, dynamic: Dynam
     start = perf_counter()
     # torch.onnx rejects dataclasses, None and numbers among the outputs; the caller knows them from eager.
     outputs: list[str] = []
-    program = export.capture(instance, dynamic=dynamic, around=lambda module: _tensor_outputs(module, outputs)).artifact
-    model = convert(
-        program,
-        opset,
-        lambda found: _name(found, outputs, instance, dynamic or {}),
-        lambda error: f"torch.onnx refuses the model: {first_line(error)}",
-    )
+    with _symbolic_steps() if dynamic else nullcontext():
+        captured = export.capture(instance, dynamic=dynamic, around=lambda module: _tensor_outputs(module, outputs))
+        model = convert(
+            captured.artifact,
+            opset,
+            lambda found: _name(found, outputs, instance, dynamic or {}),
+            lambda error: f"torch.onnx refuses the model: {first_line(error)}",
+        )
     return Captured(
         "onnx", not_called, seconds=perf_counter() - start, quantities=frozenset({"output"}), artifact=model
     )
@@ -187,6 +190,20 @@ def to_float64(captured: Captured, instance: Instance) -> Captured:
     raise CannotCapture(
         "onnxruntime has no float64 kernels for many operators; outputs are judged in the native dtype."
     )
+
+
+@contextmanager
+def _symbolic_steps() -> Iterator[None]:
+    """Keep the number of steps of recurrent layers symbolic in the capture, as torch.onnx does, and in the conversion.
+
+    There torch.onnx fixes it in the types of the graph; and it unrolls RNN (torch 2.13).
+    """
+    with (
+        export_patches.register_gru_while_loop_decomposition(),
+        export_patches.register_lstm_while_loop_decomposition(),
+        ScannedLayers([torch.rnn_tanh, torch.rnn_relu]),
+    ):
+        yield
 
 
 @contextmanager

@@ -54,6 +54,7 @@ _VERBS: dict[UnitVerdict, tuple[str, str]] = {  # of one unit, and of several
     "inconclusive": ("is inconclusive", "are inconclusive"),
     "skipped": ("is skipped", "are skipped"),
 }
+_NOT_WRITTEN = {"export": "NOT EXPORTED", "trace": "NOT CAPTURED"}  # by command, of a model that a form rejects
 
 
 def differing_tensors(tensors: Iterable[TensorResult]) -> list[TensorResult]:
@@ -118,6 +119,8 @@ def verdict_line(report: Report) -> str:
     Of a run that was interrupted it says so first, and the word PASS does not stand in it.
     """
     line = unit_line(report.units[0]) if len(report.units) == 1 else _line_of_units(report)
+    if report.command in _NOT_WRITTEN:
+        line = line.replace("INCONCLUSIVE: unsupported:", f"{_NOT_WRITTEN[report.command]}:")
     if report.status == "complete":
         return line
     if report.planned is not None:

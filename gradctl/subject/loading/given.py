@@ -50,7 +50,7 @@ def make_subject(
     model = adopt_modules(model)
     refuse_meta(model, name)
     fitted = inputs_from_call(inputs, kwargs or {}, model)
-    note = training_note(model, "call eval() first if that is not meant")
+    note = training_note(model, "call eval() first if this is not intended")
     notes = () if note is None else (note,)
     return Subject(name, model, fitted.args, fitted.kwargs, function_class(model), loss, seed, notes)
 

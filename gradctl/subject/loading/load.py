@@ -100,7 +100,7 @@ def _set_mode(model: Callable[..., Any], training: bool | None) -> tuple[Finding
     if owner is not None and training is not None:
         owner.train(training)
         return ()
-    note = training_note(model, "give --train to say so, or --eval")
+    note = training_note(model, "add --eval or --train to select the mode")
     return () if note is None else (note,)
 
 

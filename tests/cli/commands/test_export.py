@@ -56,7 +56,9 @@ def test_a_size_that_is_fixed_is_said_to_be(tmp_path):
     )
     finished = gradctl("export", "net.py", "--dynamic", "x:0=batch", "-o", "net.onnx", cwd=tmp_path)
     assert finished.returncode == 4
-    assert finished.stdout.startswith("INCONCLUSIVE: unsupported: torch.export refuses the model: it is fixed to ")
+    said = " ".join(finished.stdout.split())
+    assert said.startswith("NOT EXPORTED: torch.export refuses the model: the model fixes the size batch to 2")
+    assert said.endswith("use x.shape instead of a number, or omit batch from --dynamic")
     assert not (tmp_path / "net.onnx").exists()
 
 
@@ -76,7 +78,7 @@ def example_inputs():
 def test_batch_norm_in_training_mode_leaves_no_file_and_an_older_one_as_it_was(tmp_path):
     (tmp_path / "net.py").write_text(BATCH_NORM.format(mode="train"))
     (tmp_path / "net.onnx").write_text("older")
-    finished = gradctl("export", "net.py", "-o", "net.onnx", cwd=tmp_path)
+    finished = gradctl("export", "net.py", "--train", "-o", "net.onnx", cwd=tmp_path)
     assert finished.returncode == 1
     assert "net.onnx is not written\n" in finished.stdout
     assert "error GC301 output differs from eager's in onnx" in finished.stdout
@@ -146,3 +148,24 @@ def test_what_comes_out_is_named_as_in_a_report(tmp_path):
     logits, ids = session.run(None, {"x": x.numpy(), "batch.mask": mask.numpy()})
     assert np.array_equal(logits, (x * mask).numpy())
     assert np.array_equal(ids, x.argmax(-1).numpy())
+
+
+def test_a_model_in_training_mode_is_refused_before_it_is_run(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.norm, self.drop = torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5)\n"
+        "    def forward(self, x):\n"
+        "        return self.drop(self.norm(x)) if self.training else self.norm(x)\n"
+        "def example_inputs():\n    return (torch.randn(4, 3),)\n"
+    )
+    refused = gradctl("export", "net.py", "-o", "net.onnx", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert " ".join(refused.stderr.split()).endswith(
+        "GC105 net.py: the model is in training mode: 1 BatchNorm and 1 Dropout modules are active. "
+        "Add --eval to export it for inference, or --train to try it as it is."
+    )
+    inference = gradctl("export", "net.py", "--eval", "-o", "net.onnx", cwd=tmp_path)
+    assert (inference.returncode, (tmp_path / "net.onnx").exists()) == (0, True)

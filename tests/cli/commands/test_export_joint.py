@@ -69,7 +69,11 @@ def test_onnxruntime_alone_gives_the_gradients_of_autograd(sample, tmp_path):
     path = tmp_path / "joint.onnx"
     finished = gradctl("export", SAMPLES / f"{sample}.py", "--graph", "joint", "-o", path)
     assert (finished.returncode, finished.stderr) == (0, "")
-    feeds, wanted = by_autograd(load_subject(TargetOptions(str(SAMPLES / f"{sample}.py"))))
+    subject = load_subject(TargetOptions(str(SAMPLES / f"{sample}.py")))
+    own = list(subject.model.parameters())
+    counted = f"{len(own)} parameter{'s' * (len(own) > 1)}, {sum(each.numel() for each in own)} elements; "
+    assert finished.stdout.startswith(counted)
+    feeds, wanted = by_autograd(subject)
     model = onnx.load(path)
     onnx.checker.check_model(model)
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}

@@ -89,7 +89,7 @@ def test_a_file_that_differs_is_kept_where_that_is_asked_and_still_fails(tmp_pat
 def test_a_form_that_cannot_take_the_model_is_inconclusive_with_its_reason(tmp_path):
     finished = gradctl("trace", SAMPLES / "control_flow.py", "--form", "export", "-o", "net.pt2", cwd=tmp_path)
     assert finished.returncode == 4
-    assert finished.stdout.startswith("INCONCLUSIVE: unsupported: torch.export refuses the model: ")
+    assert finished.stdout.startswith("NOT CAPTURED: torch.export refuses the model: ")
     assert list(tmp_path.iterdir()) == []
 
 

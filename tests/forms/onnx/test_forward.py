@@ -329,6 +329,41 @@ def test_a_disk_that_is_full_is_said_to_be(tmp_path, monkeypatch, largest):
     )
 
 
+# ------------------------------------------------------------------ recurrent layers
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "operator"),
+    [
+        (nn.LSTM, {"num_layers": 2}, "LSTM"),
+        (nn.GRU, {"bidirectional": True}, "GRU"),
+        (nn.RNN, {}, "Scan"),
+        (nn.RNN, {"nonlinearity": "relu", "bidirectional": True}, "Scan"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_recurrent_layer_has_any_number_of_steps(exported, kind, options, operator):
+    torch.manual_seed(0)
+    model = Recurrent(kind(4, 5, batch_first=True, **options))
+    path = exported(model, torch.randn(2, 7, 4), dynamic={"x": {0: "batch", 1: "time"}})
+    graph = onnx.load(path).graph
+    assert operator in {node.op_type for node in graph.node}
+    sizes = graph.output[0].type.tensor_type.shape.dim
+    assert [size.dim_param for size in sizes[:2]] == ["batch", "time"]
+    for batch, steps in ((2, 7), (3, 12), (1, 1)):
+        x = torch.randn(batch, steps, 4)
+        assert_close(run(path, x=x)["output"], model(x))
+
+
 # ------------------------------------------------------------------ refusals
 
 

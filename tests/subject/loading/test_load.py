@@ -267,7 +267,7 @@ def load_mode(write, kind, *arguments, **options):
 def test_training_mode_is_noted_where_it_matters(write, kind, active):
     (note,) = load_mode(write, kind).notes
     assert (note.code, note.severity) == ("GC105", "note")
-    assert note.message == f"the model is in training mode: {active} active; give --train to say so, or --eval"
+    assert note.message == f"the model is in training mode: {active} active; add --eval or --train to select the mode"
 
 
 @pytest.mark.parametrize(("kind", "arguments"), [("quiet", []), ("frozen", []), ("norms", ["training=False"])])
