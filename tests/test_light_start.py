@@ -14,7 +14,7 @@ from gradctl.cli.main import COMMANDS
 OF_HELP = {"gradctl", "gradctl.cli", "gradctl.cli.main", "gradctl.core", "gradctl.core.errors"}
 OF_EXPLAIN = OF_HELP | {"gradctl.cli.commands.explain", "gradctl.rules", "gradctl.rules.catalogue"}
 OF_OPTIONS = OF_HELP | {"gradctl.cli.reporting", "gradctl.core.names", "gradctl.core.target_options"}
-OF_TARGETS = OF_OPTIONS | {"gradctl.cli.options", "gradctl.cli.users_code"}
+OF_TARGETS = OF_OPTIONS | {"gradctl.cli.options", "gradctl.cli.users_code", "gradctl.core.target_files"}
 OF_REPRO = OF_TARGETS | {"gradctl.cli.repro"}
 OF_WRITTEN = OF_TARGETS | {"gradctl.cli.written"}
 LOADED = {
@@ -44,17 +44,18 @@ main()
 """
 
 
-def modules(arguments):
-    """Return the names of the modules that a fresh interpreter has after this command line."""
+def run(arguments, folder=None):
+    """Return exit code, message and the names of all modules of a fresh interpreter after this command line."""
     script = SCRIPT.format(arguments=list(arguments))
-    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    return set(json.loads(finished.stderr))
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=folder)
+    *message, names = finished.stderr.splitlines()
+    return finished.returncode, "\n".join(message), set(json.loads(names))
 
 
 @pytest.mark.parametrize("arguments", LOADED, ids=" ".join)
 def test_only_what_is_on_the_list_is_loaded(arguments):
-    loaded = modules(arguments)
+    exit_code, message, loaded = run(arguments)
+    assert (exit_code, message) == (0, "")
     assert sorted(loaded.intersection(HEAVY)) == []
     ours = {name for name in loaded if name.partition(".")[0] == "gradctl"}
     assert ours - {"gradctl.cli.commands"} == LOADED[arguments]
@@ -62,3 +63,48 @@ def test_only_what_is_on_the_list_is_loaded(arguments):
 
 def test_every_command_has_its_help_on_the_list():
     assert {arguments[0] for arguments in LOADED if arguments[-1] == "--help"} == {"--help", *COMMANDS}
+
+
+MISSING_TARGET = "GC101 there is no file 'nett.py' (did you mean 'net.py'?). Paths start at '{folder}'."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gradcheck", "nett.py"), MISSING_TARGET),
+        (("gradcheck", "net.py", "--weights", "none.pt"), "GC122 there is no file 'none.pt'."),
+        (("gradcheck", "net.py", "--inputs", "none.npz"), "GC122 there is no file 'none.npz'."),
+        (("compare", "nett.py"), MISSING_TARGET),
+        (("compare", "net.py", "none.pt2"), "GC142 there is no file 'none.pt2'."),
+        (("compare", "none.onnx", "net.onnx"), "GC142 there is no file 'none.onnx' (did you mean 'net.onnx'?)."),
+        (("trace", "nett.py", "-o", "net.pt"), MISSING_TARGET),
+        (("export", "nett.py", "-o", "net.onnx"), MISSING_TARGET),
+        (("optimize", "nett.py", "-o", "out.onnx"), MISSING_TARGET),
+        (("optimize", "none.onnx", "-o", "out.onnx"), "GC142 there is no file 'none.onnx' (did you mean 'net.onnx'?)."),
+        (("inspect", "nett.py"), MISSING_TARGET),
+        (("inspect", "none.onnx"), "GC142 there is no file 'none.onnx' (did you mean 'net.onnx'?)."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_missing_file_is_reported_before_torch_is_imported(tmp_path, arguments, message):
+    for name in ("net.py", "net.onnx"):
+        (tmp_path / name).write_text("not read")
+    exit_code, said, loaded = run(arguments, tmp_path)
+    assert (exit_code, said) == (2, message.format(folder=tmp_path))
+    assert sorted(loaded.intersection(HEAVY)) in ([], ["msgspec"])
+
+
+def test_a_unit_of_a_missing_file_is_reported_before_torch_is_imported(tmp_path):
+    script = """
+import sys
+from gradctl.core.errors import TargetError
+from gradctl.core.target_options import TargetOptions
+from gradctl.isolation.protocol import UnitRequest
+from gradctl.suite.worker import run_unit
+try:
+    run_unit(UnitRequest(checking=TargetOptions("none.py")))
+except TargetError as error:
+    print(error.code, "torch" in sys.modules)
+"""
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (finished.stdout, finished.stderr) == ("GC101 False\n", "")

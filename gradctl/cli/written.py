@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gradctl.cli.options import free_sizes_from, subject_from
 from gradctl.cli.reporting import ReportOptions, emit_units, judging
 from gradctl.cli.users_code import users_code
+from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def write_and_emit(
 
     ``write`` takes the subject, ``output`` and ``options``; torch is imported when it is called.
     """
+    ensure_files(checking)
     with judging(reporting) as (allows, progress):
         from gradctl.report.text.inspection import summary
 

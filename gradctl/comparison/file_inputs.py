@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from gradctl.core.errors import TargetError
+from gradctl.core.target_files import INPUT_SUFFIXES
 from gradctl.onnxio.onnx_file import OnnxFile, session
 from gradctl.onnxio.session import describe_port, port_text, run
 from gradctl.subject.frames import first_line
-from gradctl.subject.inputs.tensor_file import INPUT_SUFFIXES, read_tensors
+from gradctl.subject.inputs.tensor_file import read_tensors
 from gradctl.subject.inputs.variations import redraw
 
 # A size that a file leaves free, and the integers that an input may take: the first that the file runs on.

@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 
 from gradctl.core.errors import ResourceError, TargetError, TrustError, is_out_of_memory, nearest
+from gradctl.core.target_files import ensure_plain
 from gradctl.forms.exported.export import wrap_exported_program
 from gradctl.forms.form import CannotCapture, Captured, named_tensors
 from gradctl.forms.silence import silenced
@@ -28,7 +29,6 @@ from gradctl.forms.torchscript.scripted_module import wrap_script
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.archive import ensure_unpacks
 from gradctl.subject.instance import Instance
-from gradctl.subject.plainfile import ensure_plain
 from gradctl.subject.signature import module_of
 
 ArtifactFormat = Literal["torchscript", "export"]

@@ -20,6 +20,7 @@ import torch
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from gradctl.core.errors import TargetError, TrustError, is_out_of_memory
+from gradctl.core.target_files import ensure_plain
 from gradctl.onnxio.submodel import select_outputs
 from gradctl.onnxio.validation import (
     ensure_ending,
@@ -31,7 +32,6 @@ from gradctl.onnxio.validation import (
     tensors,
 )
 from gradctl.subject.frames import first_line
-from gradctl.subject.plainfile import ensure_plain
 
 _ONNX_DOMAINS = ("", "ai.onnx")
 _SHORT = {"float": "float32", "double": "float64"}

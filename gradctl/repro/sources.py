@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradctl.subject.loading.target import Target
+from gradctl.core.target_files import Target
 
 _INSTALLED = ("site-packages", "dist-packages")
 

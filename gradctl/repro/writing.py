@@ -32,6 +32,7 @@ from gradctl.core.assembly import environment
 from gradctl.core.errors import GradctlError
 from gradctl.core.findings import Finding, Unit
 from gradctl.core.names import SEVERITIES
+from gradctl.core.target_files import Target, parse_target
 from gradctl.core.target_options import TargetOptions
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.repro.script_text import SCRIPT, Candidate, Recipe, Unwritable, write
@@ -39,7 +40,7 @@ from gradctl.repro.search import FAILING, RECIPE, SOURCES, WHOLE, state_of
 from gradctl.repro.sources import copy_sources
 from gradctl.subject.instance import loss_takes_inputs
 from gradctl.subject.loading.arguments import parse_arguments
-from gradctl.subject.loading.target import Target, find_target, import_target, on_import_path, parse_target
+from gradctl.subject.loading.target import find_target, import_target, on_import_path
 from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.subject import Subject
 

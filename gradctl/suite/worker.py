@@ -23,6 +23,7 @@ import msgspec
 from gradctl.core.errors import GradctlError
 from gradctl.core.exits import intercept_exits
 from gradctl.core.findings import Location, Unit
+from gradctl.core.target_files import ensure_files
 from gradctl.isolation.protocol import (
     ANSWER,
     ASSIGNMENT,
@@ -47,6 +48,7 @@ def run_unit(request: UnitRequest) -> Unit:
     Raises:
         GradctlError: as ``load_subject`` and the check.
     """
+    ensure_files(request.checking)
     import torch
 
     from gradctl.subject.loading.load import load_subject

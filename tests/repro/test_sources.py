@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gradctl.core.target_files import parse_target
 from gradctl.repro.sources import copy_sources
-from gradctl.subject.loading.target import parse_target
 
 
 def write(folder, **files):

@@ -13,6 +13,7 @@ from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_opt
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS, NEEDS_PROCESS
+from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
@@ -80,8 +81,10 @@ def compare(
         raise click.UsageError("--form captures TARGET; with a FILE there is nothing to capture. Give one of them.")
     if file is not None and repro is not None:
         raise click.UsageError("--repro is for what gradctl captures itself; with a FILE, compare the form it is of.")
+    is_onnx = _is_onnx(Path(checking.target))
+    ensure_files(checking, *[Path(checking.target)] * is_onnx, *([file] if file is not None else []))
     with judging(reporting) as (allows, progress), users_code():  # what model and compilers print is not the report
-        if file is not None and _is_onnx(Path(checking.target)):
+        if file is not None and is_onnx:
             units = [_files(checking, file, allows, reporting, progress=progress)]
         elif file is not None:
             units = _file(checking, file, allows, reporting, trust=trust, progress=progress)

@@ -13,6 +13,7 @@ from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_opt
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
 from gradctl.core.names import FORMS
+from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions
 
 
@@ -52,6 +53,7 @@ def gradcheck(checking: TargetOptions, reporting: ReportOptions, *, repro: Path 
     Every parameter and float input is judged in float64 by finite differences along random directions; what the program
     cuts on purpose (detach, no_grad) is held fixed and noted.
     """
+    ensure_files(checking)
     with judging(reporting) as (allows, progress):
         from gradctl.gradients.gradcheck import gradcheck as check
 

@@ -9,6 +9,7 @@ import click
 from gradctl.cli.options import refuse_other_options, subject_from, target_options
 from gradctl.cli.reporting import progress_line
 from gradctl.cli.users_code import users_code
+from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions
 
 _FILE_SUFFIXES = (".pt", ".pth", ".ts", ".pt2", ".onnx")
@@ -34,16 +35,20 @@ def inspect(checking: TargetOptions, trust: bool, format_name: str) -> int:
     from the gradient, branches on data, random numbers, modules in training mode, each with its line. A FILE (.onnx,
     .pt2, TorchScript) is not run.
     """
+    file = Path(checking.target)
+    is_file = file.suffix.lower() in _FILE_SUFFIXES
+    if is_file:
+        refuse_other_options(("target", "trust", "format_name"), "is for a program; a file has its own.")
+    ensure_files(checking, *[file] * is_file)
     with progress_line() as progress:
         progress("importing torch")
         from gradctl.report.text.inspection import render, render_json
 
-        if Path(checking.target).suffix.lower() in _FILE_SUFFIXES:
-            refuse_other_options(("target", "trust", "format_name"), "is for a program; a file has its own.")
+        if is_file:
             from gradctl.inspection.file_contents import inspect_file
 
             with users_code():
-                inspection = inspect_file(Path(checking.target), trusted=trust)
+                inspection = inspect_file(file, trusted=trust)
         else:
             from gradctl.inspection.model import inspect as inspect_program
 

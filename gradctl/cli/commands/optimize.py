@@ -18,6 +18,7 @@ from gradctl.cli.options import (
 )
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.users_code import users_code
+from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def optimize(
     if level is not None and passes:
         raise click.UsageError("--level and --pass both say which passes run. Give one of them.")
     is_file = _is_file(checking)
+    ensure_files(checking, *[Path(checking.target)] * is_file)
     with judging(reporting) as (allows, progress):
         options = _options(level, passes, opset, checking, reporting, allows=allows, progress=progress)
         optimized = _file(checking, output, options) if is_file else _target(checking, output, dynamic, options)

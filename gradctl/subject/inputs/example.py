@@ -15,10 +15,11 @@ from torch import Tensor
 
 from gradctl.core.errors import TargetError, is_out_of_memory, nearest
 from gradctl.core.names import input_name
+from gradctl.core.target_files import INPUT_SUFFIXES
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs.proposal import proposed_input
 from gradctl.subject.inputs.specification import InputSpec, TensorSpec, draw
-from gradctl.subject.inputs.tensor_file import INPUT_SUFFIXES, read_tensors
+from gradctl.subject.inputs.tensor_file import read_tensors
 from gradctl.subject.signature import (
     POSITIONAL,
     VARIADIC,

@@ -22,12 +22,9 @@ from safetensors.torch import load_file
 
 from gradctl.core.errors import TargetError, TrustError, is_out_of_memory
 from gradctl.core.expansion import Endless, expanded_size
+from gradctl.core.target_files import tensor_file
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.archive import ensure_unpacks, read_array
-from gradctl.subject.plainfile import ensure_plain
-
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-INPUT_SUFFIXES = (".npz", ".pb", *WEIGHT_SUFFIXES)
 
 # A RuntimeError stands for what is encrypted, or packed as Python's zipfile does not unpack.
 _ZIP_ERRORS = (zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, struct.error, RuntimeError)
@@ -47,19 +44,14 @@ def read_tensors(path: Path, suffixes: Sequence[str], remedy: str) -> Any:
         TargetError: GC122 if the file is missing, of another kind, empty, truncated or not what its suffix says.
         TrustError: GC901 if it could only be read by running code from it.
     """
-    if ".pb" in suffixes and (path / "input_0.pb").is_file():
-        path = path / "input_0.pb"
-    suffix = path.suffix.lower()
-    if suffix not in suffixes:
-        raise TargetError("GC122", f"{path} is of no kind that is read here: {', '.join(suffixes)}.")
+    path = tensor_file(path, suffixes)
     readers: dict[str, Callable[[Path, str], Any]] = {
         ".npz": _read_npz,
         ".pb": _read_data_set,
         ".safetensors": _read_safetensors,
     }
     try:
-        ensure_plain(path, "GC122", f"*{suffix}")
-        return readers.get(suffix, _read_pickled_weights)(path, remedy)
+        return readers.get(path.suffix.lower(), _read_pickled_weights)(path, remedy)
     except OSError as error:
         raise TargetError("GC122", f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
 

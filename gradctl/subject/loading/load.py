@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.core.findings import Finding
+from gradctl.core.target_files import parse_target
 from gradctl.core.target_options import TargetOptions
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.example import (
@@ -28,7 +29,7 @@ from gradctl.subject.inputs.specification import InputSpec, parse_input
 from gradctl.subject.loading.arguments import parse_arguments
 from gradctl.subject.loading.closure import adopt_modules
 from gradctl.subject.loading.factory import KnownInputs, build_model
-from gradctl.subject.loading.target import find_in, find_target, import_target, on_import_path, parse_target
+from gradctl.subject.loading.target import find_in, find_target, import_target, on_import_path
 from gradctl.subject.loading.weights import load_weights
 from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.signature import call_signature, function_class, module_of

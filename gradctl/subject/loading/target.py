@@ -1,7 +1,4 @@
-"""TARGET, ``path/to/file.py:NAME`` or ``package.module:NAME``: from the text to the object that it names.
-
-``gradctl.subject.loading.factory`` makes a model of the object.
-"""
+"""From a parsed target to the object that it names; ``gradctl.subject.loading.factory`` makes a model of that."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,51 +17,10 @@ from typing import Any
 from torch import nn
 
 from gradctl.core.errors import TargetError, is_out_of_memory, nearest
+from gradctl.core.target_files import Target
 from gradctl.subject.frames import first_line, user_frames
 
 _FEW = 8  # names that a message lists; of more, only the nearest
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The parts of a target.
-
-    Attributes:
-        place: the file or module.
-        name: the dotted name in it; None takes the default.
-        file: the file, if ``place`` is one.
-        module_name: for the import: within its package, if it is in one.
-        root: the folder to import from.
-    """
-
-    place: str
-    name: str | None
-    file: Path | None
-    module_name: str
-    root: Path
-
-
-def parse_target(text: str) -> Target:
-    """Return the parts of a target, its file found.
-
-    Raises:
-        TargetError: GC101 if the file is missing, a folder or not a Python file, or the module's name is invalid;
-            GC102 if what is after the colon is no name.
-    """
-    place, colon, name = text.rpartition(":")
-    if not colon or (len(place) == 1 and name[:1] in ("\\", "/")):  # C:\net.py
-        place, name = text, ""
-    elif not all(part.isidentifier() or part.isdecimal() for part in name.split(".")):
-        raise TargetError("GC102", f"{name!r} after the colon of {text!r} is not a name. Write FILE.py:NAME.")
-    try:
-        if _is_file_name(place):
-            file = _existing(Path(place))
-            return Target(place, name or None, file, *_package_of(file))
-    except OSError as error:  # a name too long, a folder that may not be entered
-        raise TargetError("GC101", f"{place!r} cannot be looked up: {error.strerror}.") from error
-    if not all(part.isidentifier() for part in place.split(".")):
-        raise TargetError("GC101", f"{place!r} is neither a file nor a module. Write FILE.py:NAME or MODULE:NAME.")
-    return Target(place, name or None, None, place, Path.cwd())
 
 
 @contextlib.contextmanager
@@ -159,41 +114,6 @@ def find_in(module: ModuleType, name: str, place: str, code: str) -> Any:
             raise TargetError("GC103", f"{within}:{part} raised {said}.", details=user_frames(error)) from error
         within = f"{within}:{part}" if within == place else f"{within}.{part}"
     return found
-
-
-def _is_file_name(place: str) -> bool:
-    """Return whether the place is a file or folder, not a module; a package in this folder is a module."""
-    path = Path(place)
-    is_package = path.is_dir() and (path / "__init__.py").is_file()
-    is_written_so = place.endswith(".py") or "/" in place or "\\" in place
-    return is_written_so or (bool(place) and path.exists() and not is_package)
-
-
-def _existing(path: Path) -> Path:
-    """Return the absolute path of a Python file, or say what is there instead."""
-    if path.is_dir():
-        files = sorted(file.name for file in path.glob("*.py"))
-        names = f" In it: {', '.join(files[:_FEW])}." if files else " It holds no .py file."
-        raise TargetError("GC101", f"{str(path)!r} is a folder; name a file in it.{names}")
-    if not path.is_file():
-        folder = path.parent
-        if not folder.is_dir():
-            raise TargetError("GC101", f"there is no file {str(path)!r}: there is no folder {str(folder)!r}.")
-        near = nearest(path.name, (file.name for file in folder.glob("*.py")))
-        raise TargetError("GC101", f"there is no file {str(path)!r}{near}. Paths start at {str(Path.cwd())!r}.")
-    if path.suffix != ".py":
-        raise TargetError("GC101", f"{str(path)!r} is not a Python file. Name the .py file that makes the model.")
-    return path.resolve()
-
-
-def _package_of(file: Path) -> tuple[str, Path]:
-    """Return the dotted name of ``file`` within its packages, and the folder that holds the outermost."""
-    parts = [] if file.name == "__init__.py" else [file.stem]
-    folder = file.parent
-    while (folder / "__init__.py").is_file() and folder.name.isidentifier():
-        parts.insert(0, folder.name)
-        folder = folder.parent
-    return ".".join(parts) if parts else file.stem, folder
 
 
 def _refuse_taken_package(target: Target) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gradctl.core.errors import TargetError, nearest
+from gradctl.core.target_files import WEIGHT_SUFFIXES
 from gradctl.subject.frames import first_line
-from gradctl.subject.inputs.tensor_file import WEIGHT_SUFFIXES, read_tensors
+from gradctl.subject.inputs.tensor_file import read_tensors
 from gradctl.subject.signature import module_of
 
 _FEW = 3  # names of each kind that a message lists

@@ -15,7 +15,8 @@ import torch
 from onnx import TensorProto
 
 from gradctl.core.errors import GradctlError, TargetError, TrustError
-from gradctl.subject.inputs.tensor_file import INPUT_SUFFIXES, read_tensors
+from gradctl.core.target_files import INPUT_SUFFIXES
+from gradctl.subject.inputs.tensor_file import read_tensors
 
 HEADER = "{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
 AGAIN = "Write or copy it again."

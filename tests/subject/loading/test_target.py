@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from gradctl.core.errors import TargetError
+from gradctl.core.target_files import parse_target
 from gradctl.subject.loading.arguments import parse_arguments
 from gradctl.subject.loading.factory import KnownInputs, build_model
-from gradctl.subject.loading.target import find_target, import_target, on_import_path, parse_target
+from gradctl.subject.loading.target import find_target, import_target, on_import_path
 
 NET = """
     import torch
