@@ -13,7 +13,7 @@ An inner function raises what it knows; the boundary that knows the target adds 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class GradctlError(Exception):
@@ -64,6 +64,12 @@ def nearest(word: str, candidates: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the candidate nearest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(candidates), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Return the first names, and how many there are beside them: ``a, b and 4 more``; ``none`` of an empty list."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more if names else "none"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

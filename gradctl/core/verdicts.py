@@ -9,6 +9,7 @@ from gradctl.core.findings import Finding, Summary, TensorResult
 from gradctl.core.names import NOT_JUDGED, SEVERITIES, UnitStatus, UnitVerdict
 
 EXIT_CODES: dict[UnitVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4, "skipped": 5}
+_UNCHECKED = frozenset(NOT_JUDGED) - {"too-small"}
 
 
 def unit_verdict(
@@ -21,18 +22,19 @@ def unit_verdict(
     Too small to judge is no such case: its gradient and its derivative are both known to be nearly zero.
     """
     findings, tensors = list(findings), list(tensors)
-    allowed = {finding.tensor for finding in findings if finding.allowed}
     failing = failing_severities(fail_on)
     if any(finding.severity in failing and not finding.allowed for finding in findings):
         return "fail"
     if status == "unsupported":
         return "skipped"
-    if status != "complete" or any(
-        tensor.verdict in ("unresolved", "nondeterministic") and tensor.tensor not in allowed for tensor in tensors
-    ):
+    if status != "complete" or any(_is_undecided(tensor, findings) for tensor in tensors):
         return "inconclusive"
-    unchecked = [tensor.verdict in NOT_JUDGED and tensor.verdict != "too-small" for tensor in tensors]
-    return "skipped" if unchecked and all(unchecked) else "pass"
+    return "skipped" if set() < {tensor.verdict for tensor in tensors} <= _UNCHECKED else "pass"
+
+
+def _is_undecided(tensor: TensorResult, findings: Iterable[Finding]) -> bool:
+    is_accepted = any(finding.allowed and finding.tensor == tensor.tensor for finding in findings)
+    return tensor.verdict in ("unresolved", "nondeterministic") and not is_accepted
 
 
 def failing_severities(fail_on: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from gradctl.onnxio.validation import (
     ensure_ending,
     ensure_filled,
     ensure_readable,
+    invalid,
     nodes,
     sizes_text,
     tensor_bytes,
@@ -120,20 +121,18 @@ def session(
         options.add_initializer(name, value)
     try:
         running = onnxruntime.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
-        running.held = held  # the session reads them in place
-        return running
     except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
         if is_out_of_memory(error):
             raise
-        foreign = sorted(
-            {node.domain for node in nodes(file.model) if node.domain not in _ONNX_DOMAINS}
-            - {function.domain for function in file.model.functions}
+        own = {*_ONNX_DOMAINS, *(function.domain for function in file.model.functions)}
+        foreign = ", ".join(sorted({node.domain for node in nodes(file.model)} - own))
+        hint = f" It has operators of {foreign}, which are not ONNX's own." if foreign else ""
+        said = (
+            f"{file.path} cannot be run by onnxruntime {onnxruntime.__version__}: {onnxruntime_message(error)}.{hint}"
         )
-        hint = f" It has operators of {', '.join(foreign)}, which are not ONNX's own." if foreign else ""
-        version = onnxruntime.__version__
-        raise TargetError(
-            "GC602", f"{file.path} cannot be run by onnxruntime {version}: {onnxruntime_message(error)}.{hint}"
-        ) from error
+        raise TargetError("GC602", said) from error
+    running.held = held  # the session reads them in place
+    return running
 
 
 def session_options(level: str) -> onnxruntime.SessionOptions:
@@ -220,18 +219,11 @@ def _ensure_in_folder(path: Path, tensor: onnx.TensorProto) -> None:
     location = entries.get("location", "")
     says = f"{path}: the external data of {tensor.name!r}"
     if not location or "\0" in location:
-        raise TargetError("GC601", f"{says} have no file name as their location. Write the file again.")
-    if PurePosixPath(location).is_absolute() or PureWindowsPath(location).is_absolute():
-        raise TrustError("GC902", f"{says} are at the absolute path {location!r}. Put them beside the file.")
-    if ".." in PurePosixPath(location).parts or ".." in PureWindowsPath(location).parts:
-        raise TrustError("GC902", f"{says} are at {location!r}, outside its folder. Put them beside the file.")
+        raise invalid(f"{says} have no file name as their location")
     data = path.parent / location
-    home = Path(os.path.realpath(path.parent))
-    if not Path(os.path.realpath(data)).is_relative_to(home):
-        raise TrustError("GC902", f"{says} are at {location!r}, a link out of its folder. Copy them beside the file.")
     try:
-        if data.is_symlink():  # the checker rejects links too
-            raise TrustError("GC902", f"{says} are at {location!r}, a symbolic link. Copy them beside the file.")
+        if problem := _trust_problem(path.parent, location):
+            raise TrustError("GC902", f"{says} are at {problem} beside the file.")
         if not data.is_file():
             kind = "is no plain file" if data.exists() else "is not there"
             raise TargetError("GC142", f"{says} are in {str(data)!r}, which {kind}. Copy it beside the model.")
@@ -247,12 +239,23 @@ def _ensure_in_folder(path: Path, tensor: onnx.TensorProto) -> None:
     _ensure_inside(says, tensor, entries, status.st_size)
 
 
+def _trust_problem(folder: Path, location: str) -> str:
+    """Return why external data may not be read, and what to do with them; an empty text if they may."""
+    paths = PurePosixPath(location), PureWindowsPath(location)
+    if any(path.is_absolute() for path in paths):
+        return f"the absolute path {location!r}. Put them"
+    if any(".." in path.parts for path in paths):
+        return f"{location!r}, outside its folder. Put them"
+    if not Path(os.path.realpath(folder / location)).is_relative_to(os.path.realpath(folder)):
+        return f"{location!r}, a link out of its folder. Copy them"
+    # The checker rejects links too.
+    return f"{location!r}, a symbolic link. Copy them" if (folder / location).is_symlink() else ""
+
+
 def _ensure_inside(says: str, tensor: onnx.TensorProto, entries: dict[str, str], size: int) -> None:
     needed = tensor_bytes(tensor)
     if needed is None:
-        raise TargetError(
-            "GC601", f"{says} are of {onnx_dtype_name(tensor.data_type)}, which no file holds. Write the file again."
-        )
+        raise invalid(f"{says} are of {onnx_dtype_name(tensor.data_type)}, which no file holds")
     offset = _number(says, entries, "offset", 0)
     length = _number(says, entries, "length", max(needed, size - offset))  # by default to the end of the file
     if offset < 0 or length < 0 or offset + length > size:
@@ -262,15 +265,11 @@ def _ensure_inside(says: str, tensor: onnx.TensorProto, entries: dict[str, str],
             "Write or copy it again.",
         )
     if length != needed:
-        raise TargetError(
-            "GC601", f"{says} have {length} bytes, and {sizes_text(tensor)} takes {needed}. Write the file again."
-        )
+        raise invalid(f"{says} have {length} bytes, and {sizes_text(tensor)} takes {needed}")
 
 
 def _number(says: str, entries: dict[str, str], key: str, default: int) -> int:
     try:
         return int(entries.get(key, default))
     except ValueError as error:
-        raise TargetError(
-            "GC601", f"{says} have the {key} {entries[key][:40]!r}, which is no number. Write the file again."
-        ) from error
+        raise invalid(f"{says} have the {key} {entries[key][:40]!r}, which is no number") from error

@@ -35,19 +35,15 @@ def extract(
         output: its output, computed by one of these nodes.
         values: candidates for inputs, from a run; they determine the types of the new inputs.
     """
-    nodes = [node for place, node in enumerate(model.graph.node) if place in chosen]
-    used = _outer_values(nodes)
+    nodes = [model.graph.node[place] for place in sorted(chosen)]
+    used = dict.fromkeys(_free_values(nodes, {""}))
     own = {each.name: each for each in model.graph.initializer if each.name in used}
     inputs = [name for name in used if name not in own]
     if not any(output in node.output for node in nodes) or not values.keys() >= set(inputs):
         return None
-    graph = onnx.helper.make_graph(
-        nodes,
-        model.graph.name or "part",
-        [_port(name, values[name]) for name in inputs],
-        [_port(output, values[output])],
-        list(own.values()),
-    )
+    ports = {name: _port(name, values[name]) for name in (*inputs, output)}
+    made = ports.pop(output)
+    graph = onnx.helper.make_graph(nodes, model.graph.name or "part", [*ports.values()], [made], [*own.values()])
     return onnx.ModelProto(
         ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions, graph=graph
     )
@@ -59,15 +55,14 @@ def values_used_by(node: onnx.NodeProto) -> Iterator[str]:
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             inside = {each.name for each in (*graph.input, *graph.initializer)}
-            inside.update(name for inner in graph.node for name in inner.output)
-            used = (name for inner in graph.node for name in values_used_by(inner))
-            yield from (name for name in (*used, *(each.name for each in graph.output)) if name not in inside)
+            yield from _free_values(graph.node, inside, [each.name for each in graph.output])
 
 
-def _outer_values(nodes: Sequence[onnx.NodeProto]) -> dict[str, None]:
-    """Return the values that these nodes use and do not compute, each once."""
-    computed = {"", *(name for node in nodes for name in node.output)}
-    return dict.fromkeys(name for node in nodes for name in values_used_by(node) if name not in computed)
+def _free_values(nodes: Sequence[onnx.NodeProto], inside: set[str], outputs: Sequence[str] = ()) -> Iterator[str]:
+    """Return the values that nodes and outputs use, and that neither the nodes compute nor ``inside`` contains."""
+    computed = inside.union(*(node.output for node in nodes))
+    used = [name for node in nodes for name in values_used_by(node)]
+    return (name for name in (*used, *outputs) if name not in computed)
 
 
 def _port(name: str, value: np.ndarray[Any, Any]) -> onnx.ValueInfoProto:

@@ -6,7 +6,9 @@ returns bytes for a text that is not UTF-8.
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,22 +36,13 @@ def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Return every tensor: initializers and attributes, of subgraphs and functions too."""
-    graphs = [model.graph]
-    used = (attribute for node in nodes(model) for attribute in node.attribute)
-    defaults = (attribute for function in model.functions for attribute in function.attribute_proto)
-    for attribute in (*used, *defaults):
-        graphs.extend([*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs])
-        yield from [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]
-        for sparse in [
-            *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
-            *attribute.sparse_tensors,
-        ]:
-            yield from (sparse.values, sparse.indices)
-    for graph in graphs:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
+    """Return every tensor: initializers and attributes, sparse ones, those of subgraphs and functions too."""
+    return (message for message in _messages(model) if isinstance(message, onnx.TensorProto))
+
+
+def invalid(problem: str) -> TargetError:
+    """Return GC601 for a file that the program which wrote it has to write otherwise."""
+    return TargetError("GC601", f"{problem}. Write the file again.")
 
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int | None:
@@ -83,11 +76,7 @@ def ensure_readable(path: Path, model: onnx.ModelProto) -> None:
             )
     for tensor in tensors(model):
         if any(size < 0 for size in tensor.dims) or _is_beyond(tensor.dims):
-            raise TargetError(
-                "GC601",
-                f"{path}: the tensor {tensor.name!r} has the sizes {sizes_text(tensor)}, as none has. "
-                "Write the file again.",
-            )
+            raise invalid(f"{path}: the tensor {tensor.name!r} has the sizes {sizes_text(tensor)}, as none has")
 
 
 def ensure_filled(path: Path, tensor: onnx.TensorProto) -> None:
@@ -98,9 +87,7 @@ def ensure_filled(path: Path, tensor: onnx.TensorProto) -> None:
     """
     says = f"{path}: the tensor {tensor.name!r}"
     if tensor.data_type not in onnx.TensorProto.DataType.values():
-        raise TargetError(
-            "GC601", f"{says} has elements of type {tensor.data_type}, which ONNX does not have. Write the file again."
-        )
+        raise invalid(f"{says} has elements of type {tensor.data_type}, which ONNX does not have")
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return
     needed = tensor_bytes(tensor)
@@ -111,9 +98,7 @@ def ensure_filled(path: Path, tensor: onnx.TensorProto) -> None:
         given, unit = len(getattr(tensor, field)), "values"
         needed = _value_count(tensor, needed)
     if needed is not None and given != needed:
-        raise TargetError(
-            "GC601", f"{says} holds {given} {unit}, and {sizes_text(tensor)} takes {needed}. Write the file again."
-        )
+        raise invalid(f"{says} holds {given} {unit}, and {sizes_text(tensor)} takes {needed}")
 
 
 def ensure_ending(path: Path, model: onnx.ModelProto) -> None:
@@ -133,7 +118,7 @@ def ensure_ending(path: Path, model: onnx.ModelProto) -> None:
             expanded_size(key, calls, _DEEPEST_CALLS, sizes)
     except Endless as error:
         how = "calls itself" if error.is_cycle else f"lies in {_DEEPEST_CALLS} others"
-        raise TargetError("GC601", f"{path}: the function {error.key[1]!r} {how}. Write the file again.") from error
+        raise invalid(f"{path}: the function {error.key[1]!r} {how}") from error
     total = sum(sizes.get(_callee(node), 1) for node in _nodes_of(model.graph))
     if total > _MOST_NODES:
         raise TargetError(
@@ -153,32 +138,38 @@ def _nodes_of(top: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodePr
         for node in pending.pop().node:
             yield node
             for attribute in node.attribute:
-                pending.extend([*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs])
+                pending.extend((attribute.g, *attribute.graphs))
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    """Yield a message and all that are in it, depth first."""
+    yield message
+    for kind, value in _fields(message):
+        if kind == FieldDescriptor.TYPE_MESSAGE:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _messages(part)
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    pending: list[Any] = [model]
-    while pending:
-        message = pending.pop()
-        if isinstance(message, onnx.TensorProto):  # its other fields are as long as the weights
-            yield from (message.name, message.doc_string)
-            pending.extend(message.external_data)
-            continue
-        for field, value in message.ListFields():
-            if field.type == FieldDescriptor.TYPE_STRING:
+    for message in _messages(model):
+        for kind, value in _fields(message):
+            if kind == FieldDescriptor.TYPE_STRING:
                 yield from [value] if isinstance(value, str | bytes) else value
-            elif field.type == FieldDescriptor.TYPE_MESSAGE:
-                pending.extend([value] if isinstance(value, Message) else value)
+
+
+def _fields(message: Message) -> Iterator[tuple[int, Any]]:
+    """Return type and value of the fields that are set; of a tensor without its numbers, which would be copied."""
+    if isinstance(message, onnx.TensorProto):
+        yield FieldDescriptor.TYPE_STRING, [message.name, message.doc_string]
+        yield FieldDescriptor.TYPE_MESSAGE, message.external_data
+    else:
+        yield from ((field.type, value) for field, value in message.ListFields())
 
 
 def _is_beyond(sizes: Any) -> bool:
-    """Return whether the size in bytes of elements of 16 bytes exceeds the range."""
-    count = 16
-    for size in sizes:
-        count *= size or 1
-        if count > _LARGEST:
-            return True
-    return False
+    """Return whether the size in bytes of elements of 16 bytes exceeds the range; no larger product is computed."""
+    products = itertools.accumulate((size or 1 for size in sizes), operator.mul, initial=16)
+    return any(product > _LARGEST for product in products)
 
 
 def _value_count(tensor: onnx.TensorProto, held_bytes: int | None) -> int | None:

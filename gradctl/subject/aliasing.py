@@ -44,11 +44,15 @@ def sharing_groups(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """
     of_storage: dict[Any, list[list[Tensor]]] = {}
     for tensor in tensors:
-        groups = of_storage.setdefault(_storage_of(tensor), [])
-        touching = [any(_share(tensor, other) for other in group) for group in groups]
-        joined = [each for group, touches in zip(groups, touching, strict=True) if touches for each in group]
-        groups[:] = [group for group, touches in zip(groups, touching, strict=True) if not touches]
-        groups.append([*joined, tensor])
+        storage = _storage_of(tensor)
+        joined: list[Tensor] = []
+        apart: list[list[Tensor]] = []
+        for group in of_storage.get(storage, ()):
+            if any(_share(tensor, other) for other in group):
+                joined += group
+            else:
+                apart.append(group)
+        of_storage[storage] = [*apart, [*joined, tensor]]
     return [group for groups in of_storage.values() for group in groups]
 
 

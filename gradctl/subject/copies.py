@@ -11,7 +11,7 @@ import functools
 import types
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from gradctl.subject.aliasing import storage_key
-from gradctl.subject.reach import global_values, instance_dict, slot_values, walk
-from gradctl.subject.signature import module_of, optimized_inner
+from gradctl.subject.reach import GRAPH_ONLY, global_values, instance_dict, slot_values, walk
+from gradctl.subject.signature import optimized_inner, parameters_of
 from gradctl.subject.tree import map_leaves
 
 _KEEPING = (types.FunctionType, functools._lru_cache_wrapper, weakref.ref)  # what deepcopy does not look into
@@ -41,10 +41,7 @@ def private_copy(originals: tuple[Any, ...]) -> tuple[tuple[Any, ...], frozenset
         mender = _Mender(memo, frozenset(map(id, reached)))
         if any(mender.is_to_mend(found) for found in reached):
             copied = mender.mend(copied)
-    source, module = module_of(originals[0]), module_of(copied[0])
-    if source is not None and module is not None:
-        _restore_requires_grad(source, module)
-        _restore_ties(source, module)
+    _restore_parameters(originals[0], copied[0])
     return copied, mender.original_ids
 
 
@@ -102,55 +99,59 @@ class _Mender:
         return mended
 
     def _mended(self, value: Any) -> Any:
-        if isinstance(value, types.FunctionType):
-            return self._rebound(value) if self._is_tied(value) else value
-        if isinstance(value, types.MethodType):
-            function, owner = self.mend(value.__func__), self._own(value.__self__)
-            is_same = function is value.__func__ and owner is value.__self__
-            return value if is_same else types.MethodType(function, owner)
-        if isinstance(value, functools._lru_cache_wrapper):
-            inner = self.mend(value.__wrapped__)
-            return value if inner is value.__wrapped__ else functools.lru_cache(**value.cache_parameters())(inner)
-        if isinstance(value, weakref.ref):
-            return self._referring(value)
-        if isinstance(value, tuple):
-            items = [self.mend(item) for item in value]
-            is_same = all(new is old for new, old in zip(items, value, strict=True))
-            return value if is_same else tuple.__new__(type(value), items)
+        for kind, mended in _MENDED.items():
+            if isinstance(value, kind):
+                return mended(self, value)
         # Only what is the copy's own is changed. A class may say that its objects are not to be copied.
         if id(value) not in self.original_ids and not isinstance(value, (Tensor, torch.jit.ScriptModule)):
-            self._mend_inside(value)
+            self._mend_contents(value)
+            self._mend_attributes(value)
         return value
 
-    def _mend_inside(self, value: Any) -> None:
+    def _method(self, method: types.MethodType) -> types.MethodType:
+        function, owner = self.mend(method.__func__), self._own(method.__self__)
+        is_same = function is method.__func__ and owner is method.__self__
+        return method if is_same else types.MethodType(function, owner)
+
+    def _cached(self, cached: Any) -> Any:
+        inner = self.mend(cached.__wrapped__)
+        return cached if inner is cached.__wrapped__ else functools.lru_cache(**cached.cache_parameters())(inner)
+
+    def _tuple(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        items = [self.mend(item) for item in value]
+        is_same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if is_same else tuple.__new__(type(value), items)
+
+    def _mend_contents(self, value: Any) -> None:
         if isinstance(value, functools.partial):
             parts = value.func, value.args, value.keywords
             value.__setstate__((*(self.mend(part) for part in parts), vars(value)))  # type: ignore[attr-defined]
         elif isinstance(value, dict):
-            self._mend_dict(value)
+            self._mend_items(value, value.items())
         elif isinstance(value, (list, deque)):
-            for index, item in enumerate(value):
-                if (new := self.mend(item)) is not item:
-                    value[index] = new
+            self._mend_items(value, enumerate(value))
         elif isinstance(value, set):
             items = [self.mend(item) for item in value]
             if any(item not in value for item in items):
                 value.clear()
                 value.update(items)
-        own = instance_dict(value)
-        if own is not None:
-            self._mend_dict(own, left=("_graph", "meta") if isinstance(value, torch.fx.GraphModule) else ())
+
+    def _mend_attributes(self, value: Any) -> None:
+        own, left = instance_dict(value) or {}, GRAPH_ONLY if isinstance(value, torch.fx.GraphModule) else ()
+        self._mend_items(own, ((name, item) for name, item in own.items() if name not in left))
         for name, item in slot_values(value).items():
             if (new := self.mend(item)) is not item:
                 object.__setattr__(value, name, new)
 
-    def _mend_dict(self, items: dict[Any, Any], left: tuple[str, ...] = ()) -> None:
-        for key, item in list(items.items()):
-            if key not in left and (new := self.mend(item)) is not item:
-                items[key] = new
+    def _mend_items(self, container: Any, items: Iterable[tuple[Any, Any]]) -> None:
+        for key, item in list(items):
+            if (new := self.mend(item)) is not item:
+                container[key] = new
 
-    def _rebound(self, function: types.FunctionType) -> types.FunctionType:
+    def _function(self, function: types.FunctionType) -> types.FunctionType:
         """Return the function over the copy's objects. Functions that share a variable, or a file, still share it."""
+        if not self._is_tied(function):
+            return function
         cells = function.__closure__ or ()
         closure = tuple(self._cells.setdefault(id(cell), types.CellType()) for cell in cells)
         read = {name: value for name, value in global_values(function).items() if self._is_tied(value)}
@@ -164,16 +165,13 @@ class _Mender:
         for cell, own in zip(cells, closure, strict=True):
             if cell != types.CellType() and own == types.CellType():
                 own.cell_contents = self._own(cell.cell_contents)
-        for name, value in read.items():
-            known[name] = self._own(value)
-        if function.__defaults__ is not None:
-            rebound.__defaults__ = tuple(map(self._own, function.__defaults__))
-        if function.__kwdefaults__ is not None:
-            rebound.__kwdefaults__ = {name: self._own(value) for name, value in function.__kwdefaults__.items()}
-        vars(rebound).update((name, self._own(value)) for name, value in vars(function).items())
+        known.update(self._own_values(read))
+        rebound.__defaults__ = tuple(map(self._own, function.__defaults__ or ())) or None
+        rebound.__kwdefaults__ = self._own_values(function.__kwdefaults__ or {})
+        vars(rebound).update(self._own_values(vars(function)))
         return rebound
 
-    def _referring(self, reference: weakref.ref[Any]) -> weakref.ref[Any]:
+    def _reference(self, reference: weakref.ref[Any]) -> weakref.ref[Any]:
         """Return a weak reference to the copy of what one refers to."""
         target = self.memo.get(id(reference()))
         if target is None:
@@ -181,6 +179,9 @@ class _Mender:
         if isinstance(reference, weakref.KeyedRef):
             return weakref.KeyedRef(target, reference.__callback__, reference.key)
         return weakref.ref(target, reference.__callback__)
+
+    def _own_values(self, items: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._own(value) for name, value in items.items()}
 
     def _own(self, value: Any) -> Any:
         """Return the copy of an object that a function refers to; the object itself if it cannot be copied."""
@@ -210,23 +211,28 @@ class _Mender:
         return self._tied[id(found)]
 
 
-def _restore_requires_grad(source: nn.Module, module: nn.Module) -> None:
-    """Set ``requires_grad`` of each parameter of the copy as in the original; ScriptModules copy without it."""
-    copies = dict(module.named_parameters())
-    for name, parameter in source.named_parameters():
-        own = copies.get(name.replace("_orig_mod.", ""))
-        if own is not None and own.requires_grad != parameter.requires_grad:
-            own.requires_grad_(parameter.requires_grad)
+# How objects are mended that cannot be changed in place.
+_MENDED: dict[type, Callable[[_Mender, Any], Any]] = {
+    types.FunctionType: _Mender._function,
+    types.MethodType: _Mender._method,
+    functools._lru_cache_wrapper: _Mender._cached,
+    weakref.ref: _Mender._reference,
+    tuple: _Mender._tuple,
+}
 
 
-def _restore_ties(source: nn.Module, module: nn.Module) -> None:
-    """Share storage between parameters of the copy where the originals are two objects on one storage."""
-    copies = dict(module.named_parameters(remove_duplicate=False))
+def _restore_parameters(original: Any, copied: Any) -> None:
+    """Set ``requires_grad`` as in the original, which ScriptModules copy without; share storage between parameters of
+    the copy where the originals are two objects on one storage.
+    """
+    copies = parameters_of(copied, remove_duplicate=False)
     first: dict[tuple[Any, ...], nn.Parameter] = {}
-    for name, parameter in source.named_parameters(remove_duplicate=False):
-        own = copies.get(name.replace("_orig_mod.", ""), copies.get(name))
+    for name, parameter in parameters_of(original, remove_duplicate=False).items():
+        own = copies.get(name)
         if own is None:
             continue
+        if own.requires_grad != parameter.requires_grad:
+            own.requires_grad_(parameter.requires_grad)
         owner = first.setdefault(storage_key(parameter), own)
         if owner is not own:
             own.data = owner.data

@@ -6,9 +6,10 @@ The user's object is never run: ``jit.trace`` advances BatchNorm statistics, a f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.reach import Path, instance_dict, path_name, walk
 from gradctl.subject.seeding import seed_generators
-from gradctl.subject.signature import POSITIONAL, function_class, module_of, optimized_inner
+from gradctl.subject.signature import POSITIONAL, function_class, module_of, optimized_inner, parameters_of
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
@@ -95,9 +96,9 @@ class Instance:
     def __init__(
         self, subject: Subject, *, promoted: bool = False, input_mode: InputMode = "leaf", keep_hooks: bool = False
     ) -> None:
-        self.subject = subject
-        self.input_mode = input_mode
+        self.subject, self.input_mode = subject, input_mode
         self.without_grad: frozenset[str] = frozenset()
+        self.closed_outputs: list[tuple[str, Any]] = []
         restore_shared()
         self.model, self._args, self._kwargs, self._loss, hooks, original_ids = _copied(subject)
         function = function_class(self.model)
@@ -107,23 +108,15 @@ class Instance:
         given = input_names(subject.model, self._args, self._kwargs)
         closed = [((name,), value) for name, value in given if not isinstance(value, Tensor)]  # a module, perhaps
         held = list(walk([((), self.model), (("loss",), self._loss), *closed]))
-        self.shared: dict[str, Any] = {}
-        for path, found in held:
-            if id(found) in original_ids and (
-                found.is_leaf and found.requires_grad if isinstance(found, Tensor) else isinstance(found, nn.Module)
-            ):
-                name = path_name(path) or type(found).__name__
-                if not any(name.startswith(f"{part}.") for part in self.shared):
-                    self.shared[name] = found
-        borrowed = [each for _, each in held if id(each) in original_ids and not isinstance(each, (Tensor, nn.Module))]
-        _shared_state.append(State([], walked=borrowed))
-        self.closed_outputs: list[tuple[str, Any]] = []
-        reached = [(path, found) for path, found in held if isinstance(found, Tensor)]
-        dtypes = {id(tensor): tensor.dtype for _, tensor in reached}
+        shared = [(path, found) for path, found in held if id(found) in original_ids]
+        self.shared = _named_shared(shared)
+        _shared_state.append(
+            State([], walked=(each for _, each in shared if not isinstance(each, (Tensor, nn.Module))))
+        )
+        self.leaves = _held_leaves(module, held)
         if promoted:
-            _promote([tensor for _, tensor in reached if id(tensor) not in original_ids])
-        self.leaves: list[Leaf] = _held_leaves(module, reached, dtypes)
-        self._inputs: dict[int, Tensor | _View] = {}
+            _promote(found for _, found in held if id(found) not in original_ids)
+        self._inputs: dict[int, _View] = {}
         self._collect_inputs(promoted)
         if keep_hooks and module is not None:
             _copy_parameter_hooks(module, hooks)
@@ -200,100 +193,134 @@ class Instance:
 
         Args:
             leaf: of the inputs.
-            bases: the memory of aliased inputs for this call, by identity of the leaf; filled in.
+            bases: the memory of inputs for this call, by identity of the leaf; filled in.
         """
         if not isinstance(leaf, Tensor):
             return leaf
-        working = self._inputs.get(id(leaf), leaf)
-        base = working.base if isinstance(working, _View) else working
-        if base is leaf or self.input_mode != "leaf":
-            taken = base if self.input_mode == "clone" and base is not leaf else base.detach()
-            if not isinstance(working, _View):
-                return clone_as_laid_out(taken)
+        view = self._inputs.get(id(leaf))
+        if view is None:
+            return clone_as_laid_out(leaf.detach())
+        base = view.base
+        if self.input_mode != "leaf":
+            taken = base if self.input_mode == "clone" else base.detach()
             base = bases.setdefault(id(base), clone_as_laid_out(taken))
-        return working.of(base) if isinstance(working, _View) else working
+        return view.of(base)
 
     def _collect_inputs(self, promoted: bool) -> None:
         """Make a leaf of each memory that float inputs have: one tensor given twice is one leaf with two names, and so
         are two that overlap, and one that a parameter overlaps.
         """
-        model = self.subject.model
-        names: dict[tuple[Any, ...], list[str]] = {}
-        copies: dict[tuple[Any, ...], list[Tensor]] = {}
-        originals: dict[tuple[Any, ...], Tensor] = {}
-        given = input_names(model, self.subject.args, self.subject.kwargs)
-        for (name, original), (_, value) in zip(given, input_names(model, self._args, self._kwargs), strict=True):
-            # A sparse tensor is a constant here: there is no direction to move it along that keeps it sparse.
-            is_float = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-            if is_float and value.layout == torch.strided:
-                key = storage_key(original)
-                originals.setdefault(key, original)
-                names.setdefault(key, []).append(input_name(name))
-                copies.setdefault(key, []).append(value)
-        keys = {id(original): key for key, original in originals.items()}
         parameters = self._own_parameters()
-        for group in sharing_groups([*originals.values(), *(each for each in parameters.values())]):
-            members = [each for each in group if id(each) in keys]
-            if not members:
-                continue
-            dtype = _float64_dtype(members[0].dtype) if promoted else members[0].dtype
-            said = [name for each in members for name in names[keys[id(each)]]]
-            owner = next((i for i, each in parameters.items() if any(each is other for other in group)), None)
-            if owner is not None and self.input_mode != "constant" and _is_within(members, parameters[owner]):
+        for inputs, owner in _by_memory(_float_inputs(self.subject, self._args, self._kwargs), parameters):
+            names = [name for each in inputs for name in each.names]
+            is_constant = self.input_mode == "constant"
+            low: int | None
+            if owner is not None and not is_constant and _is_within(inputs, parameters[owner]):
                 leaf = self.leaves[owner]
-                self.leaves[owner] = replace(leaf, tied=(*leaf.tied, *said))
+                self.leaves[owner] = replace(leaf, tied=(*leaf.tied, *names))
                 base, low = leaf.tensor, reach_of(parameters[owner])[0]
-            elif len(members) == 1 and not overlaps(members[0]):
-                base, low = clone_as_laid_out(copies[keys[id(members[0])]][0].detach(), dtype), None
             else:
-                base, low = flat_copy(members, dtype)
-            for each in members:
-                view = None if low is None else _View(base, each.shape, each.stride(), reach_of(each)[0] - low)
-                self._inputs |= {id(copy): view or base for copy in copies[keys[id(each)]]}
-            if base.requires_grad or self.input_mode == "constant":
-                continue
-            first, *others = said
-            self.leaves.append(Leaf(first, base.requires_grad_(), members[0].dtype, tuple(others), (base,)))
+                base, low = _memory_of(inputs, promoted)
+                if not is_constant:
+                    native = inputs[0].original.dtype
+                    self.leaves.append(Leaf(names[0], base.requires_grad_(), native, tuple(names[1:]), (base,)))
+            for each in inputs:
+                offset = None if low is None else reach_of(each.original)[0] - low
+                view = _View(base, each.original.shape, each.original.stride(), offset)
+                self._inputs |= {id(copy): view for copy in each.copies}
 
     def _own_parameters(self) -> dict[int, Tensor]:
         """Return the user's parameters by the index of their leaf."""
-        source = module_of(optimized_inner(self.subject.model))
-        parameters = dict(source.named_parameters()) if source is not None else {}
-        names = {name.replace("_orig_mod.", ""): parameter for name, parameter in parameters.items()}
-        found = ((i, names.get(leaf.name.removeprefix("param:"))) for i, leaf in enumerate(self.leaves))
-        return {i: parameter for i, parameter in found if parameter is not None}
+        parameters = {parameter_name(name): each for name, each in parameters_of(self.subject.model).items()}
+        return {i: parameters[leaf.name] for i, leaf in enumerate(self.leaves) if leaf.name in parameters}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _FloatInput:
+    """One memory among the inputs: the user's tensor, the names under which it is given, and their copies."""
+
+    original: Tensor
+    names: list[str] = field(default_factory=list)
+    copies: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _View:
-    """An input that shares memory with others, or with itself: a view of a leaf, made anew for each call."""
+    """An input as a part of a leaf, made anew for each call; the leaf itself if ``offset`` is None."""
 
     base: Tensor
     shape: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: int | None
 
     def of(self, base: Tensor) -> Tensor:
         """Return the view of the leaf, or of a copy of it."""
+        if self.offset is None:
+            return base
         return base.as_strided(self.shape, self.stride, base.storage_offset() + self.offset)
 
 
-def _is_within(inputs: Sequence[Tensor], parameter: Tensor) -> bool:
+def _float_inputs(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_FloatInput]:
+    """Return the float inputs, each memory once; ``args`` and ``kwargs`` are copies of the subject's.
+
+    A sparse tensor is a constant here: there is no direction to move it along that keeps it sparse.
+    """
+    found: dict[tuple[Any, ...], _FloatInput] = {}
+    given = input_names(subject.model, subject.args, subject.kwargs)
+    for (name, original), (_, copied) in zip(given, input_names(subject.model, args, kwargs), strict=True):
+        is_float = isinstance(copied, Tensor) and (copied.is_floating_point() or copied.is_complex())
+        if is_float and copied.layout == torch.strided:
+            each = found.setdefault(storage_key(original), _FloatInput(original))
+            each.names.append(input_name(name))
+            each.copies.append(copied)
+    return list(found.values())
+
+
+def _by_memory(
+    inputs: Sequence[_FloatInput], parameters: Mapping[int, Tensor]
+) -> Iterator[tuple[list[_FloatInput], int | None]]:
+    """Yield the inputs that share memory, with the index of a parameter that shares it too, or None."""
+    for group in sharing_groups([*(each.original for each in inputs), *parameters.values()]):
+        ids = set(map(id, group))
+        if members := [each for each in inputs if id(each.original) in ids]:
+            yield members, next((index for index, each in parameters.items() if id(each) in ids), None)
+
+
+def _is_within(inputs: Sequence[_FloatInput], parameter: Tensor) -> bool:
     """Return whether the inputs lie within the memory of a parameter."""
     low, high = reach_of(parameter)
-    return not overlaps(parameter) and all(low <= reach_of(each)[0] and reach_of(each)[1] <= high for each in inputs)
+    reaches = [reach_of(each.original) for each in inputs]
+    return not overlaps(parameter) and all(low <= first and end <= high for first, end in reaches)
+
+
+def _memory_of(inputs: Sequence[_FloatInput], promoted: bool) -> tuple[Tensor, int | None]:
+    """Return a copy of the memory of inputs, and the place in the storage it begins at; None if it is the input."""
+    original = inputs[0].original
+    dtype = _float64_dtype(original.dtype) if promoted else original.dtype
+    if len(inputs) == 1 and not overlaps(original):
+        return clone_as_laid_out(inputs[0].copies[0].detach(), dtype), None
+    return flat_copy([each.original for each in inputs], dtype)
+
+
+def _named_shared(shared: Iterable[tuple[Path, Any]]) -> dict[str, Any]:
+    """Return the trained tensors and the modules among what a copy shares with the user's own, the outermost only."""
+    named: dict[str, Any] = {}
+    for path, found in shared:
+        name = path_name(path) or type(found).__name__
+        is_inside = name.startswith(tuple(f"{part}." for part in named))
+        if (_is_trained(found) or isinstance(found, nn.Module)) and not is_inside:
+            named[name] = found
+    return named
 
 
 def native_dtype(subject: Subject) -> torch.dtype:
     """Return the float dtype of most of the subject's elements, parameters and inputs; the default if it has none."""
-    module = module_of(subject.model)
-    tensors: list[Tensor] = list(module.parameters()) if module is not None else []
-    tensors += [leaf for _, leaf in leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
-    sizes: dict[torch.dtype, int] = {}
-    for tensor in tensors:
+    inputs = [leaf for _, leaf in leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in (*parameters_of(subject.model).values(), *inputs):
         if tensor.is_floating_point():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + 1 + tensor.numel()
-    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else torch.get_default_dtype()
+            sizes[tensor.dtype] += 1 + tensor.numel()
+    return max(sizes, key=sizes.__getitem__, default=torch.get_default_dtype())
 
 
 def _float64_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -317,28 +344,15 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
     """Return private copies of the model, the inputs, the loss, and the gradient hooks of parameters by their names;
     and the identities of what the originals reach.
     """
-    model = optimized_inner(subject.model)
-    for name, value in input_names(subject.model, subject.args, subject.kwargs):
-        if isinstance(value, Iterator) and instance_dict(value) is None:  # an object restarts, its state put back
-            kind = "a generator" if isinstance(value, Generator) else f"an iterator ({type(value).__name__!r})"
-            raise TargetError("GC104", f"input {name!r} is {kind}: it is empty after one run. Give a list or tuple.")
-    source = module_of(model)
-    parameters = dict(source.named_parameters()) if source is not None else {}
-    lazy = [name for name, parameter in parameters.items() if isinstance(parameter, UninitializedParameter)]
-    if lazy:
-        raise TargetError(
-            "GC112",
-            f"{subject.target} has lazy parameters, without a shape yet ({', '.join(lazy[:3])}); run it once on an "
-            "input in its factory.",
-        )
+    _refuse_iterators(subject)
+    parameters = parameters_of(subject.model)
+    if lazy := [name for name, parameter in parameters.items() if isinstance(parameter, UninitializedParameter)]:
+        raise lazy_parameters(subject, lazy)
     # Post-accumulate hooks stay behind: they are made to step an optimizer of the user's own parameters.
-    hooks = {
-        name.replace("_orig_mod.", ""): list(parameter._backward_hooks.values())
-        for name, parameter in parameters.items()
-        if parameter._backward_hooks
-    }
+    hooks = {name: list(each._backward_hooks.values()) for name, each in parameters.items() if each._backward_hooks}
     try:
-        copied, original_ids = private_copy((model, subject.args, subject.kwargs, subject.loss, hooks))
+        originals = (optimized_inner(subject.model), subject.args, subject.kwargs, subject.loss, hooks)
+        copied, original_ids = private_copy(originals)
     except Exception as error:
         raise TargetError(
             "GC112",
@@ -349,49 +363,60 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
     return (*copied, original_ids)
 
 
-def _held_leaves(
-    module: nn.Module | None, reached: Sequence[tuple[Path, Tensor]], native_dtypes: dict[int, torch.dtype]
-) -> list[Leaf]:
+def _refuse_iterators(subject: Subject) -> None:
+    for name, value in input_names(subject.model, subject.args, subject.kwargs):
+        if isinstance(value, Iterator) and instance_dict(value) is None:  # an object restarts, its state put back
+            kind = "a generator" if isinstance(value, Generator) else f"an iterator ({type(value).__name__!r})"
+            raise TargetError("GC104", f"input {name!r} is {kind}: it is empty after one run. Give a list or tuple.")
+
+
+def lazy_parameters(subject: Subject, names: Sequence[str], said: str = "", details: str = "") -> TargetError:
+    """Return GC112 for parameters without a shape; ``said`` tells what became of an attempt to infer it."""
+    return TargetError(
+        "GC112",
+        f"{subject.target} has lazy parameters, without a shape yet ({', '.join(names[:3])}){said}; run it once on an "
+        "input in its factory.",
+        details=details,
+    )
+
+
+def _held_leaves(module: nn.Module | None, held: Iterable[tuple[Path, Any]]) -> list[Leaf]:
     """Return a leaf for each storage that requires a gradient, with all its names: parameters first, as the module
     names them, then tensors in attributes, containers, closures and buffers, by where they are.
     """
-    registered = module.named_parameters(remove_duplicate=False) if module is not None else ()
-    named: list[tuple[str, Tensor]] = [(parameter_name(name), tensor) for name, tensor in registered]
-    known, keys = {id(tensor) for _, tensor in named}, {name: storage_key(tensor) for name, tensor in named}
-    for path, tensor in reached:
-        if id(tensor) not in known and tensor.is_leaf and tensor.requires_grad:
+    registered = dict(module.named_parameters(remove_duplicate=False)) if module is not None else {}
+    named: list[tuple[str, Tensor]] = [(parameter_name(name), tensor) for name, tensor in registered.items()]
+    known, keys = set(map(id, registered.values())), {name: storage_key(tensor) for name, tensor in named}
+    for path, tensor in held:
+        if id(tensor) not in known and _is_trained(tensor):
             name = buffer_name(path_name(path)) if path[-2:-1] == ("_buffers",) else parameter_name(path_name(path))
             key = storage_key(tensor)
-            if keys.setdefault(name, key) != key:
-                name = f"{name}~{len(named)}"
-            named.append((name, tensor))
-    names: dict[tuple[Any, ...], list[str]] = {}
-    tensors: dict[tuple[Any, ...], list[Tensor]] = {}
+            named.append((name if keys.setdefault(name, key) == key else f"{name}~{len(named)}", tensor))
+    groups: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}
     for name, tensor in named:
         if tensor.requires_grad:
-            key = storage_key(tensor)
-            names[key] = list(dict.fromkeys([*names.get(key, ()), name]))
-            if not any(tensor is other for other in tensors.setdefault(key, [])):
-                tensor.grad = None
-                tensors[key].append(tensor)
-    return [
-        Leaf(
-            first,
-            tensors[key][0],
-            native_dtypes.get(id(tensors[key][0]), tensors[key][0].dtype),
-            tuple(others),
-            tuple(tensors[key]),
-            is_registered=any(id(tensor) in known for tensor in tensors[key]),
-        )
-        for key, (first, *others) in names.items()
-    ]
+            tensor.grad = None
+            groups.setdefault(storage_key(tensor), []).append((name, tensor))
+    return [_held_leaf(group, known) for group in groups.values()]
 
 
-def _promote(tensors: Sequence[Tensor]) -> None:
-    """Make float tensors float64 in place, wherever they are kept; what was tied stays so."""
+def _is_trained(found: Any) -> bool:
+    return isinstance(found, Tensor) and found.is_leaf and found.requires_grad
+
+
+def _held_leaf(group: Sequence[tuple[str, Tensor]], registered: Collection[int]) -> Leaf:
+    """Return the leaf of one storage, from its names and tensors; ``registered`` are the ids of parameters."""
+    first, *others = dict.fromkeys(name for name, _ in group)
+    tensors = tuple({id(tensor): tensor for _, tensor in group}.values())
+    is_registered = any(id(tensor) in registered for tensor in tensors)
+    return Leaf(first, tensors[0], tensors[0].dtype, tuple(others), tensors, is_registered=is_registered)
+
+
+def _promote(found: Iterable[Any]) -> None:
+    """Make the float tensors among some objects float64 in place; what was tied stays so."""
     promoted: dict[tuple[Any, ...], Tensor] = {}
-    for tensor in tensors:
-        if _float64_dtype(tensor.dtype) != tensor.dtype:
+    for tensor in found:
+        if isinstance(tensor, Tensor) and _float64_dtype(tensor.dtype) != tensor.dtype:
             tensor.grad = None
             tensor.data = promoted.setdefault(storage_key(tensor), tensor.detach().to(_float64_dtype(tensor.dtype)))
 
@@ -407,15 +432,12 @@ def _copy_parameter_hooks(module: nn.Module, hooks: Mapping[str, Sequence[Any]])
 
 def _disable_module_hooks(subject: Subject, module: nn.Module | None) -> tuple[str, ...]:
     """Take backward hooks off the copy's modules; return the names of what had one, parameters too."""
-    source = module_of(optimized_inner(subject.model))
-    if module is None or source is None:
-        return ()
     hooked = [
         parameter_name(name)
-        for name, parameter in source.named_parameters()
+        for name, parameter in parameters_of(subject.model).items()
         if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None)
     ]
-    for name, child in module.named_modules():
+    for name, child in module.named_modules() if module is not None else ():
         if child._backward_hooks or child._backward_pre_hooks:
             hooked.append(name or type(child).__name__)
             child._backward_hooks.clear()

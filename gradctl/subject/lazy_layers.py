@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from gradctl.core.errors import TargetError, is_out_of_memory
+from gradctl.core.errors import is_out_of_memory
 from gradctl.subject.copies import private_copy
 from gradctl.subject.frames import first_line, user_frames
-from gradctl.subject.instance import InputMode, Instance
+from gradctl.subject.instance import InputMode, Instance, lazy_parameters
 from gradctl.subject.reach import instance_dict, walk
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import module_of, optimized_inner
@@ -38,45 +38,38 @@ def infer_shapes(subject: Subject) -> Subject:
         TargetError: GC112 if the call raises, or leaves some without a shape.
     """
     model, args, kwargs = _copy(subject)
-    owner = module_of(model)
-    assert owner is not None
+    lazy = {name: child for name, child in _owner(model).named_modules(remove_duplicate=False) if _is_lazy(child)}
     values: dict[int, dict[str, Tensor]] = {}
 
     def note(module: nn.Module, given: Any) -> None:  # runs after torch's own hook, which infers the shapes
         values[id(module)] = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
-    lazy = {name: child for name, child in owner.named_modules(remove_duplicate=False) if _is_lazy(child)}
     hooks = [child.register_forward_pre_hook(note) for child in set(lazy.values())]
     seed_generators(subject.seed)
-    raised: Exception | None = None
     try:
         with torch.enable_grad():
             model(*args, **kwargs)
     except Exception as error:  # the user's model may raise anything
         if is_out_of_memory(error):
             raise
-        raised = error
+        said, names = (
+            f", and its first call raises {first_line(error)}",
+            _lazy_names(model) or _lazy_names(subject.model),
+        )
+        raise lazy_parameters(subject, names, said, user_frames(error)) from error
+    if left := _lazy_names(model):
+        raise lazy_parameters(subject, left, ", and its first call leaves them so")
     for hook in hooks:
         hook.remove()
-    left = _lazy_names(model)
-    if raised is not None or left:
-        said = f"its first call raises {first_line(raised)}" if raised is not None else "its first call leaves them so"
-        names = ", ".join((left or _lazy_names(subject.model))[:3])
-        raise TargetError(
-            "GC112",
-            f"{subject.target} has lazy parameters, without a shape yet ({names}), and {said}; run it once on an input "
-            "in its factory.",
-            details=user_frames(raised) if raised is not None else "",
-        ) from raised
     again, *_ = _copy(subject)
-    fresh = module_of(again)
-    assert fresh is not None
+    fresh = _owner(again)
     for name, child in lazy.items():
         child.load_state_dict(values[id(child)])
         parent, _, key = name.rpartition(".")
-        fresh = child if not name else fresh
         if name:
             fresh.get_submodule(parent)._modules[key] = child
+        else:
+            fresh = child
     return dataclasses.replace(subject, model=fresh if isinstance(again, nn.Module) else getattr(fresh, again.__name__))
 
 
@@ -129,23 +122,21 @@ def _trained_since(model: Any, before: Mapping[int, Any]) -> dict[int, Tensor]:
 
 def _changed(found: Any, before: Mapping[int, Any], kept: Mapping[int, Tensor]) -> list[Any]:
     """Return the dicts and lists by which an object holds what was built: all of a module's if one of them does."""
-    tables = [vars(found)[name] for name in ("_parameters", "_buffers", "_modules")] if _is_module(found) else []
+    parts = [found] if isinstance(found, (list, deque)) or type(found) in _DICTS else _tables(found)
+    values = [value for part in parts for value in (part.values() if isinstance(part, dict) else part)]
+    new = walk(((), value) for value in values if id(value) not in before)
+    return parts if any(id(each) in kept for _, each in new) else []
+
+
+def _tables(found: Any) -> list[dict[Any, Any]]:
+    """Return the dicts in which an object keeps its attributes, and a module its parts."""
+    is_module = isinstance(found, nn.Module) and not isinstance(found, torch.jit.ScriptModule)
+    tables = [vars(found)[name] for name in ("_parameters", "_buffers", "_modules")] if is_module else []
     own = instance_dict(found)
-    parts = [found] if isinstance(found, (list, deque)) or type(found) in _DICTS else [*tables, own]
-    values = [
-        value for part in parts if part is not None for value in (part.values() if isinstance(part, dict) else part)
-    ]
-    is_holding = any(
-        id(value) not in before and any(id(each) in kept for _, each in walk([((), value)])) for value in values
-    )
-    return [part for part in parts if part is not None] if is_holding else []
+    return tables if own is None else [*tables, own]
 
 
 _DICTS = (dict, OrderedDict, defaultdict)
-
-
-def _is_module(found: Any) -> bool:
-    return isinstance(found, nn.Module) and not isinstance(found, torch.jit.ScriptModule)
 
 
 def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], kept: Mapping[int, Tensor]) -> dict[Any, Any]:
@@ -164,6 +155,12 @@ def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], kept: Mapping[i
 def _copy(subject: Subject) -> tuple[Any, ...]:
     copied, _ = private_copy((optimized_inner(subject.model), subject.args, subject.kwargs))
     return copied
+
+
+def _owner(model: Any) -> nn.Module:
+    owner = module_of(optimized_inner(model))
+    assert owner is not None  # only modules have lazy parameters
+    return owner
 
 
 def _is_lazy(module: nn.Module) -> bool:

@@ -28,6 +28,7 @@ _COMMON_ATOMS = frozenset({type(None), bool, int, float, str, type, types.Builti
 _MOST_OBJECTS = 200_000
 
 _DICTS = frozenset({dict, OrderedDict, defaultdict})  # most of what a module holds are these
+GRAPH_ONLY = ("_graph", "meta")  # of a GraphModule: nodes and metadata, whose fake tensors have no values
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 Path = tuple[str, ...]
@@ -177,8 +178,7 @@ def _held_by_tensor(tensor: Tensor) -> list[tuple[str, Any]]:
 
 
 def _held_by_graph(module: torch.fx.GraphModule) -> list[tuple[str, Any]]:
-    """Return all but the graph: its nodes carry fake tensors, which have no values."""
-    return [(name, value) for name, value in vars(module).items() if name not in ("_graph", "meta")]
+    return [(name, value) for name, value in vars(module).items() if name not in GRAPH_ONLY]
 
 
 def _held_by_reference(reference: weakref.ref[Any]) -> list[tuple[str, Any]]:

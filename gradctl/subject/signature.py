@@ -27,14 +27,19 @@ def call_signature(model: Callable[..., Any]) -> inspect.Signature | None:
         described = function.forward
     elif isinstance(model, nn.Module):
         described = model.forward
-    try:
-        signature = inspect.signature(described)
-    except (ValueError, TypeError):
-        return None
+    signature = own_signature(described)
     # With setup_context of its own, forward has no ctx (torch 2.0 on).
-    if function is not None and function.setup_context is Function.setup_context:
+    if signature is not None and function is not None and function.setup_context is Function.setup_context:
         return signature.replace(parameters=list(signature.parameters.values())[1:])
     return signature
+
+
+def own_signature(function: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the signature of a callable as Python has it; None for a builtin."""
+    try:
+        return inspect.signature(function)
+    except (ValueError, TypeError):
+        return None
 
 
 def callee_name(model: Callable[..., Any]) -> str:
@@ -50,14 +55,28 @@ def callee_name(model: Callable[..., Any]) -> str:
 def function_class(model: Callable[..., Any]) -> type[Function] | None:
     """Return the ``autograd.Function`` whose ``apply`` this is, or None."""
     owner = getattr(model, "__self__", None)
-    is_function = isinstance(owner, type) and issubclass(owner, Function)
-    return owner if is_function and getattr(model, "__name__", "") == "apply" else None
+    return owner if is_subclass(owner, Function) and getattr(model, "__name__", "") == "apply" else None
+
+
+def is_subclass(found: Any, base: type) -> bool:
+    """Return whether an object of any kind is a class, and a subclass of ``base``."""
+    return isinstance(found, type) and issubclass(found, base)
 
 
 def module_of(model: Callable[..., Any]) -> nn.Module | None:
     """Return the module that ``model`` is, or whose method it is; None for a function."""
     owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
     return owner if isinstance(owner, nn.Module) else None
+
+
+def parameters_of(model: Callable[..., Any], *, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
+    """Return the parameters of a module, or of the one whose method this is, by name; a copy has the same names.
+
+    Modules that ``torch.compile`` wraps have the names that they have without.
+    """
+    module = module_of(optimized_inner(model))
+    named = module.named_parameters(remove_duplicate=remove_duplicate) if module is not None else ()
+    return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
 
 
 def optimized_inner(model: Any) -> Any:

@@ -121,13 +121,8 @@ def _opened_tuple(value: tuple[Any, ...]) -> _Opened | None:
     if not any(_holds_tensor(item) for item in value):
         return None
 
-    def rebuild(_: Any, new: Sequence[Any]) -> Any:
-        rebuilt = tuple.__new__(kind, new)  # whatever its constructor wants
-        for name, kept in attributes(value).items():
-            object.__setattr__(rebuilt, name, kept)
-        return rebuilt
-
-    return _Opened(_numbered(value), rebuild)
+    # Without its constructor, which may want more.
+    return _Opened(_numbered(value), lambda _, new: _with_attributes(tuple.__new__(kind, new), attributes(value)))
 
 
 def _opened_object(value: Any) -> _Opened | None:
@@ -136,21 +131,31 @@ def _opened_object(value: Any) -> _Opened | None:
     The name of an object's only such attribute is not said if it is private: that of a store (``data.pos``).
     """
     own, fields = attributes(value), _fields(value)
-    is_torchs = type(value).__module__.startswith("torch.") and not type(value).__module__.startswith(_OPEN_IN_TORCH)
-    others = [] if is_torchs else [name for name, child in own.items() if name not in fields and _holds_tensor(child)]
+    others = [name for name, child in _open_attributes(value).items() if name not in fields and _holds_tensor(child)]
     names = [*fields, *others]
     if not names:
         return None
-    is_store = len(names) == 1 and not fields and names[0].startswith("_") and not isinstance(own[names[0]], Tensor)
+    is_store = not fields and len(names) == 1 and names[0].startswith("_") and not isinstance(own[names[0]], Tensor)
+    children = [(None if is_store else name, own.get(name)) for name in names]
 
     def rebuild(shell: Any, new: Sequence[Any]) -> Any:
-        for name, child in zip(names, new, strict=True):
-            object.__setattr__(shell, name, child)
-        return shell
+        return _with_attributes(shell, dict(zip(names, new, strict=True)))
 
-    said = [None] if is_store else names
-    children = [(key, own.get(name)) for key, name in zip(said, names, strict=True)]
     return _Opened(children, rebuild, lambda: _copied(value))
+
+
+def _open_attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object; nothing of torch's own, except of distributions."""
+    module = type(value).__module__
+    is_torchs = module.startswith("torch.") and not module.startswith("torch.distributions")
+    return {} if is_torchs else attributes(value)
+
+
+def _with_attributes(value: Any, kept: Mapping[str, Any]) -> Any:
+    """Return the object with these attributes, whatever its class does when one is set."""
+    for name, child in kept.items():
+        object.__setattr__(value, name, child)
+    return value
 
 
 def _fields(value: Any) -> list[str]:
@@ -159,9 +164,6 @@ def _fields(value: Any) -> list[str]:
         return [each.name for each in dataclasses.fields(value)]
     except Exception:
         return []
-
-
-_OPEN_IN_TORCH = ("torch.distributions",)
 
 
 def _holds_tensor(value: Any) -> bool:
@@ -185,9 +187,7 @@ def _parts(value: Any) -> Iterable[Any]:
         return list(value.values())
     if isinstance(value, (tuple, list)):
         return value
-    if type(value).__module__.startswith("torch.") and not type(value).__module__.startswith(_OPEN_IN_TORCH):
-        return ()
-    return attributes(value).values()
+    return _open_attributes(value).values()
 
 
 def _numbered(values: Iterable[Any], keys: Iterable[str] | None = None) -> list[tuple[str | None, Any]]:
@@ -218,7 +218,4 @@ def _copied(value: Any) -> Any:
     try:
         return copy.copy(value)
     except Exception:  # of the user's class
-        rebuilt = object.__new__(type(value))
-        for name, kept in attributes(value).items():
-            object.__setattr__(rebuilt, name, kept)
-        return rebuilt
+        return _with_attributes(object.__new__(type(value)), attributes(value))

@@ -49,7 +49,18 @@ def by_leaf(
         TargetError: GC104 if an input is unknown or no tensor, or has no such axis.
     """
     named = input_names(model, args, kwargs)
-    tensors = {name: value for name, value in named if isinstance(value, Tensor)}
+    _ensure_axes({name: value for name, value in named if isinstance(value, Tensor)}, dynamic)
+    names = iter([name for name, _ in named])
+
+    def replaced(_: str, leaf: Any) -> Any:
+        name = next(names)
+        return make(dynamic.get(name, {})) if isinstance(leaf, Tensor) else None
+
+    args, kwargs = map_leaves(replaced, (args, kwargs))
+    return args, kwargs
+
+
+def _ensure_axes(tensors: Mapping[str, Tensor], dynamic: Dynamic) -> None:
     for name, axes in dynamic.items():
         if name not in tensors:
             known = ", ".join(tensors) or "none"
@@ -58,11 +69,3 @@ def by_leaf(
             if axis >= tensors[name].ndim:
                 shape = list(tensors[name].shape)
                 raise TargetError("GC104", f"--dynamic {name}:{axis}: {name!r} is {shape}, which has no axis {axis}.")
-    names = iter([name for name, _ in named])
-
-    def replaced(_: str, leaf: Any) -> Any:
-        name = next(names)
-        return make(dynamic.get(name, {})) if isinstance(leaf, Tensor) else None
-
-    made_args = tuple(map_leaves(replaced, value) for value in args)
-    return made_args, {name: map_leaves(replaced, value) for name, value in kwargs.items()}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradctl.core.errors import TargetError, is_out_of_memory, nearest
+from gradctl.core.errors import TargetError, is_out_of_memory, listed, nearest
 from gradctl.core.names import input_name
 from gradctl.core.target_files import INPUT_SUFFIXES
 from gradctl.subject.frames import first_line, user_frames
@@ -22,7 +21,6 @@ from gradctl.subject.inputs.specification import InputSpec, TensorSpec, draw
 from gradctl.subject.inputs.tensor_file import read_tensors
 from gradctl.subject.signature import (
     POSITIONAL,
-    VARIADIC,
     call_signature,
     callee_name,
     function_class,
@@ -30,16 +28,16 @@ from gradctl.subject.signature import (
 )
 from gradctl.subject.tree import leaves
 
-_FEW = 8  # names that a message lists
+_POSITIONAL_ONLY, _KEYWORD_ONLY = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
+_VAR_POSITIONAL = inspect.Parameter.VAR_POSITIONAL
 _POSITION = re.compile(r"(?:arg_|arr_)?(\d+)")  # numpy.savez names positional arrays arr_0, arr_1, …
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
+class Inputs(NamedTuple):
     """What a model is called with."""
 
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 def input_names(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -49,9 +47,8 @@ def input_names(function: Callable[..., Any], args: Sequence[Any], kwargs: Mappi
     everything given by position to a callable without a signature.
     """
     signature = call_signature(function)
-    parameters = list(signature.parameters.values()) if signature else []
-    positional = [parameter.name for parameter in parameters if parameter.kind in POSITIONAL]
-    rest = next((parameter.name for parameter in parameters if parameter.kind is parameter.VAR_POSITIONAL), "args")
+    positional = _names(signature, POSITIONAL)
+    (rest,) = _names(signature, [_VAR_POSITIONAL]) or ["args"]
     names = positional + [f"{rest}.{index}" for index in range(max(0, len(args) - len(positional)))]
     given = [*zip(names, args, strict=False), *kwargs.items()]
     return [leaf for name, value in given for leaf in leaves(value, name)]
@@ -94,9 +91,9 @@ def inputs_from_file(path: Path, model: Callable[..., Any]) -> Inputs:
         path, INPUT_SUFFIXES, "Save tensors only: in a dict by name, with torch.save or numpy.savez."
     )
     if isinstance(content, Tensor):
-        return _fitted(model, (content,), {}, by_position=True)
+        content = (content,)
     if isinstance(content, (tuple, list)):
-        return _fitted(model, tuple(content), {}, by_position=True)
+        content = dict(enumerate(content))
     if not isinstance(content, Mapping):
         raise TargetError(
             "GC104", f"{path} holds {type(content).__name__!r}. Save a dict of tensors by name, a tuple, or one tensor."
@@ -111,9 +108,9 @@ def inputs_from_file(path: Path, model: Callable[..., Any]) -> Inputs:
             positions[int(position[1])] = value
         else:
             named[str(key)] = value
-    if sorted(positions) != list(range(len(positions))):
-        missing = next(index for index in range(len(positions)) if index not in positions)
-        raise TargetError("GC104", f"{path} has inputs by position, and number {missing} is missing. Count from 0.")
+    if missing := set(range(len(positions))) - positions.keys():
+        said = f"{path} has inputs by position, and number {min(missing)} is missing. Count from 0."
+        raise TargetError("GC104", said)
     return _fitted(model, tuple(positions[index] for index in sorted(positions)), named, by_position=True)
 
 
@@ -189,53 +186,53 @@ def _fitted(
     signature = call_signature(model)
     if signature is None:
         return Inputs(args, kwargs)
-    _check(signature, model, args, kwargs, remedy)
-    positional_only = any(
-        parameter.kind is parameter.POSITIONAL_ONLY and name in kwargs
-        for name, parameter in signature.parameters.items()
-    )
-    must = positional_only or function_class(model) is not None  # apply takes nothing by keyword
+    _ensure_known(signature, callee_name(model), args, kwargs)
+    _ensure_complete(signature, model, args, kwargs, remedy)
+    # apply takes nothing by keyword
+    must = function_class(model) is not None or not kwargs.keys().isdisjoint(_names(signature, [_POSITIONAL_ONLY]))
     if not kwargs or not (by_position or must):
         return Inputs(args, kwargs)
-    bound = signature.bind_partial(*args)
-    others = {name: value for name, value in kwargs.items() if name not in signature.parameters}
-    bound.arguments.update({name: value for name, value in kwargs.items() if name not in others})
+    bound, others = signature.bind_partial(*args), dict(kwargs)
+    bound.arguments.update({name: others.pop(name) for name in signature.parameters if name in kwargs})
     if must:
         bound.apply_defaults()  # a gap before a named one
     return Inputs(bound.args, {**bound.kwargs, **others})
 
 
-def _check(
-    signature: inspect.Signature,
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    remedy: str | None,
-) -> None:
-    """Refuse inputs that a call would refuse, by name: unknown, given twice, too many, missing."""
-    callee = callee_name(model)
-    parameters = signature.parameters
-    named = [name for name, parameter in parameters.items() if parameter.kind not in VARIADIC]
-    positional = [name for name in named if parameters[name].kind in POSITIONAL]
-    kinds = {parameter.kind for parameter in parameters.values()}
+def _ensure_known(signature: inspect.Signature, callee: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raise for inputs that a call would refuse, by name: unknown, given twice, too many."""
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    named, positional = _names(signature), _names(signature, POSITIONAL)
     for name in kwargs:
         if name in positional[: len(args)]:
             number = positional.index(name) + 1
             raise TargetError("GC104", f"input {name!r} is given twice: by name, and without one as number {number}.")
         if name not in named and inspect.Parameter.VAR_KEYWORD not in kinds:
             near = nearest(name, named)
-            raise TargetError("GC104", f"input {name!r} does not exist: {callee} takes {_listed(named)}{near}.")
-    if len(args) > len(positional) and inspect.Parameter.VAR_POSITIONAL not in kinds:
-        raise TargetError(
-            "GC104", f"{len(args)} inputs are given by position, and {callee} takes {_listed(positional)}."
-        )
+            raise TargetError("GC104", f"input {name!r} does not exist: {callee} takes {listed(named)}{near}.")
+    if len(args) > len(positional) and _VAR_POSITIONAL not in kinds:
+        said = f"{len(args)} inputs are given by position, and {callee} takes {listed(positional)}."
+        raise TargetError("GC104", said)
+
+
+def _ensure_complete(
+    signature: inspect.Signature,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    remedy: str | None,
+) -> None:
+    """Raise for an input that is missing, with how to add it."""
+    named = _names(signature)
+    given = {*_names(signature, POSITIONAL)[: len(args)], *kwargs}
     for parameter in required_parameters(signature):
-        if parameter.name not in (*positional[: len(args)], *kwargs):
+        if parameter.name not in given:
+            takes = f"{callee_name(model)} takes {listed(named)}"
             add = remedy or f"Add, for example, --input '{proposed_input(model, parameter)}'."
-            raise TargetError("GC104", f"input {parameter.name!r} is missing: {callee} takes {_listed(named)}. {add}")
+            raise TargetError("GC104", f"input {parameter.name!r} is missing: {takes}. {add}")
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Return the names, or the first few of many."""
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-    return ", ".join(names[:_FEW]) + more if names else "none"
+def _names(signature: inspect.Signature | None, kinds: Collection[Any] = (*POSITIONAL, _KEYWORD_ONLY)) -> list[str]:
+    """Return the parameters of these kinds; without ``kinds``, of all that have a name of their own."""
+    parameters = signature.parameters if signature is not None else {}
+    return [name for name, parameter in parameters.items() if parameter.kind in kinds]

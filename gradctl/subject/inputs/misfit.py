@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradctl.core.errors import listed
 from gradctl.core.names import DTYPES
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.inputs.proposal import first_layer
@@ -18,9 +19,9 @@ _FEW = 4  # inputs that a message lists
 
 def given_inputs(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Return the tensors among the inputs, ``x=f32[3,7], mask=bool[3,7]``, or ``its inputs`` if there are none."""
-    tensors = [(name, value) for name, value in input_names(function, args, kwargs) if isinstance(value, Tensor)]
-    listed = ", ".join(f"{name}={_spec(value)}" for name, value in tensors[:_FEW])
-    return (listed + (f" and {len(tensors) - _FEW} more" if len(tensors) > _FEW else "")) or "its inputs"
+    named = input_names(function, args, kwargs)
+    specs = [f"{name}={_spec(value)}" for name, value in named if isinstance(value, Tensor)]
+    return listed(specs, _FEW) if specs else "its inputs"
 
 
 def first_layer_remedy(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -119,33 +119,38 @@ def _shape(text: str, sizes: str) -> tuple[int, ...]:
 
 def _range(text: str, dtype: str, values: str) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
     """Return the bounds and the normal distribution in ``values``: one of them, or neither."""
-    is_float, is_complex = dtype[0] in "fb" and dtype != "bool", dtype[0] == "c"
     if not values:
         return None, None
     if dtype == "bool":
         raise _wrong(text, f"a bool takes no range, and {values!r} was given")
     if values[0] == "@" and ".." in values:
-        if is_complex:
-            raise _wrong(text, f"a complex tensor takes ~N(mean,std) and no {values!r}")
-        low, _, high = values[1:].partition("..")
-        return _bounds(text, dtype, low, high, is_float), None
+        return _bounds(text, dtype, values), None
+    return None, _mean_and_deviation(text, dtype, values)
+
+
+def _mean_and_deviation(text: str, dtype: str, values: str) -> tuple[float, float]:
+    """Return mean and standard deviation of ``~N(mean,std)``, for a float or complex dtype."""
     matched = _NORMAL.fullmatch(values)
     if matched is None:
         raise _wrong(text, f"{values!r} after the shape is neither @low..high nor ~N(mean,std)")
-    if not (is_float or is_complex):
+    if dtype[0] in "iu":
         raise _wrong(text, f"an integer tensor takes @low..high and no {values!r}")
     mean, std = (_number(text, part, is_float=True) for part in matched.groups())
     if std < 0:
         raise _wrong(text, f"the standard deviation {std!r} is below 0")
-    return None, (mean, std)
+    return mean, std
 
 
-def _bounds(text: str, dtype: str, low: str, high: str, is_float: bool) -> tuple[float, float]:
-    """Return two numbers, the first below the second, both within the dtype."""
+def _bounds(text: str, dtype: str, values: str) -> tuple[float, float]:
+    """Return the two numbers of ``@low..high``, the first below the second, both within the dtype."""
+    full: torch.dtype = getattr(torch, DTYPES[dtype])
+    if full.is_complex:
+        raise _wrong(text, f"a complex tensor takes ~N(mean,std) and no {values!r}")
+    low, _, high = values[1:].partition("..")
+    is_float = full.is_floating_point
     lowest, bound = _number(text, low, is_float), _number(text, high, is_float)
     if lowest >= bound:
         raise _wrong(text, f"@{low}..{high} is empty: {high} itself does not occur")
-    full: torch.dtype = getattr(torch, DTYPES[dtype])
     limits = torch.finfo(full) if is_float else torch.iinfo(full)
     # torch.randint takes its bound as an int64, whatever the dtype.
     most = limits.max if is_float or dtype == "i64" else limits.max + 1

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from gradctl.core.errors import TargetError, TrustError, is_out_of_memory
+from gradctl.core.errors import GradctlError, TargetError, TrustError, is_out_of_memory
 from gradctl.core.expansion import Endless, expanded_size
 from gradctl.core.target_files import tensor_file
 from gradctl.subject.frames import first_line
@@ -45,13 +45,10 @@ def read_tensors(path: Path, suffixes: Sequence[str], remedy: str) -> Any:
         TrustError: GC901 if it could only be read by running code from it.
     """
     path = tensor_file(path, suffixes)
-    readers: dict[str, Callable[[Path, str], Any]] = {
-        ".npz": _read_npz,
-        ".pb": _read_data_set,
-        ".safetensors": _read_safetensors,
-    }
+    readers = {".npz": _read_npz, ".pb": _read_data_set, ".safetensors": _read_safetensors}
+    read: Callable[[Path, str], Any] = readers.get(path.suffix.lower(), _read_pickled_weights)
     try:
-        return readers.get(path.suffix.lower(), _read_pickled_weights)(path, remedy)
+        return read(path, remedy)
     except OSError as error:
         raise TargetError("GC122", f"{path} cannot be read: {error.strerror or first_line(error)}.") from error
 
@@ -132,11 +129,7 @@ def _read_pickled_weights(path: Path, remedy: str) -> Any:
     except (OSError, TrustError):
         raise
     except pickle.UnpicklingError as error:
-        classes = _pickled_classes(path, str(error))
-        if not classes and not _looks_pickled(path):
-            raise _damaged(path, "torch.save", str(error)) from error
-        named = f" ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})" if classes else ""
-        raise TrustError("GC901", f"{path} holds pickled code{named}, which runs when loaded. {remedy}") from error
+        raise _refused(path, str(error), remedy) from error
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -144,6 +137,15 @@ def _read_pickled_weights(path: Path, remedy: str) -> Any:
             what = "TorchScript program" if "TorchScript" in str(error) else "program"
             raise TrustError("GC901", f"{path} is a {what}, which runs when loaded. {remedy}") from error
         raise _damaged(path, "torch.save", str(error)) from error
+
+
+def _refused(path: Path, said: str, remedy: str) -> GradctlError:
+    """Return GC901 for a file whose pickle would run code, or GC122 for one that is no pickle."""
+    classes = _pickled_classes(path, said)
+    if not classes and not _looks_pickled(path):
+        return _damaged(path, "torch.save", said)
+    named = f" ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})" if classes else ""
+    return TrustError("GC901", f"{path} holds pickled code{named}, which runs when loaded. {remedy}")
 
 
 def _ensure_ending(content: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gradctl.core.errors import TargetError, is_out_of_memory, nearest
 from gradctl.subject.frames import first_line, user_frames
-from gradctl.subject.signature import VARIADIC, required_parameters
+from gradctl.subject.signature import VARIADIC, own_signature, required_parameters
 
 _LITERALS = (int, float, str, bool, complex, bytes, tuple, list, dict, set, type(None), object)
 
@@ -44,14 +44,12 @@ def call_with(callee: Callable[..., Any], name: str, values: dict[str, Any], *, 
         TargetError: GC108 for an unknown or missing argument, a word where True or False is meant, or if ``callee``
             raises; then with the user's frames.
     """
-    try:
-        signature = inspect.signature(callee)
-    except (ValueError, TypeError):
-        signature = None
+    signature = own_signature(callee)
     args: tuple[Any, ...] = ()
     kwargs = values
     if signature is not None:
-        _check(signature, name, values, otherwise)
+        _ensure_accepted(signature, name, values)
+        _ensure_complete(signature, name, values, otherwise)
         args, kwargs = _bound(signature, values)
     try:
         return callee(*args, **kwargs)
@@ -63,16 +61,21 @@ def call_with(callee: Callable[..., Any], name: str, values: dict[str, Any], *, 
         raise TargetError("GC108", said, details=user_frames(error)) from error
 
 
-def _check(signature: inspect.Signature, name: str, values: dict[str, Any], otherwise: str) -> None:
-    """Refuse what does not fit the signature, with the nearest name or the option to type."""
-    named = {key: parameter for key, parameter in signature.parameters.items() if parameter.kind not in VARIADIC}
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+def _ensure_accepted(signature: inspect.Signature, name: str, values: dict[str, Any]) -> None:
+    """Raise for an argument that the signature does not have, with the nearest name, and for a word as a flag."""
+    parameters = signature.parameters.values()
+    named = {parameter.name: parameter for parameter in parameters if parameter.kind not in VARIADIC}
+    takes_any = inspect.Parameter.VAR_KEYWORD in {parameter.kind for parameter in parameters}
     for key, value in values.items():
-        if key not in named and not takes_any:
-            takes = f"It takes {', '.join(named)}." if named else "It takes no arguments."
-            raise TargetError("GC108", f"{name} has no argument {key!r}{nearest(key, named)}. {takes}")
-        if isinstance(value, str) and key in named and _is_bool(named[key]):
+        if key in named and isinstance(value, str) and _is_bool(named[key]):
             raise TargetError("GC108", f"argument {key!r} of {name} is True or False, and {value!r} is a word.")
+        if key not in named and not takes_any:
+            takes = ", ".join(named) or "no arguments"
+            raise TargetError("GC108", f"{name} has no argument {key!r}{nearest(key, named)}. It takes {takes}.")
+
+
+def _ensure_complete(signature: inspect.Signature, name: str, values: dict[str, Any], otherwise: str) -> None:
+    """Raise for arguments that are missing, with the options to type."""
     missing = [parameter for parameter in required_parameters(signature) if parameter.name not in values]
     if missing:
         names = " and ".join(repr(parameter.name) for parameter in missing)

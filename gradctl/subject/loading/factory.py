@@ -27,7 +27,7 @@ from torch.autograd import Function
 
 from gradctl.core.errors import TargetError
 from gradctl.subject.loading.arguments import call_with
-from gradctl.subject.signature import required_parameters
+from gradctl.subject.signature import is_subclass, own_signature, required_parameters
 
 _PLAIN_TYPES = (int, float, str, bool)
 
@@ -49,44 +49,42 @@ def build_model(found: Any, name: str, arguments: dict[str, Any], inputs: KnownI
         TargetError: GC108 if the arguments do not fit or the user's code raises; GC109 if ``found``, or what a
             factory returns, is no model.
     """
-    if inspect.isclass(found) and issubclass(found, nn.Module):
+    if is_subclass(found, nn.Module):
         return _module_or_function(call_with(found, name, arguments), f"{name}(…)")
-    if inspect.isclass(found) and not issubclass(found, Function):
+    is_function = is_subclass(found, Function)
+    if inspect.isclass(found) and not is_function:
         raise TargetError(
             "GC109",
             f"{name!r} is a class, but neither an nn.Module nor an autograd.Function. Name one of these, or a function "
             "that makes one.",
         )
-    if callable(found) and not isinstance(found, nn.Module) and not inspect.isclass(found):
+    if callable(found) and not isinstance(found, nn.Module) and not is_function:
         if is_factory(found, name, arguments, inputs):
             otherwise = f" If {name} is a function of tensors, give --input instead."
             return _module_or_function(call_with(found, name, arguments, otherwise=otherwise), f"{name}()")
         _refuse_arguments(arguments, f"{name!r} is taken as a function of tensors", as_input=True)
         return typing.cast(Callable[..., Any], found)
-    what = "an autograd.Function" if inspect.isclass(found) else "neither a class nor a factory"
+    what = "an autograd.Function" if is_function else "neither a class nor a factory"
     _refuse_arguments(arguments, f"{name!r} is {what}")
     return _module_or_function(found, repr(name))
 
 
 def is_factory(function: Callable[..., Any], name: str, arguments: dict[str, Any], inputs: KnownInputs) -> bool:
     """Return whether a function makes a model, by the rules at the head of this file."""
-    try:
-        signature = inspect.signature(function)
-    except (ValueError, TypeError):
+    signature = own_signature(function)
+    if signature is None:
         return False
-    returns = _annotated(function).get("return")
-    if name.rpartition(".")[2] == "make_model" or (inspect.isclass(returns) and issubclass(returns, nn.Module)):
+    annotated = _annotated(function)
+    returns = annotated.get("return")
+    if name.rpartition(".")[2] == "make_model" or is_subclass(returns, nn.Module):
         return True
     if returns is Tensor or not inputs.names.isdisjoint(signature.parameters):
         return False
     if arguments:
         return True
-    required = required_parameters(signature)
-    takes_any = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in signature.parameters.values())
-    if not required:
-        return not takes_any
-    annotated = _annotated(function)
-    return not inputs.are_given and all(annotated.get(parameter.name) in _PLAIN_TYPES for parameter in required)
+    if required := required_parameters(signature):
+        return not inputs.are_given and all(annotated.get(each.name) in _PLAIN_TYPES for each in required)
+    return all(each.kind is not each.VAR_POSITIONAL for each in signature.parameters.values())
 
 
 def _annotated(function: Callable[..., Any]) -> dict[str, Any]:
@@ -101,8 +99,8 @@ def _module_or_function(made: Any, source: str) -> Callable[..., Any]:
     """Return ``made`` as a callable model, or say what it is instead."""
     if isinstance(made, nn.Module):
         return made
-    if inspect.isclass(made) and issubclass(made, Function):
-        return made.apply
+    if is_subclass(made, Function):
+        return made.apply  # type: ignore[no-any-return]
     if callable(made) and not inspect.isclass(made):
         return typing.cast(Callable[..., Any], made)
     if made is None:

@@ -12,8 +12,8 @@ from torch.autograd import Function
 from gradctl.core.errors import TargetError
 from gradctl.subject.inputs.example import inputs_from_call
 from gradctl.subject.loading.closure import adopt_modules
-from gradctl.subject.loading.load import refuse_meta, training_note
-from gradctl.subject.signature import function_class, module_of, optimized_inner
+from gradctl.subject.loading.load import ensure_loss, refuse_meta, training_note
+from gradctl.subject.signature import function_class, is_subclass, optimized_inner, parameters_of
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves
 
@@ -33,8 +33,8 @@ def make_subject(
     Raises:
         TargetError: GC109 not a model, or one without values; GC104 the inputs do not fit; GC113 invalid ``loss``.
     """
-    if inspect.isclass(model) and issubclass(model, Function):
-        model = model.apply
+    if is_subclass(model, Function):
+        model = model.apply  # type: ignore[attr-defined]
     name = _name(model)
     if inspect.isclass(model):
         raise TargetError("GC109", f"the model is the class {name!r}. Give an object of it: {name}(…).")
@@ -44,22 +44,20 @@ def make_subject(
             f"the model is of type {type(model).__name__!r}. Give an nn.Module, a function of tensors, or an "
             "autograd.Function.",
         )
-    if loss is not None and (inspect.isclass(loss) or not callable(loss)):
-        kind = "a class" if inspect.isclass(loss) else f"of type {type(loss).__name__!r}"
-        raise TargetError("GC113", f"the loss is {kind}, not a function of the outputs.")
+    if loss is not None:
+        ensure_loss(loss, "the loss")
     model = adopt_modules(model)
     refuse_meta(model, name)
-    fitted = inputs_from_call(inputs, kwargs or {}, model)
+    args, named = inputs_from_call(inputs, kwargs or {}, model)
     note = training_note(model, "call eval() first if this is not intended")
     notes = () if note is None else (note,)
-    return Subject(name, model, fitted.args, fitted.kwargs, function_class(model), loss, seed, notes)
+    return Subject(name, model, args, named, function_class(model), loss, seed, notes)
 
 
 def device_of(subject: Subject) -> str:
     """Return the device of the model's first tensor, or of the first input."""
-    owner = module_of(subject.model)
     given = [leaf for _, leaf in leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
-    tensors = [*(owner.parameters() if owner is not None else ()), *given]
+    tensors = [*parameters_of(subject.model).values(), *given]
     return str(tensors[0].device) if tensors else "cpu"
 
 

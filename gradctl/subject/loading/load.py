@@ -65,9 +65,7 @@ def load_subject(options: TargetOptions) -> Subject:
         inputs = _inputs(model, specs, beside, options)
     model = adopt_modules(model)
     _place(model, options.target, device)
-    args, kwargs = map_leaves(
-        lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (inputs.args, inputs.kwargs)
-    )
+    args, kwargs = map_leaves(lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
     return Subject(options.target, model, args, kwargs, function_class(model), loss, options.seed, notes)
 
 
@@ -91,7 +89,7 @@ def _inputs(
         return inputs_from_beside(*beside, model)
     signature = call_signature(model)
     if signature is not None and not signature.parameters:
-        return Inputs()
+        return Inputs((), {})
     raise no_inputs(model, options)
 
 
@@ -120,19 +118,25 @@ def training_note(model: Callable[..., Any], remedy: str) -> Finding | None:
 
 def _active_in_training(module: nn.Module) -> str | None:
     """Return the kind of a module that computes differently in training, and is in it; None of any other."""
-    if not module.training:
-        return None
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        kind = "InstanceNorm" if isinstance(module, nn.modules.instancenorm._InstanceNorm) else "BatchNorm"
-        return kind if module.track_running_stats or kind == "BatchNorm" else None
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        return "Dropout" if module.p > 0 else None
-    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-        return "Dropout" if module.dropout > 0 else None
-    # DropPath, StochasticDepth and the like of other libraries keep their probability under one of these names.
+    name, is_active = next((name, is_active) for kind, name, is_active in _TRAINED if isinstance(module, kind))
+    return name if module.training and is_active(module) else None
+
+
+def _drops(module: nn.Module) -> bool:
+    """Return whether a module of another library drops something (DropPath, StochasticDepth), by its name."""
     rates = [getattr(module, name, None) for name in ("p", "drop_prob", "dropout_prob")]
-    is_dropping = "drop" in type(module).__name__.lower() or "stochasticdepth" in type(module).__name__.lower()
-    return "Dropout" if is_dropping and any(isinstance(rate, float) and rate > 0 for rate in rates) else None
+    is_dropping = any(part in type(module).__name__.lower() for part in ("drop", "stochasticdepth"))
+    return is_dropping and any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+# Of these classes the first that fits: the kind of a module, and whether training mode changes what it computes.
+_TRAINED: tuple[tuple[Any, str, Callable[[Any], bool]], ...] = (
+    (nn.modules.instancenorm._InstanceNorm, "InstanceNorm", lambda module: module.track_running_stats),
+    (nn.modules.batchnorm._NormBase, "BatchNorm", lambda module: True),
+    (nn.modules.dropout._DropoutNd, "Dropout", lambda module: module.p > 0),
+    ((nn.RNNBase, nn.MultiheadAttention), "Dropout", lambda module: module.dropout > 0),
+    (nn.Module, "Dropout", _drops),
+)
 
 
 def _loss(module: ModuleType, name: str | None, place: str) -> Callable[..., Any] | None:
@@ -143,10 +147,19 @@ def _loss(module: ModuleType, name: str | None, place: str) -> Callable[..., Any
         found = find_in(module, name, place, "GC113")
     except TargetError as error:
         raise TargetError("GC113", f"--loss {name!r}: {error.message}", details=error.details) from error
+    ensure_loss(found, f"--loss {name!r}: {place}:{name}")
+    return found  # type: ignore[no-any-return]
+
+
+def ensure_loss(found: Any, name: str) -> None:
+    """Raise unless a loss can be called with outputs.
+
+    Raises:
+        TargetError: GC113, a sentence that begins with ``name``.
+    """
     if not callable(found) or inspect.isclass(found):
         kind = "a class" if inspect.isclass(found) else f"of type {type(found).__name__!r}"
-        raise TargetError("GC113", f"--loss {name!r}: {place}:{name} is {kind}, not a function of the outputs.")
-    return found  # type: ignore[no-any-return]
+        raise TargetError("GC113", f"{name} is {kind}, not a function of the outputs.")
 
 
 def _usable_device(device: str) -> torch.device:

@@ -19,6 +19,7 @@ from torch import nn
 from gradctl.core.errors import TargetError, is_out_of_memory, nearest
 from gradctl.core.target_files import Target
 from gradctl.subject.frames import first_line, user_frames
+from gradctl.subject.signature import is_subclass
 
 _FEW = 8  # names that a message lists; of more, only the nearest
 
@@ -55,15 +56,8 @@ def import_target(target: Target) -> ModuleType:
             return _run_file(target.file, target.module_name)
         _refuse_taken_package(target)
         return importlib.import_module(target.module_name)
-    except TargetError:
-        raise
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if target.file is None and (target.module_name == missing or target.module_name.startswith(f"{missing}.")):
-            raise TargetError("GC101", _no_module(target.module_name, missing)) from error
-        raise _import_error(target, error) from error
     except (Exception, SystemExit) as error:
-        if is_out_of_memory(error):
+        if isinstance(error, TargetError) or is_out_of_memory(error):
             raise
         raise _import_error(target, error) from error
 
@@ -79,21 +73,16 @@ def find_target(target: Target, module: ModuleType) -> tuple[str, Any]:
     for name in ("make_model", "model"):
         if hasattr(module, name):
             return name, getattr(module, name)
-    defined = [(name, getattr(module, name)) for name in _defined(module)]
-    classes = [name for name, value in defined if inspect.isclass(value) and issubclass(value, nn.Module)]
+    place, defined = target.place, _defined(module)
+    classes = [name for name in defined if is_subclass(getattr(module, name), nn.Module)]
     if len(classes) == 1:
         return classes[0], getattr(module, classes[0])
     if classes:
-        raise TargetError(
-            "GC102",
-            f"{target.place} has no make_model and no model, and {len(classes)} modules: {', '.join(classes)}. "
-            f"Say which one: {target.place}:{classes[-1]}.",
-        )
-    define = f"Name what it defines ({', '.join(name for name, _ in defined[:_FEW])})" if defined else "Add one"
-    raise TargetError(
-        "GC102",
-        f"{target.place} has no make_model, no model and no nn.Module class of its own. {define}: {target.place}:NAME.",
-    )
+        said = f"no make_model and no model, and {len(classes)} modules: {', '.join(classes)}. Say which one"
+        raise TargetError("GC102", f"{place} has {said}: {place}:{classes[-1]}.")
+    define = f"Name what it defines ({', '.join(defined[:_FEW])})" if defined else "Add one"
+    said = f"no make_model, no model and no nn.Module class of its own. {define}"
+    raise TargetError("GC102", f"{place} has {said}: {place}:NAME.")
 
 
 def find_in(module: ModuleType, name: str, place: str, code: str) -> Any:
@@ -162,15 +151,18 @@ def _free_name(file: Path, name: str) -> str:
 
 
 def _import_error(target: Target, error: BaseException) -> TargetError:
-    """Return GC103 with what the user can do about it."""
+    """Return GC103 with what the user can do about it; GC101 if it is the target's own module that is missing."""
+    missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    if target.file is None and f"{target.module_name}.".startswith(f"{missing}."):
+        return TargetError("GC101", _no_module(target.module_name, missing))
     remedy = ""
     if isinstance(error, SystemExit):
         said = f"it called sys.exit({error.code!r})"
         remedy = " Put what it does as a script under: if __name__ == '__main__'."
     else:
         said = first_line(error)
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        remedy = f" Install it beside gradctl, or start where python finds {error.name!r}."
+    if missing:
+        remedy = f" Install it beside gradctl, or start where python finds {missing!r}."
     elif isinstance(error, ImportError) and "no known parent package" in str(error):
         remedy = " Relative imports need an __init__.py in the folder of the file."
     return TargetError("GC103", f"{target.place} cannot be imported: {said}.{remedy}", details=user_frames(error))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gradctl.core.errors import TargetError, nearest
+from gradctl.core.errors import TargetError, listed, nearest
 from gradctl.core.target_files import WEIGHT_SUFFIXES
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.tensor_file import read_tensors
@@ -40,66 +40,65 @@ def load_weights(model: Callable[..., Any], path: Path, target: str) -> None:
     remedy = f"Save a state dict: torch.save(model.state_dict(), {path.name!r})."
     found = _state_dict(path, read_tensors(path, WEIGHT_SUFFIXES, remedy))
     own = owner.state_dict(keep_vars=True)
-    own_names = dict(zip(_plain_names(own), own, strict=True))
-    expected = {name: own[full] for name, full in own_names.items()}
+    full_names = dict(zip(_plain_names(own), own, strict=True))
+    expected = {name: own[full] for name, full in full_names.items()}
     given = dict(zip(_plain_names(found), found.values(), strict=True))
     tied = _tied(expected)
-    for names in tied:
-        present = [name for name in names if name in given]
-        given.update({name: given[present[0]] for name in names if present and name not in given})
-    prepared = OrderedDict((own_names.get(name, name), value) for name, value in given.items())
+    _add_tied(given, tied)
+    prepared = OrderedDict((full_names.get(name, name), value) for name, value in given.items())
     if list(prepared) == list(found):
         prepared._metadata = getattr(found, "_metadata", None)  # type: ignore[attr-defined]  # versions of modules
-    said = ""
+    absent, unknown, refusal = _load(owner, prepared)
+    missing = [name for name, full in full_names.items() if full in absent]
+    problems: dict[str, list[str]] = {
+        "missing": missing,
+        "unknown": [f"{name}{nearest(name, missing)}" for name in unknown],
+        "of another shape": list(_reshaped(expected, given)),
+        "one tensor in the model and two in the file": list(_torn(tied, given)),
+    }
+    if count := sum(map(len, problems.values())):
+        kinds = "; ".join(f"{kind} {listed(names, _FEW)}" for kind, names in problems.items() if names)
+        refusal = f"{count} of {len(expected.keys() | given.keys())} names do not fit the model: {kinds}"
+    if refusal:
+        raise TargetError("GC121", f"{path}: {refusal}. Rename them in the file, or load it in your factory.")
+
+
+def _load(owner: nn.Module, prepared: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[str], str]:
+    """Load a state dict; return the names that it lacks, those that the model does not have, and why that failed."""
     try:
         outcome = owner.load_state_dict(prepared, strict=False)
-        missing = [name for name, full in own_names.items() if full in outcome.missing_keys]
-        unknown = outcome.unexpected_keys
     except Exception as error:  # a wrong shape, or a hook of the user's
-        missing = [name for name in own_names if name not in given and not name.endswith(_OPTIONAL)]
-        unknown = [name for name in given if name not in expected]
-        said = f"the model refuses them: {first_line(error)}"
-    problems = _problems(expected, given, missing, unknown, tied)
-    if problems:
-        count = f"{len(problems)} of {len(expected.keys() | given.keys())}"
-        said = f"{count} names do not fit the model: {_listed(problems)}"
-    if said:
-        raise TargetError("GC121", f"{path}: {said}. Rename them in the file, or load it in your factory.")
+        own = owner.state_dict()
+        missing = [name for name in own if name not in prepared and not name.endswith(_OPTIONAL)]
+        unknown = [name for name in prepared if name not in own]
+        return missing, unknown, f"the model refuses them: {first_line(error)}"
+    return outcome.missing_keys, outcome.unexpected_keys, ""
 
 
-def _problems(
-    expected: Mapping[str, Any],
-    given: Mapping[str, Any],
-    missing: Sequence[str],
-    unknown: Iterable[str],
-    tied: Iterable[Sequence[str]],
-) -> list[tuple[str, str]]:
-    """Return kind and name of each thing that does not fit: missing, unknown, of a wrong shape, tied but different."""
-    problems = [("missing", name) for name in missing]
-    problems += [("unknown", f"{name}{nearest(name, missing)}") for name in unknown]
+def _add_tied(given: dict[str, Any], tied: Iterable[Sequence[str]]) -> None:
+    """Add the other names of tied parameters that have one name in the file."""
+    for names in tied:
+        present = next((name for name in names if name in given), None)
+        if present is not None:
+            given.update((name, given[present]) for name in names if name not in given)
+
+
+def _reshaped(expected: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names whose tensor has another shape in the model, with both shapes."""
     for name, value in given.items():
         wanted = expected.get(name)
         if isinstance(wanted, Tensor) and isinstance(value, Tensor) and wanted.shape != value.shape:
-            shapes = f"{list(value.shape)}, not {list(wanted.shape)}"
-            problems.append(("of another shape", f"{name} ({shapes})"))
+            yield f"{name} ({list(value.shape)}, not {list(wanted.shape)})"
+
+
+def _torn(tied: Iterable[Sequence[str]], given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of tied parameters whose tensors in the file differ."""
     for names in tied:
         first, *others = (name for name in names if isinstance(given.get(name), Tensor))
         for other in others:
             kept, lost = given[first], given[other].to(given[first].dtype)
             if kept.shape == lost.shape and not torch.equal(kept, lost):
-                problems.append(("one tensor in the model and two in the file", f"{first} and {other}"))
-    return problems
-
-
-def _listed(problems: Sequence[tuple[str, str]]) -> str:
-    """Return the first few of each kind: ``missing fc2.bias, fc3.bias and 4 more; unknown fc2.b``."""
-    kinds: dict[str, list[str]] = {}
-    for kind, name in problems:
-        kinds.setdefault(kind, []).append(name)
-    return "; ".join(
-        f"{kind} {', '.join(names[:_FEW])}" + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
-        for kind, names in kinds.items()
-    )
+                yield f"{first} and {other}"
 
 
 def _tied(tensors: Mapping[str, Any]) -> list[list[str]]:
