@@ -250,7 +250,7 @@ def _report(
     __tracebackhide__ = True
     from gradctl.core.assembly import make_report
     from gradctl.subject.frames import keep_user_frames
-    from gradctl.subject.loading.given import device_of, make_subject
+    from gradctl.subject.loading.load import device_of, make_subject
 
     try:
         allows = _allows(allow)

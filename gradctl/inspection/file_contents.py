@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,12 @@ from torch import Tensor
 
 from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port, Semantic, Source
 from gradctl.core.names import buffer_name, parameter_name
-from gradctl.forms.artifact import SUFFIXES, load
+from gradctl.forms.artifact import load
 from gradctl.forms.form import Captured
 from gradctl.graphdiff.graph_view import operators
 from gradctl.onnxio.onnx_file import OnnxFile, onnx_dtype_name, parse
 from gradctl.onnxio.session import port_text
 from gradctl.onnxio.validation import tensor_bytes
-
-FILE_SUFFIXES = (*SUFFIXES, ".onnx")
 
 
 def inspect_file(path: Path, *, trusted: bool) -> Inspection:
@@ -57,7 +55,7 @@ def inspect_captured(captured: Captured, name: str) -> Inspection:
             BufferRow(name=buffer_name(each), shape=tuple(tensor.shape), dtype=dtype_name(tensor))
             for each, tensor in captured.buffers.items()
         ),
-        elements=sum(tensor.numel() for tensor in storages(captured.parameters.values())),
+        elements=element_count(captured.parameters.values()),
         bytes=byte_count([*captured.parameters.values(), *captured.buffers.values()]),
         guards=tuple(_guards(program)) if is_export else (),
     )
@@ -94,14 +92,16 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def byte_count(tensors: Sequence[Tensor]) -> int:
+def element_count(tensors: Iterable[Tensor]) -> int:
+    """Return the elements of some tensors, each storage once."""
+    return sum(tensor.numel() for tensor in {_storage(tensor): tensor for tensor in tensors}.values())
+
+
+def byte_count(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of some tensors, each storage once."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in storages(tensors))
-
-
-def storages(tensors: Any) -> list[Tensor]:
-    """Return one tensor for each storage."""
-    return list({_storage(tensor): tensor for tensor in tensors}.values())
+    return sum(
+        tensor.numel() * tensor.element_size() for tensor in {_storage(tensor): tensor for tensor in tensors}.values()
+    )
 
 
 def _storage(tensor: Tensor) -> int:

@@ -24,7 +24,7 @@ from gradctl.core.names import buffer_name, input_name
 from gradctl.forms.form import named_tensors
 from gradctl.gradients.baseline import run_native
 from gradctl.gradients.gradient_findings import location
-from gradctl.inspection.file_contents import byte_count, describe_value, dtype_name, parameter_rows, storages
+from gradctl.inspection.file_contents import byte_count, describe_value, dtype_name, element_count, parameter_rows
 from gradctl.numerics.measures import same_values
 from gradctl.subject.frames import first_line, user_location
 from gradctl.subject.inputs.example import input_names
@@ -40,11 +40,11 @@ from gradctl.tracing.recording import BranchChanged, Cut
 from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine, Tracer
 
 _BRANCH = "a branch or loop hangs on the value of a tensor: trace keeps the side taken here, export refuses it"
+_BY_HAND = "its backward is written by hand: export drops it, onnx too"
+_FOREIGN = "it is not torch's own: its gradient, and what a file with it needs, is its library's"
 _NUMBER = "a Python number is taken out of a tensor: trace bakes its value in"
 # What torch registers itself; an operator of any other namespace is the user's, or another library's.
-_TORCHS_OWN = frozenset(
-    {"aten", "prim", "prims", "quantized", "mkldnn", "onednn", "profiler", "inductor", "debugprims"}
-)
+_TORCHS_OWN = ("aten", "prim", "prims", "quantized", "mkldnn", "onednn", "profiler", "inductor", "debugprims")
 _STEPS = (1e-3, 1e-5)  # of a tensor's largest element: float32 resolves both, and few branches lie so near
 
 
@@ -80,7 +80,7 @@ def inspect(subject: Subject) -> Inspection:
             outputs=tuple(_port(name, tensor) for name, tensor in outputs),
             parameters=parameter_rows(parameters, without),
             buffers=tuple(_buffer_row(name, tensor, after.get(name)) for name, tensor in before.items()),
-            elements=sum(tensor.numel() for tensor in storages(parameters.values())),
+            elements=element_count(parameters.values()),
             bytes=byte_count([*parameters.values(), *buffers.values()]),
             semantics=(
                 *observe_call(instance, notes),
@@ -138,9 +138,7 @@ class _ProgramTracer(Tracer):
     def apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         """Apply a Function."""
         if not is_torch_own(function):
-            self.seen.note(
-                "custom function", function.__name__, "its backward is written by hand: export drops it, onnx too"
-            )
+            self.seen.note("custom function", function.__name__, _BY_HAND)
         return apply(*args)
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -152,15 +150,8 @@ class _ProgramTracer(Tracer):
 
 
 _INTO_PYTHON = {
-    "__bool__": _BRANCH,
-    "is_nonzero": _BRANCH,
-    "equal": _BRANCH,
-    "allclose": _BRANCH,
-    "item": _NUMBER,
-    "tolist": _NUMBER,
-    "__int__": _NUMBER,
-    "__float__": _NUMBER,
-    "__index__": _NUMBER,
+    **dict.fromkeys(("__bool__", "is_nonzero", "equal", "allclose"), _BRANCH),
+    **dict.fromkeys(("item", "tolist", "__int__", "__float__", "__index__"), _NUMBER),
 }
 
 
@@ -177,11 +168,7 @@ class _Operators(OperatorMode):
         if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
             return self._random(func, args, kwargs)
         if getattr(func, "namespace", "aten") not in _TORCHS_OWN:
-            self.seen.note(
-                "custom operator",
-                f"{func.namespace}::{func.overloadpacket.__name__}",
-                "it is not torch's own: its gradient, and what a file with it needs, is its library's",
-            )
+            self.seen.note("custom operator", f"{func.namespace}::{func.overloadpacket.__name__}", _FOREIGN)
         return func(*args, **kwargs)
 
     def _random(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -214,23 +201,14 @@ def observe_call(instance: Instance, notes: list[str]) -> list[Semantic]:
 
 def _cuts_and_hooks(subject: Subject, mode: InputMode, without: frozenset[str], notes: list[str]) -> list[Semantic]:
     """Return the cuts whose value depends on a leaf, and the tensor hooks, of one call."""
-    runner = ModelRunner(
-        Instance(subject, input_mode=mode), None, FunctionWatch()
-    )  # hooks of modules are listed separately
+    runner = ModelRunner(Instance(subject, input_mode=mode), None, FunctionWatch())  # without hooks of modules
     runner.record()
-    recording = runner.recording
-    hooks = Counter(recording.hooks)
+    message = "a hook on the gradient of a tensor: trace and export drop it"
     found = [
-        Semantic(
-            kind="hook",
-            name="register_hook",
-            message="a hook on the gradient of a tensor: trace and export drop it",
-            count=count,
-            location=location(place),
-        )
-        for place, count in hooks.items()
+        Semantic(kind="hook", name="register_hook", message=message, count=count, location=location(place))
+        for place, count in Counter(runner.recording.hooks).items()
     ]
-    cuts = [cut for cut in recording.cuts.values() if cut.place is not None]
+    cuts = [cut for cut in runner.recording.cuts.values() if cut.place is not None]
     if cuts and not _see_what_moves(runner):
         notes.append("right beside these inputs the program takes another branch: cuts of constants are listed too.")
         return [*found, *_cuts(cuts, runner, without)]
@@ -262,15 +240,9 @@ def _cuts(cuts: list[Cut], runner: ModelRunner, without: frozenset[str]) -> Iter
     for (name, place), same in by_place.items():
         reached = {leaf for cut in same for leaf in leaves_behind(cut.sources, runner.leaves)}
         lost = tuple(sorted(reached & without))
-        yield Semantic(
-            kind="cut",
-            name=name,
-            message="autograd takes its value as a constant"
-            + (f", and leaves {', '.join(lost)} without gradient" if lost else ""),
-            count=len(same),
-            tensors=lost,
-            location=location(place),
-        )
+        said = f", and leaves {', '.join(lost)} without gradient" if lost else ""
+        message = f"autograd takes its value as a constant{said}"
+        yield Semantic(kind="cut", name=name, message=message, count=len(same), tensors=lost, location=location(place))
 
 
 def _call_name(func: Any) -> str:
@@ -301,19 +273,18 @@ def _hook(where: str, hook: Any) -> Semantic:
 
 def training_modes(module: nn.Module | None) -> Iterator[Semantic]:
     """Yield the modules in training mode that compute something else in evaluation mode."""
-    names: dict[str, list[str]] = {}
-    messages: dict[str, str] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for name, child in module.named_modules() if module is not None else ():
-        if not child.training:
-            continue
-        kind = type(child).__name__
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            messages[kind] = "takes the statistics of the batch and changes its buffers"
-        elif isinstance(child, nn.modules.dropout._DropoutNd) and child.p:
-            messages[kind] = "draws a mask in each call"
-        else:
-            continue
-        names.setdefault(kind, []).append(name or kind)
-    for kind, modules in names.items():
-        message = f"in training mode it {messages[kind]}: {', '.join(modules[:4])}" + (" …" if len(modules) > 4 else "")
+        kind, does = type(child).__name__, _in_training(child)
+        if child.training and does:
+            found.setdefault((kind, does), []).append(name or kind)
+    for (kind, does), modules in found.items():
+        message = f"in training mode it {does}: {', '.join(modules[:4])}" + (" …" if len(modules) > 4 else "")
         yield Semantic(kind="training mode", name=kind, message=message, count=len(modules), tensors=tuple(modules))
+
+
+def _in_training(module: nn.Module) -> str:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return "takes the statistics of the batch and changes its buffers"
+    is_dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p
+    return "draws a mask in each call" if is_dropout else ""

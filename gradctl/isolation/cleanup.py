@@ -20,13 +20,22 @@ from pathlib import Path
 from gradctl.core.names import PASSIVE_WAIT
 
 _MARK = "GRADCTL_UNIT"
-_START = "import sys; sys.path[:] = {path!r}; from gradctl.isolation.cleanup import main; main()"
 _MOST_SCANS, _SCAN_SECONDS = 10, 0.005
 
 
 def unit_environment(folder: Path) -> dict[str, str]:
     """Return the environment of a unit's process: ours, passive waits unless another policy is set, and the folder."""
     return {**dict([PASSIVE_WAIT]), **os.environ, _MARK: str(folder)}
+
+
+def python_command(module: str, folder: Path) -> list[str]:
+    """Return the command of a process that runs ``main`` of a module for a folder.
+
+    Its search path is ours from the first import on, or a file in the current folder could shadow a module.
+    """
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    start = f"import sys; sys.path[:] = {path!r}; from {module} import main; main()"
+    return [sys.executable, "-P", "-c", start, str(folder)]
 
 
 def kill_processes(folder: Path) -> None:
@@ -52,9 +61,8 @@ def remove_at_end(folder: Path) -> Iterator[None]:
 
     It waits for the end of a pipe that this process holds, in a session of its own.
     """
-    path = [entry for entry in sys.path if isinstance(entry, str)]
     with subprocess.Popen(
-        [sys.executable, "-P", "-c", _START.format(path=path), str(folder)],
+        python_command("gradctl.isolation.cleanup", folder),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

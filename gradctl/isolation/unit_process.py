@@ -13,7 +13,6 @@ import re
 import secrets
 import signal
 import subprocess
-import sys
 import sysconfig
 import threading
 import time
@@ -22,7 +21,7 @@ from typing import IO
 
 from gradctl.core.findings import Location, Unit
 from gradctl.core.names import UnitStatus
-from gradctl.isolation.cleanup import kill_processes, unit_environment
+from gradctl.isolation.cleanup import kill_processes, python_command, unit_environment
 from gradctl.isolation.protocol import (
     ANSWER,
     ASSIGNMENT,
@@ -34,8 +33,6 @@ from gradctl.isolation.protocol import (
     write_message,
 )
 
-# Python's search path is the parent's from the first import on, or a file in the current folder could shadow a module.
-_START = "import sys; sys.path[:] = {path!r}; from gradctl.suite.worker import main; main()"
 _PATIENCE_SECONDS = 1.0  # from TERM to KILL
 _KEPT_BYTES = 16 * 1024  # room for the 100 frames of a traceback that faulthandler writes
 
@@ -105,9 +102,8 @@ class UnitProcess:
         with self._lock:
             if self._is_stopped:
                 return None
-            path = [entry for entry in sys.path if isinstance(entry, str)]
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START.format(path=path), str(self._folder)],
+                python_command("gradctl.suite.worker", self._folder),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

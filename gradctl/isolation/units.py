@@ -51,14 +51,8 @@ def start_units(
 ) -> Iterator[Callable[[Callable[[Unit], None] | None], list[Unit]]]:
     """Start the processes of some units, and provide the function that waits for them, as ``run_units``.
 
-    The caller can do something else meanwhile; if it raises, the processes are ended.
-
-    Args:
-        requests: what to check.
-        jobs: how many processes run at a time, at least one.
-
-    Raises:
-        Interrupted: as ``run_units``.
+    The caller can do something else meanwhile; if it raises, the processes are ended. Arguments and errors are those
+    of ``run_units``.
     """
     folder = Path(tempfile.mkdtemp(prefix="gradctl-")).resolve()
     with remove_at_end(folder):

@@ -110,22 +110,15 @@ class Instance:
         held = list(walk([((), self.model), (("loss",), self._loss), *closed]))
         shared = [(path, found) for path, found in held if id(found) in original_ids]
         self.shared = _named_shared(shared)
-        _shared_state.append(
-            State([], walked=(each for _, each in shared if not isinstance(each, (Tensor, nn.Module))))
-        )
+        _shared_state.append(State([], walked=[each for _, each in shared if not isinstance(each, Tensor | nn.Module)]))
         self.leaves = _held_leaves(module, held)
         if promoted:
-            _promote(found for _, found in held if id(found) not in original_ids)
+            _promote(held, original_ids)
         self._inputs: dict[int, _View] = {}
         self._collect_inputs(promoted)
-        if keep_hooks and module is not None:
-            _copy_parameter_hooks(module, hooks)
-        self.disabled_hooks = () if keep_hooks else _disable_module_hooks(subject, module)
-        self._state = State(
-            [self._args, self._kwargs],
-            [tensor for leaf in self.leaves for tensor in leaf.sharing],
-            [found for _, found in held],
-        )
+        self.disabled_hooks = _copy_parameter_hooks(module, hooks) if keep_hooks else _disable_hooks(subject, module)
+        own = [tensor for leaf in self.leaves for tensor in leaf.sharing]
+        self._state = State([self._args, self._kwargs], own, [found for _, found in held])
 
     def run(self, context: AbstractContextManager[Any] | None = None) -> list[tuple[str, Tensor]]:
         """Return the tensors that the model returns, by name, from the state and seed of every other run.
@@ -210,24 +203,22 @@ class Instance:
         """Make a leaf of each memory that float inputs have: one tensor given twice is one leaf with two names, and so
         are two that overlap, and one that a parameter overlaps.
         """
-        parameters = self._own_parameters()
-        for inputs, owner in _by_memory(_float_inputs(self.subject, self._args, self._kwargs), parameters):
-            names = [name for each in inputs for name in each.names]
-            is_constant = self.input_mode == "constant"
+        inputs = _float_inputs(self.subject, self._args, self._kwargs)
+        owners = self._own_parameters() if self.input_mode != "constant" else {}
+        for members, owner in _by_memory(inputs, owners):
+            name, *others = [name for each in members for name in each.names]
             low: int | None
-            if owner is not None and not is_constant and _is_within(inputs, parameters[owner]):
+            if owner is not None:
                 leaf = self.leaves[owner]
-                self.leaves[owner] = replace(leaf, tied=(*leaf.tied, *names))
-                base, low = leaf.tensor, reach_of(parameters[owner])[0]
+                self.leaves[owner] = replace(leaf, tied=(*leaf.tied, name, *others))
+                base, low = leaf.tensor, reach_of(owners[owner])[0]
             else:
-                base, low = _memory_of(inputs, promoted)
-                if not is_constant:
-                    native = inputs[0].original.dtype
-                    self.leaves.append(Leaf(names[0], base.requires_grad_(), native, tuple(names[1:]), (base,)))
-            for each in inputs:
-                offset = None if low is None else reach_of(each.original)[0] - low
-                view = _View(base, each.original.shape, each.original.stride(), offset)
-                self._inputs |= {id(copy): view for copy in each.copies}
+                base, low = _memory_of(members, promoted)
+            if owner is None and self.input_mode != "constant":
+                native = members[0].original.dtype
+                self.leaves.append(Leaf(name, base.requires_grad_(), native, tuple(others), (base,)))
+            for each in members:
+                self._inputs |= dict.fromkeys(map(id, each.copies), _View.of_input(base, each.original, low))
 
     def _own_parameters(self) -> dict[int, Tensor]:
         """Return the user's parameters by the index of their leaf."""
@@ -252,6 +243,12 @@ class _View:
     shape: torch.Size
     stride: tuple[int, ...]
     offset: int | None
+
+    @classmethod
+    def of_input(cls, base: Tensor, original: Tensor, low: int | None) -> _View:
+        """Return the part of a leaf that an input is; the leaf begins at ``low`` in the storage of the input."""
+        offset = None if low is None else reach_of(original)[0] - low
+        return cls(base, original.shape, original.stride(), offset)
 
     def of(self, base: Tensor) -> Tensor:
         """Return the view of the leaf, or of a copy of it."""
@@ -279,15 +276,16 @@ def _float_inputs(subject: Subject, args: tuple[Any, ...], kwargs: dict[str, Any
 def _by_memory(
     inputs: Sequence[_FloatInput], parameters: Mapping[int, Tensor]
 ) -> Iterator[tuple[list[_FloatInput], int | None]]:
-    """Yield the inputs that share memory, with the index of a parameter that shares it too, or None."""
+    """Yield the inputs that share memory, with the index of the parameter in whose memory they lie, or None."""
     for group in sharing_groups([*(each.original for each in inputs), *parameters.values()]):
         ids = set(map(id, group))
-        if members := [each for each in inputs if id(each.original) in ids]:
-            yield members, next((index for index, each in parameters.items() if id(each) in ids), None)
+        members = [each for each in inputs if id(each.original) in ids]
+        owner = next((index for index, each in parameters.items() if id(each) in ids), None)
+        if members:
+            yield members, owner if owner is not None and _is_within(members, parameters[owner]) else None
 
 
 def _is_within(inputs: Sequence[_FloatInput], parameter: Tensor) -> bool:
-    """Return whether the inputs lie within the memory of a parameter."""
     low, high = reach_of(parameter)
     reaches = [reach_of(each.original) for each in inputs]
     return not overlaps(parameter) and all(low <= first and end <= high for first, end in reaches)
@@ -384,14 +382,14 @@ def _held_leaves(module: nn.Module | None, held: Iterable[tuple[Path, Any]]) -> 
     """Return a leaf for each storage that requires a gradient, with all its names: parameters first, as the module
     names them, then tensors in attributes, containers, closures and buffers, by where they are.
     """
-    registered = dict(module.named_parameters(remove_duplicate=False)) if module is not None else {}
+    registered = parameters_of(module, remove_duplicate=False)
     named: list[tuple[str, Tensor]] = [(parameter_name(name), tensor) for name, tensor in registered.items()]
-    known, keys = set(map(id, registered.values())), {name: storage_key(tensor) for name, tensor in named}
+    known, first = set(map(id, registered.values())), dict(named)
     for path, tensor in held:
         if id(tensor) not in known and _is_trained(tensor):
             name = buffer_name(path_name(path)) if path[-2:-1] == ("_buffers",) else parameter_name(path_name(path))
-            key = storage_key(tensor)
-            named.append((name if keys.setdefault(name, key) == key else f"{name}~{len(named)}", tensor))
+            is_new = storage_key(first.setdefault(name, tensor)) == storage_key(tensor)
+            named.append((name if is_new else f"{name}~{len(named)}", tensor))
     groups: dict[tuple[Any, ...], list[tuple[str, Tensor]]] = {}
     for name, tensor in named:
         if tensor.requires_grad:
@@ -412,25 +410,26 @@ def _held_leaf(group: Sequence[tuple[str, Tensor]], registered: Collection[int])
     return Leaf(first, tensors[0], tensors[0].dtype, tuple(others), tensors, is_registered=is_registered)
 
 
-def _promote(found: Iterable[Any]) -> None:
-    """Make the float tensors among some objects float64 in place; what was tied stays so."""
+def _promote(held: Iterable[tuple[Path, Any]], original_ids: frozenset[int]) -> None:
+    """Make float tensors float64 in place, wherever they are kept, but the user's own; what was tied stays so."""
     promoted: dict[tuple[Any, ...], Tensor] = {}
-    for tensor in found:
-        if isinstance(tensor, Tensor) and _float64_dtype(tensor.dtype) != tensor.dtype:
+    for _, tensor in held:
+        is_own = isinstance(tensor, Tensor) and id(tensor) not in original_ids
+        if is_own and _float64_dtype(tensor.dtype) != tensor.dtype:
             tensor.grad = None
             tensor.data = promoted.setdefault(storage_key(tensor), tensor.detach().to(_float64_dtype(tensor.dtype)))
 
 
-def _copy_parameter_hooks(module: nn.Module, hooks: Mapping[str, Sequence[Any]]) -> None:
+def _copy_parameter_hooks(module: nn.Module | None, hooks: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
     """Register the gradient hooks of the user's parameters on the copies, which ``copy.deepcopy`` does not."""
-    copies = dict(module.named_parameters())
+    copies = parameters_of(module)
     for name, own in hooks.items():
-        if name in copies:
-            for hook in own:
-                copies[name].register_hook(hook)  # type: ignore[no-untyped-call]
+        for hook in own if name in copies else ():
+            copies[name].register_hook(hook)  # type: ignore[no-untyped-call]
+    return ()
 
 
-def _disable_module_hooks(subject: Subject, module: nn.Module | None) -> tuple[str, ...]:
+def _disable_hooks(subject: Subject, module: nn.Module | None) -> tuple[str, ...]:
     """Take backward hooks off the copy's modules; return the names of what had one, parameters too."""
     hooked = [
         parameter_name(name)

@@ -38,7 +38,7 @@ def infer_shapes(subject: Subject) -> Subject:
         TargetError: GC112 if the call raises, or leaves some without a shape.
     """
     model, args, kwargs = _copy(subject)
-    lazy = {name: child for name, child in _owner(model).named_modules(remove_duplicate=False) if _is_lazy(child)}
+    lazy = dict(each for each in _owner(model).named_modules(remove_duplicate=False) if _is_lazy(each[1]))
     values: dict[int, dict[str, Tensor]] = {}
 
     def note(module: nn.Module, given: Any) -> None:  # runs after torch's own hook, which infers the shapes

@@ -172,31 +172,16 @@ def global_names(code: types.CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*names, *inner]))
 
 
-def _held_by_tensor(tensor: Tensor) -> list[tuple[str, Any]]:
-    grad = tensor.grad if tensor.is_leaf else None
-    return [] if grad is None else [("grad", grad)]
-
-
-def _held_by_graph(module: torch.fx.GraphModule) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in vars(module).items() if name not in GRAPH_ONLY]
-
-
-def _held_by_reference(reference: weakref.ref[Any]) -> list[tuple[str, Any]]:
-    target = reference()
-    return [] if target is None else [("", target)]
-
-
-def _held_by_partial(partial: functools.partial[Any]) -> list[tuple[str, Any]]:
-    return [("", partial.func), *_numbered(partial.args), *partial.keywords.items(), *attributes(partial).items()]
-
-
 _PARTS: tuple[tuple[type, Callable[[Any], list[tuple[str, Any]]]], ...] = (
-    (Tensor, _held_by_tensor),
+    (Tensor, lambda tensor: [("grad", tensor.grad)] if tensor.is_leaf and tensor.grad is not None else []),
     (torch.jit.ScriptModule, _held_by_script),
-    (torch.fx.GraphModule, _held_by_graph),
+    (torch.fx.GraphModule, lambda module: [each for each in vars(module).items() if each[0] not in GRAPH_ONLY]),
     (types.FunctionType, _held_by_function),
     (types.MethodType, lambda method: [("", method.__self__), ("", method.__func__)]),
-    (functools.partial, _held_by_partial),
+    (
+        functools.partial,
+        lambda found: [("", found.func), *_numbered(found.args), *found.keywords.items(), *attributes(found).items()],
+    ),
     (functools._lru_cache_wrapper, lambda cached: [("", cached.__wrapped__)]),
-    (weakref.ref, _held_by_reference),
+    (weakref.ref, lambda reference: [("", reference())]),
 )

@@ -69,10 +69,10 @@ def module_of(model: Callable[..., Any]) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-def parameters_of(model: Callable[..., Any], *, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
-    """Return the parameters of a module, or of the one whose method this is, by name; a copy has the same names.
+def parameters_of(model: Any, *, remove_duplicate: bool = True) -> dict[str, nn.Parameter]:
+    """Return the parameters of a module, or of the one whose method this is, by name; nothing of anything else.
 
-    Modules that ``torch.compile`` wraps have the names that they have without.
+    The names are those of a copy, where modules are without ``torch.compile``'s wrapper.
     """
     module = module_of(optimized_inner(model))
     named = module.named_parameters(remove_duplicate=remove_duplicate) if module is not None else ()

@@ -126,16 +126,16 @@ _note_list = _noting(list, _refill, _holds)
 _note_dict = _noting(dict, _refill, _maps)
 
 
-def _note_object(found: Any) -> _Restore | None:
-    """Note the attributes of an object."""
+def _note_object(found: Any, contents: _Restore | None = None) -> _Restore | None:
+    """Note the attributes of an object; ``contents`` puts back what it holds beside them."""
     own, slots = instance_dict(found), slot_values(found)
-    in_dict = _note_dict(own) if own is not None else None
-    if not slots:
-        return in_dict
+    parts = [part for part in (contents, _note_dict(own) if own is not None else None) if part is not None]
+    if not slots and len(parts) < 2:
+        return parts[0] if parts else None
 
     def restore() -> None:
-        if in_dict is not None:
-            in_dict()
+        for part in parts:
+            part()
         for name, value in slots.items():
             object.__setattr__(found, name, value)
 
@@ -153,24 +153,6 @@ def _note_function(function: types.FunctionType) -> _Restore | None:
     return restore if cells else None
 
 
-def _put_into_array(array: np.ndarray[Any, Any], saved: np.ndarray[Any, Any]) -> None:
-    if array.flags.writeable:
-        np.copyto(array, saved)
-
-
-def _set_numpy_state(generator: np.random.Generator, saved: Any) -> None:
-    generator.bit_generator.state = saved
-
-
-def _both(first: _Restore | None, second: _Restore | None) -> _Restore | None:
-    def restore() -> None:
-        for each in (first, second):
-            if each is not None:
-                each()
-
-    return restore
-
-
 _NOTES: dict[type, Callable[[Any], _Restore | None]] = {
     list: _note_list,
     deque: _note_list,
@@ -178,7 +160,7 @@ _NOTES: dict[type, Callable[[Any], _Restore | None]] = {
     OrderedDict: _note_dict,
     defaultdict: _note_dict,
     set: _noting(set, _refill, lambda items, saved: items == saved),
-    np.ndarray: _noting(lambda array: array.copy(), _put_into_array),
+    np.ndarray: _noting(np.copy, lambda array, saved: np.copyto(array, saved) if array.flags.writeable else None),
     types.FunctionType: _note_function,
 }
 
@@ -188,8 +170,11 @@ _SUBCLASS_NOTES: tuple[tuple[Any, Callable[[Any], _Restore | None]], ...] = (
     (nn.Module, lambda module: _note_dict(module.__dict__)),
     (Tensor, _note_tensor),
     (torch.Generator, _noting(torch.Generator.get_state, torch.Generator.set_state)),
-    (np.random.Generator, _noting(lambda each: each.bit_generator.state, _set_numpy_state)),
+    (
+        np.random.Generator,
+        _noting(lambda each: each.bit_generator.state, lambda each, saved: setattr(each.bit_generator, "state", saved)),
+    ),
     (random.Random, _noting(random.Random.getstate, random.Random.setstate)),
-    (list, lambda items: _both(_note_list(items), _note_object(items))),
-    (dict, lambda items: _both(_note_dict(items), _note_object(items))),
+    (list, lambda items: _note_object(items, _note_list(items))),
+    (dict, lambda items: _note_object(items, _note_dict(items))),
 )

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.core.errors import listed
-from gradctl.core.names import DTYPES
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.inputs.proposal import first_layer
-from gradctl.subject.inputs.specification import TensorSpec
+from gradctl.subject.inputs.specification import TensorSpec, short_dtype
 
 _FEW = 4  # inputs that a message lists
 
@@ -46,5 +45,4 @@ def _is_misfit(given: Tensor, layer: nn.Module, wanted: TensorSpec) -> bool:
 
 
 def _spec(tensor: Tensor) -> TensorSpec:
-    full = str(tensor.dtype).removeprefix("torch.")
-    return TensorSpec(next((short for short, name in DTYPES.items() if name == full), full), tuple(tensor.shape))
+    return TensorSpec(short_dtype(tensor.dtype), tuple(tensor.shape))

@@ -13,7 +13,7 @@ from torch import nn
 from gradctl.core.errors import TargetError
 from gradctl.core.names import DTYPES
 from gradctl.core.target_options import TargetOptions
-from gradctl.subject.inputs.specification import TensorSpec
+from gradctl.subject.inputs.specification import TensorSpec, short_dtype
 from gradctl.subject.signature import VARIADIC, call_signature, callee_name, module_of, required_parameters
 
 # Small, yet with room for three poolings by two and the usual kernels.
@@ -100,8 +100,8 @@ _GUESSES: dict[Any, Guess] = {
 
 def _dtype(layer: nn.Module) -> str:
     """Return the short name of the dtype that a layer computes in."""
-    full = next((parameter.dtype for parameter in layer.parameters()), torch.float32)
-    return next((short for short, name in DTYPES.items() if getattr(torch, name) is full), "f32")
+    short = short_dtype(next((parameter.dtype for parameter in layer.parameters()), torch.float32))
+    return short if short in DTYPES else "f32"
 
 
 def _quoted(spec: str) -> str:

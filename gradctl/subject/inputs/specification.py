@@ -83,6 +83,12 @@ def parse_input(text: str) -> InputSpec:
     return InputSpec(name, TensorSpec(dtype, _shape(text, shape), between, normal))
 
 
+def short_dtype(dtype: torch.dtype) -> str:
+    """Return the name of a dtype in an ``--input``; torch's own name of one that cannot be drawn."""
+    full = str(dtype).removeprefix("torch.")
+    return next((short for short, name in DTYPES.items() if name == full), full)
+
+
 def draw(spec: TensorSpec, generator: torch.Generator) -> Tensor:
     """Return a tensor as ``spec`` says, on the CPU; half precision is drawn in float32 and rounded."""
     with torch.device("cpu"):  # where the generator is, whatever default device the user's code set

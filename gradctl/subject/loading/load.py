@@ -1,16 +1,19 @@
-"""From what the user typed to a ``Subject``: target, arguments, weights, mode, device, inputs, loss, in this order."""
+"""From what the user typed to a ``Subject``: target, arguments, weights, mode, device, inputs, loss, in this order;
+and from a model and its inputs, as a program in Python has them.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 
 from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.core.findings import Finding
@@ -21,6 +24,7 @@ from gradctl.subject.inputs.example import (
     Inputs,
     inputs_beside,
     inputs_from_beside,
+    inputs_from_call,
     inputs_from_file,
     inputs_from_specs,
 )
@@ -32,9 +36,16 @@ from gradctl.subject.loading.factory import KnownInputs, build_model
 from gradctl.subject.loading.target import find_in, find_target, import_target, on_import_path
 from gradctl.subject.loading.weights import load_weights
 from gradctl.subject.seeding import preserve_generators, seed_generators
-from gradctl.subject.signature import call_signature, function_class, module_of
+from gradctl.subject.signature import (
+    call_signature,
+    function_class,
+    is_subclass,
+    module_of,
+    optimized_inner,
+    parameters_of,
+)
 from gradctl.subject.subject import Subject
-from gradctl.subject.tree import map_leaves
+from gradctl.subject.tree import leaves, map_leaves
 
 
 def load_subject(options: TargetOptions) -> Subject:
@@ -67,6 +78,60 @@ def load_subject(options: TargetOptions) -> Subject:
     _place(model, options.target, device)
     args, kwargs = map_leaves(lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
     return Subject(options.target, model, args, kwargs, function_class(model), loss, options.seed, notes)
+
+
+def make_subject(
+    model: Callable[..., Any],
+    inputs: Any = (),
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    seed: int = 0,
+) -> Subject:
+    """Return a model that is there already, with its inputs; neither is changed.
+
+    The arguments are those of ``gradctl.gradcheck``; modules that a function uses become part of the model.
+
+    Raises:
+        TargetError: GC109 not a model, or one without values; GC104 the inputs do not fit; GC113 invalid ``loss``.
+    """
+    if is_subclass(model, Function):
+        model = model.apply  # type: ignore[attr-defined]
+    name = _name(model)
+    if inspect.isclass(model):
+        raise TargetError("GC109", f"the model is the class {name!r}. Give an object of it: {name}(…).")
+    if not callable(model):
+        raise TargetError(
+            "GC109",
+            f"the model is of type {type(model).__name__!r}. Give an nn.Module, a function of tensors, or an "
+            "autograd.Function.",
+        )
+    if loss is not None:
+        ensure_loss(loss, "the loss")
+    model = adopt_modules(model)
+    refuse_meta(model, name)
+    args, named = inputs_from_call(inputs, kwargs or {}, model)
+    note = training_note(model, "call eval() first if this is not intended")
+    notes = () if note is None else (note,)
+    return Subject(name, model, args, named, function_class(model), loss, seed, notes)
+
+
+def device_of(subject: Subject) -> str:
+    """Return the device of the model's first tensor, or of the first input."""
+    given = [leaf for _, leaf in leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
+    tensors = [*parameters_of(subject.model).values(), *given]
+    return str(tensors[0].device) if tensors else "cpu"
+
+
+def _name(model: Any) -> str:
+    """Return what a report calls the model: the class of a module, the name of a function."""
+    function = function_class(model)
+    if function is not None:
+        return function.__name__
+    inner = optimized_inner(model)
+    if isinstance(inner, nn.Module):
+        return type(inner).__name__
+    return str(getattr(model, "__name__", type(model).__name__))
 
 
 def _at_hand(specs: Sequence[InputSpec], inputs_file: Path | None, beside: tuple[str, Any] | None) -> KnownInputs:

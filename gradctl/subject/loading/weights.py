@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradctl.core.errors import TargetError, listed, nearest
 from gradctl.core.target_files import WEIGHT_SUFFIXES
+from gradctl.subject.aliasing import storage_key
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.tensor_file import read_tensors
 from gradctl.subject.signature import module_of
@@ -106,9 +107,7 @@ def _tied(tensors: Mapping[str, Any]) -> list[list[str]]:
     groups: dict[Any, list[str]] = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, Tensor):
-            is_plain = tensor.layout is torch.strided and tensor.numel() and tensor.device.type != "meta"
-            key = (tensor.data_ptr(), tensor.shape, tensor.stride()) if is_plain else id(tensor)
-            groups.setdefault(key, []).append(name)
+            groups.setdefault(storage_key(tensor), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
 
 
