@@ -11,7 +11,7 @@ import pytest
 from gradctl.cli.main import COMMANDS
 
 # Of ours, what each command line loads. To add to this list is a decision: it is what every ``--help`` waits for.
-OF_HELP = {"gradctl", "gradctl.cli", "gradctl.cli.main", "gradctl.core", "gradctl.core.errors"}
+OF_HELP = {"gradctl", "gradctl.cli", "gradctl.cli.main", "gradctl.core", "gradctl.core.errors", "gradctl.core.names"}
 OF_EXPLAIN = OF_HELP | {"gradctl.cli.commands.explain", "gradctl.rules", "gradctl.rules.catalogue"}
 OF_OPTIONS = OF_HELP | {"gradctl.cli.reporting", "gradctl.core.names", "gradctl.core.target_options"}
 OF_TARGETS = OF_OPTIONS | {"gradctl.cli.options", "gradctl.cli.users_code", "gradctl.core.target_files"}
