@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +65,7 @@ class CheckFailed(AssertionError):
 
     Attributes:
         report: the report.
-        summary: the verdict in few words after the rule code, ``GC408 1 of 6 gradients is wrong``.
+        summary: the verdict in few words after the rule code, ``GC408 1 of 6 is wrong``.
     """
 
     def __init__(self, report: CheckReport) -> None:
@@ -74,8 +75,9 @@ class CheckFailed(AssertionError):
         details = str(report).rstrip().removesuffix(verdict).rstrip()  # the report ends with the verdict
         super().__init__(f"{verdict}\n\n{details}".rstrip())
         self.report = report
-        text, _, code = verdict.removesuffix(")").partition(" (gradctl explain ")
-        self.summary = f"{code} {text.removeprefix('FAIL: ')}".lstrip()
+        parts = re.match(r"(?:FAIL: )?(.*?)(?: \(gradctl explain (\w+)\))?$", verdict)
+        text, code = parts.groups("") if parts else (verdict, "")
+        self.summary = re.sub(r"(\d+ of \d+) \w+", r"\1", f"{code} {text}".strip(), count=1)
 
     def __reduce__(self) -> tuple[type[CheckFailed], tuple[CheckReport]]:
         return CheckFailed, (self.report,)

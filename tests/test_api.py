@@ -131,7 +131,7 @@ def test_a_wrong_backward_fails_with_the_report_as_message():
     verdict = "FAIL: 1 of 6 gradients is wrong (gradctl explain GC408)"
     assert str(caught.value) == f"{verdict}\n\n{console.render(report).removesuffix(verdict + chr(10)).rstrip()}"
     assert str(caught.value).count(verdict) == 1
-    assert caught.value.summary == "GC408 1 of 6 gradients is wrong"
+    assert caught.value.summary == "GC408 1 of 6 is wrong"
     assert "param:act.slope  float32[16]  WRONG" in str(report)
     assert str(report).endswith(f"{verdict}\n")
 
