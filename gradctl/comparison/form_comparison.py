@@ -123,6 +123,7 @@ class FormComparison(Comparison[ModelTrial]):
 
     def float64_program(self, form: Form) -> FormProgram | None:
         """Return the form in float64; None if it cannot be had."""
+        self.program.state.restore()  # a conversion copies the buffers, which the native runs have moved
         try:
             captured = to_float64(form, self.captured, self.reference.instance(promoted=True))
         except CannotCapture:

@@ -545,3 +545,24 @@ def test_a_reason_is_the_same_from_run_to_run(form):
     reasons = {compared(form, ObjectOutput(), X).reason for _ in range(2)}
     assert len(reasons) == 1
     assert " at 0x" not in reasons.pop()
+
+
+class CarriedOver(Net):
+    """An output that depends on a buffer of the calls before; a form multiplies it."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.fc2(self.fc1(x).tanh()) * self.calls.clone() * (self.factor if captured_now() else 1)
+
+
+@pytest.mark.parametrize("form", ["trace", "export"])
+def test_the_float64_form_starts_from_the_buffers_that_the_form_was_captured_with(form):
+    """It started from those that the runs in float32 had left: float64 could confirm nothing of such a model."""
+    assert compared(form, CarriedOver(1), X).verdict == "pass"
+    message = compared(form, CarriedOver(1 + 4e-6), X).findings[0].message
+    assert "relative error 4.00e-06 in float64" in message
