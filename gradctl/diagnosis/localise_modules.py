@@ -90,7 +90,7 @@ class AloneModules:
 
     def _differing_child(self, model: nn.Module, path: str) -> tuple[str, tuple[str, int] | None] | None:
         """Return the child that differs alone and is called last, and the line that calls it."""
-        paths = list(_called_children(model, path))
+        paths = list(called_children(model, path))
         captured_on = self._calls(self.reference.trials[0], paths)
         run_on = captured_on if self.trial is self.reference.trials[0] else self._calls(self.trial, paths)
         for child in reversed([name for name in run_on if name in captured_on]):
@@ -186,12 +186,13 @@ def _whole(trial: ModelTrial) -> _Call:
     return _Call(subject.args, subject.kwargs, None)
 
 
-def _called_children(model: nn.Module, path: str) -> Iterator[str]:
+def called_children(model: nn.Module, path: str) -> Iterator[str]:
     """Yield the paths of a module's children; of those that are never called (``ModuleList``), their own children."""
     for name, child in model.get_submodule(path).named_children():
         inner = f"{path}.{name}" if path else name
-        if isinstance(child, nn.ModuleList | nn.ModuleDict):
-            yield from _called_children(model, inner)
+        has_forward = getattr(type(child), "forward", None) is not nn.Module.forward
+        if isinstance(child, nn.ModuleList | nn.ModuleDict) or not has_forward:
+            yield from called_children(model, inner)
         else:
             yield inner
 

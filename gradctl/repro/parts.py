@@ -35,14 +35,29 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     """Return every tensor in nested tuples, lists, mappings and dataclasses, in order."""
     if isinstance(value, torch.Tensor):
         return [value]
+    children: Any = ()
     if isinstance(value, Mapping):
-        return [tensor for child in value.values() for tensor in tensors_in(child)]
-    if isinstance(value, (tuple, list)):
-        return [tensor for child in value for tensor in tensors_in(child)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
-        return [tensor for child in fields for tensor in tensors_in(child)]
-    return []
+        children = value.values()
+    elif isinstance(value, (tuple, list)):
+        children = value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        children = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    return [tensor for child in children for tensor in tensors_in(child)]
+
+
+def numbered(kind: str, tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors by names such as ``input 0``."""
+    return {f"{kind} {number}": tensor for number, tensor in enumerate(tensors)}
+
+
+def parameters_of(model: Any) -> dict[str, torch.Tensor]:
+    """Return the parameters of a module by name; a function has none."""
+    return dict(model.named_parameters()) if isinstance(model, torch.nn.Module) else {}
+
+
+def buffers_of(model: Any) -> dict[str, torch.Tensor]:
+    """Return the buffers of a module by name; a function has none."""
+    return dict(model.named_buffers()) if isinstance(model, torch.nn.Module) else {}
 
 
 def fresh(value: Any) -> Any:
@@ -67,10 +82,17 @@ def with_loss(call: Callable[..., Any], loss: Callable[..., Any], takes_inputs: 
 
 def leaves_of(module: Any, inputs: Any) -> dict[str, torch.Tensor]:
     """Return the leaves that require a gradient, by name."""
-    is_module = isinstance(module, torch.nn.Module)
-    parameters = dict(module.named_parameters()) if is_module else {}
-    given = {f"input {number}": tensor for number, tensor in enumerate(tensors_in(inputs))}
-    return {name: leaf for name, leaf in {**parameters, **given}.items() if leaf.requires_grad}
+    tensors = {**parameters_of(module), **numbered("input", tensors_in(inputs))}
+    return {name: leaf for name, leaf in tensors.items() if leaf.requires_grad}
+
+
+def backward(outputs: list[torch.Tensor], seed: int) -> None:
+    """Run the backward of the outputs that require a gradient, each with a Gaussian cotangent."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device) for t in outputs]
+    pairs = [(t, cotangent.to(t.dtype)) for t, cotangent in zip(outputs, drawn, strict=True) if t.requires_grad]
+    if pairs:
+        torch.autograd.backward([t for t, _ in pairs], [cotangent for _, cotangent in pairs])
 
 
 def run(call: Callable[..., Any], module: Any, inputs: Any, seed: int) -> dict[str, dict[str, Any]]:
@@ -81,22 +103,17 @@ def run(call: Callable[..., Any], module: Any, inputs: Any, seed: int) -> dict[s
         leaf.grad = None
     seed_everything(seed)
     outputs = tensors_in(call(*args, **kwargs))
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device) for t in outputs]
-    asked = [(t, cotangent.to(t.dtype)) for t, cotangent in zip(outputs, drawn, strict=True) if t.requires_grad]
-    if asked:
-        torch.autograd.backward([t for t, _ in asked], [cotangent for _, cotangent in asked])
-    buffers = dict(module.named_buffers()) if isinstance(module, torch.nn.Module) else {}
-    state = {**buffers, **{f"input {number}": t for number, t in enumerate(tensors_in((args, kwargs)))}}
+    backward(outputs, seed)
+    state = {**buffers_of(module), **numbered("input", tensors_in((args, kwargs)))}
     return {
-        "output": {f"output {number}": t.detach().clone() for number, t in enumerate(outputs)},
+        "output": {name: t.detach().clone() for name, t in numbered("output", outputs).items()},
         "gradient": {name: None if leaf.grad is None else leaf.grad.clone() for name, leaf in leaves.items()},
         "buffer": {name: t.detach().clone() for name, t in state.items()},
     }
 
 
 def relative_error(eager: torch.Tensor | None, form: torch.Tensor | None) -> float:
-    """Return ||form - eager|| / ||eager||; infinite where only one is there, or shapes or NaN differ."""
+    """Return ||form - eager|| / ||eager||; infinite if only one exists, or shapes or NaN differ."""
     if eager is None or form is None:
         return 0.0 if eager is form else float("inf")
     if eager.shape != form.shape or eager.dtype != form.dtype:
@@ -180,6 +197,20 @@ def capture_onnx(model: Any, args: Any, kwargs: Any) -> tuple[Callable[..., Any]
     return call, None
 
 
+def compare_calls(
+    eager: list[dict[str, dict[str, Any]]], form: list[dict[str, dict[str, Any]]], quantity: str
+) -> list[tuple[Any, ...]]:
+    """Return name, norms and relative error of each tensor of each call, the largest error first."""
+    rows: list[tuple[Any, ...]] = []
+    for number, (reference, candidate) in enumerate(zip(eager, form, strict=True), 1):
+        for name in {**reference[quantity], **candidate[quantity]}:
+            pair = reference[quantity].get(name), candidate[quantity].get(name)
+            norms = [None if each is None else float(each.to_dense().double().norm()) for each in pair]
+            called = f"{name} (call {number})" if len(eager) > 1 else name
+            rows.append((called, *norms, relative_error(*pair)))
+    return sorted(rows, key=lambda row: -row[-1])
+
+
 def compare_with_form(
     make_model: Callable[[], Any],
     capture: Callable[..., tuple[Callable[..., Any], Any]],
@@ -192,7 +223,7 @@ def compare_with_form(
     quantity: str,
     tolerance: float,
 ) -> int:
-    """Capture the model on ``example``, run it and eager on ``inputs``, and compare what ``quantity`` names."""
+    """Capture the model on ``example``, run it and eager on ``inputs``, and compare a quantity."""
     eager = make_model()
     expected = [run(finish(eager), eager, inputs, seed) for _ in range(calls)]
     model = make_model()
@@ -211,14 +242,7 @@ def compare_with_form(
     if quantity == "raises":
         print("the captured form runs, as eager does")
         return 0
-    rows: list[tuple[Any, ...]] = []
-    for number, (reference, candidate) in enumerate(zip(expected, found, strict=True), 1):
-        for name in {**reference[quantity], **candidate[quantity]}:
-            left, right = reference[quantity].get(name), candidate[quantity].get(name)
-            norms = [None if each is None else float(each.to_dense().double().norm()) for each in (left, right)]
-            call = f"{name} (call {number})" if calls > 1 else name
-            rows.append((call, *norms, relative_error(left, right)))
-    rows.sort(key=lambda row: -row[-1])
+    rows = compare_calls(expected, found, quantity)
     print_rows((quantity, "norm in eager", "norm in the form", "relative error"), rows)
     differing = sum(row[-1] > tolerance for row in rows)
     print(f"{differing} of {len(rows)} differ by more than {tolerance:.1e} (relative)")
@@ -266,7 +290,7 @@ def compare_with_finite_differences(
     model = make_model()
     if isinstance(model, torch.nn.Module):
         model.double()
-    buffers = list(model.buffers()) if isinstance(model, torch.nn.Module) else []
+    buffers = list(buffers_of(model).values())
     saved = [buffer.clone() for buffer in buffers]
     args, kwargs = fresh(to_float64(inputs))
     leaves = leaves_of(model, (args, kwargs))
@@ -326,7 +350,7 @@ def look_for_nan(
 ) -> int:
     """Count what is NaN or infinite in outputs or gradients, where weights and inputs are finite."""
     model = make_model()
-    if not is_finite((inputs, list(model.parameters()) if isinstance(model, torch.nn.Module) else [])):
+    if not is_finite((inputs, parameters_of(model))):
         raise ValueError("the inputs or weights themselves are not finite")
     found = run(finish(model), model, inputs, seed)[quantity]
     rows = [(name, float(t.numel()), float((~torch.isfinite(t)).sum())) for name, t in found.items() if t is not None]

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,23 +115,32 @@ def write(recipe: Recipe, candidate: Candidate, folder: Path, sources: Path) -> 
 def _written(value: Any, path: str, tensors: dict[str, Tensor]) -> str:
     """Return ``value`` as an expression of ``TENSORS``, to which its tensors are added."""
     if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.is_quantized:
-            raise Unwritable(f"{path} is a tensor of layout {value.layout}")
-        tensors[path] = value
-        text = f"TENSORS[{path!r}]"
-        return text if value.is_contiguous() else f"strided({text}, {tuple(value.stride())})"
+        return _tensor(value, path, tensors)
     if type(value) is dict:
         items = [f"{key!r}: {_written(child, f'{path}.{key}', tensors)}" for key, child in value.items()]
         return f"{{{', '.join(items)}}}"
     if type(value) in (tuple, list, torch.Size):
         children = [_written(child, f"{path}.{index}", tensors) for index, child in enumerate(value)]
-        listed = ", ".join(children)
-        return f"[{listed}]" if type(value) is list else f"({listed},)" if children else "()"
+        if type(value) is list:
+            return f"[{', '.join(children)}]"
+        return f"({', '.join(children)},)" if children else "()"
+    return _constant(value, path)
+
+
+def _tensor(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> str:
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise Unwritable(f"{path} is a tensor of layout {tensor.layout}")
+    tensors[path] = tensor
+    text = f"TENSORS[{path!r}]"
+    return text if tensor.is_contiguous() else f"strided({text}, {tuple(tensor.stride())})"
+
+
+def _constant(value: Any, path: str) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return f"float({str(value)!r})"
-    if value is None or type(value) in (bool, int, float, complex, str, torch.dtype):
-        return repr(value)
-    raise Unwritable(f"{path} is of type {type(value).__name__!r}")
+    if value is not None and type(value) not in (bool, int, float, complex, str, torch.dtype):
+        raise Unwritable(f"{path} is of type {type(value).__name__!r}")
+    return repr(value)
 
 
 def _check(recipe: Recipe) -> str:
@@ -146,25 +155,30 @@ def _check(recipe: Recipe) -> str:
     )
 
 
+def _model_lines(recipe: Recipe, candidate: Candidate) -> Iterator[str]:
+    """Yield the statements that make the model, part or whole, in its mode, on its device, with its state."""
+    yield f"model = {recipe.build}"
+    if recipe.training is not None:
+        yield f"model.train({recipe.training})"
+    if candidate.submodule:
+        yield f"model = model.get_submodule({candidate.submodule!r})"
+    if candidate.state:
+        if recipe.device != "cpu":
+            yield f"model.to({recipe.device!r})"
+        yield "with torch.no_grad():"
+        yield "    for name, tensor in (*model.named_parameters(), *model.named_buffers()):"
+        yield '        tensor.copy_(TENSORS[f"model.{name}"])'
+
+
 def _text(recipe: Recipe, candidate: Candidate, example: str, inputs: str) -> str:
     check = _check(recipe)
+    model = "\n    ".join(_model_lines(recipe, candidate))
     device = "" if recipe.device == "cpu" else f".to({recipe.device!r})"
-    part = f"\n    model = model.get_submodule({candidate.submodule!r})" if candidate.submodule else ""
-    mode = "" if recipe.training is None else f"\n    model.train({recipe.training})"
-    moved = f"\n    model.to({recipe.device!r})" if device and candidate.state else ""
-    loading = (
-        "\n    with torch.no_grad():"
-        "\n        for name, tensor in (*model.named_parameters(), *model.named_buffers()):"
-        '\n            tensor.copy_(TENSORS[f"model.{name}"])'
-        if candidate.state
-        else ""
-    )
-    finish = (
-        f"with_loss(call, importlib.import_module({recipe.module!r}).{recipe.loss}, {recipe.loss_takes_inputs})"
-        if recipe.loss and not candidate.submodule
-        else "call"
-    )
-    needed = ["numpy", "safetensors", *(["onnxruntime"] if recipe.form == "onnx" else [])]
+    finish = "call"
+    if recipe.loss and not candidate.submodule:
+        loss = f"importlib.import_module({recipe.module!r}).{recipe.loss}"
+        finish = f"with_loss(call, {loss}, {recipe.loss_takes_inputs})"
+    needed = "numpy, safetensors, onnxruntime" if recipe.form == "onnx" else "numpy, safetensors"
     functions = "\n\n\n".join(_sources(f"{finish} {check} {example} {inputs} seed_everything()"))
     captured_on = "" if recipe.form == "eager" else f"CALLS = {candidate.calls}\nEXAMPLE = {example}\n"
     tolerance = "" if recipe.quantity.startswith("nan ") else f"TOLERANCE = {recipe.tolerance:.3e}\n"
@@ -184,7 +198,7 @@ try:
     import numpy as np
     from safetensors.torch import load_file
 except ImportError as error:
-    print(f"this needs torch, {", ".join(needed)}: {{error}}", file=sys.stderr)
+    print(f"this needs torch, {needed}: {{error}}", file=sys.stderr)
     sys.exit(2)
 
 HERE = Path(__file__).resolve().parent
@@ -201,7 +215,7 @@ def make_model() -> Any:
     seed_everything(SEED)
     source = importlib.import_module({recipe.module!r})
     seed_everything(SEED)
-    model = {recipe.build}{mode}{part}{moved}{loading}
+    {model}
     return model
 
 

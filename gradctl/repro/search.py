@@ -26,8 +26,9 @@ from torch import Tensor, nn
 
 from gradctl.core.allows import Allows
 from gradctl.core.errors import GradctlError
+from gradctl.diagnosis.localise_modules import called_children
 from gradctl.gradients.gradcheck import gradcheck
-from gradctl.repro.parts import fresh, seed_everything, tensors_in
+from gradctl.repro.parts import buffers_of, fresh, parameters_of, seed_everything, tensors_in
 from gradctl.repro.script_text import SCRIPT, Candidate, Recipe, Unwritable, write
 from gradctl.subject.inputs.variations import VARIATIONS
 from gradctl.subject.subject import Subject
@@ -39,7 +40,7 @@ _CALLS = 3  # as ``compare`` makes: TorchScript's own autodiff starts late, stat
 
 
 def main() -> None:
-    """Search in the folder that the command line names, until the time that it gives is over."""
+    """Search in the folder and for the seconds that the command line names."""
     folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
     warnings.simplefilter("ignore")
     _Search(folder, time.monotonic() + seconds).run()
@@ -85,27 +86,24 @@ class _Search:
     def _smaller_part(self, candidate: Candidate) -> Candidate | None:
         """Return a part of the candidate that fails alone on what it is called with there."""
         path = candidate.submodule
-        prefix = f"{path}." if path else ""
-        names = [name for name in self.recipe.start if name.startswith(prefix) and name in self.modules]
-        names += [name for name in self._called(path) if name not in names]
+        names = self._names_of_parts(path)
         example = self._recorded(path, names, candidate.example)
         inputs = example if candidate.inputs is candidate.example else self._recorded(path, names, candidate.inputs)
         for name in names:
             if name in example and name in inputs:
-                part = replace(candidate, example=example[name], inputs=inputs[name], submodule=name)
-                part = replace(part, state=state_of(self.modules[name]))
+                state = state_of(self.modules[name])
+                part = replace(candidate, example=example[name], inputs=inputs[name], submodule=name, state=state)
                 if self._fails(part):
                     return part
         return None
 
-    def _called(self, path: str) -> list[str]:
-        """Return the children of a module; of containers that are not called (``ModuleList``), their children."""
-        found: list[str] = []
-        for name, child in self.modules[path].named_children() if path in self.modules else ():
-            full = f"{path}.{name}" if path else name
-            is_container = type(child).forward is nn.Module.forward or isinstance(child, (nn.ModuleList, nn.ModuleDict))
-            found += self._called(full) if is_container else [full]
-        return found
+    def _names_of_parts(self, path: str) -> list[str]:
+        """Return the parts of a module to try: those that the recipe starts with, then its children."""
+        if path not in self.modules:
+            return []
+        prefix = f"{path}." if path else ""
+        likely = [name for name in self.recipe.start if name.startswith(prefix) and name in self.modules]
+        return list(dict.fromkeys([*likely, *called_children(self.modules[""], path)]))
 
     def _recorded(self, path: str, names: list[str], inputs: _Inputs) -> dict[str, _Inputs]:
         """Return what each of these parts is called with first, when the part at ``path`` runs on ``inputs``."""
@@ -160,10 +158,8 @@ class _Search:
 
 
 def state_of(model: Any) -> dict[str, Tensor]:
-    """Return parameters and buffers by name; none for a function."""
-    if not isinstance(model, nn.Module):
-        return {}
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Return parameters and buffers by name; a function has none."""
+    return {**parameters_of(model), **buffers_of(model)}
 
 
 def _mapped(inputs: _Inputs, function: Callable[[Tensor], Tensor]) -> _Inputs:

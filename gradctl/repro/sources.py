@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gradctl.core.target_files import Target
 
-_INSTALLED = ("site-packages", "dist-packages")
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def copy_sources(target: Target, folder: Path) -> str:
@@ -20,17 +20,22 @@ def copy_sources(target: Target, folder: Path) -> str:
     """
     folder.mkdir()
     start = target.file or _file_of(target.root, target.module_name)
-    if start is None or any(part in _INSTALLED for part in start.parts):
+    if start is None or not _INSTALLED.isdisjoint(start.parts):
         return target.module_name
-    name = target.module_name
-    if name in sys.stdlib_module_names or not all(part.isidentifier() for part in name.split(".")):
-        name = f"source_{''.join(each if each.isalnum() else '_' for each in name)}"  # random.py would hide python's
+    name = _importable(target.module_name)
     for module, file in _needed_files(target, start).items():
-        relative = file.relative_to(target.root)
-        place = folder / (f"{name}.py" if module == target.module_name and name != module else relative)
+        is_renamed = module == target.module_name != name
+        place = folder / (f"{name}.py" if is_renamed else file.relative_to(target.root))
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
     return name
+
+
+def _importable(module: str) -> str:
+    """Return a name to import a module by: another one if its own is no identifier, or hides a module of Python."""
+    if module not in sys.stdlib_module_names and all(part.isidentifier() for part in module.split(".")):
+        return module
+    return f"source_{''.join(each if each.isalnum() else '_' for each in module)}"
 
 
 def _needed_files(target: Target, start: Path) -> dict[str, Path]:

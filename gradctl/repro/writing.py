@@ -6,6 +6,7 @@ fails, and what is kept has been run by plain Python once more: a script that do
 
 from __future__ import annotations
 
+import functools
 import inspect
 import keyword
 import os
@@ -60,9 +61,9 @@ _CALLED = {
     "onnx": "torch.onnx.export, run by onnxruntime",
 }
 _HAPPENS = {
-    "output": "gives another output than eager",
+    "output": "computes another output than eager",
     "buffer": "leaves another state than eager",
-    "gradient": "gives another gradient than eager",
+    "gradient": "computes another gradient than eager",
     "raises": "captures a model that eager runs, and raises",
 }
 _FINITE_DIFFERENCES = 1e-4  # below it gradctl calls a gradient approximate, which does not fail
@@ -103,8 +104,8 @@ def write_repros(
         directory: made if need be; a program of the same name in it is replaced whole.
         allows: what was accepted.
         fail_on: the mildest severity that fails.
-        say: told in one sentence why a finding has none.
-        progress: told what is being done.
+        say: called with one sentence for a finding without a program: the reason.
+        progress: called with a line before each program.
     """
     written = []
     for unit in units:
@@ -171,15 +172,14 @@ def _smallest(recipe: Recipe, subject: Subject, folder: Path) -> Path:
     (folder / RECIPE).write_bytes(msgspec.json.encode(recipe))
     path = [entry for entry in sys.path if isinstance(entry, str)]
     command = [sys.executable, "-P", "-c", _START.format(path=path), str(folder), str(_SEARCH_SECONDS)]
+    (folder / FAILING).touch()
     said = _run(command, folder, _SEARCH_SECONDS + _RUN_SECONDS / 2)[1]
-    failing = folder / FAILING
-    names = failing.read_text(encoding="utf-8").split() if failing.exists() else []
-    for name in reversed(names):
+    for name in reversed((folder / FAILING).read_text(encoding="utf-8").split()):
         if _run([sys.executable, SCRIPT], folder / name, _RUN_SECONDS)[0] == 1:
             shutil.rmtree(folder / name / "__pycache__", ignore_errors=True)
             return folder / name
-    last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
-    ended = f" (it ended with: {last})" if last and "the bug is" not in last else ""
+    last = [line for line in said.splitlines() if line.strip()][-1:]
+    ended = "".join(f" (it ended with: {line})" for line in last if "the bug is" not in line)
     raise _NoRepro(f"a script of plain torch does not show it{ended}")
 
 
@@ -251,10 +251,7 @@ def _recipe(case: _Case, quantity: str, sources: Path) -> Recipe:
 def _build(target: Target, checking: TargetOptions, subject: Subject) -> str:
     """Return the expression of ``source`` that makes the model, as ``gradctl.subject.loading.factory`` does."""
     name, found = find_target(target, import_target(target))
-    expression = "source"
-    for part in name.split("."):
-        plain = part.isidentifier() and not keyword.iskeyword(part)
-        expression = f"{expression}.{part}" if plain else f"getattr({expression}, {part!r})"
+    expression = functools.reduce(_attribute, name.split("."), "source")
     values = parse_arguments(checking.arguments)
     call = f"{expression}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
     if inspect.isclass(found):
@@ -265,6 +262,11 @@ def _build(target: Target, checking: TargetOptions, subject: Subject) -> str:
     if is_model_itself and getattr(found, "__module__", None) == getattr(subject.model, "__module__", None):
         return expression
     return f"{call}.apply" if subject.function is not None else call
+
+
+def _attribute(expression: str, name: str) -> str:
+    is_plain = name.isidentifier() and not keyword.iskeyword(name)
+    return f"{expression}.{name}" if is_plain else f"getattr({expression}, {name!r})"
 
 
 def _tolerance(unit: Unit, finding: Finding) -> float:
@@ -292,10 +294,10 @@ def _start(finding: Finding) -> Iterator[str]:
 
 
 def _report(unit: Unit, finding: Finding, checking: TargetOptions, quantity: str) -> str:
-    """Return the docstring: what a maintainer of torch, or of the model, wants to be told."""
+    """Return the docstring: the report for a maintainer of torch, or of the model."""
     if unit.form != "eager":
         title = f"{_CALLED[unit.form]} {_HAPPENS[quantity]}"
-        expected = "what is captured gives what eager gives, up to rounding"
+        expected = "the captured model computes what eager computes, up to rounding"
     elif quantity.startswith("nan "):
         title = f"{'The output' if quantity == 'nan output' else 'A gradient'} is NaN or infinite"
         expected = "finite values for finite inputs and weights"

@@ -184,7 +184,7 @@ def test_the_text_is_fit_for_a_report_upstream(tmp_path):
     units, _ = written(tmp_path, MODELS / "straight_through.py", forms=["export"])
     script = scripts(units)["export", "GC402"]
     docstring = script.read_text(encoding="utf-8").partition('"""')[2].partition('"""')[0]
-    assert docstring.startswith("torch.export gives another gradient than eager.\n")
+    assert docstring.startswith("torch.export computes another gradient than eager.\n")
     for said in ("What happens: ", "What is expected: ", "--form export (seed 0, GC402)", f"torch {torch.__version__}"):
         assert said in " ".join(docstring.split())
     assert_fails_until_mended(
