@@ -1,13 +1,15 @@
-"""``gradctl optimize``: passes over an ONNX graph, each held against the graph before it, and what was gained.
+"""``gradctl optimize``: passes over an ONNX graph, each compared with the graph before it, and the improvement.
 
-A pass that changes what the graph computes is undone and named, and the others go on without it.
+A pass that changes what the graph computes is undone and named, and the others go on without it. Without an output file
+it is a trial: the same passes and verdict, and no file.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +53,7 @@ class Options:
 
     Attributes:
         passes: in this order.
-        level: of which they are; None where the user named them.
+        level: to which they belong; None if the user named them.
         seed: of inputs and noise.
         allows, fail_on, progress: as in ``gradcheck``.
     """
@@ -66,11 +68,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Optimized:
-    """What became of one graph.
+    """The result for one graph.
 
     Attributes:
         unit: the verdict, with the table of passes.
-        written: whether the file is at its place now.
+        written: whether the output was written.
     """
 
     unit: Unit
@@ -83,14 +85,14 @@ def chosen_passes(level: str, named: Sequence[Pass], opset: int | None) -> list[
     return [*converted, *(named or passes_of_level(level))]
 
 
-def optimize_file(path: Path, output: Path, options: Options, *, inputs: Path | None = None) -> Optimized:
-    """Return the verdict on the optimised graph of a file, which is at its place if it passes.
+def optimize_file(path: Path, output: Path | None, options: Options, *, inputs: Path | None = None) -> Optimized:
+    """Return the verdict on the optimised graph of a file, which is written if it passes.
 
     Args:
         path: the file; never changed, unless it is ``output`` too.
-        output: where the result is to be.
+        output: the file to write; None for a trial.
         options: passes and the rest.
-        inputs: values by input name or position; without them they are drawn from the types of the graph's inputs.
+        inputs: values by input name or position; by default random values of the types of the graph's inputs.
 
     Raises:
         TargetError: the file cannot be read or run; GC104, GC122 of ``inputs``.
@@ -102,29 +104,26 @@ def optimize_file(path: Path, output: Path, options: Options, *, inputs: Path | 
     example = read_inputs(inputs, file) if inputs is not None else draw_inputs(file, options.seed, optimised=False)
     _ensure_small(file)
     del file  # it may hold all weights
-    with staged_file(output) as beside:
+    with _staged(output) as beside:
         unit, final = _optimized_or_refused(path, example, beside, options, str(path), output=output)
         unit = msgspec.structs.replace(unit, reference=str(path), seconds=time.perf_counter() - start)
-        written = unit.verdict == "pass" and final is not None
-        if written:
-            place(beside, output)
-    return Optimized(unit, written)
+        return _placed(unit, final, beside, output)
 
 
 def optimize_target(
     subject: Subject,
-    output: Path,
+    output: Path | None,
     options: Options,
     *,
     dynamic: Dynamic | None = None,
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Optimized:
-    """Return the verdict on the optimised graph of a model, held against eager too.
+    """Return the verdict on the optimised graph of a model, compared with eager too.
 
     Args:
         subject: the model and its inputs; not changed.
         output, options: as in ``optimize_file``.
-        dynamic: sizes that stay free; the result is tried at other sizes as well.
+        dynamic: sizes that stay free; the result is compared at other sizes as well.
         around: entered around all that runs the model.
 
     Raises:
@@ -132,7 +131,7 @@ def optimize_target(
         ResourceError: GC131 if the output cannot be written.
     """
     start = time.perf_counter()
-    with staged_file(output) as beside:
+    with _staged(output) as beside:
         with around(), preserve_generators():
             comparing = Comparing(subject, options.allows, fail_on=options.fail_on, outputs_only=True)
             options.progress("exporting")
@@ -161,20 +160,36 @@ def optimize_target(
         for other in beside.parent.iterdir():
             if other != beside:
                 other.unlink()
-        written = unit.verdict == "pass" and final is not None
-        if written:
-            place(beside, output)
-    return Optimized(unit, written)
+        return _placed(unit, final, beside, output)
+
+
+@contextmanager
+def _staged(output: Path | None) -> Iterator[Path]:
+    """Yield a path for the result: next to the output, or in a temporary folder for a trial."""
+    if output is not None:
+        with staged_file(output) as beside:
+            yield beside
+    else:
+        with tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
+            yield Path(folder) / "trial.onnx"
+
+
+def _placed(unit: Unit, final: OnnxFile | None, beside: Path, output: Path | None) -> Optimized:
+    """Move a result that passes to the output, if there is one."""
+    if output is None or final is None or unit.verdict != "pass":
+        return Optimized(unit, written=False)
+    place(beside, output)
+    return Optimized(unit, written=True)
 
 
 def _optimized_or_refused(
-    path: Path, example: Mapping[str, Tensor], beside: Path, options: Options, target: str, *, output: Path
+    path: Path, example: Mapping[str, Tensor], beside: Path, options: Options, target: str, *, output: Path | None
 ) -> tuple[Unit, OnnxFile | None]:
-    """Raise GC131 where the disk takes no graph: each one in between is written beside the output."""
+    """Raise GC131 if a graph cannot be written: the graph after each pass is a file beside the result."""
     try:
         return _optimized(path, example, beside, options, target)
     except OSError as error:
-        raise unwritable(output, error) from error
+        raise unwritable(output or beside, error) from error
 
 
 def _optimized(

@@ -34,6 +34,7 @@ _NOT_ONNX = (".pb", ".pt", ".pt2", ".pth", ".ts", ".ort", ".tflite", ".safetenso
 
 @click.command(
     epilog="\b\nExamples:\n"
+    "  gradctl optimize model.onnx\n"
     "  gradctl optimize model.onnx -o model.opt.onnx\n"
     "  gradctl optimize model.onnx --pass ir-unused --pass ort-basic --opset 20 -o model.opt.onnx\n"
     "  gradctl optimize sample_models/transformer.py --level max -o transformer.onnx"
@@ -42,10 +43,9 @@ _NOT_ONNX = (".pb", ".pt", ".pt2", ".pth", ".ts", ".ort", ".tflite", ".safetenso
 @click.option(
     "-o",
     "--output",
-    required=True,
     metavar="OUT",
     type=click.Path(path_type=Path),
-    help="The file to write: .onnx. It may be FILE itself.",
+    help="The file to write: .onnx. It may be FILE itself. Without it, nothing is written.",
 )
 @click.option(
     "--level",
@@ -69,7 +69,7 @@ def optimize(
     checking: TargetOptions,
     reporting: ReportOptions,
     *,
-    output: Path,
+    output: Path | None,
     level: str | None,
     passes: tuple[str, ...],
     opset: int | None,
@@ -82,9 +82,10 @@ def optimize(
     values, other sizes. A pass that changes what the graph computes is undone and named, with the first value that it
     changes and the fewest nodes that show it. A TARGET is exported first, and the result compared with eager.
 
-    OUT is written when all of it holds, findings allowed included; else an older one is as it was.
+    OUT is written if the result agrees; otherwise an existing file stays as it is. Without -o it is a trial: the same
+    report, and no file.
     """
-    if output.suffix.lower() != ".onnx":
+    if output is not None and output.suffix.lower() != ".onnx":
         raise click.UsageError(f"{output}: optimize writes .onnx.")
     if level is not None and passes:
         raise click.UsageError("--level and --pass both say which passes run. Give one of them.")
@@ -93,7 +94,9 @@ def optimize(
     with judging(reporting) as (allows, progress):
         options = _options(level, passes, opset, checking, reporting, allows=allows, progress=progress)
         optimized = _file(checking, output, options) if is_file else _target(checking, output, dynamic, options)
-    said = f"{output} is written" if optimized.written else f"{output} is not written"
+    said = f"{output} is {'written' if optimized.written else 'not written'}"
+    if output is None:
+        said = "trial: no file is written (add -o OUT to write the result)"
     return emit_units([optimized.unit], allows, checking, reporting, preface=f"{said}\n\n")
 
 
@@ -128,14 +131,14 @@ def _options(
     )
 
 
-def _file(checking: TargetOptions, output: Path, options: Options) -> Optimized:
+def _file(checking: TargetOptions, output: Path | None, options: Options) -> Optimized:
     from gradctl.commands.optimize import optimize_file
 
     use_threads(checking)
     return optimize_file(Path(checking.target), output, options, inputs=checking.inputs_file)
 
 
-def _target(checking: TargetOptions, output: Path, dynamic: tuple[str, ...], options: Options) -> Optimized:
+def _target(checking: TargetOptions, output: Path | None, dynamic: tuple[str, ...], options: Options) -> Optimized:
     from gradctl.commands.optimize import optimize_target
 
     free = free_sizes_from(dynamic)

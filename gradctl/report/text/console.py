@@ -201,7 +201,8 @@ def _print_optimization(console: Console, optimization: Optimization) -> None:
         passes.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
     for row in pass_rows(optimization):
         passes.add_row(*map(data, row))
-    console.print(passes, "")
+    if passes.row_count:
+        console.print(passes, "")
     for line in notes(optimization):
         _print_indented(console, line, indent=0)
     sizes = plain_table()

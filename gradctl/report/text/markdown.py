@@ -80,7 +80,8 @@ def _folded(units: Sequence[Unit]) -> list[str]:
 def _unit(unit: Unit) -> list[str]:
     lines = [f"### {_code(unit.target)}, {_code(unit.form)}: {unit.verdict}", "", _escaped(unit_line(unit)), ""]
     if unit.optimization is not None:
-        lines += [*_table(PASS_HEADINGS, pass_rows(unit.optimization), left=2), ""]
+        if rows := pass_rows(unit.optimization):
+            lines += [*_table(PASS_HEADINGS, rows, left=2), ""]
         lines += [f"- {_escaped(line)}" for line in notes(unit.optimization)]
         lines += ["", *_table(SIZE_HEADINGS, size_rows(unit.optimization), left=1), ""]
     if unit.structure is not None:

@@ -9,8 +9,12 @@ PASS_HEADINGS = ("pass", "result", "nodes", "error", "budget", "latency", "time"
 SIZE_HEADINGS = ("", "before", "after")
 
 
+# Passes with these results have no row in the table.
+_WITHOUT_ROW = ("unchanged", "not installed", "not applicable")
+
+
 def pass_rows(optimization: Optimization) -> list[tuple[str, ...]]:
-    """Return a row for each pass: what became of it, the nodes and the latency after it, and its own time."""
+    """Return a row for each pass that changed the graph or failed: result, nodes and latency after it, its own time."""
     return [
         (
             each.name,
@@ -22,6 +26,7 @@ def pass_rows(optimization: Optimization) -> list[tuple[str, ...]]:
             _time(each.seconds),
         )
         for each in optimization.passes
+        if each.status not in _WITHOUT_ROW
     ]
 
 
@@ -51,8 +56,10 @@ def size_rows(optimization: Optimization) -> list[tuple[str, ...]]:
 
 
 def notes(optimization: Optimization) -> list[str]:
-    """Return a line for each pass that changed something or could not: what, or why; and the error of all together."""
-    lines = [f"{each.name}: {_said(each)}" for each in optimization.passes if _said(each)]
+    """Return a line for all passes that changed nothing, one for each other pass, and one for the total error."""
+    unchanged = [each.name for each in optimization.passes if each.status == "unchanged"]
+    lines = [f"no change: {', '.join(unchanged)}"] if unchanged else []
+    lines += [f"{each.name}: {_said(each)}" for each in optimization.passes if _said(each)]
     if optimization.error is not None:
         lines.append(
             f"error of all passes together {format_number(optimization.error)}, budget "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,12 @@ def test_an_export_is_optimised_and_still_the_model(tmp_path):
     assert (finished.returncode, finished.stderr) == (0, "")
     lines = finished.stdout.splitlines()
     assert (lines[0], lines[-1]) == (f"{output} is written", f"PASS: 1 output agrees with {exported}")
-    assert [line.split()[0] for line in lines[3 : 3 + 11]] == [
-        name for name, each in PASSES.items() if each.level != "max"
-    ]
+    # Each pass of the level has a row, or is on the line of passes that changed nothing, or was not run.
+    rows = [line.split()[0] for line in lines[3 : lines.index("", 3)]]
+    (unchanged,) = re.findall(r"^no change: ((?:[\w-]+,\s)*[\w-]+)", finished.stdout, re.MULTILINE)
+    selected = [each for each in PASSES.values() if each.level != "max"]
+    missing = [each.name for each in selected if each.missing()]
+    assert sorted([*rows, *re.split(r",\s", unchanged), *missing]) == sorted(each.name for each in selected)
     assert gradctl("compare", exported, output).returncode == 0
     assert gradctl("compare", sample, output).returncode == 0
 
@@ -48,6 +52,34 @@ def test_a_target_is_exported_optimised_and_held_against_eager(tmp_path):
     assert finished.stdout.splitlines()[-1] == "PASS: 1 output agrees with eager"
     assert onnx.load(output).graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert [each.name for each in tmp_path.iterdir()] == ["mlp.onnx"]
+
+
+def test_without_an_output_it_is_a_trial_and_no_file_is_written(plain, tmp_path):
+    before = plain.read_bytes()
+    finished = gradctl("optimize", plain, "--pass", "ir-identity", "--pass", "fold", "--pass", "ir-unused")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    lines = finished.stdout.splitlines()
+    assert lines[0] == "trial: no file is written (add -o OUT to write the result)"
+    assert lines[-1] == f"PASS: 1 output agrees with {plain}"
+    # One pass removed a node, and has a row; the others are one line.
+    assert [line.split()[:3] for line in lines if line.startswith("ir-identity ")] == [["ir-identity", "kept", "2"]]
+    assert [line for line in lines if "fold" in line] == ["no change: fold, ir-unused"]
+    assert [each.name for each in tmp_path.iterdir()] == [plain.name] and plain.read_bytes() == before
+
+
+def test_a_trial_that_fails_has_the_exit_code_of_the_verdict(tmp_path):
+    path = written(tmp_path / "a.onnx", graph("m = Gelu(i)\ny = Relu(m)"))
+    finished = gradctl("optimize", path, "--level", "safe", "--opset", 12)
+    assert (finished.returncode, finished.stderr) == (1, "")
+    assert finished.stdout.startswith("trial: no file is written")
+    assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_a_target_without_an_output_is_a_trial(tmp_path):
+    finished = gradctl("optimize", SAMPLES / "mlp.py", "--level", "safe", cwd=tmp_path)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout.startswith("trial: no file is written")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_passes_that_are_named_run_in_their_order(plain, tmp_path):
