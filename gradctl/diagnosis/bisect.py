@@ -1,9 +1,7 @@
-"""Which module ``torch.compile`` gets wrong, and which part of it does: when that is asked for (``--bisect``).
+"""The module that ``torch.compile`` compiles wrongly, and the part of the compiler that does it (``--bisect``).
 
-Modules are compiled alone, down to the innermost that is wrong; the part is found by torch's own compiler bisector.
-
-The bisector compiles the model again and again, with a simpler backend or with one subsystem switched off after so many
-steps.
+Modules are compiled alone, down to the innermost that is wrong. The part is found by torch's own compiler bisector,
+which compiles the model again and again, with a simpler backend or with one subsystem disabled after some steps.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import msgspec
 from gradctl.comparison.form_comparison import FormComparison, form_comparison
 from gradctl.comparison.reference import Reference
 from gradctl.core.findings import Finding
+from gradctl.diagnosis.causes import RAISES, key_of
 from gradctl.diagnosis.localise_form import with_place
 from gradctl.diagnosis.localise_modules import AloneModules
 from gradctl.forms.form import CannotCapture
@@ -36,21 +35,20 @@ def bisect_findings(findings: Sequence[Finding], comparison: FormComparison) -> 
         return list(findings)
     words, place = _words(comparison.reference), _place(errors, comparison)
 
-    def told(finding: Finding) -> Finding:
+    def add_place(finding: Finding) -> Finding:
         if finding.severity != "error":
             return finding
         finding = finding if place is None else with_place(finding, place)
         return msgspec.structs.replace(finding, message=f"{finding.message} {words}")
 
-    return [told(each) for each in findings]
+    return [add_place(each) for each in findings]
 
 
 def _place(errors: Sequence[Finding], comparison: FormComparison) -> SourceLocation | None:
     """Return the innermost module that inductor gets wrong alone, by the worst tensor."""
     for finding in errors:
-        if finding.quantity is not None and finding.tensor is not None:
-            difference = comparison.worst[finding.quantity, finding.tensor]
-            form = form_named("compile")
+        if key_of(finding) != RAISES:
+            difference, form = comparison.worst[key_of(finding)], form_named("compile")
             return AloneModules(comparison.reference, form, difference.trial, finding, difference).innermost()
     return None
 

@@ -64,13 +64,15 @@ class Intervention:
     Attributes:
         cause: the cause, if the form computes the same.
         context: entered around each call and its backward.
+        before: changes a private copy before each call of its model.
         call: from a private copy to the callable that replaces its model.
-        keep_hooks: whether hooks on modules and parameters are there.
+        keep_hooks: whether hooks on modules and parameters are kept.
         alone: the same for each place alone, if there are several.
     """
 
     cause: Cause
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    before: Callable[[Instance], None] = lambda instance: None
     call: Callable[[Instance], _Call] = lambda instance: instance.model
     keep_hooks: bool = True
     alone: tuple[Intervention, ...] = ()
@@ -106,9 +108,13 @@ class Search:
         """Return those of ``keys`` on which eager with this intervention agrees with the form."""
         found = {RAISES} if RAISES in keys and self._raises(altered) else set()
         for trial in self.reference.trials:
-            if any(key in keys and each.trial is trial for key, each in self.comparison.worst.items()):
-                found |= self._explained_on(trial, altered, keys)
+            if self.worst_on(trial).keys() & keys:
+                found |= self._explained_on(trial, altered) & keys
         return found
+
+    def worst_on(self, trial: ModelTrial) -> dict[Key, ModelDifference]:
+        """Return the tensors whose largest difference is on this trial."""
+        return {key: each for key, each in self.comparison.worst.items() if each.trial is trial}
 
     def _narrowed(self, altered: Intervention, explained: set[Key]) -> Cause:
         """Return the cause with the one place that explains all, if one does."""
@@ -117,24 +123,27 @@ class Search:
                 return alone.cause
         return altered.cause
 
-    def _explained_on(self, trial: ModelTrial, altered: Intervention, keys: set[Key]) -> set[Key]:
-        here = {key: each for key, each in self.comparison.worst.items() if each.trial is trial}
+    def _explained_on(self, trial: ModelTrial, altered: Intervention) -> set[Key]:
+        here = self.worst_on(trial)
         calls = max(each.call for each in here.values())
         native = self._run(trial, altered, calls)
         if native[-1].error is not None:
             return set()
-        float64 = self._run(trial, altered, calls, promoted=True) if trial.float64 is not None else native
-        if float64[-1].error is not None:
-            float64 = native
-        as_form = {
-            key for key, each in here.items() if _is_given(key, each, native[each.call - 1], float64[each.call - 1])
-        }
+        runs = list(zip(native, self._oracle(trial, altered, native), strict=True))
+        as_form = {key for key, each in here.items() if _computes_the_same(key, each, *runs[each.call - 1])}
         # What the form has right must stay right: else the alteration is another program that happens to coincide.
-        right = {key for key, each in here.items() if not each.differs and not each.exceeds}
-        return as_form & keys if right <= as_form else set()
+        are_kept = all(key in as_form or each.differs or each.exceeds for key, each in here.items())
+        return as_form if are_kept else set()
+
+    def _oracle(self, trial: ModelTrial, altered: Intervention, native: list[Outcome]) -> list[Outcome]:
+        """Return the same calls in float64; the native calls if altered eager does not run in float64."""
+        if trial.float64 is None:
+            return native
+        float64 = self._run(trial, altered, len(native), promoted=True)
+        return native if float64[-1].error is not None else float64
 
     def _raises(self, altered: Intervention) -> bool:
-        """Tell whether altered eager raises what the form raises, wherever it does."""
+        """Return whether altered eager raises the error of the form on each trial on which the form raises."""
         trials = [trial for trial in self.reference.trials if trial.name in self.comparison.raised]
         for trial in trials:
             error = self._run(trial, altered, len(trial.native))[-1].error
@@ -149,7 +158,13 @@ class Search:
             input_mode=self.reference.input_mode,
             keep_hooks=altered.keep_hooks,
         )
-        captured = replace(eager.capture(instance), call=altered.call(instance))
+        model = altered.call(instance)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            altered.before(instance)
+            return model(*args, **kwargs)
+
+        captured = replace(eager.capture(instance), call=call)
 
         def context() -> AbstractContextManager[Any]:
             stack = ExitStack()
@@ -164,10 +179,11 @@ class Search:
 
 def state_causes(findings: Sequence[Finding], causes: dict[Key, Cause]) -> list[Finding]:
     """Return the findings with their causes, in code, in words and with the place."""
-    return [_with_cause(each, causes.get(_key(each))) for each in findings]
+    return [_with_cause(each, causes.get(key_of(each))) for each in findings]
 
 
-def _key(finding: Finding) -> Key:
+def key_of(finding: Finding) -> Key:
+    """Return the quantity and tensor of a finding; ``RAISES`` if it is not about a tensor."""
     return (finding.quantity, finding.tensor) if finding.quantity and finding.tensor else RAISES
 
 
@@ -185,21 +201,23 @@ def _with_cause(finding: Finding, cause: Cause | None) -> Finding:
     )
 
 
-def _is_given(key: Key, each: ModelDifference, native: Outcome, float64: Outcome) -> bool:
-    """Tell whether an outcome of altered eager has the tensor that the form gave."""
+def _computes_the_same(key: Key, each: ModelDifference, native: Outcome, float64: Outcome) -> bool:
+    """Return whether an outcome of altered eager has the tensor that the form computed."""
     quantity, name = key
     oracles = tensors_of(float64, quantity)
     altered, candidate = tensors_of(native, quantity).get(name), each.candidate
     if altered is None or candidate is None:
         return altered is candidate
-    if altered.shape != candidate.shape or altered.dtype != candidate.dtype:
+    is_other = (altered.shape, altered.dtype) != (candidate.shape, candidate.dtype)
+    if is_other or each.requires_grad not in (None, name in native.differentiable) or _differs_in_float64_only(each):
         return False
-    if each.requires_grad is not None and (name in native.differentiable) != each.requires_grad:
-        return False
-    if each.differs and not each.exceeds and each.requires_grad is None and not each.structure:
-        return False  # it differs in float64 only, and the native tensors are too near to tell
     neighbours = largest_scale(oracles.values())
     found = tensor_difference(
         name, altered, candidate, oracle=oracles.get(name), neighbours=neighbours, trial=each.trial
     )
     return not found.exceeds and (not (each.differs and each.exceeds) or _NEARER * found.error <= each.error)
+
+
+def _differs_in_float64_only(each: ModelDifference) -> bool:
+    """Return whether the native tensors are too similar to distinguish the form from eager."""
+    return each.differs and not (each.exceeds or each.structure or each.requires_grad is not None)

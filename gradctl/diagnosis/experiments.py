@@ -5,14 +5,15 @@ from __future__ import annotations
 import pickle
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradctl.comparison.trials import ModelTrial
 from gradctl.diagnosis.causes import Cause, Intervention, Search
@@ -27,6 +28,8 @@ from gradctl.tracing.tracer import SourceLine
 # Of several places, each alone is a run of the model; beyond this all are named together.
 _MOST_PLACES = 8
 _Kind = Literal["functions", "hooks", "no_grads", "detaches"]
+_Layers = type[nn.Module]
+_State = TypeVar("_State", bound=dict[Any, Any])
 
 
 def experiments(search: Search) -> Iterator[Intervention]:
@@ -39,7 +42,7 @@ def experiments(search: Search) -> Iterator[Intervention]:
         kinds = _semantics(form, seen, search.reference.instance())
         yield from (_undoing([kind]) for kind in kinds)
         for size in range(2, len(kinds) + 1):
-            yield from (_undoing(list(several)) for several in combinations(kinds, size))
+            yield from map(_undoing, combinations(kinds, size))
         yield from _answers(form, seen, search)
     yield from _attributes(form, search.reference.instance())
 
@@ -59,76 +62,80 @@ def _seen(instance: Instance) -> ProgramEvents | None:
 
 
 def _modes(form: str, instance: Instance) -> Iterator[Intervention]:
-    """Return the model in its other mode: all of it, its BatchNorm only, its dropout only."""
+    """Yield the model in its other mode: its BatchNorm only, its dropout only, all of it."""
     module = module_of(instance.model)
     if module is None:
         return
-    training = module.training
+    for kind, layers in _MODE_DEPENDENT.items():
+        matching = [(name, child) for name, child in module.named_modules() if isinstance(child, layers)]
+        names = [name or type(child).__name__ for name, child in matching if child.training == module.training]
+        if names or kind == _ALL:
+            yield _in_other_mode(form, kind, names, module.training)
+
+
+def _in_other_mode(form: str, kind: str, names: list[str], training: bool) -> Intervention:
     own, other = ("training", "evaluation") if training else ("evaluation", "training")
-    for kind, matches in _MODE_DEPENDENT.items():
-        names = [
-            name or type(child).__name__
-            for name, child in module.named_modules()
-            if matches(child) and child.training == training
-        ]
-        if kind and not names:
-            continue
-        shown = f": {', '.join(names[:4])}{' …' if len(names) > 4 else ''}" if names else ""
-        yield Intervention(
-            Cause(
-                "GC209",
-                f"{form} has {kind or 'the model'} in {other} mode, and eager is in {own} mode{shown}",
-                "capture the model in the mode that it is used in: call eval() or train() before, or give --eval.",
-                module=names[0] if len(names) == 1 else None,
-            ),
-            call=_in_mode(matches, training=not training),
-        )
+    shown = f": {few(names, 4)}" if names else ""
+    return Intervention(
+        Cause(
+            "GC209",
+            f"{form} has {kind} in {other} mode, and eager is in {own} mode{shown}",
+            "capture the model in the mode that it is used in: call eval() or train() before, or add --eval.",
+            module=names[0] if len(names) == 1 else None,
+        ),
+        before=partial(_set_mode, layers=_MODE_DEPENDENT[kind], training=not training),
+    )
 
 
-def _in_mode(matches: Callable[[nn.Module], bool], *, training: bool) -> Callable[[Instance], Callable[..., Any]]:
-    def called(instance: Instance) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            for child in instance.model.modules():
-                if matches(child):
-                    child.training = training
-            return instance.model(*args, **kwargs)
-
-        return call
-
-    return called
+def _set_mode(instance: Instance, *, layers: _Layers, training: bool) -> None:
+    for child in instance.model.modules():
+        if isinstance(child, layers):
+            child.training = training
 
 
-_MODE_DEPENDENT: dict[str, Callable[[nn.Module], bool]] = {
-    "BatchNorm": lambda child: isinstance(child, nn.modules.batchnorm._BatchNorm),
-    "dropout": lambda child: isinstance(child, nn.modules.dropout._DropoutNd),
-    "": lambda child: True,
+def few(names: Collection[str], most: int) -> str:
+    """Return the first names for a message."""
+    return ", ".join(list(names)[:most]) + (" …" if len(names) > most else "")
+
+
+_ALL = "the model"
+_MODE_DEPENDENT: dict[str, _Layers] = {
+    "BatchNorm": nn.modules.batchnorm._BatchNorm,
+    "dropout": nn.modules.dropout._DropoutNd,
+    _ALL: nn.Module,
 }
 
 # ------------------------------------------------------------------ random numbers
 
 
 def generators_moved(instance: Instance) -> list[str]:
-    """Return the global generators that a run draws from: ``torch``, ``python``, ``numpy``."""
-    states: list[dict[str, Any]] = []
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        states.append(_generator_states())
-        value = instance.model(*args, **kwargs)
-        states.append(_generator_states())
-        return value
-
-    _call(instance, call)
-    before, after = states
+    """Return the global generators that a run uses: ``torch``, ``python``, ``numpy``."""
+    before, after = _around_a_call(instance, _generator_states)
     return [name for name, state in before.items() if state != after[name]]
 
 
-def _call(instance: Instance, call: Callable[..., Any]) -> None:
-    """Call once, from the state and seed of a private copy."""
+def call_once(instance: Instance, call: Callable[..., Any]) -> dict[str, Tensor]:
+    """Return the outputs of one call from the state and seed of a private copy."""
     instance.restore()
     args, kwargs = instance.inputs()
     with torch.enable_grad():
-        instance.call(call, args, kwargs)
+        outputs = dict(instance.call(call, args, kwargs))
     instance.restore()
+    return outputs
+
+
+def _around_a_call(instance: Instance, state: Callable[[], _State]) -> tuple[_State, _State]:
+    """Return a state as it is before a call of the model, and after it."""
+    states: list[_State] = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        states.append(state())
+        value = instance.model(*args, **kwargs)
+        states.append(state())
+        return value
+
+    call_once(instance, call)
+    return states[0], states[1]
 
 
 def _generator_states() -> dict[str, Any]:
@@ -140,7 +147,7 @@ def _generator_states() -> dict[str, Any]:
 
 
 def _seeds(form: str, instance: Instance) -> Iterator[Intervention]:
-    """Return eager under the seed that forms are captured under: a number drawn then has been baked in."""
+    """Yield eager under the seed that forms are captured under: a random number of the capture became a constant."""
     moved = generators_moved(instance)
     for names in [[name for name in moved if name != "torch"], moved]:
         if names:
@@ -151,27 +158,18 @@ def _seeds(form: str, instance: Instance) -> Iterator[Intervention]:
                     "draw with torch (torch.rand, dropout), whose operators a graph keeps, or give it as an input.",
                     place_of_draw(instance, names),
                 ),
-                call=_seeded_as_captured(with_torch="torch" in names),
+                before=partial(_seed_as_captured, with_torch="torch" in names),
             )
 
 
-def _seeded_as_captured(*, with_torch: bool) -> Callable[[Instance], Callable[..., Any]]:
-    def called(instance: Instance) -> Callable[..., Any]:
-        seed = instance.subject.seed
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            seed_generators(seed + 1)
-            if not with_torch:
-                torch.default_generator.manual_seed(seed)
-            return instance.model(*args, **kwargs)
-
-        return call
-
-    return called
+def _seed_as_captured(instance: Instance, *, with_torch: bool) -> None:
+    seed_generators(instance.subject.seed + 1)
+    if not with_torch:
+        torch.default_generator.manual_seed(instance.subject.seed)
 
 
 def place_of_draw(instance: Instance, names: list[str]) -> SourceLine | None:
-    """Return the line that draws the first number of Python or numpy, or torch's first random operator."""
+    """Return the line of the first random number of Python or NumPy, or of torch's first random operator."""
     if names == ["torch"]:
         found = [each.location for each in observe_call(instance, []) if each.kind == "random numbers"]
         return next(((at.file, at.line) for at in found if at is not None and at.file and at.line), None)
@@ -189,7 +187,7 @@ def place_of_draw(instance: Instance, names: list[str]) -> SourceLine | None:
         finally:
             sys.setprofile(before)
 
-    _call(instance, call)
+    call_once(instance, call)
     return places[0] if places else None
 
 
@@ -198,48 +196,43 @@ def place_of_draw(instance: Instance, names: list[str]) -> SourceLine | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Lost:
-    """One part of the semantics that a form may drop."""
+    """One part of the semantics that a form may drop.
+
+    Attributes:
+        kind: of events.
+        items: the Functions, or the places.
+        cause: the cause for some of the items.
+        on_modules: the items that are hooks on modules.
+        keep_hooks: whether the model has no hooks on modules.
+    """
 
     kind: _Kind
-    items: frozenset[Any]
-    cause: Cause
-    keep_hooks: bool
-    alone: tuple[_Lost, ...] = ()
+    items: list[Any]
+    cause: Callable[[list[Any]], Cause]
+    on_modules: frozenset[SourceLine] = frozenset()
+    keep_hooks: bool = True
+
+    def alone(self) -> list[_Lost]:
+        """Return each item alone, if there are several."""
+        if not 1 < len(self.items) <= _MOST_PLACES:
+            return []
+        return [replace(self, items=[item], keep_hooks=item not in self.on_modules) for item in self.items]
 
 
 def _semantics(form: str, seen: ProgramEvents, instance: Instance) -> list[_Lost]:
     """Return the semantics of the program that a form may drop, each with its cause."""
-    on_modules = [
-        (hook.location.file, hook.location.line)
-        for hook in hooks_on_modules(module_of(instance.subject.model))
-        if hook.location is not None and hook.location.file and hook.location.line
-    ]
-    has_module_hooks = bool(list(hooks_on_modules(module_of(instance.subject.model))))
-    hooks: list[SourceLine | None] = [*seen.hooks, *(on_modules if has_module_hooks else [])]
+    module_hooks = list(hooks_on_modules(module_of(instance.subject.model)))
+    at = [hook.location for hook in module_hooks if hook.location is not None]
+    on_modules = [(each.file, each.line) for each in at if each.file and each.line]
     found = [
-        _lost("functions", list(seen.functions), lambda items: _function_dropped(form, seen, items)),
-        _lost("no_grads", seen.no_grads, lambda items: _cut_dropped("GC201", form, "no_grad", items)),
-        _lost("detaches", seen.detaches, lambda items: _cut_dropped("GC202", form, "detach", items)),
-        _lost("hooks", hooks, lambda items: _hook_dropped(form, items), set(on_modules), has_module_hooks),
+        _Lost("functions", list(seen.functions), partial(_function_dropped, form, seen)),
+        _Lost("no_grads", seen.no_grads, partial(_cut_dropped, "GC201", form, "no_grad")),
+        _Lost("detaches", seen.detaches, partial(_cut_dropped, "GC202", form, "detach")),
+        _Lost(
+            "hooks", [*seen.hooks, *on_modules], partial(_hook_dropped, form), frozenset(on_modules), not module_hooks
+        ),
     ]
-    return [each for each in found if each is not None]
-
-
-def _lost(
-    kind: _Kind,
-    items: list[Any],
-    cause: Callable[[list[Any]], Cause],
-    on_modules: set[Any] = frozenset(),  # type: ignore[assignment]
-    has_module_hooks: bool = False,
-) -> _Lost | None:
-    if not items and not has_module_hooks:
-        return None
-    alone = (
-        tuple(_Lost(kind, frozenset([item]), cause([item]), item not in on_modules) for item in items)
-        if 1 < len(items) <= _MOST_PLACES
-        else ()
-    )
-    return _Lost(kind, frozenset(items), cause(items), not has_module_hooks, alone)
+    return [each for each in found if each.items or not each.keep_hooks]
 
 
 def _function_dropped(form: str, seen: ProgramEvents, functions: list[Any]) -> Cause:
@@ -272,23 +265,20 @@ def _hook_dropped(form: str, places: list[SourceLine | None]) -> Cause:
     )
 
 
-def _undoing(several: list[_Lost]) -> Intervention:
+def _undoing(several: Sequence[_Lost]) -> Intervention:
     """Return eager without any of these."""
-    items: dict[str, Any] = {each.kind: each.items for each in several}
+    items: dict[str, Any] = {each.kind: frozenset(each.items) for each in several}
     undone = Suppressed(**items)
-    causes = [each.cause for each in several]
-    cause = causes[0]
-    if len(causes) > 1:
-        cause = replace(cause, words=", and ".join(each.words for each in causes))
+    causes = [each.cause(each.items) for each in several]
     return Intervention(
-        cause,
+        replace(causes[0], words=", and ".join(each.words for each in causes)),
         context=lambda: watching(ProgramEvents(), undone),
         keep_hooks=all(each.keep_hooks for each in several),
-        alone=tuple(_undoing([each]) for each in several[0].alone) if len(several) == 1 else (),
+        alone=tuple(_undoing([each]) for each in several[0].alone()) if len(several) == 1 else (),
     )
 
 
-# ------------------------------------------------------------------ what Python was told
+# ------------------------------------------------------------------ results of queries
 
 
 def _answers(form: str, seen: ProgramEvents, search: Search) -> Iterator[Intervention]:
@@ -373,7 +363,7 @@ _OF_SHAPES = {
 _TRUTHS = {"__bool__", "is_nonzero", "equal", "allclose", "__contains__"}
 
 
-# ------------------------------------------------------------------ what the model keeps in Python
+# ------------------------------------------------------------------ Python attributes of the model
 
 
 def _attributes(form: str, instance: Instance) -> Iterator[Intervention]:
@@ -381,30 +371,15 @@ def _attributes(form: str, instance: Instance) -> Iterator[Intervention]:
     module = module_of(instance.model)
     if module is None:
         return
-    states: list[dict[tuple[str, str], Any]] = []
-
-    def watched_call(*args: Any, **kwargs: Any) -> Any:
-        states.append(_plain_attributes(module))
-        value = instance.model(*args, **kwargs)
-        states.append(_plain_attributes(module))
-        return value
-
-    _call(instance, watched_call)
-    before, after = states
+    before, after = _around_a_call(instance, lambda: _plain_attributes(module))
     moved = [key for key, value in before.items() if after.get(key, value) != value]
     if not moved:
         return
     owner, name = moved[0]
 
-    def called(copy: Instance) -> Callable[..., Any]:
-        children = dict(module_of(copy.model).named_modules())  # type: ignore[union-attr]
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            for path, attribute in moved:
-                vars(children[path])[attribute] = before[path, attribute]
-            return copy.model(*args, **kwargs)
-
-        return call
+    def reset(copy: Instance) -> None:
+        for path, attribute in moved:
+            vars(module_of(copy.model).get_submodule(path))[attribute] = before[path, attribute]  # type: ignore[union-attr]
 
     yield Intervention(
         Cause(
@@ -414,7 +389,7 @@ def _attributes(form: str, instance: Instance) -> Iterator[Intervention]:
             "keep it in a buffer (register_buffer), which a graph reads and writes.",
             module=owner or type(module).__name__,
         ),
-        call=called,
+        before=reset,
     )
 
 

@@ -20,7 +20,7 @@ from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding
 from gradctl.core.names import Quantity
 from gradctl.diagnosis.causes import Cause, Intervention, Search, state_causes
-from gradctl.diagnosis.experiments import experiments, generators_moved, place_of_draw
+from gradctl.diagnosis.experiments import call_once, experiments, few, generators_moved, place_of_draw
 from gradctl.forms import eager
 from gradctl.forms.form import Captured, Outcome
 from gradctl.forms.onnx.from_file import without_optimizer
@@ -53,18 +53,9 @@ class PreRunObservations:
         module = module_of(instance.model)
         own = dict(module.named_buffers(remove_duplicate=False)) if module is not None else {}
         held = captured.buffers_now()
-        moved = {
-            name: held[name].detach().clone()
-            for name, value in own.items()
-            if name in held and held[name].shape == value.shape and not _equal(held[name], value)
-        }
-        split: dict[str, Tensor] = {}
-        for leaf in instance.leaves:
-            names = [name.removeprefix("param:") for name in (leaf.name, *leaf.tied)]
-            values = {name: captured.parameters[name] for name in names if name in captured.parameters}
-            if not all(_equal(value, next(iter(values.values()))) for value in values.values()):
-                split |= {name: value.detach().clone() for name, value in values.items()}
-        return PreRunObservations(moved, split)
+        of_shape = [name for name, value in own.items() if name in held and held[name].shape == value.shape]
+        moved = {name: held[name].detach().clone() for name in of_shape if not _equal(held[name], own[name])}
+        return PreRunObservations(moved, _split_parameters(captured, instance))
 
     def ask(self, comparison: FormComparison) -> None:
         """Run the form again, if it is wrong on the native runs: without its optimiser, and from other generators."""
@@ -73,9 +64,19 @@ class PreRunObservations:
         if not wrong or comparison.raised:
             return
         if comparison.captured.form == "onnx":
-            self.causes.update(dict.fromkeys(_optimised_away(comparison, wrong), _OPTIMISER))
+            self.causes.update(dict.fromkeys(_optimised_away(search, wrong), _OPTIMISER))
         if generators_moved(comparison.reference.instance()):
             self.causes = {**dict(_redrawn(comparison, wrong)), **self.causes}
+
+
+def _split_parameters(captured: Captured, instance: Instance) -> dict[str, Tensor]:
+    split: dict[str, Tensor] = {}
+    for leaf in instance.leaves:
+        names = [name.removeprefix("param:") for name in (leaf.name, *leaf.tied)]
+        values = {name: captured.parameters[name] for name in names if name in captured.parameters}
+        if not all(_equal(value, next(iter(values.values()))) for value in values.values()):
+            split |= {name: value.detach().clone() for name, value in values.items()}
+    return split
 
 
 def explain_findings(
@@ -137,34 +138,35 @@ _OPTIMISER = Cause(
 )
 
 
-def _optimised_away(comparison: FormComparison, wrong: set[Key]) -> Iterator[Key]:
+def _optimised_away(search: Search, wrong: set[Key]) -> Iterator[Key]:
     """Yield the tensors that agree without the graph optimiser of onnxruntime."""
     try:
-        plain = without_optimizer(comparison.captured)
+        plain = without_optimizer(search.comparison.captured)
     except TargetError:
         return
-    for trial in comparison.reference.trials:
-        here = {key: each for key, each in comparison.worst.items() if key in wrong and each.trial is trial}
-        if not here:
-            continue
-        count = max(each.call for each in here.values())
-        calls = run_calls(plain, trial.instance, comparison.program.state, calls=count)
-        if calls[-1].error is None:
-            for key, each in here.items():
-                found = dict(call_differences(trial, each.call - 1, calls[each.call - 1], frozenset({key[0]}))).get(key)
-                if found is not None and not (found.is_missing or found.structure or found.exceeds):
-                    yield key
+    for trial in search.reference.trials:
+        here = {key: each.call for key, each in search.worst_on(trial).items() if key in wrong}
+        if here:
+            calls = run_calls(plain, trial.instance, search.comparison.program.state, calls=max(here.values()))
+            if calls[-1].error is None:
+                yield from (key for key, call in here.items() if _agrees(trial, calls, call, key))
+
+
+def _agrees(trial: ModelTrial, calls: Sequence[Outcome], call: int, key: Key) -> bool:
+    """Return whether a tensor of one call, counted from 1, is that of eager."""
+    found = dict(call_differences(trial, call - 1, calls[call - 1], frozenset({key[0]}))).get(key)
+    return found is not None and not (found.is_missing or found.structure or found.exceeds)
 
 
 def _redrawn(comparison: FormComparison, wrong: set[Key]) -> Iterator[tuple[Key, Cause]]:
-    """Yield what depends on other generators than eager uses: from one seed eager repeats, and the form does not.
+    """Yield the tensors that use other generators than in eager: from one seed eager repeats them, the form does not.
 
-    It shows in two calls from one seed; and in gradients, when the generators are moved between forward and backward.
+    Two calls from one seed show it; for gradients, a random number that is generated between forward and backward.
     """
     trial = comparison.reference.trials[0]
     own = eager.capture(trial.instance)
     place = place_of_draw(comparison.reference.instance(), ["torch"])
-    told: set[Key] = set()
+    explained: set[Key] = set()
     for runs, words in (
         (_two_calls, "draws other random numbers at each call from one seed, and eager the same"),
         (_moved_before_backward, "draws random numbers anew in its backward, where eager keeps those of the forward"),
@@ -172,18 +174,11 @@ def _redrawn(comparison: FormComparison, wrong: set[Key]) -> Iterator[tuple[Key,
         forms, eagers = runs(comparison.captured, trial, comparison.program.state), runs(own, trial, State([]))
         if forms is None or eagers is None:
             continue
-        for quantity, name in wrong - told:
-            if _repeats(eagers, quantity, name) and not _repeats(forms, quantity, name):
-                told.add((quantity, name))
-                yield (
-                    (quantity, name),
-                    Cause(
-                        "GC210",
-                        f"{comparison.captured.form} {words}",
-                        "draw the numbers outside and give them as an input, or compare in evaluation mode.",
-                        place,
-                    ),
-                )
+        hint = "draw the numbers outside and pass them as an input, or compare in evaluation mode."
+        cause = Cause("GC210", f"{comparison.captured.form} {words}", hint, place)
+        found = {key for key in wrong - explained if _repeats(eagers, *key) and not _repeats(forms, *key)}
+        explained |= found
+        yield from ((key, cause) for key in found)
 
 
 _Pair = tuple[Outcome, Outcome]
@@ -195,7 +190,7 @@ def _two_calls(captured: Captured, trial: ModelTrial, state: State) -> _Pair | N
 
 
 def _moved_before_backward(captured: Captured, trial: ModelTrial, state: State) -> _Pair | None:
-    """Return two runs from one seed; in the second a number is drawn between forward and backward."""
+    """Return two runs from one seed; in the second, a random number is generated between forward and backward."""
     entered = 0
 
     def moving() -> AbstractContextManager[Any]:
@@ -229,7 +224,7 @@ def _started_otherwise(form: str, witness: PreRunObservations) -> Iterator[Inter
         yield Intervention(
             Cause(
                 "GC211",
-                f"{form} starts with other values of {_first(witness.moved)} than the model has: capturing runs a "
+                f"{form} starts with other values of {few(witness.moved, 3)} than the model has: capturing runs a "
                 "model, which moves its buffers",
                 "capture a copy (copy.deepcopy), or load the state dict again after capturing.",
             ),
@@ -239,15 +234,11 @@ def _started_otherwise(form: str, witness: PreRunObservations) -> Iterator[Inter
         yield Intervention(
             Cause(
                 "GC212",
-                f"{form} has {_first(witness.split)} as tensors with values of their own, and the model ties them",
+                f"{form} has {few(witness.split, 3)} as tensors with values of their own, and the model ties them",
                 "train and save them tied: one parameter under both names, loaded with load_state_dict.",
             ),
             call=lambda instance: _with_parameters(instance, witness.split),
         )
-
-
-def _first(named: dict[str, Tensor]) -> str:
-    return ", ".join(list(named)[:3]) + (" …" if len(named) > 3 else "")
 
 
 def _with_buffers(instance: Instance, values: dict[str, Tensor]) -> Callable[..., Any]:
@@ -283,7 +274,7 @@ def _with_parameters(instance: Instance, values: dict[str, Tensor]) -> Callable[
 def _usual(reference: Reference) -> Iterator[str]:
     """Yield the usual reasons for a difference that apply here."""
     instance = reference.instance()
-    if _hangs_on_mode(instance):
+    if _depends_on_mode(instance):
         for each in training_modes(module_of(instance.model)):
             yield f"{each.name}: {each.message}"
     for each in observe_call(instance, []):
@@ -298,8 +289,8 @@ def _usual(reference: Reference) -> Iterator[str]:
         yield "TF32 is allowed, which rounds products to 10 bits"
 
 
-def _hangs_on_mode(instance: Instance) -> bool:
-    """Tell whether the model computes something else in evaluation mode: one that is in it already does not."""
+def _depends_on_mode(instance: Instance) -> bool:
+    """Return whether the model computes something else in evaluation mode: one that is in it already does not."""
     module = module_of(instance.model)
     if module is None:
         return False
@@ -308,12 +299,5 @@ def _hangs_on_mode(instance: Instance) -> bool:
         module.eval()
         return instance.model(*args, **kwargs)
 
-    found = []
-    for call in (instance.model, evaluated):
-        instance.restore()
-        args, kwargs = instance.inputs()
-        with torch.enable_grad():
-            found.append(dict(instance.call(call, args, kwargs)))
-    instance.restore()
-    first, second = found
+    first, second = (call_once(instance, call) for call in (instance.model, evaluated))
     return not all(_equal(value, second.get(name)) for name, value in first.items())

@@ -1,9 +1,9 @@
-"""Where a pass went wrong: the first value that both graphs have and do not agree on, and the fewest nodes for it.
+"""The error of a pass: the first value that both graphs have and that differs, and the fewest nodes that show it.
 
-Values are matched by name, in the order of the graph before the pass. Then the nodes above that value are cut out with
-the values that they took, the pass is run on that part alone, and the part is made smaller as long as the pass still
-gets it wrong (delta debugging: Zeller and Hildebrandt, IEEE TSE 28 (2002) 183). Where the node that makes the value is
-as it was but for a constant that it takes, the constant is what changed first.
+Values are matched by name, in the order of the graph before the pass. Then the nodes above that value are extracted
+with the values of their inputs, the pass is run on that part alone, and the part is made smaller as long as the pass is
+still wrong (delta debugging: Zeller and Hildebrandt, IEEE TSE 28 (2002) 183). If only a constant input of the node that
+computes the value differs, the constant is the first change.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class FirstChange:
 
     Attributes:
         value: its name; ``initializer b`` for a constant.
-        node: the operator that makes it, or takes the constant, and the node's name.
-        difference: how far it is off.
-        nodes: the operators of the fewest nodes that show it; none where only the whole graph does.
-        total: the nodes of the graph.
+        node: the operator that computes the value, or uses the constant, and the name of the node.
+        difference: of the value.
+        nodes: the operators of the fewest nodes that show it; empty if only the whole graph does.
+        total: the number of nodes of the graph.
     """
 
     value: str
@@ -62,11 +62,11 @@ class FirstChange:
 
 
 def first_change(before: OnnxFile, after: OnnxFile, apply: _Apply, trial: FileTrial, seed: int) -> FirstChange | None:
-    """Return the first value that differs; None where only outputs of the graph do, which no node of both makes.
+    """Return the first value that differs; None if only outputs of the graph do, which no node of both computes.
 
     Args:
         before: the graph before the pass, in a file; others are written beside it.
-        after: and after.
+        after: the graph after the pass.
         apply: the pass.
         trial: the inputs on which outputs differ.
         seed: of the noise.
@@ -75,18 +75,21 @@ def first_change(before: OnnxFile, after: OnnxFile, apply: _Apply, trial: FileTr
     end = time.perf_counter() + _SECONDS
     inner: FirstChange | None = None
     for row in _differing(before, after, trial, seed):
-        if row.structure and time.perf_counter() > end:
-            inner = inner or _found(before, after, row, makers, set())
-            continue
+        is_late = bool(row.structure) and time.perf_counter() > end
         shrinking = _Shrinking(before, apply, row.name, trial.feeds, seed=seed, end=end if row.structure else None)
-        nodes = shrinking.smallest(makers[row.name], makers)
-        found = _found(before, after, row, makers, nodes)
-        # A pass may keep an inner value in another type or layout, and be right about it, but not one that a part of
-        # the graph has as its output.
-        if not row.structure or nodes or found.value != row.name:
+        found = _found(before, after, row, makers, set() if is_late else shrinking.smallest(makers))
+        if not is_late and _is_a_change(row, found):
             return found
         inner = inner or found
     return inner
+
+
+def _is_a_change(row: FileDifference, found: FirstChange) -> bool:
+    """Return whether a value differs in its numbers, in a constant, or where a part of the graph has it as its output.
+
+    A pass may keep an inner value in another type or layout, and be right about it.
+    """
+    return not row.structure or bool(found.nodes) or found.value != row.name
 
 
 def _found(
@@ -106,24 +109,26 @@ def _found(
 def _changed_constant(
     before: OnnxFile, after: OnnxFile, node: onnx.NodeProto, row: FileDifference
 ) -> FileDifference | None:
-    """Return the first constant of a node that is another now, where the node after takes all the same names."""
-    twin = next((each for each in after.model.graph.node if row.name in each.output), None)
-    if twin is None or (twin.op_type, list(twin.input)) != (node.op_type, list(node.input)):
+    """Return the first constant of a node that differs, if its operator and the names of its inputs are as before."""
+    own, nodes = (node.op_type, node.input), after.model.graph.node
+    if not any(row.name in each.output and (each.op_type, each.input) == own for each in nodes):
         return None
-    expected, given = (
-        {name: tensor for name, tensor in initializers(each) if name in node.input} for each in (before, after)
+    expected, found = _constants(before, node), _constants(after, node)
+    pairs = {name: (expected[name], found[name]) for name in node.input if name in expected.keys() & found.keys()}
+    neighbours = largest_scale(reference for reference, _ in pairs.values())
+    differences = (
+        tensor_difference(name, *pair, oracle=None, neighbours=neighbours, trial=row.trial)
+        for name, pair in pairs.items()
     )
-    shared = [name for name in node.input if name in expected and name in given]
-    neighbours = largest_scale(expected[name] for name in shared)
-    pairs = ((name, (expected[name], given[name])) for name in shared)
-    found = (
-        tensor_difference(name, *pair, oracle=None, neighbours=neighbours, trial=row.trial) for name, pair in pairs
-    )
-    return next((each for each in found if each.differs), None)
+    return next((each for each in differences if each.differs), None)
+
+
+def _constants(file: OnnxFile, node: onnx.NodeProto) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in initializers(file) if name in node.input}
 
 
 def _differing(before: OnnxFile, after: OnnxFile, trial: FileTrial, seed: int) -> Iterator[FileDifference]:
-    """Give the values that differ, in the order of the graph before, a few a run."""
+    """Yield the values that differ, in the order of the graph before, a few for each run."""
     # What a pass computed ahead of time is an initializer now.
     kept = {name for node in after.model.graph.node for name in node.output}
     kept |= {each.name for each in after.model.graph.initializer}
@@ -136,22 +141,15 @@ class _Shrinking:
     """The search for the fewest nodes on which the pass is still wrong."""
 
     def __init__(
-        self,
-        before: OnnxFile,
-        apply: _Apply,
-        value: str,
-        feeds: Mapping[str, Tensor],
-        *,
-        seed: int,
-        end: float | None,
+        self, before: OnnxFile, apply: _Apply, value: str, feeds: Mapping[str, Tensor], *, seed: int, end: float | None
     ) -> None:
         self.before, self.apply, self.value, self.seed = before, apply, value, seed
         self.values: dict[str, Tensor] = dict(feeds)
         self.end = end if end is not None else time.perf_counter() + _SECONDS
 
-    def smallest(self, place: int, makers: Mapping[str, int]) -> set[int]:
-        """Return the places of the nodes; none where no part of the graph shows it."""
-        above = self._above(place, makers)
+    def smallest(self, makers: Mapping[str, int]) -> set[int]:
+        """Return the places of the nodes; empty if no part of the graph shows the difference."""
+        above = self._above(makers[self.value], makers)
         self._fill([name for each in above for name in self.before.model.graph.node[each].output if name])
         size = 1
         while not self._is_wrong(above[:size]):

@@ -1,10 +1,9 @@
-"""Where a static form diverges from eager: the first value, and from the output back the first adjoint, that differs.
+"""The place where a static form diverges from eager: the first value, or backward the first adjoint, that differs.
 
 One run of each on the same inputs, every value a sketch of a few numbers, so that memory is that of one training step.
-Where a form is opaque, modules are captured alone instead (``localise_modules``).
+If a form is opaque, modules are captured alone instead (``localise_modules``).
 
-Not seen: a difference that only float64 shows, or one in dtype alone; what happens inside of a loop or a branch that a
-form keeps as one node.
+Not found: a difference that only float64 shows, or in dtype alone, or inside of a loop or branch that is one node.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -27,11 +27,11 @@ from gradctl.comparison.form_comparison import FormComparison
 from gradctl.comparison.program import cotangents_of
 from gradctl.core.errors import is_out_of_memory
 from gradctl.core.findings import Finding, Location
+from gradctl.diagnosis.causes import key_of
 from gradctl.diagnosis.localise_modules import AloneModules
 from gradctl.diagnosis.paired_values import Divergence, PairedValues
 from gradctl.forms.exported import export, export_values
 from gradctl.forms.form import CannotCapture, Captured, Form, to_float64
-from gradctl.forms.graph_value import NoGraph
 from gradctl.forms.onnx import onnx_values
 from gradctl.forms.source_location import SourceLocation, line_in
 from gradctl.forms.table import form_named
@@ -43,9 +43,10 @@ from gradctl.onnxio.onnx_file import OnnxFile
 from gradctl.subject.frames import is_users
 from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.state import State
-from gradctl.tracing.graph import modules_by_identity
+from gradctl.tracing.graph import CallSite, modules_by_identity
 from gradctl.tracing.values import ProgramValues, ValueWatch
 
+_T = TypeVar("_T")
 _GRAPHS: dict[str, ModuleType] = {
     "trace": torchscript_values,
     "script": torchscript_values,
@@ -75,30 +76,28 @@ def locate_findings(
         form: how that form is captured: modules of it alone.
         seconds: what the comparison took, which bounds what this may take.
     """
-    found = [_raised(each, comparison) if each.code == "GC303" else each for each in findings]
-    about = {
-        number: comparison.worst[each.quantity, each.tensor]
-        for number, each in enumerate(found)
-        if each.code in _DIFFERENCES
-        and each.location is None
-        and each.quantity is not None
-        and each.tensor is not None
-        and (each.quantity, each.tensor) in comparison.worst
-    }
+    found = [_raised(each, comparison) for each in findings]
+    about = _without_place(found, comparison)
     deadline = time.perf_counter() + max(_LEAST_SECONDS, _TIMES_THE_COMPARISON * seconds)
     for numbers in _by_trial_and_call(about):
         partings = _of_graph(comparison, [(found[number], about[number]) for number in numbers])
         for number, parting in zip(numbers, partings, strict=True):
             if parting is not None:
                 found[number] = _with_parting(found[number], parting)
-    told: set[str] = set()
-    for number, each in about.items():
-        quantity = str(found[number].quantity)
-        if found[number].location is None and quantity not in told:
-            told.add(quantity)
-            place = _of_modules(comparison, form, found[number], each, deadline)
-            found[number] = found[number] if place is None else with_place(found[number], place)
+    first_open = {found[number].quantity: number for number in reversed(about) if found[number].location is None}
+    for number in sorted(first_open.values()):
+        place = _of_modules(comparison, form, found[number], about[number], deadline)
+        found[number] = found[number] if place is None else with_place(found[number], place)
     return found
+
+
+def _without_place(findings: Sequence[Finding], comparison: FormComparison) -> dict[int, ModelDifference]:
+    """Return the differences that have no place yet, by the positions of their findings."""
+    return {
+        number: comparison.worst[key_of(each)]
+        for number, each in enumerate(findings)
+        if each.code in _DIFFERENCES and each.location is None and key_of(each) in comparison.worst
+    }
 
 
 def _by_trial_and_call(about: Mapping[int, ModelDifference]) -> Iterable[list[int]]:
@@ -112,25 +111,29 @@ def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, ModelDi
     """Return where the graph of a form parts from eager, for tensors of one trial and call."""
     found: list[Divergence | None] = [None] * len(about)
     captured, state = comparison.captured, comparison.program.state
-    for is_float64 in (True, False):  # float64 tells any difference in meaning from rounding, where it can be had
-        try:
-            if captured.form == "aot":  # opaque; what it traces is what torch.export traces
-                captured = export.capture(comparison.reference.instance())
-                state = State([captured.model])
-            if captured.form not in _GRAPHS:
-                break
-            paired = _paired(comparison, captured, state, [each for _, each in about], is_float64=is_float64)
-        except (CannotCapture, NoGraph):
-            continue
-        except Exception as error:  # the user's model, or the form, may raise anything
-            if is_out_of_memory(error):
-                raise
-            continue
-        found = [before or _parting(paired, *each) for before, each in zip(found, about, strict=True)]
+    if captured.form == "aot":  # opaque; torch.export traces the same graph
+        captured = _unless_it_raises(lambda: export.capture(comparison.reference.instance())) or captured
+        state = State([captured.model])
+    # Float64 separates any difference in meaning from rounding, if the model runs in it.
+    for is_float64 in (True, False) if captured.form in _GRAPHS else ():
+        run = partial(_paired, comparison, captured, state, [each for _, each in about], is_float64=is_float64)
+        paired = _unless_it_raises(run)
+        if paired is not None:
+            found = [before or _parting(paired, *each) for before, each in zip(found, about, strict=True)]
         if all(found):
             break
     state.restore()
     return found
+
+
+def _unless_it_raises(call: Callable[[], _T]) -> _T | None:
+    """Return the result of a call that runs the user's model or a form, which may raise anything; None if it does."""
+    try:
+        return call()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None
 
 
 def _parting(paired: PairedValues, finding: Finding, difference: ModelDifference) -> Divergence | None:
@@ -257,13 +260,17 @@ def _with_parting(finding: Finding, parting: Divergence) -> Finding:
 
 def _in_eagers_words(place: SourceLocation, parting: Divergence) -> SourceLocation:
     """Return a node's place, and eager's for what the node does not say of itself."""
-    own = parting.eager.origin if parting.eager is not None else None
     if parting.instead is not None:
-        own, place = parting.instead, SourceLocation("")
-    if own is not None:
-        file, line = (place.file, place.line) if place.file is not None else own.place or (None, None)
-        return SourceLocation(place.module or own.module or "", place.op or own.op, file, line)
-    return replace(place, module=place.module or parting.module or "")
+        return _place_of_call(parting.instead)
+    if parting.eager is None or parting.eager.origin is None:
+        return replace(place, module=place.module or parting.module or "")
+    own = _place_of_call(parting.eager.origin)
+    file, line = (place.file, place.line) if place.file is not None else (own.file, own.line)
+    return SourceLocation(place.module or own.module, place.op or own.op, file, line)
+
+
+def _place_of_call(call: CallSite) -> SourceLocation:
+    return SourceLocation(call.module or "", call.op, *(call.place or (None, None)))
 
 
 def with_place(finding: Finding, place: SourceLocation, said: str = "") -> Finding:
@@ -282,7 +289,9 @@ def _location(place: SourceLocation) -> Location | None:
 
 
 def _raised(finding: Finding, comparison: FormComparison) -> Finding:
-    """Return a form's raising with the user's line: of the stack, of TorchScript's own, or of the node that raised."""
+    """Return a finding on a form that raises with the user's line: of the stack, of TorchScript's, or of the node."""
+    if finding.code != "GC303":
+        return finding
     error = next(iter(comparison.raised.values()))
     frames = [(each.filename, each.lineno or 0) for each in traceback.extract_tb(error.__traceback__)]
     users = [frame for frame in frames if is_users(frame[0])]

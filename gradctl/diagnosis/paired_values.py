@@ -1,8 +1,8 @@
-"""Eager's values and a form's, held against each other: where the two part, forward and backward.
+"""Values of eager and of a form, compared: the first divergence, forward and backward.
 
-Values are shared where they are equal, whatever they are called: a form is free to decompose an operator, reorder or
-fold, and what it makes on the way has no counterpart. Where several are equal (the two sides of a gradient reversal),
-those of one order in both are paired; where their number differs, any counterpart will do.
+Values are paired if they are equal, whatever their names: a form may decompose an operator, reorder or fold, and its
+intermediate values have no counterpart then. If several are equal (the two sides of a gradient reversal), they are
+paired in their order; if their number differs, any counterpart will do.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Divergence:
 
     Attributes:
         node: in the form.
-        eager: what eager makes there; None where it makes nothing like it.
-        cut: which of the two passes no gradient there, ``eager`` or ``form``; None where both do, or none.
-        breaks: whether it makes NaN or infinities of finite values.
-        instead: what eager does there, where the node belongs to another module: something is left out.
-        module: of what eager does just before, for a form that does not know of modules.
+        eager: the counterpart in eager; None if it has none.
+        cut: the one of the two, ``eager`` or ``form``, in which no gradient passes; None if they agree.
+        breaks: whether it computes NaN or infinities from finite values.
+        instead: the call that eager makes there, if the node belongs to another module: something is left out.
+        module: of the call that eager makes just before, for a form that does not know of modules.
     """
 
     node: GraphValue
@@ -90,9 +90,7 @@ class PairedValues:
     def first_adjoint(self, leaf: str) -> Divergence | None:
         """Return the node nearest to the outputs behind which the gradient of ``leaf`` is not eager's."""
         here = next((each for each in self.run.values if each.leaf == leaf and self._is_suspect(each)), None)
-        if here is None:
-            return None
-        while True:
+        while here is not None:
             passed, judged = self._after(here)
             cut = self._first_cut(judged)
             if cut is not None:
@@ -101,6 +99,7 @@ class PairedValues:
             if not wrong:
                 return self._parting(passed or [here])
             here = wrong[-1]
+        return None
 
     def first_cut_anywhere(self) -> Divergence | None:
         """Return the first node of all through which one of the two passes a gradient and the other does not."""
@@ -217,30 +216,29 @@ class PairedValues:
     def _paired(self, values: Sequence[ProgramValue]) -> dict[str, tuple[ProgramValue, ...]]:
         """Return what each value of the form can be in eager."""
         leaves = {each.leaf: each for each in values if each.leaf is not None}
-        shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for number, each in enumerate(values):
-            if each.sketch is not None and each.leaf is None:
-                shapes[each.sketch.shape].append(number)
         paired: dict[str, tuple[ProgramValue, ...]] = {}
-        alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
-        for node in self.run.values:
-            if node.leaf is not None:
-                paired |= {node.name: (leaves[node.leaf],)} if node.leaf in leaves else {}
-            elif node.sketch is not None:
-                sketch = node.sketch
-                near = [
-                    number
-                    for number in shapes.get(sketch.shape, ())
-                    if (own := values[number].sketch) is not None and sketch.distance(own) <= self.tolerance
-                ]
-                if near:
-                    alike[tuple(near)].append(node.name)
-        for numbers, names in alike.items():
-            if len(numbers) == len(names):
-                paired |= {name: (values[number],) for name, number in zip(names, numbers, strict=True)}
+        paired |= {node.name: (leaves[node.leaf],) for node in self.run.values if node.leaf in leaves}
+        for alike, names in self._equal_values(values).items():
+            if len(alike) == len(names):
+                paired |= {name: (value,) for name, value in zip(names, alike, strict=True)}
             else:
-                paired |= {name: tuple(values[number] for number in numbers) for name in names}
+                paired |= dict.fromkeys(names, alike)
         return paired
+
+    def _equal_values(self, values: Sequence[ProgramValue]) -> dict[tuple[ProgramValue, ...], list[str]]:
+        """Return the computed values of the form, by name, for each group of values of eager that they equal."""
+        by_shape: dict[tuple[int, ...], list[tuple[Sketch, ProgramValue]]] = defaultdict(list)
+        for each in values:
+            if each.sketch is not None and each.leaf is None:
+                by_shape[each.sketch.shape].append((each.sketch, each))
+        found: dict[tuple[ProgramValue, ...], list[str]] = defaultdict(list)
+        for node in self.run.values:
+            if node.sketch is not None and node.leaf is None:
+                candidates = by_shape.get(node.sketch.shape, ())
+                near = tuple(each for own, each in candidates if node.sketch.distance(own) <= self.tolerance)
+                found[near].append(node.name)
+        found.pop((), None)
+        return found
 
 
 def _is_broken(node: GraphValue) -> bool:
