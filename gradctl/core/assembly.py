@@ -96,9 +96,7 @@ def environment(device: str, threads: int | None = None) -> dict[str, str | int 
     """
     torch = sys.modules.get("torch")
     return {
-        "torch": _version("torch"),
-        "onnx": _version("onnx"),
-        "onnxruntime": _version("onnxruntime"),
+        **{package: _version(package) for package in ("torch", "onnx", "onnxruntime")},
         "python": platform.python_version(),
         "threads": torch.get_num_threads() if threads is None and torch is not None else threads,
         "device": device,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -17,38 +17,28 @@ class Endless(Exception):
 
 
 def expanded_size(
-    start: Key, inside: Callable[[Key], Iterable[Key]], deepest: int, known: dict[Key, int] | None = None
+    start: Key,
+    inside: Callable[[Key], Iterable[Key]],
+    deepest: int,
+    known: dict[Key, int] | None = None,
+    above: tuple[Key, ...] = (),
 ) -> int:
     """Return how many parts a structure has, one that is referred to twice counted twice; it is walked once.
 
     Args:
         start: its key.
         inside: returns the keys of the parts of one, repeated as often as they occur.
-        deepest: the largest depth.
+        deepest: the largest depth, well below Python's limit of recursion.
         known: sizes that were found before, by key; filled.
+        above: the structures that ``start`` is in, the outermost first.
 
     Raises:
         Endless: it holds itself, or more lie in each other.
     """
     sizes = {} if known is None else known
-    above: dict[Key, Iterator[Key]] = {}
-    counted: dict[Key, int] = {}
-    pending = [start]
-    while pending:
-        key = pending[-1]
-        if key not in above:
-            above[key], counted[key] = iter(inside(key)), 1
-        for part in above[key]:
-            if part in sizes:
-                counted[key] += sizes[part]
-                continue
-            if part in above or len(pending) > deepest:
-                raise Endless(part, is_cycle=part in above)
-            pending.append(part)
-            break
-        else:
-            sizes[key] = counted[key]
-            del above[pending.pop()]
-            if pending:
-                counted[pending[-1]] += sizes[key]
+    if start not in sizes:
+        if start in above or len(above) > deepest:
+            raise Endless(start, is_cycle=start in above)
+        within = (*above, start)
+        sizes[start] = 1 + sum(expanded_size(part, inside, deepest, sizes, within) for part in inside(start))
     return sizes[start]

@@ -54,13 +54,9 @@ def tensor_file(path: Path, suffixes: Sequence[str]) -> Path:
 def ensure_plain(path: Path, code: str, alike: str) -> int:
     """Return the bytes of a regular file, or of one behind a link: a pipe would block, and a device never ends.
 
-    Args:
-        path: the file.
-        code: rule code of the error.
-        alike: pattern of the files to suggest if there is no such file, for example ``*.onnx``.
-
     Raises:
-        TargetError: it is a folder, missing, not a regular file, empty, or the system refuses its name.
+        TargetError: with ``code``, if it is a folder, missing (a file like ``alike``, for example ``*.onnx``, is
+            suggested), not a regular file, empty, or the system refuses its name.
     """
     with _readable(path, code):
         if path.is_dir():

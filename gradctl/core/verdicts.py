@@ -52,10 +52,8 @@ def run_verdict(verdicts: Sequence[UnitVerdict]) -> UnitVerdict:
 
 def summarise(verdicts: Iterable[UnitVerdict]) -> Summary:
     """Return the counts of units by verdict."""
-    count = Counter(verdicts)
-    return Summary(
-        passed=count["pass"], fail=count["fail"], inconclusive=count["inconclusive"], skipped=count["skipped"]
-    )
+    count = Counter[str](verdicts)
+    return Summary(passed=count.pop("pass", 0), **count)
 
 
 def exit_code_of(verdict: UnitVerdict) -> int:

@@ -17,7 +17,7 @@ from gradctl.gradients.unjudged import Kept, ObservedInstance, closed_notes, sha
 from gradctl.numerics.measures import is_float, relative_error
 from gradctl.numerics.point import NoGradient
 from gradctl.subject.frames import first_line, user_frames
-from gradctl.subject.inputs.misfit import first_layer_remedy, given_inputs
+from gradctl.subject.inputs.example import first_layer_remedy, given_inputs
 from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.lazy_layers import build_layers, has_lazy_parameters, infer_shapes
 from gradctl.subject.reach import walk

@@ -13,6 +13,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from gradctl.comparison.difference import dtype_name
 from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Port, Semantic, Source
 from gradctl.core.names import buffer_name, parameter_name
 from gradctl.forms.artifact import load
@@ -52,8 +53,7 @@ def inspect_captured(captured: Captured, name: str) -> Inspection:
         found,
         parameters=parameter_rows(captured.parameters),
         buffers=tuple(
-            BufferRow(name=buffer_name(each), shape=tuple(tensor.shape), dtype=dtype_name(tensor))
-            for each, tensor in captured.buffers.items()
+            BufferRow(name=buffer_name(name), **shape_and_dtype(each)) for name, each in captured.buffers.items()
         ),
         elements=element_count(captured.parameters.values()),
         bytes=byte_count([*captured.parameters.values(), *captured.buffers.values()]),
@@ -68,28 +68,23 @@ def parameter_rows(parameters: dict[str, Tensor], unused: frozenset[str] | None 
         parameters: by qualified name.
         unused: names without a gradient after one call and its backward; None if unknown.
     """
-    names: dict[int, list[str]] = {}
+    groups: dict[int, list[tuple[str, Tensor]]] = {}
     for name, tensor in parameters.items():
-        names.setdefault(_storage(tensor), []).append(name)
-    rows = []
-    for first, *others in names.values():
-        tensor = parameters[first]
-        rows.append(
-            ParameterRow(
-                name=parameter_name(first),
-                shape=tuple(tensor.shape),
-                dtype=dtype_name(tensor),
-                tied=tuple(map(parameter_name, others)),
-                frozen=not tensor.requires_grad,
-                unused=None if unused is None or not tensor.requires_grad else parameter_name(first) in unused,
-            )
-        )
-    return tuple(rows)
+        groups.setdefault(_storage(tensor), []).append((parameter_name(name), tensor))
+
+    def row(group: list[tuple[str, Tensor]]) -> ParameterRow:
+        (name, tensor), *others = group
+        frozen = not tensor.requires_grad
+        is_unused = None if unused is None or frozen else name in unused
+        tied = tuple(other for other, _ in others)
+        return ParameterRow(name=name, **shape_and_dtype(tensor), tied=tied, frozen=frozen, unused=is_unused)
+
+    return tuple(map(row, groups.values()))
 
 
-def dtype_name(tensor: Tensor) -> str:
-    """Return ``float32``."""
-    return str(tensor.dtype).removeprefix("torch.")
+def shape_and_dtype(tensor: Tensor) -> dict[str, Any]:
+    """Return these two fields of a row."""
+    return {"shape": tuple(tensor.shape), "dtype": dtype_name(tensor.dtype)}
 
 
 def element_count(tensors: Iterable[Tensor]) -> int:
@@ -121,16 +116,16 @@ def _export_ports(program: torch.export.ExportedProgram) -> tuple[tuple[Port, ..
     signature = program.graph_signature
 
     def ports(names: Sequence[Any]) -> tuple[Port, ...]:
-        return tuple(Port(name=str(name), type=describe_value(values.get(str(name), name))) for name in names)
+        return tuple(port(str(name), values.get(str(name), name)) for name in names)
 
     return ports(signature.user_inputs), ports(signature.user_outputs)
 
 
-def describe_value(value: Any) -> str:
-    """Return ``float32[2, 3]``, or the type of a value that is not a tensor."""
+def port(name: str, value: Any) -> Port:
+    """Return an input or output with its type: ``float32[2, 3]``, or the class of a value that is not a tensor."""
     if isinstance(value, Tensor):
-        return f"{dtype_name(value)}[{', '.join(map(str, value.shape))}]"
-    return type(value).__name__
+        return Port(name=name, type=f"{dtype_name(value.dtype)}[{', '.join(map(str, value.shape))}]")
+    return Port(name=name, type=type(value).__name__)
 
 
 def _guards(program: torch.export.ExportedProgram) -> Iterator[str]:

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.core.errors import NothingToCheck
-from gradctl.core.inspection import BufferRow, Inspection, Port, Semantic, SemanticKind
+from gradctl.core.inspection import BufferRow, Inspection, Semantic, SemanticKind
 from gradctl.core.names import buffer_name, input_name
 from gradctl.forms.form import named_tensors
 from gradctl.gradients.baseline import run_native
 from gradctl.gradients.gradient_findings import location
-from gradctl.inspection.file_contents import byte_count, describe_value, dtype_name, element_count, parameter_rows
+from gradctl.inspection.file_contents import byte_count, element_count, parameter_rows, port, shape_and_dtype
 from gradctl.numerics.measures import same_values
 from gradctl.subject.frames import first_line, user_location
 from gradctl.subject.inputs.example import input_names
@@ -76,8 +76,8 @@ def inspect(subject: Subject) -> Inspection:
         return Inspection(
             subject=subject.target,
             source="program",
-            inputs=tuple(_port(input_name(name), value) for name, value in input_names(subject.model, args, kwargs)),
-            outputs=tuple(_port(name, tensor) for name, tensor in outputs),
+            inputs=tuple(port(input_name(name), value) for name, value in input_names(subject.model, args, kwargs)),
+            outputs=tuple(port(name, tensor) for name, tensor in outputs),
             parameters=parameter_rows(parameters, without),
             buffers=tuple(_buffer_row(name, tensor, after.get(name)) for name, tensor in before.items()),
             elements=element_count(parameters.values()),
@@ -94,11 +94,7 @@ def inspect(subject: Subject) -> Inspection:
 
 def _buffer_row(name: str, before: Tensor, after: Tensor | None) -> BufferRow:
     changes = after is None or not same_values(before, after)
-    return BufferRow(name=buffer_name(name), shape=tuple(before.shape), dtype=dtype_name(before), changes=changes)
-
-
-def _port(name: str, value: Any) -> Port:
-    return Port(name=name, type=describe_value(value))
+    return BufferRow(name=buffer_name(name), **shape_and_dtype(before), changes=changes)
 
 
 def _without_gradient(instance: Instance, outputs: list[Tensor]) -> frozenset[str]:

@@ -7,6 +7,7 @@ writes nor one of an earlier process is taken for it.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,14 +22,8 @@ ASSIGNMENT, ANSWER = "assignment.json", "answer.json"
 _Message = TypeVar("_Message")
 
 # Messages of Python, torch's allocator, C++ and the dynamic linker when memory runs out.
-_REFUSALS = (
-    "MemoryError",
-    "can't allocate memory",
-    "bad_alloc",
-    "Cannot allocate memory",
-    "cannot allocate memory",
-    "failed to map segment",
-    "out of memory",
+_REFUSALS = re.compile(
+    "MemoryError|can(?:'t|not) allocate memory|Cannot allocate memory|bad_alloc|failed to map segment|out of memory"
 )
 
 
@@ -135,4 +130,4 @@ def inconclusive_unit(
 
 def mentions_out_of_memory(text: str) -> bool:
     """Return whether the text of an error says that memory ran out."""
-    return any(refusal in text for refusal in _REFUSALS)
+    return _REFUSALS.search(text) is not None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,13 +72,12 @@ def start_units(
         except BaseException as error:
             _stop(pool, processes)
             if isinstance(error, KeyboardInterrupt):
-                raise Interrupted([_unit_of(each) for each in futures]) from error
+                ended = [
+                    None if each.cancelled() or each.exception() is not None else each.result() for each in futures
+                ]
+                raise Interrupted(ended) from error
             raise
         pool.shutdown()
-
-
-def _unit_of(future: Future[Unit | None]) -> Unit | None:
-    return None if future.cancelled() or future.exception() is not None else future.result()
 
 
 def _stop(pool: ThreadPoolExecutor, processes: Sequence[UnitProcess]) -> None:

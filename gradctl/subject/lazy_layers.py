@@ -6,7 +6,7 @@ The model that comes out is as it was before the call but for what was built.
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict, defaultdict, deque
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +19,7 @@ from gradctl.core.errors import is_out_of_memory
 from gradctl.subject.copies import private_copy
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.instance import InputMode, Instance, lazy_parameters
-from gradctl.subject.reach import instance_dict, walk
+from gradctl.subject.reach import DICTS, instance_dict, walk
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.signature import module_of, optimized_inner
 from gradctl.subject.state import State
@@ -38,7 +38,8 @@ def infer_shapes(subject: Subject) -> Subject:
         TargetError: GC112 if the call raises, or leaves some without a shape.
     """
     model, args, kwargs = _copy(subject)
-    lazy = dict(each for each in _owner(model).named_modules(remove_duplicate=False) if _is_lazy(each[1]))
+    named = _owner(model).named_modules(remove_duplicate=False)
+    lazy = {name: child for name, child in named if _is_lazy(child)}
     values: dict[int, dict[str, Tensor]] = {}
 
     def note(module: nn.Module, given: Any) -> None:  # runs after torch's own hook, which infers the shapes
@@ -122,7 +123,7 @@ def _trained_since(model: Any, before: Mapping[int, Any]) -> dict[int, Tensor]:
 
 def _changed(found: Any, before: Mapping[int, Any], kept: Mapping[int, Tensor]) -> list[Any]:
     """Return the dicts and lists by which an object holds what was built: all of a module's if one of them does."""
-    parts = [found] if isinstance(found, (list, deque)) or type(found) in _DICTS else _tables(found)
+    parts = [found] if isinstance(found, (list, deque)) or type(found) in DICTS else _tables(found)
     values = [value for part in parts for value in (part.values() if isinstance(part, dict) else part)]
     new = walk(((), value) for value in values if id(value) not in before)
     return parts if any(id(each) in kept for _, each in new) else []
@@ -134,9 +135,6 @@ def _tables(found: Any) -> list[dict[Any, Any]]:
     tables = [vars(found)[name] for name in ("_parameters", "_buffers", "_modules")] if is_module else []
     own = instance_dict(found)
     return tables if own is None else [*tables, own]
-
-
-_DICTS = (dict, OrderedDict, defaultdict)
 
 
 def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], kept: Mapping[int, Tensor]) -> dict[Any, Any]:

@@ -27,7 +27,7 @@ _COMMON_ATOMS = frozenset({type(None), bool, int, float, str, type, types.Builti
 # A model that keeps a data set or a tokenizer is walked no further than this.
 _MOST_OBJECTS = 200_000
 
-_DICTS = frozenset({dict, OrderedDict, defaultdict})  # most of what a module holds are these
+DICTS = frozenset({dict, OrderedDict, defaultdict})  # most of what a module holds are these
 GRAPH_ONLY = ("_graph", "meta")  # of a GraphModule: nodes and metadata, whose fake tensors have no values
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -60,7 +60,7 @@ def path_name(path: Path) -> str:
 
 def held(found: Any) -> Iterable[tuple[str, Any]]:
     """Return what ``found`` holds, each with its key; nothing for what is opaque."""
-    if type(found) in _DICTS:
+    if type(found) in DICTS:
         return [(str(key), value) for key, value in found.items()]
     inner = optimized_inner(found)
     if inner is not found:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import types
-from collections import OrderedDict, defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.subject.aliasing import overlaps
-from gradctl.subject.reach import instance_dict, script_names, slot_values, walk
+from gradctl.subject.reach import DICTS, instance_dict, script_names, slot_values, walk
 
 _Restore = Callable[[], None]
 
@@ -44,10 +44,8 @@ class State:
 
 def _restorer(found: Any) -> _Restore | None:
     """Return what puts back what ``found`` holds now; None for what cannot change."""
-    note = _NOTES.get(type(found))
-    if note is None:
-        note = next((note for kind, note in _SUBCLASS_NOTES if isinstance(found, kind)), _note_object)
-    return note(found)
+    by_class = (note for kind, note in _SUBCLASS_NOTES if isinstance(found, kind))
+    return (_NOTES.get(type(found)) or next(by_class, _note_object))(found)
 
 
 def _note_tensor(tensor: Tensor) -> _Restore | None:
@@ -156,9 +154,7 @@ def _note_function(function: types.FunctionType) -> _Restore | None:
 _NOTES: dict[type, Callable[[Any], _Restore | None]] = {
     list: _note_list,
     deque: _note_list,
-    dict: _note_dict,
-    OrderedDict: _note_dict,
-    defaultdict: _note_dict,
+    **dict.fromkeys(DICTS, _note_dict),
     set: _noting(set, _refill, lambda items, saved: items == saved),
     np.ndarray: _noting(np.copy, lambda array, saved: np.copyto(array, saved) if array.flags.writeable else None),
     types.FunctionType: _note_function,

@@ -1,4 +1,6 @@
-"""A model's inputs: from ``--input``, from a file, or from a function beside the target; fitted to what it takes."""
+"""A model's inputs: from ``--input``, from a file, or from a function beside the target; fitted to what it takes, and
+described if the model refuses them.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradctl.core.errors import TargetError, is_out_of_memory, listed, nearest
 from gradctl.core.names import input_name
 from gradctl.core.target_files import INPUT_SUFFIXES
 from gradctl.subject.frames import first_line, user_frames
-from gradctl.subject.inputs.proposal import proposed_input
-from gradctl.subject.inputs.specification import InputSpec, TensorSpec, draw
+from gradctl.subject.inputs.proposal import first_layer, proposed_input
+from gradctl.subject.inputs.specification import InputSpec, TensorSpec, draw, short_dtype
 from gradctl.subject.inputs.tensor_file import read_tensors
 from gradctl.subject.signature import (
     POSITIONAL,
@@ -236,3 +238,35 @@ def _names(signature: inspect.Signature | None, kinds: Collection[Any] = (*POSIT
     """Return the parameters of these kinds; without ``kinds``, of all that have a name of their own."""
     parameters = signature.parameters if signature is not None else {}
     return [name for name, parameter in parameters.items() if parameter.kind in kinds]
+
+
+def given_inputs(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return the tensors among the inputs, ``x=f32[3,7], mask=bool[3,7]``, or ``its inputs`` if there are none."""
+    named = input_names(function, args, kwargs)
+    specs = [f"{name}={_spec(value)}" for name, value in named if isinstance(value, Tensor)]
+    return listed(specs, 4) if specs else "its inputs"
+
+
+def first_layer_remedy(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Return a sentence with the ``--input`` that the model's first layer takes, if the first tensor does not fit."""
+    name, layer, wanted = first_layer(function)
+    tensors = [each for each in input_names(function, args, kwargs) if isinstance(each[1], Tensor)]
+    if layer is None or not tensors or not _is_misfit(tensors[0][1], layer, wanted):
+        return ""
+    who = f"Layer {name!r}" if name else "It"
+    return f" {who} takes, for example, --input '{tensors[0][0]}={wanted}'."
+
+
+def _is_misfit(given: Tensor, layer: nn.Module, wanted: TensorSpec) -> bool:
+    """Return whether dtype or width differ from what the layer takes, or numbers are beyond an embedding."""
+    if wanted.between is not None:
+        is_integer = given.dtype in (torch.int32, torch.int64)
+        low, high = wanted.between
+        return not is_integer or bool(((given < low) | (given >= high)).any())
+    width = 1 - len(wanted.shape) if isinstance(layer, nn.modules.conv._ConvNd) else -1
+    is_narrow = given.ndim < -width
+    return _spec(given).dtype != wanted.dtype or is_narrow or given.shape[width] != wanted.shape[width]
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    return TensorSpec(short_dtype(tensor.dtype), tuple(tensor.shape))

@@ -26,7 +26,9 @@ Guess = Callable[[Any], TensorSpec]
 
 def no_inputs(model: Callable[..., Any], options: TargetOptions) -> TargetError:
     """Return GC107 with the line to type: what was given, and the inputs that ``model`` probably takes."""
-    specs = " ".join(f"--input {_quoted(spec)}" for spec in proposed_inputs(model))
+    # Always in quotes, since brackets are patterns of a shell.
+    quoted = (shlex.quote(spec) if "'" in spec else f"'{spec}'" for spec in proposed_inputs(model))
+    specs = " ".join(f"--input {spec}" for spec in quoted)
     given = [options.target, *(f"--arg={text}" for text in options.arguments)]
     given += [f"--weights={options.weights}"] if options.weights else []
     line = " ".join(["gradctl", options.command, *map(shlex.quote, given), specs])
@@ -102,8 +104,3 @@ def _dtype(layer: nn.Module) -> str:
     """Return the short name of the dtype that a layer computes in."""
     short = short_dtype(next((parameter.dtype for parameter in layer.parameters()), torch.float32))
     return short if short in DTYPES else "f32"
-
-
-def _quoted(spec: str) -> str:
-    """Return ``spec`` for a shell: always in quotes, since brackets are patterns."""
-    return f"'{spec}'" if "'" not in spec else shlex.quote(spec)

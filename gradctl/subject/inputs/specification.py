@@ -91,26 +91,20 @@ def short_dtype(dtype: torch.dtype) -> str:
 
 def draw(spec: TensorSpec, generator: torch.Generator) -> Tensor:
     """Return a tensor as ``spec`` says, on the CPU; half precision is drawn in float32 and rounded."""
-    with torch.device("cpu"):  # where the generator is, whatever default device the user's code set
-        return _drawn(spec, getattr(torch, DTYPES[spec.dtype]), generator)
-
-
-def _drawn(spec: TensorSpec, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Return the tensor, its dtype looked up."""
-    if dtype is torch.bool:
-        return torch.randint(0, 2, spec.shape, generator=generator).bool()
-    if not (dtype.is_floating_point or dtype.is_complex):
-        low, high = spec.between or _INTEGERS
-        return torch.randint(int(low), int(high), spec.shape, dtype=dtype, generator=generator)
+    dtype: torch.dtype = getattr(torch, DTYPES[spec.dtype])
     drawn_in = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    if spec.between is not None:
-        low, high = spec.between
-        part = torch.rand(spec.shape, dtype=drawn_in, generator=generator)
-        values = low * (1 - part) + high * part  # high - low may be more than the dtype holds
-    else:
+    with torch.device("cpu"):  # where the generator is, whatever default device the user's code set
+        if dtype is torch.bool:
+            return torch.randint(0, 2, spec.shape, generator=generator).bool()
+        if not (dtype.is_floating_point or dtype.is_complex):
+            low, high = spec.between or _INTEGERS
+            return torch.randint(int(low), int(high), spec.shape, dtype=dtype, generator=generator)
+        if spec.between is not None:
+            low, high = spec.between
+            part = torch.rand(spec.shape, dtype=drawn_in, generator=generator)
+            return (low * (1 - part) + high * part).to(dtype)  # high - low may be more than the dtype holds
         mean, std = spec.normal or (0.0, 1.0)
-        values = mean + std * torch.randn(spec.shape, dtype=drawn_in, generator=generator)
-    return values.to(dtype)
+        return (mean + std * torch.randn(spec.shape, dtype=drawn_in, generator=generator)).to(dtype)
 
 
 def _shape(text: str, sizes: str) -> tuple[int, ...]:

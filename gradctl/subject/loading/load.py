@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from gradctl.core.errors import TargetError, is_out_of_memory
-from gradctl.core.findings import Finding
+from gradctl.core.findings import Finding, note
 from gradctl.core.target_files import parse_target
 from gradctl.core.target_options import TargetOptions
 from gradctl.subject.frames import first_line
@@ -111,8 +111,7 @@ def make_subject(
     model = adopt_modules(model)
     refuse_meta(model, name)
     args, named = inputs_from_call(inputs, kwargs or {}, model)
-    note = training_note(model, "call eval() first if this is not intended")
-    notes = () if note is None else (note,)
+    notes = training_notes(model, "call eval() first if this is not intended")
     return Subject(name, model, args, named, function_class(model), loss, seed, notes)
 
 
@@ -164,21 +163,18 @@ def _set_mode(model: Callable[..., Any], training: bool | None) -> tuple[Finding
     if owner is not None and training is not None:
         owner.train(training)
         return ()
-    note = training_note(model, "add --eval or --train to select the mode")
-    return () if note is None else (note,)
+    return training_notes(model, "add --eval or --train to select the mode")
 
 
-def training_note(model: Callable[..., Any], remedy: str) -> Finding | None:
+def training_notes(model: Callable[..., Any], remedy: str) -> tuple[Finding, ...]:
     """Return GC105 if modules are in training mode that compute otherwise there; ``remedy`` ends its message."""
     owner = module_of(model)
     active = Counter(kind for kind in map(_active_in_training, owner.modules() if owner is not None else ()) if kind)
     if not active:
-        return None
+        return ()
     counted = " and ".join(f"{count} {kind}" for kind, count in sorted(active.items()))
     are = "module is" if active.total() == 1 else "modules are"
-    return Finding(
-        code="GC105", severity="note", message=f"the model is in training mode: {counted} {are} active; {remedy}"
-    )
+    return (note("GC105", f"the model is in training mode: {counted} {are} active; {remedy}"),)
 
 
 def _active_in_training(module: nn.Module) -> str | None:
@@ -232,9 +228,8 @@ def _usable_device(device: str) -> torch.device:
     try:
         where = torch.device(device)
     except RuntimeError as error:
-        raise TargetError(
-            "GC106", f"{device!r} is no device. Write cpu, cuda, mps or xpu; of several, with a number: cuda:1."
-        ) from error
+        said = f"{device!r} is no device. Write cpu, cuda, mps or xpu; of several, with a number: cuda:1."
+        raise TargetError("GC106", said) from error
     if where.type == "meta":
         raise TargetError("GC106", "the device 'meta' holds no values to check. Give --device cpu.")
     try:
@@ -242,10 +237,8 @@ def _usable_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
         if is_out_of_memory(error):
             raise
-        said = first_line(error)
-        raise TargetError(
-            "GC106", f"device {device!r} cannot be used here ({said}). Give --device cpu, or see 'gradctl doctor'."
-        ) from error
+        said = f"device {device!r} cannot be used here ({first_line(error)})"
+        raise TargetError("GC106", f"{said}. Give --device cpu, or see 'gradctl doctor'.") from error
     return where
 
 
@@ -254,7 +247,7 @@ def _place(model: Callable[..., Any], target: str, device: torch.device) -> None
     refuse_meta(model, target)
     owner = module_of(model)
     # Quantised models of some libraries refuse .to(), even to where they are.
-    if owner is not None and any(tensor.device != device for tensor in _tensors(owner)):
+    if owner is not None and any(tensor.device != device for tensor in (*owner.parameters(), *owner.buffers())):
         owner.to(device)
 
 
@@ -265,11 +258,6 @@ def refuse_meta(model: Callable[..., Any], target: str) -> None:
         TargetError: GC109 if a parameter or buffer is on the device 'meta'.
     """
     owner = module_of(model)
-    if owner is not None and any(tensor.is_meta for tensor in _tensors(owner)):
-        raise TargetError(
-            "GC109", f"{target} has parameters on the device 'meta', which hold no values. Make it on the CPU."
-        )
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+    if owner is not None and any(tensor.is_meta for tensor in (*owner.parameters(), *owner.buffers())):
+        said = f"{target} has parameters on the device 'meta', which hold no values. Make it on the CPU."
+        raise TargetError("GC109", said)
