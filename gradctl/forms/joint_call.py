@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.random import fork_rng
 
 from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.core.names import input_name, output_name, parameter_name
@@ -23,7 +24,7 @@ from gradctl.forms.reasons import reason_of
 from gradctl.forms.silence import silenced
 from gradctl.joint.capture import Joint, joint_program
 from gradctl.joint.export_error import JointExportError, raised_by
-from gradctl.joint.random_inputs import RandomInput, RandomInputs, preserve_generator
+from gradctl.joint.random_inputs import RandomInput, RandomInputs
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
@@ -145,7 +146,7 @@ def _tensors_by_output(structure: Any) -> dict[str, Tensor]:
 
 def _run_eagerly(instance: Instance, args: Any, kwargs: Any) -> tuple[Any, dict[str, RandomInput]]:
     """Return the output of a model and its random numbers; its state is restored."""
-    with instance.preserve_leaves(), preserve_generator(), RandomInputs(instance.model) as draws, torch.enable_grad():
+    with instance.preserve_leaves(), fork_rng(devices=()), RandomInputs(instance.model) as draws, torch.enable_grad():
         value = instance.model(*args, **kwargs)  # with gradients enabled: a model may compute gradients inside
     instance.restore()
     return value, draws.by_name

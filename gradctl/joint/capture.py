@@ -60,26 +60,16 @@ _IDEMPOTENT = (torch.ops.aten.relu.default,)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Joint:
-    """A joint program.
+    """A joint program."""
 
-    Attributes:
-        program: takes and returns tensors in a flat order.
-        inputs, outputs: the names of these, in this order.
-        values: the current values of parameters and buffers, by name.
-        constants: names of buffers that the forward does not change.
-        random_inputs: the distributions of inputs that hold the model's random numbers, by name.
-        places: the user's line of each operator, ``" (net.py, line 12)"``.
-        axes: names of symbolic sizes, by input and axis.
-    """
-
-    program: torch.export.ExportedProgram
+    program: torch.export.ExportedProgram  # of tensors in a flat order
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    values: Mapping[str, Tensor]
-    constants: tuple[str, ...]
-    random_inputs: Mapping[str, Distribution]
-    places: Mapping[str, str]
-    axes: Mapping[str, Mapping[int, str]]
+    values: Mapping[str, Tensor]  # the current values of parameters and buffers, by name
+    constants: tuple[str, ...]  # names of buffers that the forward does not change
+    random_inputs: Mapping[str, Distribution]  # of the inputs that hold the model's random numbers, by name
+    places: Mapping[str, str]  # the user's line of each operator, ``" (net.py, line 12)"``
+    axes: Mapping[str, Mapping[int, str]]  # names of symbolic sizes, by input and axis
 
 
 def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Sequence[str] = ("*",)) -> Joint:
@@ -95,12 +85,12 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         TargetError: GC104 if ``dynamic`` or ``wrt`` names an unknown input.
         Exception: whatever tracing and the user's model raise.
     """
-    step = TrainingStep(instance, wrt)
+    step, dynamic = TrainingStep(instance, wrt), dynamic or {}
     if not step.cotangents:
         raise JointExportError("no output asks for a gradient.")
     _ensure_distinct(step.names)
-    by_leaf(instance.subject.model, step.args, step.kwargs, dynamic or {}, lambda axes: axes)  # refuses unknown inputs
-    free = {f"input.{name}": axes for name, axes in (dynamic or {}).items()}
+    by_leaf(instance.subject.model, step.args, step.kwargs, dynamic, lambda axes: axes)  # refuses unknown inputs
+    free = {f"input.{name}": axes for name, axes in dynamic.items()}
     fakes, draws = _fakes(step, free)
     instance.restore()  # tensors that the model has kept for its next call are fake
     mode = detect_fake_mode(fakes)
@@ -123,18 +113,18 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     _ensure_distinct([*step.names, *found.outputs, *found.gradients, *found.updated])
     if not found.gradients:
         raise JointExportError(f"no output hangs on {' '.join(wrt)}.")
-    _clean(graph, step.names)
+    _remove_operators_without_effect(graph)
+    _rename_inputs(graph, step.names)
     _ensure_repeats(graph)
     named = dict(zip(step.names, fakes, strict=True))
     sizes = free_sizes(named, free)
-    program = exported_program(graph, step.tensors, [exported_axes(fake) for fake in fakes])
-    changed = {name.removeprefix("updated.") for name in found.updated}
+    program = exported_program(graph, step.tensors, list(map(exported_axes, fakes)))
     return Joint(
         program,
         tuple(step.names),
         (*found.outputs, *found.gradients, *found.updated),
         {**step.parameters, **step.buffers},
-        tuple(name for name in step.buffers if name not in changed),
+        tuple(name for name in step.buffers if f"updated.{name}" not in found.updated),
         {name: with_sizes(draw.distribution, sizes) for name, draw in draws.items()},
         places_by_operator(graph),
         {name: named_axes(fake, sizes) for name, fake in named.items()},
@@ -200,16 +190,18 @@ def _ensure_same_draws(eager: Mapping[str, RandomInput], traced: Mapping[str, Ra
         raise JointExportError(f"{names[0]!r} is not drawn alike when the model is traced: draw it outside.")
 
 
-def _clean(graph: fx.GraphModule, names: Sequence[str]) -> None:
-    """Remove operators without effect, and give inputs the user's names."""
+def _remove_operators_without_effect(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         is_second = node.target in _IDEMPOTENT and node.all_input_nodes[0].target is node.target
         if node.op == "call_function" and (node.target in _NO_OPERATION or is_second):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+
+
+def _rename_inputs(graph: fx.GraphModule, names: Sequence[str]) -> None:
+    """Replace the names of a graph's inputs with the user's, as identifiers."""
     taken = {*keyword.kwlist, *(node.name for node in graph.graph.nodes if node.op != "placeholder")}
-    for node, name in zip(placeholders, names, strict=True):
+    for node, name in zip(graph.graph.find_nodes(op="placeholder"), names, strict=True):
         word = re.sub(r"\W|^(?=\d)", "_", name)
         while word in taken:
             word += "_"

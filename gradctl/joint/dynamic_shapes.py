@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import ast
 import linecache
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from traceback import FrameSummary
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
-from gradctl.joint.export_error import JointExportError
+from gradctl.joint.export_error import JointExportError, line_of
 from gradctl.joint.random_inputs import Distribution
 from gradctl.subject.frames import is_users
 from gradctl.subject.torch_private import decompositions
@@ -43,7 +43,7 @@ def free_sizes(fakes: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]
         for axis, size in axes.items():
             _ensure_no_branch(size, fakes[name].shape[axis])
             expression = _expression(fakes[name].shape[axis])
-            if not getattr(expression, "free_symbols", ()):
+            if not free_symbols(fakes[name].shape[axis]):
                 instead = " Give an example with two or more: torch fixes a size of one." if expression == 1 else ""
                 raise JointExportError(f"it is fixed to {size}={expression}, and --dynamic asks for any.{instead}")
             other = found.setdefault(expression, size)
@@ -55,11 +55,10 @@ def free_sizes(fakes: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]
 def named_axes(fake: Tensor, sizes: Sizes) -> dict[int, str]:
     """Return the names of a tensor's symbolic axes: ``batch``, or an expression such as ``2*batch``."""
     names = {symbol: sympy.Symbol(name) for symbol, name in sizes.items()}
-    expressions = {axis: _expression(size) for axis, size in enumerate(fake.shape)}
     return {
-        axis: str(each.xreplace(names))
-        for axis, each in expressions.items()
-        if getattr(each, "free_symbols", ()) and each.free_symbols <= names.keys()
+        axis: str(_expression(size).xreplace(names))
+        for axis, size in enumerate(fake.shape)
+        if free_symbols(size) and free_symbols(size) <= names.keys()
     }
 
 
@@ -68,8 +67,7 @@ def exported_axes(fake: Tensor) -> dict[int, Any] | None:
 
     With named axes it refuses a kernel or a layout that needs more than the smallest of all sizes.
     """
-    free = (axis for axis, size in enumerate(fake.shape) if getattr(_expression(size), "free_symbols", ()))
-    return dict.fromkeys(free, torch.export.Dim.AUTO) or None
+    return {axis: torch.export.Dim.AUTO for axis, size in enumerate(fake.shape) if free_symbols(size)} or None
 
 
 def with_sizes(distribution: Distribution, sizes: Sizes) -> Distribution:
@@ -78,25 +76,29 @@ def with_sizes(distribution: Distribution, sizes: Sizes) -> Distribution:
     return {key: names.get(value, value) if isinstance(value, str) else value for key, value in distribution.items()}
 
 
-def _ensure_no_branch(name: str, size: int | torch.SymInt) -> None:
+def _ensure_no_branch(name: str, size: Any) -> None:
     """Raise if the model branches on a size. Branches of torch on layouts, and those that only raise, are allowed."""
-    if not isinstance(size, torch.SymInt):
-        return
-    symbols = size.node._expr.free_symbols  # as before it was specialized to a number
-    for guard in size.node.shape_env.guards:
-        place = guard.sloc.framework_loc
-        if not isinstance(place, FrameSummary) or not symbols & guard.expr.free_symbols:
-            continue
-        wanted = guard.expr.xreplace(dict.fromkeys(symbols, sympy.Symbol(name, integer=True)))
-        if place.name == _SLICE and guard.expr.xreplace(dict.fromkeys(guard.expr.free_symbols, _LARGE)) is sympy.false:
+    for place, condition in _branches(size):
+        wanted = condition.xreplace(dict.fromkeys(size.node._expr.free_symbols, sympy.Symbol(name, integer=True)))
+        if place.name == _SLICE and condition.xreplace(dict.fromkeys(condition.free_symbols, _LARGE)) is sympy.false:
             raise JointExportError(f"a slice wants {wanted}: assert that before it, or leave {name} fixed.")
         if is_users(place.filename) and not _only_refuses(place):
-            where = f" ({Path(place.filename).name}, line {place.lineno})"
+            where = line_of(place.filename, place.lineno)
             raise JointExportError(
                 f"a branch, a loop or a number depends on {name}{where}: leave {name} fixed, or compute with tensors."
             )
         if place.filename == decompositions.__file__ and place.name not in _SAME_RESULT:
             raise JointExportError(f"what {place.name} does depends on {name}: leave {name} fixed.")
+
+
+def _branches(size: Any) -> Iterator[tuple[FrameSummary, Any]]:
+    """Yield the place and the condition of each branch on a size, if it is symbolic."""
+    if isinstance(size, torch.SymInt):
+        symbols = size.node._expr.free_symbols  # as before it was specialized to a number
+        for guard in size.node.shape_env.guards:
+            place = guard.sloc.framework_loc
+            if isinstance(place, FrameSummary) and symbols & guard.expr.free_symbols:
+                yield place, guard.expr
 
 
 def _only_refuses(place: FrameSummary) -> bool:
@@ -105,14 +107,17 @@ def _only_refuses(place: FrameSummary) -> bool:
         tree = ast.parse("".join(linecache.getlines(place.filename)))
     except SyntaxError:
         return False
-    tests: list[ast.expr | ast.Assert] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assert):
-            tests.append(node)
-        elif isinstance(node, ast.If) and not node.orelse and all(isinstance(each, ast.Raise) for each in node.body):
-            tests.append(node.test)
     line = place.lineno or 0
-    return any(test.lineno <= line <= (test.end_lineno or test.lineno) for test in tests)
+    return any(
+        each.lineno <= line <= (each.end_lineno or each.lineno) for node in ast.walk(tree) for each in _refusal(node)
+    )
+
+
+def _refusal(node: ast.AST) -> tuple[ast.Assert | ast.expr, ...]:
+    """Return an assertion, or the test of an if that only raises; else nothing."""
+    if isinstance(node, ast.If) and not node.orelse and all(isinstance(each, ast.Raise) for each in node.body):
+        return (node.test,)
+    return (node,) if isinstance(node, ast.Assert) else ()
 
 
 def _expression(size: int | torch.SymInt) -> Any:

@@ -21,7 +21,7 @@ def here() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename != _STEP:  # which calls the model
         if is_users(frame.f_code.co_filename):
-            return _named(frame.f_code.co_filename, frame.f_lineno)
+            return line_of(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return ""
 
@@ -29,8 +29,9 @@ def here() -> str:
 def raised_by(error: BaseException) -> str:
     """Return the user's line that raised an exception, as ``here``."""
     places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    return next((_named(*place) for place in reversed(places) if is_users(place[0])), "")
+    return next((line_of(*place) for place in reversed(places) if is_users(place[0])), "")
 
 
-def _named(file: str, line: int) -> str:
+def line_of(file: str, line: int | None) -> str:
+    """Return a place in a file as the end of a message, ``" (net.py, line 12)"``."""
     return f" ({Path(file).name}, line {line})"

@@ -30,19 +30,16 @@ from gradctl.tracing.operators import writes
 def exported_program(
     graph: fx.GraphModule, tensors: Sequence[Tensor], shapes: Sequence[Mapping[int, object] | None]
 ) -> ExportedProgram:
-    """Return a graph as a program that takes and returns tensors in a flat order.
+    """Return a functional graph, which is changed, as a program on tensors in a flat order.
 
-    Args:
-        graph: of tensors only, functional; it is changed.
-        tensors: its inputs, in their order.
-        shapes: the symbolic sizes of each input, as ``dynamic_shapes`` of ``torch.export``.
+    ``shapes`` are the symbolic sizes of each of its inputs ``tensors``, as ``dynamic_shapes`` of ``torch.export``.
 
     Raises:
         Exception: whatever ``torch.export`` raises about symbolic sizes.
     """
     if not all(map(_is_known, graph.graph.nodes)):
         return torch.export.export(graph, tuple(tensors), dynamic_shapes=tuple(shapes), strict=False)
-    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    inputs = graph.graph.find_nodes(op="placeholder")
     constants = _lift_constants(graph, inputs[0])
     result = graph.graph.output_node()
     outputs = tuple(result.args[0])  # type: ignore[arg-type]
@@ -72,7 +69,7 @@ def _is_known(node: fx.Node) -> bool:
 def _lift_constants(graph: fx.GraphModule, first: fx.Node) -> dict[str, fx.Node]:
     """Replace the constants of a graph with inputs, and return these by the constant's name."""
     lifted: dict[str, fx.Node] = {}
-    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+    for node in list(graph.graph.find_nodes(op="get_attr")):
         name = str(node.target)
         if name not in lifted:
             with graph.graph.inserting_before(first):

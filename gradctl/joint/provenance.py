@@ -28,10 +28,6 @@ _aten = torch.ops.aten
 class Places(OperatorMode):
     """Annotate each traced node with the user's line.
 
-    Attributes:
-        writes: the user's line that last wrote to a storage, by its address.
-        sized: the first operator whose output size depends on values, in a sentence; empty if there is none.
-
     Raises:
         JointExportError: for an operator that returns values to Python, or whose sizes torch cannot leave symbolic;
             raised by the operator.
@@ -42,8 +38,8 @@ class Places(OperatorMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._forward: dict[int, str] = {}
-        self.writes: dict[int, str] = {}
-        self.sized = ""
+        self.writes: dict[int, str] = {}  # the user's line that last wrote to a storage, by its address
+        self.sized = ""  # the first operator whose output size depends on values, in a sentence
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator."""

@@ -1,14 +1,12 @@
-"""Random numbers of a model as inputs of its joint graph: the caller of the graph draws them.
+"""Random numbers of a model as inputs of its joint graph: the caller of the graph generates them.
 
-An input has the name of the module that draws, ``random.layers.0.dropout``, with a number if it draws several times.
-Numbers drawn again from the same state of the generator, as by a checkpoint in its backward, are the same input.
+An input has the name of the module that uses it, ``random.layers.0.dropout``, with a number if it uses several.
+Numbers from the same state of the generator, as in the backward of a checkpoint, are the same input.
 """
 
 from __future__ import annotations
 
 import random
-import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from torch import Tensor
 from gradctl.joint.export_error import JointExportError, here
 from gradctl.subject.signature import module_of
 from gradctl.subject.torch_private import DisableTorchDispatch
+from gradctl.tracing.graph import innermost_module, modules_by_identity
 from gradctl.tracing.operators import OperatorMode, name_of, writes
 
 _aten = torch.ops.aten
@@ -45,56 +44,45 @@ _DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform": {"distribution": "uniform"},
 }
 _PARAMETERS = ("p", "from", "to", "mean", "std", "lambd", "median", "sigma", "low", "high", "n")
-_WITH_TENSOR_PARAMETERS = (_aten.normal.Tensor_float, _aten.normal.float_Tensor, _aten.normal.Tensor_Tensor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RandomInput:
-    """A tensor of random numbers that one operator draws.
+    """A tensor of random numbers, which one operator generates."""
 
-    Attributes:
-        module: the name of the module that draws; empty for the model itself.
-        distribution: of each number, as torch parametrises it.
-        shape, dtype: of the tensor.
-        again: draws as many from torch's generator, in the same order.
-        after: the state of the generator afterwards.
-    """
-
-    module: str
-    distribution: Distribution
+    module: str  # the name of the module that calls the operator; empty for the model itself
+    distribution: Distribution  # of each number, as torch parametrises it
     shape: Sequence[int | torch.SymInt]
     dtype: torch.dtype
-    again: Callable[[], Tensor]
-    after: bytes
+    again: Callable[[], Tensor]  # generates as many by torch's generator, in the same order
+    after: bytes  # the state of the generator afterwards
 
 
 class RandomInputs(OperatorMode):
-    """Record the random numbers that a model draws from torch's generator, or replace them.
+    """Record the random numbers that a model gets from torch's generator, or replace them.
 
     Args:
-        model: its modules have the names.
-        given: the replacements, draw by draw; None keeps the model's own.
+        model: the inputs have the names of its modules.
+        given: the replacements, in order; None keeps the model's own.
 
     Attributes:
-        found: the draws in their order, repeated ones once.
+        found: the random numbers in their order, repeated ones once.
 
     Raises:
-        JointExportError: for a draw that no caller of the graph can make; raised by the operator that draws.
+        JointExportError: no caller of the graph can generate these numbers; raised by the operator.
     """
 
     supports_higher_order_operators = True
 
     def __init__(self, model: Callable[..., Any], given: Sequence[Tensor] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        module = module_of(model)
-        modules = module.named_modules() if module is not None else ()
-        self._modules: dict[int, str] = {id(each): name for name, each in modules}
+        self._modules = modules_by_identity(module_of(model))
         self._given, self._seen, self._expected = given, dict[bytes, RandomInput](), _state()
         self.found: list[RandomInput] = []
 
     @property
     def by_name(self) -> dict[str, RandomInput]:
-        """Return the draws by the names of their inputs, in their order."""
+        """Return the random numbers by the names of their inputs, in their order."""
         count, number = Counter(draw.module for draw in self.found), Counter[str]()
         draws = {}
         for draw in self.found:
@@ -104,28 +92,19 @@ class RandomInputs(OperatorMode):
         return draws
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operator; record or replace the random numbers that it draws."""
+        """Run one operator; record or replace its random numbers."""
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
             return func(*args, **kwargs)
         bound = _bound(func, args, kwargs)
-        if bound.get("generator") is not None:
+        if bound.pop("generator", None) is not None:
             message = f"the forward draws from a generator of its own{here()}: use torch's, or draw outside."
             raise JointExportError(message)
-        if func is _aten.native_dropout.default:  # as torch's CPU kernel computes it
-            value, p, train = bound["input"], bound["p"], bound["train"]
-            if train is False or p == 1:
-                return func(*args, **kwargs)
-            mask = self._drawn(_aten.bernoulli_.float, (torch.empty_like(value), 1 - p), {})
-            return value * mask * (1 / (1 - p)), mask.bool()
-        if func in _WITH_TENSOR_PARAMETERS:  # as torch's kernel computes it
-            of = [each for each in bound.values() if isinstance(each, Tensor)]
-            shape = torch.broadcast_shapes(*(each.shape for each in of))  # type: ignore[no-untyped-call]
-            blank = of[0].new_empty(shape)
-            return self._drawn(_aten.normal_.default, (blank,), {}) * bound["std"] + bound["mean"]
-        return self._drawn(func, args, kwargs)
+        if func in _DECOMPOSED:
+            return _DECOMPOSED[func](self._generate, **bound)
+        return self._generate(func, args, kwargs)
 
-    def _drawn(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _generate(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return the random numbers of an operator, or their replacement."""
         before, distribution = _state(), _distribution(func, args, kwargs)
         if distribution is None:
@@ -140,21 +119,14 @@ class RandomInputs(OperatorMode):
         if known is None and before != self._expected:
             raise JointExportError(f"the model sets the state of torch's random generator{here()}: draw outside.")
         number = self.found.index(known) if known is not None else len(self.found)
-        if self._given is None:
-            value = func(*args, **kwargs)
-        elif number == len(self._given):
-            raise JointExportError(
-                f"the backward draws random numbers of its own ({name_of(func)}): draw them in the forward."
-            )
-        else:
-            value = args[0].copy_(self._given[number]) if writes(func) else self._given[number].clone()
+        value = func(*args, **kwargs) if self._given is None else self._replacement(self._given, number, func, args)
         if value.device.type != "cpu":
             raise JointExportError(f"random numbers are drawn on {value.device.type!r}{here()}: try --device cpu.")
         if known is None:
-            if _state() == before:  # a fake tensor draws nothing
+            if _state() == before:  # a fake tensor has no numbers
                 torch.default_generator.manual_seed(_FIRST + number)
-            again = _again(func, args, kwargs, value.dtype)
-            known = RandomInput(self._module(), distribution, value.shape, value.dtype, again, _state())
+            again, module = _again(func, args, kwargs, value.dtype), innermost_module(self._modules) or ""
+            known = RandomInput(module, distribution, value.shape, value.dtype, again, _state())
             self._seen[before] = known
             self.found.append(known)
         elif (known.distribution, *known.shape) != (distribution, *value.shape):
@@ -163,25 +135,38 @@ class RandomInputs(OperatorMode):
         self._expected = known.after
         return value
 
-    def _module(self) -> str:
-        """Return the name of the innermost module whose method is running."""
-        names = (
-            self._modules.get(id(frame.f_locals.get("self"))) for frame, _ in traceback.walk_stack(sys._getframe())
-        )
-        return next((name for name in names if name is not None), "")
+    def _replacement(self, given: Sequence[Tensor], number: int, func: Any, args: Any) -> Tensor:
+        if number == len(given):
+            raise JointExportError(
+                f"the backward draws random numbers of its own ({name_of(func)}): draw them in the forward."
+            )
+        return args[0].copy_(given[number]) if writes(func) else given[number].clone()
 
 
-_FIRST = 2**32  # seeds that no user gives
+_FIRST = 2**32  # seeds that no user sets
 
 
-@contextmanager
-def preserve_generator() -> Iterator[None]:
-    """Put torch's generator back on leaving."""
-    before = _state()
-    try:
-        yield
-    finally:
-        _set_state(before)
+def _dropout(generate: Callable[..., Any], input: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    """Return the output and the mask of ``native_dropout``, as torch's CPU kernel computes them."""
+    if train is False or p == 1:
+        return _aten.native_dropout.default(input, p, train)  # type: ignore[no-any-return]
+    mask = generate(_aten.bernoulli_.float, (torch.empty_like(input), 1 - p), {})
+    return input * mask * (1 / (1 - p)), mask.bool()
+
+
+def _normal(generate: Callable[..., Any], mean: Tensor | float, std: Tensor | float) -> Any:
+    """Return normal numbers of which mean or standard deviation are tensors, as torch's kernel computes them."""
+    of = [each for each in (mean, std) if isinstance(each, Tensor)]
+    shape = torch.broadcast_shapes(*(each.shape for each in of))  # type: ignore[no-untyped-call]
+    return generate(_aten.normal_.default, (of[0].new_empty(shape),), {}) * std + mean
+
+
+_DECOMPOSED: dict[Any, Callable[..., Any]] = {
+    _aten.native_dropout.default: _dropout,
+    _aten.normal.Tensor_float: _normal,
+    _aten.normal.float_Tensor: _normal,
+    _aten.normal.Tensor_Tensor: _normal,
+}
 
 
 @contextmanager
@@ -212,7 +197,7 @@ def _set_state(state: bytes) -> None:
 
 
 def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Return the arguments of an operator by name, defaults too."""
+    """Return the arguments of an operator by name, with the defaults."""
     defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
     return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
 
@@ -220,7 +205,7 @@ def _bound(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
 def _distribution(func: Any, args: Any, kwargs: Any) -> Distribution | None:
     """Return the distribution of an operator; None if it is unknown, or its parameters are computed values."""
     name = func._schema.name.removeprefix("aten::").removesuffix("_").removesuffix("_like")
-    if name not in _DISTRIBUTIONS or func in (_aten.bernoulli.default, *_WITH_TENSOR_PARAMETERS):
+    if name not in _DISTRIBUTIONS or func is _aten.bernoulli.default:
         return None
     bound = _bound(func, args, kwargs)
     parameters = {key: bound[key] for key in _PARAMETERS if key in bound}

@@ -20,22 +20,19 @@ from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 from gradctl.subject.torch_private import scan
+from gradctl.tracing.linear_map import is_differentiable
 
 _Tensors = Sequence[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """One step on tensors ``[batch, width]``.
+    """One step on tensors ``[batch, width]``; states are the output of the cell, and its memory in an LSTM."""
 
-    Attributes:
-        step: from gates of the input, gates of the hidden state and the states, to the states and the values saved for
-            backward. States are the output of the cell, and its memory in an LSTM.
-        back: from gradients of the states, the last of the states before, and the saved values, to the gradients of
-            both kinds of gates, and of the last of the states before, except through its gates.
-    """
-
+    # From gates of the input, gates of the hidden state and the states, to the states and the values that are saved.
     step: Callable[[Tensor, Tensor, _Tensors], tuple[_Tensors, _Tensors]]
+    # From gradients of the states, the last of the states before, and the saved values, to the gradients of both kinds
+    # of gates, and of the last of the states before, except through its gates.
     back: Callable[[_Tensors, Tensor, _Tensors], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -183,9 +180,9 @@ def _differentiable(cell: _Cell, inputs: Sequence[Tensor | None], slopes: _Tenso
     for each in given:
         after, _ = _step(cell, each, after, weights)
         outputs.append(after[0])
-    leaves = [each for each in inputs if each is not None and each.requires_grad]
+    leaves = list(filter(is_differentiable, inputs))
     found = iter(torch.autograd.grad([torch.stack(outputs), *after], leaves, slopes, create_graph=True))
-    return [next(found) if each is not None and each.requires_grad else None for each in inputs]
+    return [next(found) if is_differentiable(each) else None for each in inputs]
 
 
 class ScannedLayers(TorchFunctionMode):
@@ -221,21 +218,29 @@ def _layers(  # noqa: PLR0917 as torch.gru
     directions = 2 if bidirectional else 1
     of_each = len(params) // (num_layers * directions)
     outputs = input.transpose(0, 1) if batch_first else input
-    finals: list[tuple[Tensor, ...]] = []
+    finals: list[Sequence[Tensor]] = []
     for layer in range(num_layers):
         found = []
         for direction in range(directions):
             place = layer * directions + direction
-            by_input, by_hidden, *rest = params[place * of_each : (place + 1) * of_each]
-            input_bias, bias = rest[:2] if has_biases else (None, None)
-            projection = rest[-1] if len(rest) % 2 else None
-            given = linear(outputs, by_input, input_bias)
-            before = (each[place] for each in states)
-            turned = given.flip(0) if direction else given
-            out, *after = _Steps.apply(cell, turned, by_hidden, bias, projection, *before)  # type: ignore[no-untyped-call]
-            found.append(out.flip(0) if direction else out)
-            finals.append(tuple(after))
+            weights, before = params[place * of_each : (place + 1) * of_each], [each[place] for each in states]
+            out, *after = _direction(cell, outputs, before, weights, has_biases, is_reverse=direction == 1)
+            found.append(out)
+            finals.append(after)
         outputs = torch.cat(found, -1) if bidirectional else found[0]
         if dropout and train and layer < num_layers - 1:
             outputs = torch.dropout(outputs, dropout, train=True)
     return outputs.transpose(0, 1) if batch_first else outputs, *map(torch.stack, zip(*finals, strict=True))
+
+
+def _direction(
+    cell: _Cell, input: Tensor, states: _Tensors, params: _Tensors, has_biases: bool, *, is_reverse: bool
+) -> tuple[Tensor, ...]:
+    """Return the outputs of one direction of a layer ``[time, batch, width]``, and the states after."""
+    by_input, by_hidden, *rest = params
+    input_bias, bias = rest[:2] if has_biases else (None, None)
+    projection = rest[-1] if len(rest) % 2 else None
+    given = linear(input, by_input, input_bias)
+    given = given.flip(0) if is_reverse else given
+    out, *after = _Steps.apply(cell, given, by_hidden, bias, projection, *states)  # type: ignore[no-untyped-call]
+    return out.flip(0) if is_reverse else out, *after

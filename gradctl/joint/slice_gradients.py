@@ -39,11 +39,9 @@ class _Parts:
 
 
 def join_parts(graph: fx.GraphModule) -> None:
-    """Replace sums of gradients of parts of one tensor with concatenations.
+    """Replace sums of gradients of parts of one tensor with concatenations, in place; unused nodes are kept.
 
-    Args:
-        graph: a traced backward, before ``slice_backward`` and ``select_backward`` are decomposed; it is changed, and
-            keeps nodes that are no longer used.
+    The graph is a traced backward in which ``slice_backward`` and ``select_backward`` are not decomposed.
     """
     found: dict[fx.Node, _Parts] = {}
     for node in graph.graph.nodes:

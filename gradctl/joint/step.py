@@ -56,11 +56,7 @@ class _Traced:
 
 
 class TrainingStep:
-    """Forward and backward of a model as a function of flat tensors.
-
-    Args:
-        instance: a private copy; its model is run once, as it is.
-    """
+    """Forward and backward of a model as a function of flat tensors; the model of the private copy is run once."""
 
     def __init__(self, instance: Instance, wrt: Sequence[str] = ("*",)) -> None:
         self.instance, self.wrt = instance, wrt
@@ -104,9 +100,7 @@ class TrainingStep:
         """Return outputs, gradients, and changed parameters and buffers, in the order of the names in ``traced``."""
         values = dict(zip(self.names, flat, strict=True))
         with torch.enable_grad():
-            now = {name: value.clone() if name in self.written else value for name, value in values.items()}
-            weights = {name: self._leaf(now[name], old) for name, old in self.parameters.items()}
-            kept = {name: values[name].clone() for name in self.buffers}
+            weights, kept = self._state(values)
             given = {name: self._input(values[name], old) for name, old in self.given.items()}
 
             def act(model: Callable[..., Any]) -> list[Tensor]:
@@ -124,10 +118,15 @@ class TrainingStep:
     def forward(self, values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, RandomInput]]:
         """Return the outputs by name, for parameters, buffers and inputs by name; and the random numbers drawn."""
         with torch.enable_grad():
-            weights = {name: self._leaf(values[name], old) for name, old in self.parameters.items()}
-            kept = {name: values[name].clone() for name in self.buffers}
+            weights, kept = self._state(values)
             inputs = {name: self._input(values[name], old)[1] for name, old in self.given.items()}
             return self._with({**weights, **kept}, None, lambda model: self._outputs(model, inputs))
+
+    def _state(self, values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the parameters as leaves, and the buffers; copies of those that the forward may write to."""
+        now = {name: values[name].clone() if name in self.written else values[name] for name in self.parameters}
+        weights = {name: self._leaf(now[name], old) for name, old in self.parameters.items()}
+        return weights, {name: values[name].clone() for name in self.buffers}
 
     def _with(
         self, state: Mapping[str, Tensor], drawn: Sequence[Tensor] | None, act: Callable[[Any], _Result]
@@ -158,22 +157,29 @@ class TrainingStep:
     def _gradients(
         self, outputs: Mapping[str, Tensor], leaves_by_name: Mapping[str, Tensor], values: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        wanted = {name: leaf for name, leaf in leaves_by_name.items() if leaf.requires_grad and self._is_wanted(name)}
-        if not wanted:
-            leaves_there = [self._report_name(name) for name, leaf in leaves_by_name.items() if leaf.requires_grad]
-            raise TargetError(
-                "GC104",
-                f"--wrt {' '.join(self.wrt)} names nothing that asks for a gradient"
-                f"{nearest(self.wrt[0], leaves_there)}: there are {', '.join(leaves_there[:_FEW]) or 'none'}.",
-            )
+        wanted = self._differentiated(leaves_by_name)
         roots = [outputs[name] for name in self.cotangents]
         cotangents = [values[f"grad_{name}"] for name in self.cotangents]
-        # As training does: reentrant checkpoints refuse autograd.grad.
+        # As in training: reentrant checkpoints refuse autograd.grad.
         torch.autograd.backward(roots, cotangents)
         return {f"grad.{name}": leaf.grad for name, leaf in wanted.items() if leaf.grad is not None}
 
-    def _is_wanted(self, name: str) -> bool:
-        return any(fnmatch.fnmatchcase(self._report_name(name), pattern) for pattern in self.wrt)
+    def _differentiated(self, leaves_by_name: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the leaves that ``wrt`` names and that require a gradient.
+
+        Raises:
+            TargetError: GC104 if there are none.
+        """
+        names = {name: self._report_name(name) for name, leaf in leaves_by_name.items() if leaf.requires_grad}
+        wanted = {name for pattern in self.wrt for name in names if fnmatch.fnmatchcase(names[name], pattern)}
+        if not wanted:
+            there = list(names.values())
+            raise TargetError(
+                "GC104",
+                f"--wrt {' '.join(self.wrt)} names nothing that asks for a gradient"
+                f"{nearest(self.wrt[0], there)}: there are {', '.join(there[:_FEW]) or 'none'}.",
+            )
+        return {name: leaves_by_name[name] for name in names if name in wanted}
 
     def _report_name(self, name: str) -> str:
         return input_name(name.removeprefix("input.")) if name in self.given else parameter_name(name)

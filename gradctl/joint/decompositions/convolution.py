@@ -37,60 +37,67 @@ def _convolution_backward(
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients by input ``[N, C, *]``, weight and bias, each if its mask is set."""
-    spatial = w.ndim - 2
+    sizes, size = x.shape[2:], w.shape[2:]
     stride, padding, dilation, output_padding = (
-        list(each) * (spatial // len(each)) for each in (stride, padding, dilation, output_padding)
+        list(each) * (len(size) // len(each)) for each in (stride, padding, dilation, output_padding)
     )
     by_x = by_w = by_bias = None
     if output_mask[0] and transposed:
-        by_x = _aten.convolution(dy, w, None, stride, padding, dilation, False, [0] * spatial, groups)
+        by_x = _aten.convolution(dy, w, None, stride, padding, dilation, False, [0] * len(size), groups)
         for k, more in enumerate(output_padding):
             if more >= stride[k]:  # then dy reaches beyond x
-                by_x = _aten.slice(by_x, k + 2, 0, x.shape[k + 2])
+                by_x = _aten.slice(by_x, k + 2, 0, sizes[k])
     elif output_mask[0]:
-        # The padding of the flipped convolution must not be negative.
-        reaches = all(each <= dilation[k] * (w.shape[k + 2] - 1) for k, each in enumerate(padding))
-        if all(each == 1 for each in stride) and reaches and w.shape[1] > _FEW_CHANNELS:
-            by_x = _by_flipped_kernel(dy, w, padding, dilation, groups)
-        else:
-            by_x = _by_transposed(dy, w, x.shape[2:], stride, padding, dilation, groups)
+        by_x = _by_input(dy, w, sizes, stride, padding, dilation, groups)
     if output_mask[1]:
         image, kernel = (dy, x) if transposed else (x, dy)
-        size = list(w.shape[2:])
-        if groups == 1 and all(each == 1 for each in size) and not any(padding):
-            by_w = _by_point_weight(image, kernel, stride)
-        elif _is_flat(image, kernel, dilation, groups):
-            by_w = _by_flat_weight(image, kernel, size, stride, padding, groups)
-        else:
-            by_w = _by_weight(image, kernel, size, stride, padding, dilation, groups)
+        by_w = _by_weight(image, kernel, size, stride, padding, dilation, groups)
     if output_mask[2]:
         by_bias = dy.sum([0, *range(2, dy.ndim)])
     return by_x, by_w, by_bias
 
 
-def _by_flipped_kernel(dy: Tensor, w: Tensor, padding: Ints, dilation: Ints, groups: int) -> Any:
+def _by_input(dy: Tensor, w: Tensor, sizes: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Any:
+    """Return the gradient by x, of these sizes."""
+    widths = [dilation[k] * (size - 1) - padding[k] for k, size in enumerate(w.shape[2:])]
+    # The padding of the flipped convolution must not be negative.
+    if all(each == 1 for each in stride) and min(widths) >= 0 and w.shape[1] > _FEW_CHANNELS:
+        return _by_flipped_kernel(dy, w, widths, dilation, groups)
+    return _by_transposed(dy, w, sizes, stride, padding, dilation, groups)
+
+
+def _by_flipped_kernel(dy: Tensor, w: Tensor, widths: Ints, dilation: Ints, groups: int) -> Any:
     """Return the gradient by x of a convolution of stride 1: dy convolved with the flipped and transposed kernel."""
     spatial = w.ndim - 2
     outer, inner, *size = w.shape
     grouped = w.reshape(groups, outer // groups, inner, *size).transpose(1, 2)
     flipped = grouped.reshape(groups * inner, outer // groups, *size).flip(list(range(2, w.ndim)))
-    widths = [dilation[k] * (size[k] - 1) - padding[k] for k in range(spatial)]
     return _aten.convolution(dy, flipped, None, [1] * spatial, widths, dilation, False, [0] * spatial, groups)
 
 
 def _by_transposed(dy: Tensor, w: Tensor, sizes: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Any:
-    """Return the gradient by x, of these sizes, as a transposed convolution."""
-    spatial = len(sizes)
-    rest = []  # what x has beyond the last element that was read
-    for k in range(spatial):
+    """Return the gradient by x as a transposed convolution."""
+    none = [0] * len(sizes)
+    rest = []  # the elements of x beyond the last one that was read
+    for k, size in enumerate(sizes):
         reach = (dy.shape[k + 2] - 1) * stride[k] - 2 * padding[k] + dilation[k] * (w.shape[k + 2] - 1) + 1
-        rest.append(sizes[k] - reach)
+        rest.append(size - reach)
     if all(isinstance(each, int) for each in rest):
         return _aten.convolution(dy, w, None, stride, padding, dilation, True, rest, groups)
     # The output padding of ConvTranspose is an attribute, which cannot be symbolic.
-    none = [0] * spatial
     whole = _aten.convolution(dy, w, None, stride, none, dilation, True, none, groups)
-    return _padded(whole, [-each for each in padding], [rest[k] - padding[k] for k in range(spatial)])
+    return _padded(whole, [-each for each in padding], [more - each for more, each in zip(rest, padding, strict=True)])
+
+
+def _by_weight(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
+    """Return the sum over n, h of dy[n, o, h] x[n, c, h * stride + k * dilation - padding]: ``[O, C / groups, *]``."""
+    if groups == 1 and all(each == 1 for each in size) and not any(padding):
+        return _by_point_weight(x, dy, stride)
+    are_known = all(isinstance(each, int) for each in (*x.shape[1:], *dy.shape[2:]))
+    is_depthwise = groups > 1 and x.shape[1] == groups  # then the general formula is faster
+    if are_known and all(each == 1 for each in dilation) and not is_depthwise:
+        return _by_flat_weight(x, dy, size, stride, padding, groups)
+    return _by_any_weight(x, dy, size, stride, padding, dilation, groups)
 
 
 def _by_point_weight(x: Tensor, dy: Tensor, stride: Ints) -> Tensor:
@@ -102,14 +109,8 @@ def _by_point_weight(x: Tensor, dy: Tensor, stride: Ints) -> Tensor:
     return by_w.reshape(*by_w.shape, *[1] * len(stride))
 
 
-def _is_flat(x: Tensor, dy: Tensor, dilation: Ints, groups: int) -> bool:
-    """Return whether ``_by_flat_weight`` knows all sizes and is faster, which it is not with one channel a group."""
-    fixed = all(isinstance(each, int) for each in (*x.shape[1:], *dy.shape[2:]))
-    return fixed and all(each == 1 for each in dilation) and not (groups > 1 and x.shape[1] == groups)
-
-
 def _by_flat_weight(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, groups: int) -> Tensor:
-    """Return the result of ``_by_weight`` for dilation 1: rows of x hold the channels beside each other.
+    """Return the result of ``_by_weight`` for known sizes and dilation 1: rows of x hold the channels side by side.
 
     A convolution over ``[1, N, H, W * C]`` with dy as ``[O, N, Ho, Wo]``, dilated by ``[stride, stride * C]``, has the
     result ``[1, O, kh, kw * C]``: one long inner loop, where an image of ``[C, N, H, W]`` has C short ones.
@@ -136,15 +137,15 @@ def _by_flat_weight(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: In
     return by_w
 
 
-def _by_weight(x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
-    """Return the sum over n, h of dy[n, o, h] x[n, c, h * stride + k * dilation - padding]: ``[O, C / groups, *]``."""
+def _by_any_weight(
+    x: Tensor, dy: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
+    """Return the result of ``_by_weight`` as a convolution of the channels as a batch."""
     batch, channels = x.shape[:2]
     spatial, inner = len(size), channels // groups
     # Up to the element that the last tap reads: then the result has the size of the kernel.
-    ends = [
-        stride[k] * (dy.shape[k + 2] - 1) + dilation[k] * (size[k] - 1) + 1 - x.shape[k + 2] - padding[k]
-        for k in range(spatial)
-    ]
+    reaches = [stride[k] * (dy.shape[k + 2] - 1) + dilation[k] * (size[k] - 1) + 1 for k in range(spatial)]
+    ends = [reaches[k] - x.shape[k + 2] - padding[k] for k in range(spatial)]
     # Symbolic sizes cannot be tested for zero.
     if any(isinstance(each, torch.SymInt) or each for each in (*padding, *ends)):
         x = _padded(x, padding, ends)

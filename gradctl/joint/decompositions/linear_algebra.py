@@ -1,4 +1,4 @@
-"""Linear algebra of real matrices: factors, and the solutions that they give, one column or row at a time.
+"""Linear algebra of real matrices: factors, and solutions by these factors, one column or row at a time.
 
 The steps of small matrices are nodes of the graph; those of larger ones, and of symbolic sizes, are the body of ONNX's
 Scan. Factors are those of LAPACK, up to rounding: rows exchanged for the largest element of a column (the first of
@@ -148,16 +148,23 @@ def _linalg_inv_ex(A: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Te
 @_decomposes(_aten._linalg_det.default, table=EARLY)
 def _linalg_det(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the determinant, with factors and pivots."""
-    factors, pivots, _ = _linalg_lu_factor_ex(A.mT if A.is_contiguous() else A)
-    return _parity(pivots, A) * factors.diagonal(0, -2, -1).prod(-1), factors, pivots
+    factors, pivots, sign, diagonal = _triangular(A)
+    return sign * diagonal.prod(-1), factors, pivots
 
 
 @_decomposes(_aten._linalg_slogdet.default, table=EARLY)
 def _linalg_slogdet(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the sign of the determinant and the logarithm of its absolute value, with factors and pivots."""
+    factors, pivots, sign, diagonal = _triangular(A)
+    return sign * diagonal.sign().prod(-1), diagonal.abs().log().sum(-1), factors, pivots
+
+
+def _triangular(A: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return factors, pivots, the sign of the permutation, and the diagonal of U."""
     factors, pivots, _ = _linalg_lu_factor_ex(A.mT if A.is_contiguous() else A)
-    diagonal = factors.diagonal(0, -2, -1)
-    return _parity(pivots, A) * diagonal.sign().prod(-1), diagonal.abs().log().sum(-1), factors, pivots
+    exchanged = pivots != torch.arange(1, pivots.shape[-1] + 1, device=pivots.device)
+    sign = (1 - 2 * (exchanged.to(torch.int64).sum(-1) % 2)).to(A.dtype)
+    return factors, pivots, sign, factors.diagonal(0, -2, -1)
 
 
 @_decomposes(_aten.linalg_cholesky_ex.default)
@@ -312,21 +319,17 @@ def _repeated(
     *,
     backwards: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``carried`` after ``count`` steps, and the stack of their second results.
+    """Return ``carried`` after ``count`` steps, which may be symbolic, and the stack of their second results.
 
-    Args:
-        step: takes its number, ``carried`` and the constants; returns ``carried``, and a second tensor or none.
-        count: may be symbolic.
-        carried: of one shape in all steps.
-        constants: other tensors that a step reads.
-        backwards: whether the last number comes first.
+    The arguments of a step are its number, ``carried`` and the constants, its results ``carried``, of the same shape,
+    and perhaps a second tensor.
     """
     if isinstance(count, int) and count <= _UNROLLED:
-        given = []
-        for k in range(count - 1, -1, -1) if backwards else range(count):
+        results = []
+        for k in reversed(range(count)) if backwards else range(count):
             carried, *more = step(k, carried, *constants)
-            given += more
-        return carried, torch.stack(given) if given else carried.new_zeros(0)
+            results += more
+        return carried, torch.stack(results) if results else carried.new_zeros(0)
     places = torch.arange(count, device=carried.device).unsqueeze(-1)
 
     def body(carried: Tensor, place: Tensor, *constants: Tensor) -> list[Tensor]:
@@ -353,12 +356,6 @@ def _order(pivots: Tensor, rows: int) -> Tensor:
 
     start = places.expand(*pivots.shape[:-1], rows)
     return _repeated(step, pivots.shape[-1], start, (others, places))[0]
-
-
-def _parity(pivots: Tensor, like: Tensor) -> Tensor:
-    """Return the sign of the permutation."""
-    exchanged = pivots != torch.arange(1, pivots.shape[-1] + 1, device=pivots.device)
-    return (1 - 2 * (exchanged.to(torch.int64).sum(-1) % 2)).to(like.dtype)
 
 
 def _first(failed: Tensor) -> Tensor:

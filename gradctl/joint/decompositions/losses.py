@@ -131,12 +131,7 @@ def _ctc_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return the losses ``[batch]`` and the logarithms of alpha ``[batch, time, states]``.
 
-    Args:
-        log_probs: ``[time, batch, class]``.
-        targets: ``[batch, length]``, or all of them in one row.
-        input_lengths, target_lengths: ``[batch]``.
-        blank: its class.
-        zero_infinity: affects the gradient only.
+    From probabilities ``[time, batch, class]``, targets ``[batch, length]`` or in one row, and lengths ``[batch]``.
     """
     states = _states(log_probs, targets, input_lengths, target_lengths, blank)
     lowest = torch.full_like(states.log_probs[0], -math.inf)

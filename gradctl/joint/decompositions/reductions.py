@@ -79,23 +79,26 @@ def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
 
 @decomposes(_aten.cumprod.default)
 def _cumprod(self: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    product = self if dtype is None else self.to(dtype)
-    for shift in _shifts(self, dim):
-        head, earlier, later = _split(product, dim, shift)
-        product = torch.cat([head, earlier * later], dim)
-    return product
+    return _cumulated(self if dtype is None else self.to(dtype), dim, torch.mul)
 
 
 @decomposes(_aten.logcumsumexp.default)
 def _logcumsumexp(self: Tensor, dim: int) -> Tensor:
-    total = self
-    for shift in _shifts(self, dim):
-        head, earlier, later = _split(total, dim, shift)
-        larger = torch.maximum(earlier, later)
-        # The difference of two infinities of one sign is NaN.
-        apart = torch.where(earlier == later, 0, (earlier - later).abs())
-        total = torch.cat([head, larger + torch.log1p(torch.exp(-apart))], dim)
-    return total
+    return _cumulated(self, dim, _log_add)
+
+
+def _cumulated(found: Tensor, dim: int, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    for shift in _shifts(found, dim):
+        head, earlier, later = _split(found, dim, shift)
+        found = torch.cat([head, combine(earlier, later)], dim)
+    return found
+
+
+def _log_add(x: Tensor, y: Tensor) -> Tensor:
+    """Return log(e^x + e^y)."""
+    # The difference of two infinities of one sign is NaN.
+    apart = torch.where(x == y, 0, (x - y).abs())
+    return torch.maximum(x, y) + torch.log1p(torch.exp(-apart))
 
 
 @decomposes(_aten.cummax.default, is_taken=torch.ge)
@@ -103,7 +106,7 @@ def _logcumsumexp(self: Tensor, dim: int) -> Tensor:
 def _cumulative_extreme(self: Tensor, dim: int, *, is_taken: Callable[[Tensor, Tensor], Tensor]) -> _Extremes:
     """Return the extremes up to each element, and the last index of each; NaN is taken before any number."""
     if self.ndim == 0:
-        return self.clone(), torch.zeros_like(self, dtype=torch.int64)
+        return _of_scalar(self)
     shape = [-1 if axis == dim % self.ndim else 1 for axis in range(self.ndim)]
     values, indices = self, torch.arange(self.shape[dim], device=self.device).reshape(shape).expand(self.shape)
     for shift in _shifts(self, dim):
@@ -147,16 +150,16 @@ def _topk(self: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: boo
 @decomposes(_aten.kthvalue.default)
 def _kthvalue(self: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> _Extremes:
     if self.ndim == 0:
-        return self.clone(), torch.zeros_like(self, dtype=torch.int64)
+        return _of_scalar(self)
     values, indices = (each.narrow(dim, k - 1, 1) for each in _aten.topk(self, k, dim, False, True))
-    return (values, indices) if keepdim else (values.squeeze(dim), indices.squeeze(dim))
+    return _squeezed(values, indices, dim, keepdim)
 
 
 @decomposes(_aten.median.dim)
 def _median_dim(self: Tensor, dim: int = -1, keepdim: bool = False) -> _Extremes:
     """Return the lower median and its index; the first NaN, if there is one."""
     if self.ndim == 0:
-        return self.clone(), torch.zeros_like(self, dtype=torch.int64)
+        return _of_scalar(self)
     values, indices = _kthvalue(_without_nan(self), (self.shape[dim] + 1) // 2, dim, keepdim)
     if not self.is_floating_point():
         return values, indices
@@ -172,14 +175,22 @@ def _nanmedian_dim(self: Tensor, dim: int = -1, keepdim: bool = False) -> _Extre
     values, indices = _aten.sort(_without_nan(self), dim)
     count = self.shape[dim] - torch.isnan(self).to(torch.int64).sum(dim, keepdim=True)
     middle = torch.div((count - 1).clamp_min(0), 2, rounding_mode="floor")
-    found = torch.where(count == 0, torch.nan, values.gather(dim, middle)), indices.gather(dim, middle)
-    return found if keepdim else (found[0].squeeze(dim), found[1].squeeze(dim))
+    medians = torch.where(count == 0, torch.nan, values.gather(dim, middle))
+    return _squeezed(medians, indices.gather(dim, middle), dim, keepdim)
 
 
 @decomposes(_aten.median.default, median_dim=_median_dim)
 @decomposes(_aten.nanmedian.default, median_dim=_nanmedian_dim)
 def _median(self: Tensor, *, median_dim: Callable[[Tensor, int], _Extremes]) -> Tensor:
     return median_dim(self.reshape(-1), 0)[0]
+
+
+def _of_scalar(x: Tensor) -> _Extremes:
+    return x.clone(), torch.zeros_like(x, dtype=torch.int64)
+
+
+def _squeezed(values: Tensor, indices: Tensor, dim: int, keepdim: bool) -> _Extremes:
+    return (values, indices) if keepdim else (values.squeeze(dim), indices.squeeze(dim))
 
 
 def _without_nan(x: Tensor) -> Tensor:

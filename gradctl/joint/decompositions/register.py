@@ -17,10 +17,7 @@ REAL: Table = {}
 def decomposes(*overloads: OpOverload, table: Table = REAL, **bound: Any) -> Callable[[_Function], _Function]:
     """Register a function as the decomposition of overloads. It returns ``NotImplemented`` to leave a call to torch.
 
-    Args:
-        overloads: the function takes their arguments.
-        table: where to register; complex numbers have their own.
-        bound: further keyword arguments of the function, such as the number of spatial axes.
+    Its arguments are those of the overloads, and ``bound`` ones, such as the number of spatial axes.
 
     Raises:
         ValueError: an overload has a decomposition already.
