@@ -160,7 +160,7 @@ def _ensure_distinct(names: Sequence[str]) -> None:
 def _fakes(step: TrainingStep, free: Mapping[str, Mapping[int, str]]) -> tuple[list[Tensor], dict[str, RandomInput]]:
     """Return fake inputs of the step, with symbols for free sizes; and the random inputs.
 
-    Only a run on fake tensors knows the sizes of the random inputs, and of the cotangents.
+    The sizes of the random inputs and of the cotangents follow from a run on fake tensors.
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     names, values = step.names, step.tensors
@@ -180,7 +180,7 @@ def _fakes(step: TrainingStep, free: Mapping[str, Mapping[int, str]]) -> tuple[l
 
 
 def _ensure_same_draws(eager: Mapping[str, RandomInput], traced: Mapping[str, RandomInput]) -> None:
-    """Raise if a trace draws other random numbers than eager."""
+    """Raise if a trace uses other random numbers than eager."""
     kinds = [
         {name: (draw.distribution["distribution"], draw.dtype) for name, draw in draws.items()}
         for draws in (eager, traced)
@@ -212,7 +212,7 @@ def _rename_inputs(graph: fx.GraphModule, names: Sequence[str]) -> None:
 
 
 def _ensure_repeats(graph: fx.GraphModule) -> None:
-    """Raise for an operator that draws random numbers: the graph would draw others than eager."""
+    """Raise for an operator that generates random numbers: those of the graph would not be those of eager."""
     for node in graph.graph.nodes:
         tags = getattr(node.target, "tags", ())
         if torch.Tag.nondeterministic_seeded in tags:

@@ -63,9 +63,9 @@ def named_axes(fake: Tensor, sizes: Sizes) -> dict[int, str]:
 
 
 def exported_axes(fake: Tensor) -> dict[int, Any] | None:
-    """Return ``Dim.AUTO`` for a tensor's symbolic axes: torch.export is to infer their range.
+    """Return ``Dim.AUTO`` for a tensor's symbolic axes, whose range torch.export then infers.
 
-    With named axes it refuses a kernel or a layout that needs more than the smallest of all sizes.
+    With named axes it rejects a kernel or a layout that needs more than the smallest of all sizes.
     """
     return {axis: torch.export.Dim.AUTO for axis, size in enumerate(fake.shape) if free_symbols(size)} or None
 

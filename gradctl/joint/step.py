@@ -116,7 +116,7 @@ class TrainingStep:
             return self._with({**weights, **kept}, [values[name] for name in self.random_inputs], act)[0]
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, RandomInput]]:
-        """Return the outputs by name, for parameters, buffers and inputs by name; and the random numbers drawn."""
+        """Return the outputs by name, for parameters, buffers and inputs by name; and the random numbers."""
         with torch.enable_grad():
             weights, kept = self._state(values)
             inputs = {name: self._input(values[name], old)[1] for name, old in self.given.items()}
@@ -131,7 +131,7 @@ class TrainingStep:
     def _with(
         self, state: Mapping[str, Tensor], drawn: Sequence[Tensor] | None, act: Callable[[Any], _Result]
     ) -> tuple[_Result, dict[str, RandomInput]]:
-        """Return the result of ``act`` for the model with these parameters, buffers and draws; and the draws."""
+        """Return the result of ``act`` for the model with this state and these random numbers; and the latter."""
         seed_generators(self.instance.subject.seed + 1)  # not the seed of a run: a model that sets it must be noticed
         with self.places, RandomInputs(self.instance.model, drawn) as draws, ScannedLayers():
             found = functional_call(self.model, {f"model.{name}": each for name, each in state.items()}, (act,))
@@ -160,7 +160,7 @@ class TrainingStep:
         wanted = self._differentiated(leaves_by_name)
         roots = [outputs[name] for name in self.cotangents]
         cotangents = [values[f"grad_{name}"] for name in self.cotangents]
-        # As in training: reentrant checkpoints refuse autograd.grad.
+        # As in training: reentrant checkpoints reject autograd.grad.
         torch.autograd.backward(roots, cotangents)
         return {f"grad.{name}": leaf.grad for name, leaf in wanted.items() if leaf.grad is not None}
 

@@ -98,7 +98,7 @@ class Judge:
         return self.noise / self.here.unit
 
     def site(self, i: int) -> Site:
-        """Return where leaf ``i`` was judged, with what must be held fixed there recorded anew."""
+        """Return the site at which leaf ``i`` was judged, with the cuts there recorded anew."""
         return self._site_of(i).enter()
 
     def _site_of(self, i: int) -> Site:
@@ -122,7 +122,7 @@ class Judge:
         return sorted(suspects), max((chance for i, chance in chances.items() if i not in unseen), default=0.0)
 
     def _is_rounding_alone(self) -> bool:
-        """Tell a function that is zero but for rounding (the sum of a LayerNorm): its values are noise, and tiny."""
+        """Return whether the function is zero but for rounding (the sum of a LayerNorm): its values are tiny noise."""
         outputs = [value for name, value in self.point.outputs if name in self.samples[0].cotangents]
         largest = max((rms(value) for value in self.point.values), default=0.0)
         return self.noise > _ALL_NOISE * self.here.unit and all(rms(y) < _ZERO * largest for y in outputs)
@@ -257,7 +257,7 @@ class Judge:
         return "approximate" if wrong_by < _APPROXIMATE * size else "wrong"
 
     def _verdict_without_alarm(self, i: int, probes: list[Probe], site: Site) -> tuple[Verdict, float]:
-        """Return what probes mean that agree with autograd, or do not resolve the difference; and the chance."""
+        """Return the verdict if the probes agree with autograd or resolve no difference, and the chance."""
         is_judged = all(site.is_judged_by(probe, i) for probe in probes)
         chance = 0.0
         if not site.is_silent(i):  # 1 % of zero is zero

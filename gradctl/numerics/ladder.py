@@ -41,9 +41,9 @@ class Slope:
     derivative: float  # d/dt phi(t) at 0; NaN if the values are not finite at any step
     error: float  # estimate of its absolute error; then infinite
     kinked: bool  # whether the one-sided slopes differ down to the smallest steps, or no step resolves the derivative
-    resolved: bool  # whether the error is small enough to say that autograd is right
-    # Whether it is small enough to say that autograd is wrong: a function that oscillates faster than the steps has a
-    # small error by luck, against a derivative that is large with reason.
+    resolved: bool  # whether the error is small enough to conclude that autograd is right
+    # Whether it is small enough to conclude that autograd is wrong: a function that oscillates faster than the steps
+    # has a small error by luck, against a derivative that is large with reason.
     usable: bool
     step: float = math.nan  # the larger distance of the central differences that were kept
 
@@ -72,7 +72,7 @@ def noise_floor(phi: Callable[[float], float], spacing: float = _NOISE_SPACING) 
     """Return the standard deviation of the noise of ``phi`` near 0 (7 calls), absolute; NaN if a value is not finite.
 
     sigma_k² = gamma_k mean((Δ^k phi)²) with gamma_k = (k!)² / (2k)!, the largest of k = 4, 5, 6. Where these fall with
-    k, it is the function that is seen, close to the edge of its domain, and the spacing is made smaller.
+    k, they measure the function, close to the edge of its domain, and the spacing is reduced.
     """
     differences = [phi(spacing * offset) for offset in range(-3, 4)]
     sigmas = []
@@ -102,15 +102,15 @@ def slope_at_zero(
     """Return the derivative of ``phi`` at 0 with an estimate of its error, from steps 3e-2 down to 2e-7 or less.
 
     Args:
-        phi: the function along one direction of unit norm; NaN where it is not defined (such a step is passed over).
+        phi: the function along one direction of unit norm; NaN where it is not defined (such a step is skipped).
         noise: the absolute noise floor of ``phi``.
         scale: the size a derivative typically has here; 0 if unknown. An error above 1e-4 of it counts as a kink.
         epsilon: machine epsilon of the dtype in which ``phi`` computes.
-        to_the_end: take the smallest steps too where larger ones seem to do: a function rounded to three decimals is
-            linear to those, and flat to these.
+        to_the_end: use the smallest steps too if larger ones seem sufficient: a function rounded to three decimals
+            looks linear to the larger ones, and flat to the smallest.
         size: the size of the numbers whose difference ``phi`` is, if its values do not show it: they round.
         largest_step: the step to begin with.
-        single_step: take no other step (4 calls of ``phi``).
+        single_step: use no other step (4 calls of ``phi``).
 
     Source: the error of a level is min(|R(h) - C(h/2)|, |R(h) - R(4h)|) + |S(h) - 2 S(h/2)| / 2 plus the noise,
     2 max(noise, 8 eps max|phi|, eps size / 2) / h.
@@ -152,7 +152,7 @@ def _best(levels: list[_Level]) -> _Level:
 
 
 def _is_last(levels: list[_Level], level: _Level | None, next_step: float, scale: float, to_the_end: bool) -> bool:
-    """Tell whether no smaller step is taken: its noise would be above the error, or the smallest steps add nothing.
+    """Return whether no smaller step is taken: its noise would be above the error, or the smallest steps add nothing.
 
     ``level`` is that of the present step; None if its values are not finite.
     """
@@ -180,7 +180,7 @@ def _level(at: Callable[[float], float], step: float, noise: float, epsilon: flo
 
 
 def _compared_with_larger(level: _Level, levels: list[_Level]) -> _Level:
-    """Return a level whose truncation error is taken from the next larger step, if that is less.
+    """Return a level with the truncation error by comparison with the next larger step, if that is less.
 
     The extrapolated derivative at 4 h is off by 256 times as much as the one at h; C(h/2) is off by far more.
     """
@@ -192,7 +192,7 @@ def _compared_with_larger(level: _Level, levels: list[_Level]) -> _Level:
 
 
 def _improves(levels: list[_Level]) -> bool:
-    """Tell whether the last step resolved more than the one before: at a kink none does."""
+    """Return whether the last step resolved more than the one before: at a kink none does."""
     return len(levels) < 2 or levels[-1].error < levels[-2].error / 2
 
 
@@ -212,7 +212,7 @@ def _contradiction(levels: list[_Level], best: _Level) -> float:
 
 
 def _is_kinked(levels: list[_Level]) -> bool:
-    """Tell whether the second difference stops shrinking with the step, far above the noise, at the smallest steps."""
+    """Return whether the second difference no longer shrinks at the smallest steps, far above the noise."""
     clear = [level for level in levels if abs(level.second) > 20 * level.floor]
     if len(clear) < 2 or (clear[-1] is not levels[-1] and len(levels) - len(clear) > 2):
         return False

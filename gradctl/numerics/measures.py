@@ -22,7 +22,7 @@ def dot(left: Tensor, right: Tensor) -> float:
 
 
 def is_float(value: Any) -> TypeGuard[Tensor]:
-    """Tell a dense tensor of floats, real or complex."""
+    """Return whether a value is a dense tensor of floats, real or complex."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -60,5 +60,5 @@ def same_values(one: Tensor, other: Tensor) -> bool:
 
 
 def gaussian_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Return standard Gaussian noise like ``tensor`` (shape, dtype, device), drawn on the CPU by ``generator``."""
+    """Return standard Gaussian noise like ``tensor`` (shape, dtype, device), generated on the CPU."""
     return torch.randn(tensor.shape, dtype=tensor.dtype, generator=generator).to(tensor.device)

@@ -19,7 +19,7 @@ _SMALLEST_SHARE = 1e-8
 # An element weighs no more than its own rounding allows: of a value v, its noise is then 1e-11 of the objective.
 _COARSEST = 1e11
 _COARSEST_IN_NARROW_DTYPES = 1e-4
-# Over which steps it is seen how much an output moves; the smaller ones only close to the edge of a domain.
+# Steps that measure how much an output moves; the smaller ones only close to the edge of a domain.
 _STEPS_OF_OUTPUTS = (3e-2, 1e-4, 1e-7)
 # Relative to the values: visible in float64 in any output that depends smoothly on a leaf, and seldom past a threshold.
 _STEP_OF_VALUES = 1e-6
@@ -82,7 +82,7 @@ class Point:
         self._base = again or dict(self.outputs)
 
     def record(self) -> Outputs:
-        """Return the float outputs at the point, and have the runner note anew what must be held fixed beside it."""
+        """Return the float outputs at the point; the runner records anew the values to hold fixed beside it."""
         self._place_leaves()
         # Cloned: an output can be a leaf itself, which moves.
         return [(name, t.detach().clone()) for name, t in self.runner.record() if is_float(t)]
@@ -239,7 +239,7 @@ class Point:
         return Direction(list(parts), [])
 
     def _replay(self) -> dict[str, Tensor]:
-        """Return the float outputs with what was recorded held fixed, at the leaves' values; empty if that raises."""
+        """Return the float outputs with recorded values held fixed, at the leaves' values; empty if that raises."""
         with refusals_ignored():
             # Cloned: an output can be a leaf itself, which moves.
             return {name: t.detach().clone() for name, t in self.runner.beside() if is_float(t)}
@@ -250,7 +250,7 @@ class Point:
         return {name: t for name, t in self.runner.differentiate() if is_float(t) and t.requires_grad}
 
     def _vjp(self, outputs: dict[str, Tensor], cotangents: dict[str, Tensor]) -> list[Tensor | None]:
-        """Take gradients as training takes them: ``backward`` into ``.grad`` (reversible nets refuse autograd.grad)."""
+        """Return gradients by ``backward`` into ``.grad``, as in training (reversible nets reject autograd.grad)."""
         with self.runner.promoted():
             # Cloned: a backward that writes to its cotangent would change the objective too.
             torch.autograd.backward(list(outputs.values()), [cotangents[name].clone() for name in outputs])

@@ -41,7 +41,7 @@ WEAK = 1e-2
 # The second difference of a smooth function at this step is about 1e-5 of its slope; at a kink it is the kink.
 _KINK_STEP = 1e-5
 _KINKED = 1e-3
-# Looking for the tensors with a kink stops after this many directions of two forwards each; the rest count as kinked.
+# The search for tensors with a kink ends after this many directions of two forwards each; the rest count as kinked.
 _MOST_DIRECTIONS = 64
 # Slopes at this step add up to this part where the function is smooth: a tie is met only within the step.
 _LINEAR_STEP = 1e-6
@@ -93,7 +93,7 @@ class Site:
     _ulp_changes: list[float] | None = None
 
     def draw(self, probes: int) -> Site:
-        """Return this site with so many samples drawn and its noise measured."""
+        """Return this site with so many random samples and its noise."""
         self.points.append(self.point)
         self.samples = [self.point.sample(self.generator) for _ in range(probes)]
         indices = [i for i, value in enumerate(self.point.values) if value.numel()]
@@ -141,11 +141,11 @@ class Site:
         return 0 < self.size(i) < _SMALL * self.unit
 
     def is_at_kink(self, probe: Probe, group: Sequence[int]) -> bool:
-        """Tell a kink, or what no step resolves, from a gradient that is too small for any step."""
+        """Return whether a probe shows a kink or resolves nothing, though its gradients are not negligible."""
         return probe.slope.kinked and not self.is_negligible(probe, group[0])
 
     def is_negligible(self, probe: Probe, i: int) -> bool:
-        """Tell a probe of small or no gradients whose finite difference leaves room for nothing but a small one."""
+        """Return whether gradients are small or zero, and the finite difference allows no larger one."""
         largest = max(probe.slope.error, 0.0 if self.is_small(i) else abs(probe.slope.derivative))
         return (self.is_small(i) or self.is_silent(i)) and largest < _SMALL * self.unit
 
@@ -156,7 +156,7 @@ class Site:
         return probe.slope.resolved or (self.is_silent(i) and self.is_negligible(probe, i))
 
     def is_beyond_sight(self, probe: Probe, i: int, members: int) -> bool:
-        """Tell a gradient in which no probe would see an error of 1 %, not even along itself and alone."""
+        """Return whether no probe would resolve an error of 1 % in a small gradient, even along itself and alone."""
         seen = 0.01 * self.size(i) * min(1.0, probe.lengths[i] / self.scales[i] * members)
         return self.is_small(i) and seen < probe.tolerance
 
@@ -183,7 +183,7 @@ class Site:
         return found
 
     def _has_kink(self, indices: Sequence[int]) -> bool:
-        """Tell whether the one-sided slopes along a direction differ at a step that is small to a smooth function."""
+        """Return whether the one-sided slopes along a direction differ at a step that is small to a smooth function."""
         sample = self.samples[0]
         silent = self.is_silent(indices[0])
         direction = self.direction(indices, sample, equal_lengths=silent)
@@ -199,7 +199,7 @@ class Site:
         return max(self.noise if math.isfinite(self.noise) else 0.0, least)
 
     def is_linear(self, i: int) -> bool:
-        """Tell whether the slopes along v and w add up to that along v + w: at a tie of a median they do not.
+        """Return whether the slopes along v and w add up to that along v + w: at a tie of a median they do not.
 
         There the function is odd along each line, so that no second difference shows the kink.
         """
@@ -222,19 +222,19 @@ class Site:
         return not is_judged and not self.is_silent(i) and self.is_cancelled(i)
 
     def is_rounding(self, i: int, probes: Sequence[Probe]) -> bool:
-        """Tell an error that is rounding: one ULP of the leaves changes the gradient as much as it is off.
+        """Return whether an error is rounding: one ULP of the leaves changes the gradient by as much.
 
-        So it is for the weight of a LayerNorm over one element, whose true gradient is zero.
+        An example is the weight of a LayerNorm over one element, whose true gradient is zero.
         """
         noise = self.ulp_changes()[i]
         return self._is_tiny(i) and all(abs(probe.difference) <= 10 * noise * probe.lengths[i] for probe in probes)
 
     def is_cancelled(self, i: int) -> bool:
-        """Tell a gradient that is zero by cancellation: one ULP of the leaves changes much of it."""
+        """Return whether a gradient is zero by cancellation: one ULP of the leaves changes much of it."""
         return self._is_tiny(i) and self.scales[i] * self.ulp_changes()[i] > _CANCELLED * self.size(i)
 
     def _is_tiny(self, i: int) -> bool:
-        """Tell a change by one ULP that rounding explains from one that a kink makes."""
+        """Return whether rounding explains the change by one ULP, which is larger at a kink."""
         return self.scales[i] * self.ulp_changes()[i] < _LARGEST_ROUNDING * self.unit
 
     def ulp_changes(self) -> list[float]:
@@ -281,7 +281,7 @@ class Site:
         return _LARGEST_STEP_OF_SMALL if small else LARGEST_STEP
 
     def _is_plain(self, probe: Probe, i: int, number: int, slope_at_smaller_step: Callable[..., Slope]) -> bool:
-        """Tell whether the step that resolved a joint probe is enough for a tensor: four forwards in place of thirty.
+        """Return whether the step that resolved a joint probe is enough for a tensor: four forwards in place of thirty.
 
         It is if the two agree closely enough to miss no error of 1 %, or disagree plainly, at a far smaller step too.
         """

@@ -124,7 +124,7 @@ class FunctionWatch:
         return result
 
     def _transform(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
-        """Apply a Function to the wrappers of a transform of torch.func; an observer sees one sample."""
+        """Apply a Function to the wrappers of a transform of torch.func; an observer gets one sample."""
         self.classes.add(function)
         if self.observer is None:
             return apply(*args)

@@ -39,7 +39,7 @@ def modules_by_identity(model: Any) -> dict[int, str]:
 
 
 def node_of(tensor: Tensor) -> Node | None:
-    """Return the node that made a tensor; None for a leaf, and for a view whose node torch refuses to make anew.
+    """Return the node that made a tensor; None for a leaf, and for a view whose node torch cannot make anew.
 
     That is a view from a ``no_grad`` block whose base was written to since (the power iteration of spectral norm).
     """

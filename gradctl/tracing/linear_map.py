@@ -46,7 +46,7 @@ class LinearMap:
         return [torch.zeros_like(u) if c is None else c.detach() for u, c in zip(self.cotangents, found, strict=True)]
 
     def __call__(self, args: tuple[Any, ...]) -> tuple[Any, float]:
-        """Return the outputs beside the point, and what the offsets add to the objective there."""
+        """Return the outputs beside the point, and the sum that the offsets add to the objective there."""
         if any(not isinstance(args[i], Tensor) or args[i].shape != x0.shape for i, x0 in self.inputs.items()):
             raise BranchChanged
         tangents = {i: args[i].detach() - x0 for i, x0 in self.inputs.items()}
@@ -122,7 +122,7 @@ def _vjp_with_graph(
 
 
 def _is_affine(leaves: dict[int, Tensor], linear: LinearMap) -> bool:
-    """Tell whether <VJP(u), p> = <VJP(0), p> + <u, J p> at random u, small and large."""
+    """Return whether <VJP(u), p> = <VJP(0), p> + <u, J p> at random u, small and large."""
     generator = torch.Generator().manual_seed(0)
 
     def gaussian(like: Tensor, size: float) -> Tensor:

@@ -127,7 +127,7 @@ class Promotion(OperatorMode):
 
 
 def _grouped_mm(left: Tensor, right: Tensor, ends: Tensor | None = None, *_: Any) -> Tensor:
-    """Return ``_grouped_mm(Tensor self, Tensor mat2, Tensor? offs=None, …)`` from products that know float64."""
+    """Return ``_grouped_mm(Tensor self, Tensor mat2, Tensor? offs=None, …)`` as products with a float64 kernel."""
     if ends is None:
         return torch.bmm(left, right)
     bounds = [0, *ends.tolist()]
@@ -145,7 +145,7 @@ _OF_NUMBERS: dict[Any, Callable[..., Any]] = {
     _aten._local_scalar_dense.default: lambda value: value,
 }
 
-# torch.export's assertion of a dtype, which is another now; and what has no float64 kernel on any device.
+# torch.export's assertion of a dtype, which is another now; and operators without a float64 kernel on any device.
 _REPLACED: dict[Any, Callable[..., Any]] = {_aten._assert_tensor_metadata.default: lambda *_: None}
 if hasattr(_aten, "_grouped_mm"):
     _REPLACED[_aten._grouped_mm.default] = _grouped_mm

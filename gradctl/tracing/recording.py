@@ -58,7 +58,7 @@ def _has_float_dtype(tensor: Tensor) -> bool:
 
 
 def is_float_without_gradient(result: Any) -> bool:
-    """Tell a float tensor, number or array without a gradient; mixed results count only if none requires one."""
+    """Return whether a result is a float tensor, number or array without a gradient, or holds one and none with."""
     if isinstance(result, Tensor):
         return not result.requires_grad and _has_float_dtype(result)
     if isinstance(result, np.ndarray):

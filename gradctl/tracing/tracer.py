@@ -63,7 +63,7 @@ class Tracer(TorchFunctionMode):
 
     @contextmanager
     def body_hidden(self) -> Iterator[None]:
-        """Watch nothing for a while: what runs is the body of a Function."""
+        """Watch no call in this context, the body of a Function."""
         self.hidden += 1
         try:
             yield

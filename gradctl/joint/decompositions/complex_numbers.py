@@ -211,7 +211,7 @@ def _exp(x: Tensor) -> Tensor:
 
 @_decomposes(_aten.pow.Tensor_Scalar)
 def _pow(x: Tensor, exponent: complex) -> Any:
-    """Return a small whole power, as a product; others are refused: they have branch cuts."""
+    """Return a small whole power, as a product; others are left to torch: they have branch cuts."""
     if exponent not in range(1, _LONGEST_POWER + 1):
         return NotImplemented
     return functools.reduce(_mul, [x] * int(exponent.real)) if exponent != 1 else x.clone()

@@ -16,8 +16,8 @@ from gradctl.joint.decompositions.register import Ints, decomposes
 _aten = torch.ops.aten
 
 
-# A gradient of torch's kernel may be laid out as channels_last, and ours of the same operator is contiguous: what was a
-# view of one needs a copy of the other. ONNX has no layouts, so that the copy costs nothing there.
+# A gradient of torch's kernel may be laid out as channels_last, and ours of the same operator is contiguous: a view of
+# one needs a copy of the other. ONNX has no layouts, so that the copy costs nothing there.
 @decomposes(_aten.view.default, _aten._unsafe_view.default)
 def _view(x: Tensor, size: Ints) -> Any:
     if x.is_contiguous():
@@ -189,7 +189,7 @@ def _scatter_reduce(
 
 @decomposes(_aten.repeat_interleave.Tensor)
 def _repeat_interleave(repeats: Tensor, *, output_size: int | None = None) -> Any:
-    """Return each index as often as ``repeats`` says, if the total is known."""
+    """Return each index as often as its number in ``repeats``, if the total is known."""
     if not isinstance(output_size, int):
         return NotImplemented
     ends = repeats.cumsum(0)

@@ -245,7 +245,7 @@ def _log_sum(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
 def fake_ctc_loss() -> Iterator[None]:
     """Let torch run the CTC loss and its gradient on fake tensors.
 
-    torch takes the size of alpha, an inner value, as unknown, and cannot make a tensor of lengths that are integers.
+    For torch the size of alpha, an inner value, is unknown, and it cannot make a tensor of lengths that are integers.
     """
 
     def fake_loss(mode: FakeTensorMode, func: Any, log_probs: Tensor, targets: Tensor, *others: Any) -> Any:

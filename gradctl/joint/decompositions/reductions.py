@@ -33,7 +33,7 @@ def _sum(x: Tensor, dim: Ints | None, keepdim: bool = False, *, dtype: torch.dty
     return row if keepdim else row.reshape(x.shape[1])
 
 
-# torch.onnx (2.13) refuses an extreme over all axes if none is named; ONNX does not reduce a scalar.
+# torch.onnx (2.13) rejects an extreme over all axes if none is named; ONNX does not reduce a scalar.
 @decomposes(_aten.amax.default, operator=_aten.amax)
 @decomposes(_aten.amin.default, operator=_aten.amin)
 def _extreme(self: Tensor, dim: Ints = (), keepdim: bool = False, *, operator: Any) -> Any:
@@ -104,7 +104,7 @@ def _log_add(x: Tensor, y: Tensor) -> Tensor:
 @decomposes(_aten.cummax.default, is_taken=torch.ge)
 @decomposes(_aten.cummin.default, is_taken=torch.le)
 def _cumulative_extreme(self: Tensor, dim: int, *, is_taken: Callable[[Tensor, Tensor], Tensor]) -> _Extremes:
-    """Return the extremes up to each element, and the last index of each; NaN is taken before any number."""
+    """Return the extremes up to each element, and the last index of each; NaN is more extreme than any number."""
     if self.ndim == 0:
         return _of_scalar(self)
     shape = [-1 if axis == dim % self.ndim else 1 for axis in range(self.ndim)]
@@ -138,7 +138,7 @@ def _sort_stable(self: Tensor, *, stable: bool | None, dim: int = -1, descending
     return _aten.sort(self, dim, descending)  # which is stable in ONNX
 
 
-# ONNX takes no scalar, only a list.
+# The input of ONNX's TopK is no scalar.
 @decomposes(_aten.topk.default)
 def _topk(self: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     if self.ndim:
