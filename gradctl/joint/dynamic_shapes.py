@@ -29,11 +29,7 @@ Sizes = Mapping[Any, str]
 
 
 def free_sizes(fakes: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]]) -> Sizes:
-    """Return the symbolic sizes of a trace.
-
-    Args:
-        fakes: the inputs of the trace, by name.
-        free: names of sizes, by input and axis.
+    """Return the symbolic sizes of a trace with these inputs; ``free`` are names of sizes, by input and axis.
 
     Raises:
         JointExportError: a size is fixed, two are equal, or the model branches on one.

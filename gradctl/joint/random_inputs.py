@@ -30,18 +30,14 @@ _aten = torch.ops.aten
 Distribution = Mapping[str, int | float | str]
 
 # The distribution of each operator, with the parameters that are not among its arguments.
+_SAME_NAME = ("bernoulli", "cauchy", "exponential", "geometric", "normal", "uniform")
 _DISTRIBUTIONS: dict[str, Distribution] = {
-    "bernoulli": {"distribution": "bernoulli"},
-    "cauchy": {"distribution": "cauchy"},
-    "exponential": {"distribution": "exponential"},
-    "geometric": {"distribution": "geometric"},
+    **{name: {"distribution": name} for name in _SAME_NAME},
     "log_normal": {"distribution": "log-normal"},
-    "normal": {"distribution": "normal"},
     "rand": {"distribution": "uniform", "from": 0, "to": 1},
     "randint": {"distribution": "integers", "low": 0},
     "randn": {"distribution": "normal", "mean": 0, "std": 1},
     "randperm": {"distribution": "permutation"},
-    "uniform": {"distribution": "uniform"},
 }
 _PARAMETERS = ("p", "from", "to", "mean", "std", "lambd", "median", "sigma", "low", "high", "n")
 
@@ -59,14 +55,7 @@ class RandomInput:
 
 
 class RandomInputs(OperatorMode):
-    """Record the random numbers that a model gets from torch's generator, or replace them.
-
-    Args:
-        model: the inputs have the names of its modules.
-        given: the replacements, in order; None keeps the model's own.
-
-    Attributes:
-        found: the random numbers in their order, repeated ones once.
+    """Record the random numbers that a model gets from torch's generator, or replace them by the ``given``, in order.
 
     Raises:
         JointExportError: no caller of the graph can generate these numbers; raised by the operator.
@@ -78,7 +67,7 @@ class RandomInputs(OperatorMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._modules = modules_by_identity(module_of(model))
         self._given, self._seen, self._expected = given, dict[bytes, RandomInput](), _state()
-        self.found: list[RandomInput] = []
+        self.found: list[RandomInput] = []  # in order, repeated ones once
 
     @property
     def by_name(self) -> dict[str, RandomInput]:
@@ -217,14 +206,12 @@ def _distribution(func: Any, args: Any, kwargs: Any) -> Distribution | None:
 
 def _again(func: Any, args: Any, kwargs: Any, dtype: torch.dtype) -> Callable[[], Tensor]:
     """Return a call of an operator on tensors of the same layouts, which determine the order of the numbers."""
-    makers: list[Callable[[], Any]] = [
-        partial(torch.empty_strided, each.shape, each.stride(), dtype=each.dtype)
-        if isinstance(each, Tensor)
-        else partial(_identity, each)
-        for each in args
-    ]
+    makers = list(map(_maker, args))
     return lambda: func(*(make() for make in makers), **kwargs).to(dtype)
 
 
-def _identity(value: Any) -> Any:
-    return value
+def _maker(value: Any) -> Callable[[], Any]:
+    """Return a function that makes a tensor of the layout of ``value``, or returns it if it is no tensor."""
+    if isinstance(value, Tensor):
+        return partial(torch.empty_strided, value.shape, value.stride(), dtype=value.dtype)
+    return lambda: value

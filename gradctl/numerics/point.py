@@ -53,29 +53,20 @@ class Direction:
 
 
 class Point:
-    """``runner`` at the present values of its leaves.
-
-    Attributes:
-        values: the leaves' values at the point.
-        infinite: by index, where a leaf's value is not finite (a mask of -inf): no direction moves there.
-        outputs: names and values of the float outputs at the point.
-        forwards: how often the function was run.
-        consistent: whether a replay at the point itself returns the recorded outputs.
-        absorbed: by output, a mask of the elements that are too large to move with the leaves, if there are any.
-    """
+    """``runner`` at the present values of its leaves."""
 
     def __init__(self, runner: Runner, values: list[Tensor] | None = None) -> None:
         self.runner = runner
         self.values = values or [leaf.tensor.detach().clone() for leaf in runner.leaves]
-        self.infinite = _nonfinite_masks(self.values)
-        self.forwards = 0
+        self.infinite = _nonfinite_masks(self.values)  # by index of the leaf; no direction moves these elements
+        self.forwards = 0  # how often the function was run
         self._resting: dict[int, int] = {}  # version counter of each leaf that holds its value: others write to it too
-        self.absorbed: dict[str, Tensor] = {}
+        self.absorbed: dict[str, Tensor] = {}  # by output, a mask of elements that are too large to move
         self._movements: tuple[dict[str, Tensor], float] | None = None
-        self.outputs: Outputs = self.record()
+        self.outputs: Outputs = self.record()  # of floats
         self._place_leaves()
         again = self._replay()
-        self.consistent = all(
+        self.consistent = all(  # whether a replay at the point itself returns the recorded outputs
             name in again and relative_error(value, again[name]) < 1e-9 for name, value in self.outputs
         )
         # Subtracted element by element, before any sum: masked logits of -1e9 would drown what moves.

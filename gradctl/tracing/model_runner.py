@@ -18,20 +18,15 @@ from gradctl.tracing.recording import Recording
 
 
 class ModelRunner:
-    """Run a private copy of the user's model, in float64 if there is a ``promotion``.
-
-    Attributes:
-        recording: the cuts and hooks of the last ``record``.
-        watch: replaces custom Functions; ``linearised`` is set before ``record``.
-    """
+    """Run a private copy of the user's model, in float64 if there is a ``promotion``."""
 
     def __init__(self, instance: Instance, promotion: Promotion | None, watch: FunctionWatch) -> None:
         self.instance = instance
         self.leaves: Sequence[Leaf] = instance.leaves
         self.promotion = promotion
-        self.watch = watch
+        self.watch = watch  # replaces custom Functions; ``linearised`` is set before ``record``
         watch.modules = modules_by_identity(instance.model)
-        self.recording = Recording()
+        self.recording = Recording()  # the cuts and hooks of the last ``record``
         self._is_plain = False  # whether the promotion changed no operator at the point: it costs as much as the model
 
     @property

@@ -78,16 +78,12 @@ class _Maker:
 
 
 class BackwardTrace(Recorder):
-    """Note the call of each node of the graph, and then the nodes of a backward that make NaN or infinities.
-
-    Attributes:
-        makers: nodes with finite incoming gradients and others going out, in the order of the backward.
-    """
+    """Note the call of each node of the graph, and then the nodes of a backward that make NaN or infinities."""
 
     def __init__(self, modules: Mapping[int, str]) -> None:
         super().__init__(hooks_only=True, modules=modules)
         self.opens_checkpoints = True
-        self.makers: list[_Maker] = []
+        self.makers: list[_Maker] = []  # in the order of the backward
         self._origins: dict[Node, CallSite] = {}
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -34,23 +34,15 @@ _aten = torch.ops.aten
 
 
 class Promotion(OperatorMode):
-    """Run forwards and backward in float64.
-
-    Args:
-        native: the dtype of random numbers if the program names none.
-
-    Attributes:
-        islands: names of operators without a float64 kernel, which ran in ``native`` instead.
-        turned: whether any operator ran in another way than without the mode; set to False by the caller.
-    """
+    """Run forwards and backward in float64; random numbers are ``native`` if the program names no dtype."""
 
     supports_higher_order_operators = True
 
     def __init__(self, native: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.native = native
-        self.islands: dict[str, None] = {}
-        self.turned = False
+        self.islands: dict[str, None] = {}  # names of operators without a float64 kernel, which ran in ``native``
+        self.turned = False  # whether any operator ran in another way than without the mode; the caller resets it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator with its dtypes turned, unseen by function modes: TorchScript calls it from outside them."""

@@ -68,22 +68,15 @@ class _FrozenLeaf:
 
 
 class Recorder(Tracer):
-    """Watch one call of the user's model.
-
-    Args:
-        recording: the one to replay; None starts another one.
-        hooks_only: only disable hooks (for the run that autograd differentiates).
-        keeps_hooks: do not even that.
-        modules: paths of the model's modules, by identity.
-    """
+    """Watch one call of the user's model."""
 
     def __init__(
         self,
-        recording: Recording | None = None,
+        recording: Recording | None = None,  # the one to replay; None starts another one
         *,
-        hooks_only: bool = False,
-        keeps_hooks: bool = False,
-        modules: Mapping[int, str] | None = None,
+        hooks_only: bool = False,  # only disable hooks, for the run that autograd differentiates
+        keeps_hooks: bool = False,  # not even that
+        modules: Mapping[int, str] | None = None,  # paths of the model's modules, by identity
     ) -> None:
         super().__init__(modules)
         self.replaying = recording is not None

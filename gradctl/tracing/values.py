@@ -81,18 +81,13 @@ class ProgramValue:
 
 
 class ProgramValues(Tracer):
-    """Watch one run of a program and the backward after it.
-
-    Attributes:
-        values: arguments and results of top-level calls, in the order in which they were seen.
-        inside: sketches of the results of operators inside of those calls.
-    """
+    """Watch one run of a program and the backward after it."""
 
     def __init__(self, modules: Mapping[int, str], watch: ValueWatch) -> None:
         super().__init__(modules)
         self.watch = watch
-        self.values: list[ProgramValue] = []
-        self.inside: list[Sketch] = []
+        self.values: list[ProgramValue] = []  # arguments and results of top-level calls, in order
+        self.inside: list[Sketch] = []  # of the results of operators inside of those calls
         self._known: Any = WeakTensorKeyDictionary()
         self._operators = _Operators(self)
 

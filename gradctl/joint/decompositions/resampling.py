@@ -90,29 +90,12 @@ def _antialiased(weigh: Callable[[Tensor], Tensor], half_width: int) -> _Matrix:
     return matrix
 
 
-_LINEAR_FILTER = _antialiased(lambda distance: (1 - distance).clamp(min=0), 1)
-_CUBIC_FILTER = _antialiased(lambda distance: _keys(distance, -0.5), 2)
-_LANCZOS_FILTER = _antialiased(_lanczos, 3)
-
-
 # torch.onnx (2.13) ignores given scales.
-@decomposes(_aten.upsample_linear1d.default, matrix=_linear)
-@decomposes(_aten.upsample_bilinear2d.default, matrix=_linear)
-@decomposes(_aten.upsample_trilinear3d.default, matrix=_linear)
-@decomposes(_aten.upsample_bicubic2d.default, matrix=_cubic)
-@decomposes(_aten._upsample_bilinear2d_aa.default, matrix=_LINEAR_FILTER)
-@decomposes(_aten._upsample_bicubic2d_aa.default, matrix=_CUBIC_FILTER)
 def _upsample(x: Tensor, output_size: Ints, align_corners: bool, *scales: float | None, matrix: _Matrix) -> Tensor:
     sizes = _by_axis(x.shape, output_size, scales)
     return apply(x, [matrix(x, size, out, align_corners, scale) for size, out, scale in sizes])
 
 
-@decomposes(_aten.upsample_linear1d_backward.default, matrix=_linear)
-@decomposes(_aten.upsample_bilinear2d_backward.default, matrix=_linear)
-@decomposes(_aten.upsample_trilinear3d_backward.default, matrix=_linear)
-@decomposes(_aten.upsample_bicubic2d_backward.default, matrix=_cubic)
-@decomposes(_aten._upsample_bilinear2d_aa_backward.default, matrix=_LINEAR_FILTER)
-@decomposes(_aten._upsample_bicubic2d_aa_backward.default, matrix=_CUBIC_FILTER)
 def _upsample_backward(
     dy: Tensor, output_size: Ints, input_size: Ints, align_corners: bool, *scales: float | None, matrix: _Matrix
 ) -> Tensor:
@@ -120,38 +103,30 @@ def _upsample_backward(
     return apply_transposed(dy, [matrix(dy, size, out, align_corners, scale) for size, out, scale in sizes])
 
 
-if hasattr(_aten, "_upsample_lanczos2d_aa"):  # not in torch 2.10
-    decomposes(_aten._upsample_lanczos2d_aa.default, matrix=_LANCZOS_FILTER)(_upsample)
-    decomposes(_aten._upsample_lanczos2d_aa_backward.default, matrix=_LANCZOS_FILTER)(_upsample_backward)
+_INTERPOLATIONS = {
+    "upsample_linear1d": _linear,
+    "upsample_bilinear2d": _linear,
+    "upsample_trilinear3d": _linear,
+    "upsample_bicubic2d": _cubic,
+    "_upsample_bilinear2d_aa": _antialiased(lambda distance: (1 - distance).clamp(min=0), 1),
+    "_upsample_bicubic2d_aa": _antialiased(lambda distance: _keys(distance, -0.5), 2),
+    "_upsample_lanczos2d_aa": _antialiased(_lanczos, 3),  # not in torch 2.10
+}
+for _name, _matrix in _INTERPOLATIONS.items():
+    if hasattr(_aten, _name):
+        decomposes(getattr(_aten, _name).default, matrix=_matrix)(_upsample)
+        decomposes(getattr(_aten, f"{_name}_backward").default, matrix=_matrix)(_upsample_backward)
 
 
-@decomposes(_aten.upsample_nearest1d.default, _aten.upsample_nearest2d.default, _aten.upsample_nearest3d.default)
-@decomposes(
-    _aten._upsample_nearest_exact1d.default,
-    _aten._upsample_nearest_exact2d.default,
-    _aten._upsample_nearest_exact3d.default,
-    exact=True,
-)
-def _upsample_nearest(x: Tensor, output_size: Ints, *scales: float | None, exact: bool = False) -> Tensor:
+def _upsample_nearest(x: Tensor, output_size: Ints, *scales: float | None, exact: bool) -> Tensor:
     sizes = _by_axis(x.shape, output_size, scales)
     for axis, (size, out, scale) in enumerate(sizes, start=x.ndim - len(sizes)):
         x = x.index_select(axis, _nearest_indices(len(sizes), x, size, out, exact, scale))
     return x
 
 
-@decomposes(
-    _aten.upsample_nearest1d_backward.default,
-    _aten.upsample_nearest2d_backward.default,
-    _aten.upsample_nearest3d_backward.default,
-)
-@decomposes(
-    _aten._upsample_nearest_exact1d_backward.default,
-    _aten._upsample_nearest_exact2d_backward.default,
-    _aten._upsample_nearest_exact3d_backward.default,
-    exact=True,
-)
 def _upsample_nearest_backward(
-    dy: Tensor, output_size: Ints, input_size: Ints, *scales: float | None, exact: bool = False
+    dy: Tensor, output_size: Ints, input_size: Ints, *scales: float | None, exact: bool
 ) -> Tensor:
     sizes = _by_axis(input_size, output_size, scales)
     matrices = []
@@ -159,6 +134,12 @@ def _upsample_nearest_backward(
         read = _nearest_indices(len(sizes), dy, size, out, exact, scale)
         matrices.append((read[:, None] == positions(size, dy)).to(accumulation_type(dy)))
     return apply_transposed(dy, matrices)
+
+
+for _name, _exact in (("upsample_nearest", False), ("_upsample_nearest_exact", True)):
+    for _dims in (1, 2, 3):
+        decomposes(getattr(_aten, f"{_name}{_dims}d").default, exact=_exact)(_upsample_nearest)
+        decomposes(getattr(_aten, f"{_name}{_dims}d_backward").default, exact=_exact)(_upsample_nearest_backward)
 
 
 def _nearest_indices(dims: int, x: Tensor, size: int, out: int, exact: bool, scale: float | None) -> Tensor:
