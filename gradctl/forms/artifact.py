@@ -113,9 +113,7 @@ def save_by_torch(write: Callable[[io.BytesIO], object], path: Path, done: str) 
 def load(path: Path, *, trusted: bool) -> Captured:
     """Return the form in a file: ``trace`` or ``script`` for TorchScript, ``export`` for ``.pt2``.
 
-    Args:
-        path: the file.
-        trusted: whether the user trusts it, or this very run wrote it.
+    ``trusted``: the user trusts it, or this very run wrote it.
 
     Raises:
         TargetError: GC142 if it cannot be read or contains no model.
@@ -194,11 +192,6 @@ def artifact_format(path: Path) -> ArtifactFormat:
 
 def ensure_fits(captured: Captured, instance: Instance, name: str = "the file") -> None:
     """Raise unless parameters and buffers are those of the model, by name and shape.
-
-    Args:
-        captured: the loaded form.
-        instance: a private copy of the model.
-        name: the name of the file in messages.
 
     Raises:
         TargetError: GC141 with the missing and unknown names, and those of another shape.

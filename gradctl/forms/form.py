@@ -28,30 +28,20 @@ class CannotCapture(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Captured:
-    """A model in one form, ready to be called like the model it came from.
-
-    Attributes:
-        form: its name.
-        call: takes the model's inputs and returns its outputs.
-        parameters: the tensors that collect gradients, by each qualified name in the user's model; if the form runs on
-            the tensors of the private copy, this includes tensors that are not registered parameters.
-        buffers: by qualified name.
-        seconds: the time that the capture took.
-        quantities: the quantities that can be compared.
-        operators: calls by operator, for the summary; empty if the form has no graph.
-        artifact: the object to save (a ScriptModule, an ExportedProgram), or None.
-        model: the owner of the state that a call reads and changes: the form's own module, or the private copy if the
-            form runs on it; None if there is no state.
-    """
+    """A model in one form, ready to be called like the model it came from."""
 
     form: str
-    call: Callable[..., Any]
+    call: Callable[..., Any]  # takes the model's inputs and returns its outputs
+    # The tensors that collect gradients, by each qualified name in the user's model; if the form runs on the tensors of
+    # the private copy, this includes tensors that are not registered parameters.
     parameters: dict[str, Tensor] = field(default_factory=dict)
-    buffers: dict[str, Tensor] = field(default_factory=dict)
-    seconds: float = 0.0
-    quantities: frozenset[Quantity] = frozenset({"output", "gradient", "buffer"})
-    operators: dict[str, int] = field(default_factory=dict)
-    artifact: Any = None
+    buffers: dict[str, Tensor] = field(default_factory=dict)  # by qualified name
+    seconds: float = 0.0  # the time that the capture took
+    quantities: frozenset[Quantity] = frozenset({"output", "gradient", "buffer"})  # those that can be compared
+    operators: dict[str, int] = field(default_factory=dict)  # calls by operator; empty if the form has no graph
+    artifact: Any = None  # the object to save (a ScriptModule, an ExportedProgram)
+    # The owner of the state that a call reads and changes: the form's own module, or the private copy if the form runs
+    # on it.
     model: Any = None
 
     def buffers_now(self) -> dict[str, Tensor]:
@@ -73,10 +63,7 @@ class Form(Protocol):
 def to_float64(form: Form, captured: Captured, instance: Instance) -> Captured:
     """Return a form in float64, as a new form: converted by the form's own ``to_float64``, or else captured again.
 
-    Args:
-        form: the module of the form.
-        captured: the form in the native dtype; not changed.
-        instance: a promoted private copy.
+    ``captured`` is in the native dtype, and not changed; ``instance`` is a promoted private copy.
 
     Raises:
         CannotCapture: it has no float64 version.
@@ -87,21 +74,13 @@ def to_float64(form: Form, captured: Captured, instance: Instance) -> Captured:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """The results of one call, forward and backward.
+    """The results of one call, forward and backward."""
 
-    Attributes:
-        outputs: by name, detached.
-        gradients: by leaf; None if autograd returns none.
-        state: buffers after the call, and inputs that the call changed, by name.
-        differentiable: the outputs that require a gradient.
-        error: the exception that the call raised, if any; the rest is empty then.
-    """
-
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    gradients: dict[str, Tensor | None] = field(default_factory=dict)
-    state: dict[str, Tensor] = field(default_factory=dict)
-    differentiable: frozenset[str] = frozenset()
-    error: Exception | None = None
+    outputs: dict[str, Tensor] = field(default_factory=dict)  # by name, detached
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)  # by leaf; None if autograd returns none
+    state: dict[str, Tensor] = field(default_factory=dict)  # buffers afterwards, and inputs that the call changed
+    differentiable: frozenset[str] = frozenset()  # the outputs that require a gradient
+    error: Exception | None = None  # that the call raised; the rest is empty then
 
 
 def named_tensors(module: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -10,25 +10,15 @@ from gradctl.numerics.sketch import Sketch
 
 @dataclass(slots=True, eq=False)
 class GraphValue:
-    """One value that a graph computes, or an input of it.
+    """One value that a graph computes, or an input of it."""
 
-    Attributes:
-        name: in the graph.
-        place: the location of the node that computes it; None for an input, a parameter or a constant.
-        inputs: names of the inputs of the node.
-        sketch: of the value; None if it is not a tensor.
-        requires_grad: whether it requires a gradient.
-        adjoint: sketch of its gradient; None if it has none.
-        leaf: its name, if it is one.
-    """
-
-    name: str
-    place: SourceLocation | None
-    inputs: tuple[str, ...] = ()
-    sketch: Sketch | None = None
+    name: str  # in the graph
+    place: SourceLocation | None  # of the node that computes it; None for an input, a parameter or a constant
+    inputs: tuple[str, ...] = ()  # names of the inputs of the node
+    sketch: Sketch | None = None  # of the value; None if it is not a tensor
     requires_grad: bool = False
-    adjoint: Sketch | None = None
-    leaf: str | None = None
+    adjoint: Sketch | None = None  # sketch of its gradient; None if it has none
+    leaf: str | None = None  # its name, if it is one
 
 
 @dataclass(frozen=True, slots=True, eq=False)

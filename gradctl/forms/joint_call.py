@@ -37,14 +37,9 @@ _FEW = 3  # differences that a message lists
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JointRuntime:
-    """A runtime of a joint graph.
+    """A runtime of a joint graph: ``run`` returns the outputs by name, for the inputs by name."""
 
-    Attributes:
-        inputs, outputs: names, as in ``gradctl.joint.capture``.
-        run: returns the outputs by name, for the inputs by name.
-    """
-
-    inputs: Sequence[str]
+    inputs: Sequence[str]  # names, as in ``gradctl.joint.capture``
     outputs: Sequence[str]
     run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
@@ -92,12 +87,8 @@ def _gradient_names(outputs: Sequence[str]) -> list[str]:
 def wrap_runtime(form: str, runtime: JointRuntime, instance: Instance, where: str, **attributes: Any) -> Captured:
     """Return a joint graph as a form of a model.
 
-    Args:
-        form: its name.
-        runtime: runs the graph.
-        instance: a private copy of the model; it is called once, and holds the state of the form.
-        where: the name of the graph in messages.
-        attributes: the other attributes of ``Captured``.
+    The private copy is called once, and holds the state of the form; ``where`` is the name of the graph in messages,
+    ``attributes`` are the other attributes of ``Captured``.
 
     Raises:
         TargetError: GC141 if it is not a joint graph of this model.
@@ -154,20 +145,13 @@ def _run_eagerly(instance: Instance, args: Any, kwargs: Any) -> tuple[Any, dict[
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A runtime as a callable that autograd differentiates.
-
-    Attributes:
-        runtime: runs the graph.
-        instance: the model, whose parameters name the inputs.
-        parameters, buffers: by name; they receive gradients and the updates of the graph.
-        structure: an output of the model.
-    """
+    """A runtime as a callable that autograd differentiates."""
 
     runtime: JointRuntime
-    instance: Instance
-    parameters: Mapping[str, Tensor]
+    instance: Instance  # its parameters name the inputs
+    parameters: Mapping[str, Tensor]  # they receive gradients and, as buffers do, the updates of the graph
     buffers: Mapping[str, Tensor]
-    structure: Any
+    structure: Any  # an output of the model
     outputs: dict[str, Tensor] = field(init=False)
     at_sizes: dict[tuple[torch.Size, ...], tuple[dict[str, torch.Size], dict[str, RandomInput]]] = field(
         default_factory=dict

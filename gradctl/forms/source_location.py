@@ -14,16 +14,10 @@ _TRACED = re.compile(r"^(?P<file>.+\.py)\((?P<line>\d+)\): ", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
-    """The origin of one part of a form.
+    """The origin of one part of a form, with file and line in the user's code if the form has a record of them."""
 
-    Attributes:
-        module: path of the innermost module, "" for the model itself.
-        op: the operator or custom Function; None if only the module is known.
-        file, line: in the user's code; None if the form has no record of them.
-    """
-
-    module: str
-    op: str | None = None
+    module: str  # path of the innermost module, "" for the model itself
+    op: str | None = None  # the operator or custom Function; None if only the module is known
     file: str | None = None
     line: int | None = None
 

@@ -33,7 +33,7 @@ from gradctl.tracing.graph import CallSite, modules_by_identity, node_before
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.recording import Recording
-from gradctl.tracing.tracer import REGISTER_HOOK
+from gradctl.tracing.tracer import REGISTER_HOOK, is_in_transform
 
 # Calls of one function at one line with one set of shapes: a loop of a thousand steps is judged in its first ones.
 _ALIKE = 32
@@ -41,17 +41,11 @@ _ALIKE = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WrongBackward:
-    """A part of the program whose backward is not its derivative.
-
-    Attributes:
-        origin: which call or module, and where.
-        vote: what forward mode says of it.
-        sources: nodes from which autograd goes on with the wrong gradients, to those arguments.
-    """
+    """A part of the program whose backward is not its derivative."""
 
     origin: CallSite
     vote: Vote
-    sources: tuple[Any, ...]
+    sources: tuple[Any, ...]  # nodes from which autograd goes on with the wrong gradients
 
 
 def find_wrong_parts(
@@ -215,9 +209,10 @@ class _ModuleWatch:
 
 
 def _is_judged(func: Any, arguments: Any) -> bool:
-    """Tell a call that autograd differentiates: it has a float argument that requires a gradient."""
+    """Tell a call outside a transform that autograd differentiates: a float argument requires a gradient."""
     return (
         torch.is_grad_enabled()
+        and not is_in_transform()
         and getattr(func, "__name__", "") not in _NOT_JUDGED
         and any(isinstance(value, Tensor) and value.requires_grad and is_float(value) for _, value in leaves(arguments))
     )

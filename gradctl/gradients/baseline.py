@@ -28,27 +28,16 @@ Named = dict[str, Tensor | None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Baseline:
-    """What two seeded runs of the user's model showed, forward and backward. Gradients themselves are not kept.
-
-    Attributes:
-        input_mode: how float inputs can be given to this model.
-        outputs: float outputs of the first run.
-        overflowing: native dtype by name of the leaves whose gradient is NaN or infinite.
-        unrepeated: a row for each output and gradient that differs between the two runs.
-        compared: how many were compared.
-        subject: the subject, with the layers built that its first call builds.
-        notes: on tensors that cannot be judged.
-        kept: what was borrowed of the user's own, and how to put it back.
-    """
+    """What two seeded runs of the user's model showed, forward and backward. Gradients themselves are not kept."""
 
     input_mode: InputMode
-    outputs: dict[str, Tensor]
-    overflowing: dict[str, torch.dtype]
-    unrepeated: tuple[TensorResult, ...]
-    compared: int
-    subject: Subject
-    notes: tuple[Finding, ...]
-    kept: Kept
+    outputs: dict[str, Tensor]  # float outputs of the first run
+    overflowing: dict[str, torch.dtype]  # native dtype by name of the leaves whose gradient is NaN or infinite
+    unrepeated: tuple[TensorResult, ...]  # a row for each output and gradient that differs between the two runs
+    compared: int  # how many of them there are
+    subject: Subject  # with the layers that its first call builds
+    notes: tuple[Finding, ...]  # on tensors that cannot be judged
+    kept: Kept  # state of the user's own objects that was borrowed
 
     def findings(self) -> list[Finding]:
         """Return what is wrong with the model whatever its gradients are: NaN, and results that do not repeat."""

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +26,10 @@ from gradctl.gradients.baseline import Baseline, run_native
 from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
 from gradctl.gradients.form_runner import form_runner
 from gradctl.gradients.functions.attribution import FunctionCheck, is_allowed, nothing_in_front, tensors_behind
-from gradctl.gradients.functions.function_part import FunctionFault
+from gradctl.gradients.functions.function_part import FunctionFault, function_name
 from gradctl.gradients.gradient_findings import (
+    GradientCause,
+    cause_of,
     frozen_results,
     gradient_finding,
     native_gradient_findings,
@@ -45,10 +48,11 @@ from gradctl.gradients.gradient_notes import (
 )
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.gradients.hooked_gradients import leaves_behind_hooks
-from gradctl.gradients.regimes import Regimes, about, compare_regimes, with_verdicts
+from gradctl.gradients.regimes import Regimes, about, compare_regimes, output_noise, with_verdicts
 from gradctl.gradients.wrong_calls import (
     Explanation,
     explain,
+    explain_fault,
     locate_nonfinite_backwards,
     locate_nonfinite_natively,
     locate_nonfinite_outputs,
@@ -62,7 +66,6 @@ from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
 from gradctl.tracing.functions import FunctionWatch, is_users
 from gradctl.tracing.recording import Recording
-from gradctl.tracing.tracer import FunctionClass
 
 # A search for the call that is wrong may take so many times what the check took until its first alarm.
 _TIMES_THE_CHECK = 3.0
@@ -115,6 +118,7 @@ def gradcheck(
         if baseline is None:
             finally_.callback(native.kept.put_back)
         alone = native.findings()
+        notes = [*native.notes, *([constant_inputs_note()] if native.input_mode == "constant" else [])]
         with explaining("the call that makes an output NaN"):
             alone = locate_nonfinite_outputs(alone, subject, native)
         if native.unrepeated:
@@ -125,13 +129,14 @@ def gradcheck(
             if form == "eager":
                 with explaining("what training in another regime gives"):
                     regimes = compare_regimes(subject, native)
-                native = replace(native, input_mode="constant") if regimes.computes_another else native
+                if regimes.own_outputs is not None:
+                    native = replace(native, input_mode="constant", outputs=regimes.own_outputs)
             check = _Check(subject, native, accepted, progress or (lambda text: None), form)
             check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
             found, tensors = of_form(form, check.findings(), check.results())
             tensors = with_verdicts(tensors, regimes.findings) + frozen_results(subject, tensor)
             findings = [*subject.notes, *alone, *found, *about(regimes.findings, tensors), *check.notes()]
-            findings += native.notes
+            findings += notes
         findings += failures.notes()
     return make_unit(
         subject.target,
@@ -163,7 +168,8 @@ class _Check:
     source: OracleRunner = field(init=False)
     probing: Judge = field(init=False)
     judged: dict[int, TensorJudgement] = field(default_factory=dict)
-    behind: dict[int, FunctionClass] = field(default_factory=dict)
+    behind: dict[int, GradientCause] = field(default_factory=dict)
+    presumed: dict[int, GradientCause] = field(default_factory=dict)
     missed: float = 0.0
     is_tolerant: bool = False
     forwards_besides: int = 0
@@ -177,8 +183,8 @@ class _Check:
 
     def judge(self, thorough: bool, pattern: str, settings: dict[str, Any]) -> None:
         """Fill in a verdict for each leaf whose name matches."""
-        start = time.perf_counter()
         watch = FunctionWatch(linearised=lambda f: is_allowed(f, self.accepted))
+        start = time.perf_counter()
         self.source = oracle_runner(self.subject, self.native.input_mode, watch)
         runner = self.source.runner if self.form == "eager" else form_runner(self.source.runner, self.form)
         indices = self._matching(pattern)
@@ -193,55 +199,75 @@ class _Check:
         self.recording = runner.recording  # those made later see fewer directions, and fewer of its cuts move
         self.silent_seconds = time.perf_counter() - start
         self.judged = {i: self.probing.verdict_of_screen(i) for i in indices}
-        each = indices if thorough else suspects
-        for count, i in enumerate(each, 1):
-            self.progress(f"tensor {count} of {len(each)}: {runner.leaves[i].name}")
+        self._judge_each(indices if thorough else suspects)
+        for i in tensors_behind(self.probing, runner):
+            if i in self.judged and self.judged[i].verdict in ("same", "no-gradient", "too-small"):
+                self.judged[i] = replace(self.judged[i], verdict="unresolved")
+                self.behind[i] = GradientCause("GC408", function_name(next(iter(watch.unjudged))))
+        if self.form == "eager":  # a form's Functions are captured or gone; eager's own check is about those
+            self._find_causes(pattern, settings)
+
+    def _judge_each(self, indices: Sequence[int]) -> None:
+        for count, i in enumerate(indices, 1):
+            self.progress(f"tensor {count} of {len(indices)}: {self._name(i)}")
             judged, missed = self.probing.each([i])
             self.judged |= judged
             self.missed = max(self.missed, missed)
         self.judged = self.probing.settle(self.judged)
-        for i in tensors_behind(self.probing, runner):
-            if i in self.judged and self.judged[i].verdict in ("same", "no-gradient", "too-small"):
-                self.judged[i] = replace(self.judged[i], verdict="unresolved")
-                self.behind[i] = next(iter(watch.unjudged))
-        if self.form != "eager":  # its Functions are captured or gone; eager's own check is about those
-            return
-        if self.recording.hooks or runner.instance.disabled_hooks:
+
+    def _name(self, i: int) -> str:
+        return self.source.runner.leaves[i].name
+
+    def _find_causes(self, pattern: str, settings: dict[str, Any]) -> None:
+        """Find what makes gradients wrong: hooks, custom Functions, calls, kinks."""
+        if self.recording.hooks or self.source.runner.instance.disabled_hooks:
             with explaining("which gradients the hooks change"):
                 self.hooked = leaves_behind_hooks(self.subject, self.source)
-        wrong = [i for i in indices if self.judged[i].verdict in ("wrong", "missing", "approximate")]
+        wrong = [i for i, each in self.judged.items() if each.verdict in ("wrong", "missing", "approximate")]
         # For a choice of tensors, Functions that do not concern them are not reported.
         unexplained = self._check_functions(wrong, settings) if wrong or pattern == "*" else []
         self._localise(unexplained, settings)
-        self._accept_kinks(unexplained)
+        located = self._located()
+        self.behind |= {i: cause for i, cause in self.presumed.items() if self._name(i) not in located}
+        self._accept_kinks([i for i in unexplained if i not in self.behind])
 
     def _check_functions(self, wrong: list[int], settings: dict[str, Any]) -> list[int]:
         """Judge the custom Functions by themselves; return what is wrong besides them."""
-        runner = self.source.runner
-        if not any(map(is_users, runner.watch.classes)):
+        if not any(map(is_users, self.source.runner.watch.classes)):
             return wrong
         self.progress("checking custom Functions alone")
-        functions = FunctionCheck(runner, self.accepted, settings["epsilon"])
+        functions = FunctionCheck(self.source.runner, self.accepted, settings["epsilon"])
+        tolerated = settings["rtol"] or 0.0
         with explaining("the custom Functions"):
             self.probing.point.record()
             functions.judge(is_alarmed=bool(wrong))
-            tolerated = settings["rtol"] or 0.0
-            functions.faults = {
-                f: fault for f, fault in functions.faults.items() if not 0 <= _error(fault) <= tolerated
-            }
-            if functions.faults and wrong:
-                besides, self.forwards_besides = functions.judge_besides(wrong, settings)
-                self.judged |= besides
-                first = next(iter(functions.faults))
-                self.behind |= {i: first for i in wrong if i not in besides}
+            functions.faults = {f: each for f, each in functions.faults.items() if not 0 <= _error(each) <= tolerated}
+            self._judge_besides(functions, wrong, settings)
         unexplained = [i for i in wrong if i not in self.behind]
-        right = {runner.leaves[i].name for i, each in self.judged.items() if each.verdict == "same" and not wrong}
+        right = {self._name(i) for i, each in self.judged.items() if each.verdict == "same" and not wrong}
         with explaining("what the custom Functions do wrong"):
             self.probing.point.record()
             found = functions.findings(right, is_explained=not unexplained)
             self.functions = [each for each in found if each.code != "GC408" or not 0 <= _error(each) <= tolerated]
+            self._presume(functions, unexplained)
         self.probing.point.record()
         return unexplained
+
+    def _presume(self, functions: FunctionCheck, unexplained: list[int]) -> None:
+        """Take a faulty Function as the cause of what is behind it, unless a call there is found wrong."""
+        for fault in functions.presumed_causes() if unexplained else ():
+            names = functions.names_behind(fault)
+            self.presumed |= {i: cause_of(fault) for i in unexplained if self._name(i) in names}
+        self.wrong_calls = [explain_fault(fault, functions.names_behind(fault)) for fault in functions.stale.values()]
+
+    def _judge_besides(self, functions: FunctionCheck, wrong: list[int], settings: dict[str, Any]) -> None:
+        """Find which tensors are wrong only for a faulty Function: right, where its linear map replaces it."""
+        linear = [fault for fault in functions.faults.values() if functions.is_linear(fault)]
+        if not linear or not wrong:
+            return
+        besides, self.forwards_besides = functions.judge_besides(wrong, settings)
+        self.judged |= besides
+        self.behind |= {i: cause_of(linear[0]) for i in wrong if i not in besides}
 
     def _localise(self, wrong: list[int], settings: dict[str, Any]) -> None:
         """Find the calls whose backward is wrong where no Function explains it, and those that make NaN."""
@@ -251,7 +277,7 @@ class _Check:
             with explaining("the call whose backward is wrong"):
                 self.probing.site(next(i for i in wrong if self.judged[i].is_wrong))
                 start, seconds = time.perf_counter(), self._seconds()
-                self.wrong_calls = locate_wrong_backwards(runner, settings, seconds)
+                self.wrong_calls += locate_wrong_backwards(runner, settings, seconds)
                 self.is_searched = time.perf_counter() - start < seconds
         if self._nonfinite() and not self._is_output_nonfinite():
             self.progress("looking for the call that makes NaN")
@@ -263,16 +289,20 @@ class _Check:
         """Return how long an explanation may take: a few times what the check took without an alarm."""
         return max(_LEAST_SECONDS, _TIMES_THE_CHECK * self.silent_seconds)
 
+    def _located(self) -> frozenset[str]:
+        """Return the names of the leaves behind a call whose backward is wrong."""
+        return frozenset[str]().union(*(each.tensors for each in self.wrong_calls))
+
     def _accept_kinks(self, unexplained: list[int]) -> None:
         """Accept what is wrong at the user's point alone if no part of the program is: right parts compose to a kink.
 
         ``relu(x) - relu(-x)`` at 0 is x, smooth; autograd's gradient there is 0, and of each part a slope it has. If
         the parts were not all judged, there is no verdict.
         """
-        located = frozenset[str]().union(*(each.tensors for each in self.wrong_calls))
+        located = self._located()
         for i in unexplained:
             judged = self.judged[i]
-            if judged.only_here and self.source.runner.leaves[i].name not in located:
+            if judged.only_here and self._name(i) not in located:
                 verdict: Verdict = "same" if self.is_searched else "unresolved"
                 self.judged[i] = replace(judged, verdict=verdict, where="beside")
 
@@ -289,7 +319,7 @@ class _Check:
 
     def _rows(self, i: int) -> tuple[Sequence[ElementDifference], int | None]:
         """Return the worst elements of one tensor, and how many are wrong."""
-        with explaining(f"the elements of {self.source.runner.leaves[i].name}"):
+        with explaining(f"the elements of {self._name(i)}"):
             return worst_elements(self.probing, i)
         return [], None
 
@@ -338,14 +368,14 @@ class _Check:
                 for name in self.probing.point.undifferentiated(self.probing.samples[0].cotangents)
             ]
         with explaining("what the casts of the program change"):
-            cast = cast_note(self.native.outputs, self.probing.point.outputs)
+            rounding = partial(output_noise, self.subject, self.native)
+            cast = cast_note(self.native.outputs, self.probing.point.outputs, rounding)
             notes += [cast] if cast is not None else []
         if self.probing.point.absorbed:
             self.probing.point.record()
             notes += [too_large_note(*each) for each in self.probing.point.too_large().items()]
-        beside = [runner.leaves[i].name for i, judged in self.judged.items() if judged.where == "beside"]
+        beside = [self._name(i) for i, judged in self.judged.items() if judged.where == "beside"]
         notes += [kink_note(beside)] if beside else []
-        notes += [constant_inputs_note()] if self.native.input_mode == "constant" else []
         return notes if self.probing.point.consistent else [not_replayed(), *notes]
 
     def oracle(self, probes: int) -> Oracle:

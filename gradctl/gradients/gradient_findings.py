@@ -42,10 +42,7 @@ class _Text(NamedTuple):
 # By verdict on a gradient, ``nonfinite`` for one that is NaN or infinite; there is nothing to say about the others.
 _TEXTS = {
     "wrong": _Text(
-        "GC401",
-        "error",
-        "reference-wrong",
-        "autograd's gradient of {name} is not the derivative{where}{by}{behind}.",
+        "GC401", "error", "reference-wrong", "autograd's gradient of {name} is not the derivative{where}{by}{behind}."
     ),
     "missing": _Text(
         "GC403",
@@ -75,6 +72,11 @@ _TEXTS = {
 
 _RULES: dict[str, tuple[str, str]] = {
     "first": ("GC408", "a straight-through or reversed gradient is meant to differ: then accept it"),
+    "memory": (
+        "GC408",
+        "read inputs and cotangents through torch calls, not by strides, offsets or data_ptr(), save what backward "
+        "reads with ctx.save_for_backward, and return a gradient for each input that requires one",
+    ),
     "linear": ("GC408", "a clipped or quantised gradient is meant: then accept it"),
     "layout": (
         "GC408",
@@ -84,6 +86,19 @@ _RULES: dict[str, tuple[str, str]] = {
     "forward-mode": ("GC413", "make jvp the derivative of forward"),
     "second": ("GC414", "mark backward @once_differentiable, or save inputs and outputs with ctx.save_for_backward"),
 }
+
+
+class GradientCause(NamedTuple):
+    """The rule code of the finding that explains another one, and what it is about."""
+
+    code: str
+    name: str
+
+
+def cause_of(fault: FunctionFault) -> GradientCause:
+    """Return a faulty Function as the cause of gradients that are wrong."""
+    name = function_name(fault.function)
+    return GradientCause(_RULES[fault.rule][0], f"the double backward of {name}" if fault.rule == "second" else name)
 
 
 def function_finding(fault: FunctionFault, module: str | None, *, severity: Severity = "error") -> Finding:
@@ -123,42 +138,32 @@ def latent_finding(fault: FunctionFault, module: str | None) -> Finding:
 def gradient_finding(
     leaf: Leaf,
     judged: TensorJudgement,
-    cause: type | None,
+    cause: GradientCause | None,
     nonfinite: Tensor | None,
     *,
     is_output_nonfinite: bool = False,
 ) -> Finding | None:
     """Return the finding about one leaf's gradient, or None if there is nothing to say.
 
-    ``cause`` is a custom Function that it is wrong for; ``nonfinite`` a mask of the gradient's elements that are NaN or
+    ``cause`` is the Function that makes it wrong; ``nonfinite`` a mask of the gradient's elements that are NaN or
     infinite, None if there is none. An output that is NaN is the cause of a gradient that is.
     """
-    kind = "nonfinite" if nonfinite is not None else judged.verdict
-    if kind not in _TEXTS:
+    text = _TEXTS.get("nonfinite" if nonfinite is not None else judged.verdict)
+    if text is None:
         return None
-    text = _TEXTS[kind]
-    severity, hint, origin = text.severity, text.hint, "GC408" if cause is not None else None
-    if kind == "approximate" and (judged.error or 0.0) <= _CONSTANT_ROUNDING:
-        severity = "note"
+    is_constant_rounding = text.code == "GC410" and (judged.error or 0.0) <= _CONSTANT_ROUNDING
+    code, hint = cause.code if cause is not None else None, text.hint
     if nonfinite is not None and is_output_nonfinite:
-        hint, origin = "an output is NaN, and this with it: begin there.", origin or "GC407"
+        code, hint = code or "GC407", "an output is NaN, and this with it: begin there."
     module = leaf.name.partition(":")[2].rpartition(".")[0] or None
     return Finding(
         code=text.code,
-        severity=severity,
-        cause=origin,
+        severity="note" if is_constant_rounding else text.severity,
+        cause=code,
         quantity="gradient",
         tensor=leaf.name,
         verdict=text.verdict,
-        message=text.message.format(
-            name=leaf.name,
-            bad=int(nonfinite.sum()) if nonfinite is not None else 0,
-            count=leaf.tensor.numel(),
-            by=f" (relative error {judged.error:.2e})" if judged.error is not None else "",
-            budget=f" better than {judged.budget:.2e} (relative)" if judged.budget is not None else "",
-            behind=f": behind {function_name(cause)}" if cause is not None else "",
-            where=" where parameters that are zero here are moved away from zero" if judged.where == "away" else "",
-        ),
+        message=text.message.format(name=leaf.name, **_details(leaf, judged, cause, nonfinite)),
         hint=hint,
         error=number(judged.error),
         allow=f"{text.code}:{leaf.name}",
@@ -166,13 +171,22 @@ def gradient_finding(
     )
 
 
+def _details(
+    leaf: Leaf, judged: TensorJudgement, cause: GradientCause | None, nonfinite: Tensor | None
+) -> dict[str, str | int]:
+    """Return what fills the messages of ``_TEXTS``; empty if it does not apply."""
+    return {
+        "bad": int(nonfinite.sum()) if nonfinite is not None else 0,
+        "count": leaf.tensor.numel(),
+        "by": f" (relative error {judged.error:.2e})" if judged.error is not None else "",
+        "budget": f" better than {judged.budget:.2e} (relative)" if judged.budget is not None else "",
+        "behind": f": behind {cause.name}" if cause is not None else "",
+        "where": " where parameters that are zero here are moved away from zero" if judged.where == "away" else "",
+    }
+
+
 def tensor_result(
-    leaf: Leaf,
-    judged: TensorJudgement,
-    *,
-    nonfinite: bool,
-    rows: Iterable[ElementDifference],
-    wrong: int | None,
+    leaf: Leaf, judged: TensorJudgement, *, nonfinite: bool, rows: Iterable[ElementDifference], wrong: int | None
 ) -> TensorResult:
     """Return one leaf's row of the report."""
     verdict: TensorVerdict = "reference-wrong" if nonfinite or judged.verdict == "wrong" else judged.verdict

@@ -23,6 +23,7 @@ _PLAINLY = 1e-7
 
 # Whose rule is wrong: the VJP (forward mode agrees with finite differences), both, or unknown.
 Vote = Literal["vjp", "both"] | None
+Cotangents = Callable[[list[Tensor]], list[Tensor]]
 
 
 class Part:
@@ -87,13 +88,26 @@ class Part:
         start = {name: t.detach().clone() for name, t in outputs.items()}
         gradients = self.pull(list(outputs.values()), [w.clone() for w in cotangents.values()])
         norms = [0.0 if gradient is None else norm(gradient) for gradient in gradients]
-        # As in the joint screen: each leaf has an equal share of the slope, one without a gradient that of the largest.
+        directions = self._directions(norms, generator)
+        slope = self._slope(directions, cotangents, start)
+        stated = sum(dot(g, v) for g, v in zip(gradients, directions, strict=True) if g is not None)
+        typical = sum((s * norm(v)) ** 2 / max(v.numel(), 1) for s, v in zip(norms, directions, strict=True)) ** 0.5
+        return bool(abs(slope - stated) <= _PLAINLY * typical)
+
+    def _directions(self, norms: Sequence[float], generator: torch.Generator) -> list[Tensor]:
+        """Return one direction over all leaves, of unit norm.
+
+        As in the joint screen, each leaf has an equal share of the slope, one without a gradient that of the largest.
+        """
+        largest = max(norms) or 1.0
         directions = [
-            gaussian_like(leaf.tensor, generator) / ((leaf.tensor.numel() or 1) ** 0.5 * (size or max(norms) or 1.0))
+            gaussian_like(leaf.tensor, generator) / ((leaf.tensor.numel() or 1) ** 0.5 * (size or largest))
             for leaf, size in zip(self.leaves, norms, strict=True)
         ]
-        length = sum(norm(v) ** 2 for v in directions) ** 0.5 or 1.0
-        directions = [v / length for v in directions]
+        return _normalized(directions)
+
+    def _slope(self, directions: Sequence[Tensor], cotangents: dict[str, Tensor], start: dict[str, Tensor]) -> float:
+        """Return the finite difference of <cotangents, outputs - start> along the directions."""
         points = [leaf.tensor.detach().clone() for leaf in self.leaves]
         self.record()
 
@@ -103,12 +117,9 @@ class Part:
             return sum(dot(w, values[name].detach() - start[name]) for name, w in cotangents.items())
 
         try:
-            slope = central_slope(phi, _STEP)
+            return central_slope(phi, _STEP)
         finally:
             self.place(points)
-        stated = sum(dot(g, v) for g, v in zip(gradients, directions, strict=True) if g is not None)
-        typical = sum((s * norm(v)) ** 2 / max(v.numel(), 1) for s, v in zip(norms, directions, strict=True)) ** 0.5
-        return bool(abs(slope - stated) <= _PLAINLY * typical)
 
     def place(self, values: Sequence[Tensor]) -> None:
         """Write the leaves."""
@@ -142,21 +153,24 @@ def forward_mode_vote(judge: Judge, push: Callable[[Sequence[Tensor], Sequence[T
     tangents = [gaussian_like(value, judge.generator) for value in point.values]
     for i, mask in point.infinite.items():
         tangents[i] = torch.where(mask, 0, tangents[i])
-    length = sum(norm(v) ** 2 for v in tangents) ** 0.5
-    tangents = [v / length for v in tangents]
+    tangents = _normalized(tangents)
     pushed: dict[str, Tensor] | None = None
     with refusals_ignored():  # no rule, or a wrong one that raises
         pushed = push([value.clone() for value in point.values], tangents)
     if pushed is None:
         return None
-    products = [
-        (w, torch.where(sample.finite[name], pushed[name], 0) if name in sample.finite else pushed[name])
-        for name, w in sample.cotangents.items()
-        if name in pushed
-    ]
+    for name in sample.finite.keys() & pushed.keys():
+        pushed[name] = torch.where(sample.finite[name], pushed[name], 0)
+    products = [(w, pushed[name]) for name, w in sample.cotangents.items() if name in pushed]
     stated = sum(dot(w, tangent) for w, tangent in products)
     weight = sum(norm(w) * norm(tangent) for w, tangent in products)
     slope = slope_at_zero(point.along(Direction(list(tangents), []), sample), judge.noise, weight, judge.epsilon)
     if not slope.usable:
         return None
     return "vjp" if abs(stated - slope.derivative) <= 10 * slope.error + 64 * judge.epsilon * weight else "both"
+
+
+def _normalized(directions: Sequence[Tensor]) -> list[Tensor]:
+    """Return the directions, scaled together to unit norm."""
+    length = sum(norm(v) ** 2 for v in directions) ** 0.5 or 1.0
+    return [v / length for v in directions]

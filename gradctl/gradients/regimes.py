@@ -7,7 +7,7 @@ none, may go through a graph twice, and accumulates: each must give the same gra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -39,15 +39,11 @@ _ULP_RUNS = 2
 
 @dataclass(slots=True)
 class Regimes:
-    """What the other regimes showed.
-
-    Attributes:
-        findings: GC416 and GC417.
-        computes_another: whether the model computes something else when its inputs require a gradient.
-    """
+    """What the other regimes showed: GC416 and GC417."""
 
     findings: list[Finding] = field(default_factory=list)
-    computes_another: bool = False
+    # What the model computes from inputs that require no gradient, if that is something else and they are constants.
+    own_outputs: Outputs | None = None
 
 
 def compare_regimes(subject: Subject, native: Baseline) -> Regimes:
@@ -113,20 +109,33 @@ class _Step:
 
     def noise(self, reference: Gradients) -> dict[str, float]:
         """Return the norm of each gradient's change as parameters and inputs move by one ULP."""
-        found = dict.fromkeys(reference, 0.0)
-        generator = torch.Generator().manual_seed(self.instance.subject.seed)
-        for _ in range(_ULP_RUNS):
-            with self.instance.preserve_leaves():
-                with torch.no_grad():
-                    for leaf in self.instance.leaves:
-                        sign = gaussian_like(leaf.tensor, generator).real.sign()
-                        leaf.tensor.mul_(1 + torch.finfo(leaf.tensor.dtype).eps * sign)
-                moved = self.run()[1]
-            for name, gradient in reference.items():
-                other = moved[name]
-                if gradient is not None and other is not None:
-                    found[name] = max(found[name], norm(other - gradient))
-        return found
+        return ulp_noise(self.instance, lambda: self.run()[1], reference)
+
+
+def ulp_noise(
+    instance: Instance, run: Callable[[], Mapping[str, Tensor | None]], reference: Mapping[str, Tensor | None]
+) -> dict[str, float]:
+    """Return the norm of the change of each tensor that ``run`` returns as the leaves move by one ULP."""
+    found = dict.fromkeys(reference, 0.0)
+    generator = torch.Generator().manual_seed(instance.subject.seed)
+    for _ in range(_ULP_RUNS):
+        with instance.preserve_leaves():
+            with torch.no_grad():
+                for leaf in instance.leaves:
+                    sign = gaussian_like(leaf.tensor, generator).real.sign()
+                    leaf.tensor.mul_(1 + torch.finfo(leaf.tensor.dtype).eps * sign)
+            moved = run()
+        for name, value in reference.items():
+            other = moved.get(name)
+            if value is not None and other is not None and other.shape == value.shape:
+                found[name] = max(found[name], norm(other - value))
+    return found
+
+
+def output_noise(subject: Subject, native: Baseline) -> dict[str, float]:
+    """Return the norm of the change of each native output as the leaves move by one ULP."""
+    step = _Step(Instance(subject, input_mode=native.input_mode))
+    return ulp_noise(step.instance, lambda: step.forward()[0], native.outputs)
 
 
 def _forward_watched(step: _Step) -> tuple[list[Tensor], list[Tensor], set[str]]:
@@ -204,7 +213,7 @@ def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regi
     finally:
         step.taken()
     if any(name not in own or _is_another(value, own[name]) for name, value in outputs.items()):
-        regimes.computes_another = not trained
+        regimes.own_outputs = None if trained else own
         message = "the model computes something else when its inputs ask for a gradient"
         judged = (
             "it is judged as it is given, and its inputs are constants" if not trained else "it is judged with those"

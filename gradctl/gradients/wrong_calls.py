@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor
 from gradctl.core.findings import Finding, Location
 from gradctl.gradients.backward_localisation import find_wrong_parts
 from gradctl.gradients.baseline import Baseline
-from gradctl.gradients.functions.function_part import function_name, source_place
+from gradctl.gradients.functions.function_part import FunctionFault, function_name, source_place
 from gradctl.gradients.gradient_findings import location
 from gradctl.gradients.part import Vote, gaussian
-from gradctl.subject.instance import Instance, Leaf
+from gradctl.numerics.runner import Outputs
+from gradctl.subject.instance import Instance
 from gradctl.subject.subject import Subject
-from gradctl.tracing.graph import CallSite, Node, leaves_behind, modules_by_identity
+from gradctl.tracing.graph import CallSite, leaves_behind, modules_by_identity
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.nonfinite import BackwardTrace, ForwardTrace, Made
 
@@ -54,6 +56,12 @@ def explain(finding: Finding, explanations: Iterable[Explanation]) -> Finding:
     )
 
 
+def explain_fault(fault: FunctionFault, tensors: Iterable[str]) -> Explanation:
+    """Return the explanation of gradients that are wrong by no fault of the Function's own."""
+    place = location(source_place(fault.function), op=function_name(fault.function))
+    return Explanation(fault.message, place, frozenset(tensors))
+
+
 def locate_wrong_backwards(
     runner: ModelRunner, settings: dict[str, Any], seconds: float = math.inf
 ) -> list[Explanation]:
@@ -75,24 +83,40 @@ def locate_wrong_backwards(
 
 def locate_nonfinite_backwards(runner: ModelRunner, cotangents: dict[str, Tensor]) -> list[Explanation]:
     """Return the calls whose backward makes NaN or infinity of finite gradients, the first one first."""
-    trace = BackwardTrace(modules_by_identity(runner.instance.model))
-    with runner.instance.preserve_leaves():
-        outputs = {name: t for name, t in runner.run(trace) if name in cotangents and t.requires_grad}
-        with trace.watching(list(outputs.values())), runner.promoted():
-            torch.autograd.backward(list(outputs.values()), [cotangents[name].clone() for name in outputs])
-    return _makers(trace, runner.leaves)
+    return _locate_nonfinite(runner.instance, runner.run, runner.promoted(), cotangents)
 
 
 def locate_nonfinite_natively(subject: Subject, native: Baseline) -> list[Explanation]:
     """Return the same for the model in its own dtype."""
     instance = Instance(subject, input_mode=native.input_mode)
+    cotangents = dict(zip(native.outputs, gaussian(list(native.outputs.values()), subject.seed), strict=True))
+    return _locate_nonfinite(instance, instance.run, nullcontext(), cotangents)
+
+
+def _locate_nonfinite(
+    instance: Instance,
+    run: Callable[[BackwardTrace], Outputs],
+    context: AbstractContextManager[None],
+    cotangents: dict[str, Tensor],
+) -> list[Explanation]:
     trace = BackwardTrace(modules_by_identity(instance.model))
     with instance.preserve_leaves():
         with torch.enable_grad():
-            outputs = [t for name, t in instance.run(trace) if name in native.outputs and t.requires_grad]
-        with trace.watching(outputs):
-            torch.autograd.backward(outputs, gaussian(outputs, subject.seed))
-    return _makers(trace, instance.leaves)
+            outputs = {name: t for name, t in run(trace) if name in cotangents and t.requires_grad}
+        with trace.watching(list(outputs.values())), context:
+            torch.autograd.backward(list(outputs.values()), [cotangents[name].clone() for name in outputs])
+    for leaf in instance.leaves:
+        leaf.take_gradient()
+    seen: frozenset[str] = frozenset()
+    explanations = []
+    for maker in trace.makers:  # each for the leaves whose gradient was still finite before
+        reached = leaves_behind([maker.node], instance.leaves) - seen
+        seen |= reached
+        function = getattr(maker.node, "_forward_cls", None)
+        name = function_name(function) if function is not None else maker.origin.op
+        place = location(source_place(function), op=name) if function is not None else _location(maker.origin)
+        explanations.append(Explanation(f"the backward of {name} makes the first", place, frozenset(reached)))
+    return explanations
 
 
 def locate_nonfinite_outputs(findings: Sequence[Finding], subject: Subject, native: Baseline) -> list[Finding]:
@@ -116,32 +140,6 @@ def _made_in_words(made: Made) -> str:
     if made.first == made.nan:
         return f"{made.first.op} makes the first"
     return f"{made.first.op} makes the first infinity, {made.nan.op} NaN of it ({_location(made.nan)})"
-
-
-def _makers(trace: BackwardTrace, leaves: Sequence[Leaf]) -> list[Explanation]:
-    """Return one explanation a node that made NaN: for the leaves whose gradient was still finite before."""
-    for leaf in leaves:
-        leaf.take_gradient()
-    seen: frozenset[str] = frozenset()
-    explanations = []
-    for maker in trace.makers:
-        reached = leaves_behind([maker.node], leaves) - seen
-        seen |= reached
-        place = _function_location(maker.node) or _location(maker.origin)
-        name = _name(maker.node, maker.origin)
-        explanations.append(Explanation(f"the backward of {name} makes the first", place, frozenset(reached)))
-    return explanations
-
-
-def _name(node: Node, origin: CallSite) -> str:
-    function = getattr(node, "_forward_cls", None)
-    return function_name(function) if function is not None else origin.op
-
-
-def _function_location(node: Node) -> Location | None:
-    """Return where a custom Function's backward is written, for its node."""
-    function = getattr(node, "_forward_cls", None)
-    return location(source_place(function), op=function_name(function)) if function is not None else None
 
 
 def _location(origin: CallSite) -> Location | None:

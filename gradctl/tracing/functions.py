@@ -84,12 +84,12 @@ class FunctionWatch:
 
     def _apply(self, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
         program = self._program
-        is_transformed = is_in_transform()
-        if is_transformed and (program.hooks_only or self.linearised(function)):
-            return apply(*args)  # no linear map replaces a Function on the wrappers of a transform
         if _is_checkpoint(function) and program.opens_checkpoints:
             return args[0](*args[2:])  # reentrant checkpointing hides the cuts of its body, which is the same function
         number, self._number = self._number, self._number + 1
+        is_transformed = is_in_transform()
+        if is_transformed and (program.hooks_only or self.linearised(function)):
+            return apply(*args)  # no linear map replaces a Function on the wrappers of a transform
         with program.body_hidden():
             if program.hooks_only:
                 return _detached(apply(*args)) if function in self.unjudged else apply(*args)
@@ -161,7 +161,10 @@ class FunctionWatch:
 
 
 def _one_sample(arg: Any) -> Any:
-    """Return the tensor inside the wrappers of torch.func, the first of a batch, requiring a gradient if any does."""
+    """Return the tensor inside the wrappers of torch.func, the first of a batch, requiring a gradient if any does.
+
+    It keeps its graph outside the transform.
+    """
     if not isinstance(arg, Tensor) or not is_wrapped_tensor(arg):
         return arg
     requires_grad, tensor = arg.requires_grad, arg
@@ -170,7 +173,8 @@ def _one_sample(arg: Any) -> Any:
         tensor = unwrapped(tensor)
         requires_grad |= tensor.requires_grad
         tensor = tensor if batch < 0 else tensor.select(batch, 0)
-    tensor = tensor.detach().requires_grad_(requires_grad)
+    if not tensor.requires_grad:
+        tensor = tensor.detach().requires_grad_(requires_grad)
     return tensor.view_as(tensor)  # no leaf of the model
 
 

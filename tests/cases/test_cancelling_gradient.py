@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from tests.judged import assert_passes, finding, judge
+from tests.judged import assert_passes, codes, finding, judge
 
 X = torch.randn(8, 5, generator=torch.Generator().manual_seed(7))
 
@@ -45,3 +45,29 @@ def test_rounding_around_zero_is_silent():
 
 def test_a_gradient_where_zero_belongs_is_named():
     assert "for an expanded (stride 0) cotangent" in finding(judge(Net(CentresByStride), X), "GC408").message
+
+
+class ZeroBesides(nn.Module):
+    """Its second output is zero but for rounding; ``cast`` rounds the first to bfloat16."""
+
+    def __init__(self, cast: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.cast = nn.Linear(5, 6), cast
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.fc(x)
+        first = h.to(torch.bfloat16).to(h.dtype) if self.cast else h.sin()
+        return first, nn.functional.layer_norm(h, (6,)).sum(-1)
+
+
+def test_an_output_that_is_zero_but_for_rounding_differs_by_no_cast():
+    assert "GC411" not in codes(judge(ZeroBesides(cast=False), X))
+
+
+def test_a_cast_besides_is_still_noted():
+    note = finding(judge(ZeroBesides(cast=True), X), "GC411")
+    exact = ZeroBesides(cast=True).fc(X)
+    error = (exact.to(torch.bfloat16) - exact).norm() / exact.norm()
+    assert note.tensor == "output.0"
+    assert f"differs by {error:.1e}"[:-4] in note.message

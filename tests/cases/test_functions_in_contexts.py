@@ -77,10 +77,41 @@ class Forces(Loss):
         return torch.vmap(torch.func.grad(lambda row: Sine.apply(row, self.factor).pow(2).sum()))(self.fc(x))
 
 
+class Vectorised(Loss):
+    """torch makes a class of its own of a Function under ``vmap``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda row: Sine.apply(row, self.factor))(self.fc(x)) * self.scale
+
+
+class Logarithm(Function):
+    """Its backward is 0 / 0 for a value that forward clamps."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clamp(min=0)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return gradient * y / y
+
+
+class VectorisedLogarithm(Loss):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(Logarithm.apply)(self.fc(x)) * self.scale
+
+
 PLACES = [Loss, Checkpointed, CheckpointedReentrant]
 
 
-@pytest.mark.parametrize("model", [*PLACES, Forces])
+@pytest.mark.parametrize("model", [*PLACES, Forces, Vectorised])
 def test_a_right_function_is_silent(model):
     assert_passes(judge(model(1.0), X))
 
@@ -91,3 +122,20 @@ def test_a_wrong_function_is_named(model):
     assert "is not the derivative in 'x': off by 1.00e-02" in finding(unit, "GC408").message
     assert {"param:fc.weight", "param:fc.bias"} <= set(wrong_tensors(unit))
     assert "param:scale" not in wrong_tensors(unit)
+
+
+@pytest.mark.parametrize("model", [Vectorised, Forces])
+def test_a_wrong_function_in_a_transform_is_the_cause_of_what_is_behind_it(model):
+    unit = judge(model(1.1), X)
+    assert finding(unit, "GC408").allow == "GC408:Sine"
+    causes = {each.tensor: each.cause for each in unit.findings if each.code == "GC401"}
+    assert causes == dict.fromkeys(["input:x", "param:fc.bias", "param:fc.weight"], "GC408")
+
+
+def test_a_function_that_makes_nan_in_a_transform_has_its_own_name_and_line():
+    unit = judge(VectorisedLogarithm(1.0), X)
+    found = next(each for each in unit.findings if each.tensor == "param:fc.weight")
+    assert "the backward of Logarithm makes the first" in found.message
+    line = Logarithm.backward.__code__.co_firstlineno
+    assert (found.location.op, found.location.line) == ("Logarithm", line)
+    assert found.location.file.endswith("test_functions_in_contexts.py")

@@ -6,6 +6,10 @@ psi(t) = <u, y(t)> - <g, x(t)> has no slope at 0. One run of the model beside th
 only numbers are kept of it. What moves the inputs moves them as the model does: symmetric ones stay symmetric.
 
 A Function is differentiated in those outputs only that get a cotangent in the model's own backward.
+
+First each application is differentiated alone, on copies: u is random. A backward that is right there can be wrong with
+the memory that the model hands it (expanded or shared inputs, a cotangent that is not contiguous), or if what it reads
+is changed after its forward. Then u and g are those of the application's own node in a backward of the model.
 """
 
 from __future__ import annotations
@@ -13,19 +17,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from gradctl.gradients.functions.survey import Application, numbered, observed
-from gradctl.numerics.ladder import noise_floor, slope_at_zero
+from gradctl.gradients.functions.function_part import argument_name
+from gradctl.gradients.functions.survey import Application, layout, numbered, observed, run_backward
+from gradctl.gradients.part import gaussian
+from gradctl.numerics.ladder import Slope, noise_floor, slope_at_zero
 from gradctl.numerics.measures import dense, dot, gaussian_like, norm
 from gradctl.numerics.point import Point, Sample, moved_values, natural_scale, rms
 from gradctl.numerics.runner import refusals_ignored
 from gradctl.numerics.site import Site
 from gradctl.subject.seeding import preserve_generators
 from gradctl.tracing.functions import FunctionCall, copied_arguments
+from gradctl.tracing.graph import node_of
 from gradctl.tracing.linear_map import keeps_what_it_saves
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.tracer import Apply, FunctionClass
@@ -37,44 +45,42 @@ _APPROXIMATE = 1e-4
 # Copies of arguments and outputs are kept for so many bytes of them at once; what does not fit takes another sweep.
 _BYTES_AT_ONCE = 2**29
 
+_LAYOUTS = {"expanded": "expanded (stride 0)", "strided": "not contiguous"}
+
 Verdict = Literal["right", "wrong", "approximate", "unresolved", "unmoved"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """The verdict on one application.
-
-    Attributes:
-        application: which.
-        call: what it was given at the point.
-        verdict: ``unmoved`` if the model's leaves do not move its inputs, so that nothing was judged.
-        error: size of the disagreement relative to the derivative along this direction.
-        kinked: whether the point is a kink of this application.
-    """
+    """The verdict on one application: ``unmoved`` if the leaves do not move its inputs, so that nothing is judged."""
 
     application: Application
-    call: FunctionCall
+    call: FunctionCall  # at the point
     verdict: Verdict
-    error: float = 0.0
-    kinked: bool = False
+    error: float = 0.0  # relative to the derivative along this direction
+    kinked: bool = False  # whether the point is a kink of this application
+    memory: tuple[str, ...] = ()  # what is unusual about the memory that the model hands it, if judged in place
 
 
 def judge_applications(
-    runner: ModelRunner, applications: Sequence[Application], seed: int, epsilon: float
+    runner: ModelRunner, applications: Sequence[Application], seed: int, epsilon: float, *, in_place: bool = False
 ) -> list[Judged]:
     """Return a verdict on each of the applications, made at the present values of the leaves.
 
-    What is at a kink there is judged beside it; what the leaves do not move, where no parameter is zero.
-    Leaves the runner recorded at another point.
+    Alone, what is at a kink there is judged beside it; what the leaves do not move, where no parameter is zero.
+    ``in_place``, each is judged by its own node in a backward of the model. Leaves the runner recorded at another
+    point.
     """
     origin = [leaf.tensor.detach().clone() for leaf in runner.leaves]
     generator = torch.Generator().manual_seed(seed + 2)
+    found: list[Judged] = []
     with runner.instance.preserve_leaves():
-        return [
-            judged
-            for window in _windows(applications)
-            for judged in _judge_window(runner, window, origin, generator, epsilon)
-        ]
+        for window in _windows(applications):
+            if in_place:
+                found += _SweepInPlace(runner, window, origin, generator, epsilon).judge().values()
+            else:
+                found += _judge_alone(runner, window, origin, generator, epsilon)
+    return found
 
 
 def _windows(applications: Sequence[Application]) -> Iterator[list[Application]]:
@@ -90,7 +96,7 @@ def _windows(applications: Sequence[Application]) -> Iterator[list[Application]]
         yield window
 
 
-def _judge_window(
+def _judge_alone(
     runner: ModelRunner, window: list[Application], origin: list[Tensor], generator: torch.Generator, epsilon: float
 ) -> list[Judged]:
     def sweep(wanted: list[Application], values: list[Tensor]) -> dict[int, Judged]:
@@ -122,21 +128,20 @@ def _without_zeros(values: list[Tensor], generator: torch.Generator) -> list[Ten
 
 @dataclass(slots=True, eq=False)
 class _Probe:
-    """What is kept of one application at the point.
-
-    Attributes:
-        inputs: x0 and g by position of the argument; g is None if backward gives none.
-        hidden: x0 and g by index of the leaf, for leaves that get a gradient though they are no argument.
-        outputs: y0 and u by number of the output.
-        noise: the rounding of psi, absolute.
-    """
+    """What is kept of one application at the point."""
 
     application: Application
     call: FunctionCall
-    inputs: dict[int, tuple[Tensor, Tensor | None]]
-    hidden: dict[int, tuple[Tensor, Tensor]]
-    outputs: dict[int, tuple[Tensor, Tensor]]
-    noise: float
+    inputs: dict[int, tuple[Tensor, Tensor | None]]  # x0 and g by position of the argument
+    hidden: dict[
+        int, tuple[Tensor, Tensor]
+    ]  # x0 and g by index of the leaf, of leaves that are not among the arguments
+    outputs: dict[int, tuple[Tensor, Tensor]]  # y0 and u by number of the output
+
+    def noise(self, epsilon: float) -> float:
+        """Return the rounding of psi, absolute."""
+        pairs = [*self.outputs.values(), *self.inputs.values(), *self.hidden.values()]
+        return 8 * epsilon * math.sqrt(sum(norm(x.detach() * w) ** 2 for x, w in pairs if w is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +170,9 @@ class _Sweep:
         self.pulled: dict[int, tuple[tuple[float, ...], float]] = {}
         self.now: dict[int, _Seen] = {}
         self.runs: dict[float, dict[int, _Seen]] = {}
-        with observed(runner, self):
-            self.point = Point(runner, values)
+        self._memory: dict[int, list[str]] = {}
+        self._running: tuple[FunctionCall, tuple[Any, ...]] | None = None
+        self.point = self._differentiate_all(values)
         values = self.point.values
         site = Site(self.point, "here", generator, list(map(natural_scale, values)), epsilon, [])
         sample = Sample({}, {}, [None] * len(values), [0.0] * len(values), {})
@@ -179,6 +185,11 @@ class _Sweep:
             return {number: self._judged(probe) for number, probe in self.probes.items()}
 
     # ------------------------------------------------------------------ at the point
+
+    def _differentiate_all(self, values: list[Tensor]) -> Point:
+        """Return the point, with a probe of each application that can be differentiated there."""
+        with observed(self.runner, self):
+            return Point(self.runner, values)
 
     def before(
         self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...], *, inside: bool = False
@@ -198,28 +209,19 @@ class _Sweep:
         fresh = {i: arg.detach().requires_grad_() for i, arg in enumerate(args) if _is_inner(arg)}
         call = FunctionCall(application.function, copied_arguments(args), application.place, application.module)
         # Clones: a Function that changes an input in place (mark_dirty) must not be given a leaf.
-        result = apply(*[fresh[i].clone() if i in fresh else arg for i, arg in enumerate(args)])
-        outputs = {
-            k: y
-            for k, y in numbered(result).items()
-            if y.requires_grad and y.layout == torch.strided and k in (application.outputs or {k})
-        }
+        outputs = _used(application, apply(*[fresh[i].clone() if i in fresh else arg for i, arg in enumerate(args)]))
         if not outputs:
             return
         cotangents = {k: gaussian_like(y, self.generator) / (rms(y.detach()) or 1.0) for k, y in outputs.items()}
         leaf_gradients = self._leaf_gradients(outputs, cotangents)
-        inputs: dict[int, tuple[Tensor, Tensor | None]] = {
-            i: (call.args[i], dense(leaf.grad)) for i, leaf in fresh.items()
-        }
         hidden = {
             i: (self.runner.leaves[i].tensor.detach().clone(), gradient)
             for i, gradient in enumerate(leaf_gradients)
             if gradient is not None
         }
+        inputs = {i: (call.args[i], dense(leaf.grad)) for i, leaf in fresh.items()}
         kept = {k: (y.detach().clone(), cotangents[k]) for k, y in outputs.items()}
-        pairs = [*kept.values(), *((x, g) for x, g in inputs.values() if g is not None), *hidden.values()]
-        noise = 8 * self.epsilon * math.sqrt(sum(norm(x.detach() * w) ** 2 for x, w in pairs))
-        self.probes[application.number] = _Probe(application, call, inputs, hidden, kept, noise)
+        self.probes[application.number] = _Probe(application, call, inputs, hidden, kept)
 
     def _leaf_gradients(self, outputs: dict[int, Tensor], cotangents: dict[int, Tensor]) -> list[Tensor | None]:
         """Run ``backward`` and return the gradients of the leaves; what was in their ``.grad`` is there afterwards."""
@@ -277,7 +279,23 @@ class _Sweep:
 
     def _judged(self, probe: _Probe) -> Judged:
         """Return the verdict from four runs if those resolve it, else from the ladder."""
-        number = probe.application.number
+        if self.runner.watch.linearised(probe.application.function):  # a linear map replaces it beside the point
+            return Judged(probe.application, probe.call, "unresolved")
+        far, near = (self._at(t).get(probe.application.number) for t in (_STEP, _STEP / 2))
+        size = 2 * near.halves / _STEP if near is not None else 0.0
+        verdict, slope = self._verdict(probe, size)
+        if verdict == "right" and _is_still(far, near):
+            verdict = "unmoved"
+        error = abs(slope.derivative) / size if size else 1.0
+        if verdict == "wrong" and error < _APPROXIMATE:
+            verdict = "approximate"
+        is_kinked = verdict == "unresolved" and slope.kinked
+        is_off = verdict in ("wrong", "approximate")
+        return Judged(probe.application, probe.call, verdict, error if is_off else 0.0, is_kinked)
+
+    def _verdict(self, probe: _Probe, size: float) -> tuple[Verdict, Slope]:
+        """Return the verdict on one application and the slope of its psi, of which ``size`` is that of the halves."""
+        number, noise = probe.application.number, probe.noise(self.epsilon)
 
         def psi(t: float) -> float:
             if t == 0:
@@ -285,28 +303,114 @@ class _Sweep:
             seen = self._at(t).get(number)
             return seen.psi if seen is not None else math.nan
 
-        def verdict(word: Verdict, error: float = 0.0, *, kinked: bool = False) -> Judged:
-            return Judged(probe.application, probe.call, word, error, kinked)
+        def is_off(slope: Slope) -> bool:
+            return abs(slope.derivative) > 10 * slope.error
 
-        if self.runner.watch.linearised(probe.application.function):  # a linear map replaces it beside the point
-            return verdict("unresolved")
-        far, near = self._at(_STEP).get(number), self._at(_STEP / 2).get(number)
-        size = 2 * near.halves / _STEP if near is not None else 0.0
-        slope = slope_at_zero(psi, probe.noise, size, self.epsilon, largest_step=_STEP, single_step=True)
-        if not slope.error <= _RESOLVED * size or abs(slope.derivative) > 10 * slope.error:
-            slope = slope_at_zero(psi, probe.noise, size, self.epsilon)
-            if slope.resolved and abs(slope.derivative) > 10 * slope.error:
-                # Make sure, before anybody is called wrong.
-                noise = max(probe.noise, noise_floor(psi))
-                slope = slope_at_zero(psi, noise, size, self.epsilon, to_the_end=True)
-            if slope.kinked or not slope.resolved:
-                return verdict("unresolved", kinked=slope.kinked)
-            if slope.usable and abs(slope.derivative) > 10 * slope.error:
-                error = abs(slope.derivative) / size if size else 1.0
-                return verdict("approximate" if error < _APPROXIMATE else "wrong", error)
-        # Not at all, or in second order only: a quarter at half the step, which is 0.3 at most.
-        still = far is None or near is None or any(b <= 0.3 * a for a, b in zip(far.moved, near.moved, strict=True))
-        return verdict("unmoved" if still else "right")
+        slope = slope_at_zero(psi, noise, size, self.epsilon, largest_step=_STEP, single_step=True)
+        if slope.error <= _RESOLVED * size and not is_off(slope):
+            return "right", slope
+        slope = slope_at_zero(psi, noise, size, self.epsilon)
+        if slope.resolved and is_off(slope):
+            # Make sure, before anybody is called wrong.
+            noise = max(noise, noise_floor(psi))
+            slope = slope_at_zero(psi, noise, size, self.epsilon, to_the_end=True)
+        if slope.kinked or not slope.resolved:
+            return "unresolved", slope
+        return "wrong" if slope.usable and is_off(slope) else "right", slope
+
+
+class _SweepInPlace(_Sweep):
+    """All wanted applications by their own nodes: what each receives and returns in one backward of the model."""
+
+    def judge(self) -> dict[int, Judged]:
+        """Return a verdict on each application, with what is unusual about the memory that it was handed."""
+        judged = super().judge()
+        return {number: replace(each, memory=tuple(self._memory[number])) for number, each in judged.items()}
+
+    def _differentiate_all(self, values: list[Tensor]) -> Point:
+        point = Point(self.runner, values)  # the leaves hold them from here on
+        run_backward(self.runner, self, gaussian)
+        return point
+
+    def _differentiate(self, application: Application, apply: Apply, args: tuple[Any, ...]) -> None:
+        call = FunctionCall(application.function, copied_arguments(args), application.place, application.module)
+        self._running = call, args
+
+    def after(self, number: int, result: Any) -> None:
+        """Watch the node of an application at the point; beside it, note psi."""
+        if self._running is None:
+            super().after(number, result)
+            return
+        (call, args), self._running = self._running, None
+        outputs = _used(self.wanted[number], result)
+        nodes = {node_of(y) for y in outputs.values()}
+        node = nodes.pop() if len(nodes) == 1 else None
+        if node is not None and getattr(node, "_forward_cls", None) is call.function:
+            self._memory[number] = _unusual_memory(call, args, outputs)
+            self._watch(number, call, node, {k: y.detach().clone() for k, y in outputs.items()})
+
+    def _watch(self, number: int, call: FunctionCall, node: Any, outputs: dict[int, Tensor]) -> None:
+        """Note what arrives at a node and what it returns, one gradient for each tensor among the arguments."""
+        arguments = {i: arg for i, arg in enumerate(call.args) if isinstance(arg, Tensor)}
+        arrived: dict[int, Tensor] = {}
+        leaves: list[Any] = []
+
+        def before(cotangents: Sequence[Tensor | None]) -> None:
+            arrived.clear()
+            for k, u in enumerate(cotangents):
+                if u is not None:
+                    arrived[k] = u.detach().clone()
+                    self._memory[number] += [f"its cotangent is {_LAYOUTS[each]}" for each in layout(u)]
+            leaves[:] = self._gradients_of_leaves()
+
+        def returned(gradients: Sequence[Tensor | None], _: Any) -> None:
+            # A backward that the model itself runs is one for some of the arguments.
+            is_inner = self.runner.watch.observer is not None
+            reaches_others = leaves != self._gradients_of_leaves()  # leaves that are not among its arguments
+            if is_inner or reaches_others or len(gradients) != len(arguments):
+                return
+            inputs = {
+                i: (x.detach(), None if g is None else g.detach().to_dense().sum_to_size(x.shape).clone())
+                for (i, x), g in zip(arguments.items(), gradients, strict=False)
+                if x.requires_grad and x.layout == torch.strided
+            }
+            pairs = {k: (y, arrived[k]) for k, y in outputs.items() if k in arrived}
+            self.probes[number] = _Probe(self.wanted[number], call, inputs, {}, pairs)
+
+        node.register_prehook(before)
+        node.register_hook(returned)
+
+    def _gradients_of_leaves(self) -> list[tuple[int, int]]:
+        tensors = [tensor for leaf in self.runner.leaves for tensor in (leaf.sharing or (leaf.tensor,))]
+        return [(id(t.grad), t.grad._version if t.grad is not None else 0) for t in tensors]
+
+
+def _used(application: Application, result: Any) -> dict[int, Tensor]:
+    """Return the outputs of an application that get a cotangent, by number."""
+    return {
+        k: y
+        for k, y in numbered(result).items()
+        if y.requires_grad and y.layout == torch.strided and k in (application.outputs or {k})
+    }
+
+
+def _unusual_memory(call: FunctionCall, args: tuple[Any, ...], outputs: dict[int, Tensor]) -> list[str]:
+    """Return what copies of these arguments do not have: strides of their own, and memory that several share."""
+    inputs = {
+        repr(argument_name(call, i)): arg
+        for i, arg in enumerate(args)
+        if isinstance(arg, Tensor) and arg.layout == torch.strided
+    }
+    strides = [f"{name} is {_LAYOUTS[each]}" for name, x in inputs.items() for each in layout(x)]
+    tensors = inputs | {f"output {k}": y for k, y in outputs.items()}
+    memory = {name: tensor.untyped_storage().data_ptr() for name, tensor in tensors.items() if tensor.numel()}
+    pairs = [(one, other) for one, other in combinations(memory, 2) if memory[one] == memory[other]]
+    return strides + [f"{one} and {other} share memory" for one, other in pairs]
+
+
+def _is_still(far: _Seen | None, near: _Seen | None) -> bool:
+    """Tell inputs that do not move, or in second order only: a quarter at half the step, which is 0.3 at most."""
+    return far is None or near is None or any(b <= 0.3 * a for a, b in zip(far.moved, near.moved, strict=True))
 
 
 def _is_inner(arg: Any) -> bool:

@@ -14,7 +14,7 @@ from gradctl.core.findings import Finding
 from gradctl.gradients.functions.applications import Judged, judge_applications
 from gradctl.gradients.functions.function_contracts import contract_faults, first_order_fault, kink_fault
 from gradctl.gradients.functions.function_part import FunctionFault, function_name
-from gradctl.gradients.functions.survey import Application, choose_sample, survey
+from gradctl.gradients.functions.survey import COTANGENTS, Application, choose_sample, survey
 from gradctl.gradients.gradient_findings import function_finding, latent_finding, listed
 from gradctl.gradients.guard import explaining
 from gradctl.numerics.judge import Judge, TensorJudgement
@@ -28,25 +28,22 @@ _GROUPS = 3
 
 @dataclass(slots=True)
 class FunctionCheck:
-    """The custom Functions of one model, judged where it applies them and alone.
+    """The custom Functions of one model, judged where it applies them and alone."""
 
-    Attributes:
-        runner: the model, its leaves at the point.
-        allows: accepted findings.
-        epsilon: machine epsilon of the dtype in which the model is run.
-        faults: Functions that are not the derivative along a direction in which this model moves their inputs.
-    """
-
-    runner: ModelRunner
+    runner: ModelRunner  # its leaves at the point
     allows: Allows
-    epsilon: float
+    epsilon: float  # machine epsilon of the dtype in which the model is run
+    # Functions that are not the derivative along a direction in which this model moves their inputs.
     faults: dict[FunctionClass, FunctionFault] = field(default_factory=dict)
+    # Functions that are right, but for what the model changes between their forward and their backward.
+    stale: dict[FunctionClass, FunctionFault] = field(default_factory=dict)
+    _exercised: list[FunctionFault] = field(default_factory=list)
     _applications: list[Application] = field(default_factory=list)
     _judged: list[Judged] = field(default_factory=list)
     _faulty: dict[FunctionClass, Application] = field(default_factory=dict)
 
     def judge(self, *, is_alarmed: bool) -> None:
-        """Judge a sample of the applications of each Function; all of them if ``is_alarmed`` and the sample is right.
+        """Judge a sample of the applications of each Function; all, and then in place, on an alarm that has no fault.
 
         Leaves the runner recorded at another point.
         """
@@ -56,6 +53,8 @@ class FunctionCheck:
         if is_alarmed and not self.faults:
             numbers = {application.number for application in sample}
             self._judge([each for each in self._applications if each.number not in numbers])
+        if is_alarmed and not self.faults:
+            self._judge_in_place()
 
     def _judge(self, applications: Sequence[Application]) -> None:
         judged = judge_applications(self.runner, applications, self._seed, self.epsilon)
@@ -69,15 +68,29 @@ class FunctionCheck:
                 with explaining(f"what {function_name(function)} does alone"):
                     fault = first_order_fault(each.call, self.runner, self._seed)
             if fault is None and each.verdict == "wrong":
-                fault = FunctionFault(
-                    function,
-                    "first",
-                    f"{function_name(function)}.backward is not the derivative along the directions in which the model "
-                    f"moves its inputs: off by {each.error:.2e} (relative)",
-                    each.error,
-                )
+                said = "is not the derivative along the directions in which the model moves its inputs"
+                fault = _fault(each, "first", f"{said}: off by {each.error:.2e} (relative)")
             if fault is not None:
                 self.faults[function], self._faulty[function] = fault, each.application
+
+    def _judge_in_place(self) -> None:
+        """Judge the Functions that are right on copies with the memory and in the state that the model hands them."""
+        candidates = [
+            each
+            for each in self._applications
+            if each.is_used and not each.inside and not self._is_allowed(each.function)
+        ]
+        for each in judge_applications(self.runner, candidates, self._seed, self.epsilon, in_place=True):
+            function = each.application.function
+            if each.verdict != "wrong" or function in self.faults:
+                continue
+            if each.memory:
+                said = f"is not the derivative where {' and '.join(dict.fromkeys(each.memory))}"
+                self.faults[function] = _fault(each, "memory", f"{said}; on contiguous copies it is")
+                self._faulty[function] = each.application
+            else:
+                said = "reads values that are changed after its forward; on copies of its inputs it is right"
+                self.stale.setdefault(function, _fault(each, "state", said))
 
     def findings(self, hidden_from: Collection[str], *, is_explained: bool) -> list[Finding]:
         """Return one finding for each faulty Function, and what the others do wrong for another model.
@@ -104,14 +117,13 @@ class FunctionCheck:
             with explaining(f"what {function_name(function)} does alone"):
                 faults = self._faults_alone(judged)
             for fault in faults:
-                finding = (
-                    function_finding(fault, module)
-                    if self._is_allowed(function) or self._is_exercised(fault, is_explained=is_explained)
-                    else latent_finding(fault, module)
-                )
-                if (function, fault.rule, fault.caller) not in said:
-                    said.add((function, fault.rule, fault.caller))
-                    yield finding
+                if (function, fault.rule, fault.caller) in said:
+                    continue
+                said.add((function, fault.rule, fault.caller))
+                is_exercised = self._is_exercised(fault, is_explained=is_explained)
+                self._exercised += [fault] if is_exercised else []
+                is_serious = is_exercised or self._is_allowed(function)
+                yield function_finding(fault, module) if is_serious else latent_finding(fault, module)
 
     def _faults_alone(self, judged: Judged) -> list[FunctionFault]:
         fault = first_order_fault(judged.call, self.runner, self._seed)
@@ -140,14 +152,38 @@ class FunctionCheck:
         """Tell whether this model's training uses what a Function does wrong."""
         if fault.caller is None or fault.function is self.runner.instance.subject.function:
             return True
-        if not is_explained and fault.rule == "layout":
+        applications = self._applied(fault)
+        # What arrives in a transform of torch.func is not seen.
+        is_unseen = fault.rule == "layout" or (fault.rule == "second" and any(each.inside for each in applications))
+        if is_unseen and not is_explained:
             return True
-        applications = [each for each in self._applications if each.function is fault.function]
         if fault.caller == "frozen":  # in training a model's inputs require no gradient, nor does what is made of them
-            behind = self._behind({each.number for each in applications}).values()
-            names = [leaves[fault.position] for leaves in behind if fault.position in leaves]
-            return any(each and all(name.startswith("input:") for name in each) for each in names)
+            return self._is_frozen(fault.position, {each.number for each in applications})
         return any(fault.caller in each.uses for each in applications)
+
+    def _is_frozen(self, position: int | None, numbers: Collection[int]) -> bool:
+        """Tell whether an argument of an application is made of the model's inputs alone."""
+        names = [leaves.get(position, set()) for leaves in self._behind(numbers).values() if position is not None]
+        return any(each and all(name.startswith("input:") for name in each) for each in names)
+
+    def presumed_causes(self) -> list[FunctionFault]:
+        """Return what no linear map can show: a double backward, and what depends on memory or on a transform."""
+        faults = [each for each in self.faults.values() if not self.is_linear(each)]
+        return faults + [each for each in self._exercised if each.rule in ("second", "layout")]
+
+    def is_linear(self, fault: FunctionFault) -> bool:
+        """Tell whether a linear map can replace a faulty Function, to judge what is wrong besides."""
+        return fault.rule != "memory" and not any(each.inside for each in self._applied(fault))
+
+    def names_behind(self, fault: FunctionFault) -> set[str]:
+        """Return the names of the leaves whose gradient passes what is faulty."""
+        is_second = fault.rule == "second"
+        numbers = {each.number for each in self._applied(fault) if each.is_differentiated_twice or not is_second}
+        found = (leaves.items() for leaves in self._behind(numbers).values())
+        return {name for items in found for k, names in items if is_second or k != COTANGENTS for name in names}
+
+    def _applied(self, fault: FunctionFault) -> list[Application]:
+        return [each for each in self._applications if each.function is fault.function]
 
     def _behind(self, numbers: Collection[int]) -> dict[int, dict[int, set[str]]]:
         """Return the names of the leaves behind each argument of these applications."""
@@ -174,6 +210,12 @@ class FunctionCheck:
             return {}, 0
         finally:
             watch.linearised, watch.unjudged = allowed, unjudged
+
+
+def _fault(judged: Judged, rule: str, said: str) -> FunctionFault:
+    """Return the fault of a Function that is not the derivative where the model applies it."""
+    function = judged.application.function
+    return FunctionFault(function, rule, f"{function_name(function)}.backward {said}", judged.error)
 
 
 def is_allowed(function: FunctionClass, allows: Allows) -> bool:

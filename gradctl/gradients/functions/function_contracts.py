@@ -18,14 +18,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gradctl.core.errors import is_out_of_memory
-from gradctl.gradients.functions.function_part import (
-    Cotangents,
-    DoubleBackward,
-    FunctionFault,
-    FunctionPart,
-    function_name,
-)
-from gradctl.gradients.part import expanded, forward_mode_vote, gaussian
+from gradctl.gradients.functions.function_part import DoubleBackward, FunctionFault, FunctionPart, function_name
+from gradctl.gradients.part import Cotangents, expanded, forward_mode_vote, gaussian
 from gradctl.numerics.judge import Judge
 from gradctl.numerics.measures import dot, gaussian_like, norm, relative_error
 from gradctl.numerics.point import rms
@@ -309,12 +303,7 @@ def _refusal(error: Exception) -> str:
     return first_line(error)
 
 
-def _largest_error(
-    part: FunctionPart,
-    cotangents: Cotangents,
-    expected: Gradients,
-    found: Gradients,
-) -> float:
+def _largest_error(part: FunctionPart, cotangents: Cotangents, expected: Gradients, found: Gradients) -> float:
     """Return the largest relative error that rounding does not explain, 0 if there is none; None and zero are the same.
 
     A gradient that is zero by cancellation is another with each order of a sum. So an error counts if it is above the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gradctl.gradients.part import Part, differentiable, gaussian
+from gradctl.gradients.part import Cotangents, Part, differentiable, gaussian
 from gradctl.numerics.runner import Outputs
 from gradctl.subject.instance import Leaf
 from gradctl.subject.seeding import seed_generators
@@ -23,34 +23,33 @@ from gradctl.tracing.model_runner import ModelRunner
 # Layouts of one cotangent must give one gradient, but for the order of summation.
 _SAME = 1e-9
 _SAME_ON_AN_ISLAND = 1e-3
-
-Cotangents = Callable[[list[Tensor]], list[Tensor]]
+_TRANSFORMS = "torch._functorch.autograd_function"
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionFault:
-    """What is wrong with a Function.
-
-    Attributes:
-        function: the class.
-        rule: what it breaks: ``first``, ``linear``, ``layout``, ``forward-mode`` or ``second``.
-        message: the sentence, without a full stop.
-        error: relative, summed over its inputs where several are wrong.
-        caller: what a caller must do for it to matter: an ``expanded``, ``strided`` or ``shared`` cotangent, one that
-            is ``undefined``, an input that is ``frozen``, ``forward-mode``, ``second-order``; None if any does.
-        position: of the argument that requires no gradient.
-    """
+    """What is wrong with a Function."""
 
     function: type[Function]
-    rule: str
-    message: str
-    error: float | None = None
+    rule: str  # ``first``, ``memory``, ``state``, ``linear``, ``layout``, ``forward-mode`` or ``second``
+    message: str  # a sentence without a full stop
+    error: float | None = None  # relative, summed over its inputs if several are wrong
+    # What a caller must do for it to matter: an ``expanded``, ``strided`` or ``shared`` cotangent, one that is
+    # ``undefined``, an input that is ``frozen``, ``forward-mode``, ``second-order``; None if any does.
     caller: str | None = None
-    position: int | None = None
+    position: int | None = None  # of the argument that requires no gradient
+
+
+def users_class(function: type[Function]) -> type[Function]:
+    """Return the user's class behind the one that torch makes of it for ``vmap`` (torch 2.10 to 2.14)."""
+    while function.__module__ == _TRANSFORMS and "autograd_function" in (made := _closed_over(function)):
+        function = made["autograd_function"]
+    return function
 
 
 def function_name(function: type[Function]) -> str:
     """Return the name that findings and ``--allow`` use: the class's, or ``library::op`` of a registered custom op."""
+    function = users_class(function)
     if is_registered_operator(function):
         schema = _of_registered_op(function, "op")._schema
         return str(schema.name)
@@ -59,6 +58,7 @@ def function_name(function: type[Function]) -> str:
 
 def source_place(function: type[Function]) -> tuple[str, int] | None:
     """Return file and line of a Function's backward."""
+    function = users_class(function)
     backward: Any = function.backward if function.backward is not Function.backward else function.vjp
     if is_registered_operator(function):  # torch wraps what was given to register_autograd
         backward = _of_registered_op(function, "info")._backward_fn
@@ -68,10 +68,14 @@ def source_place(function: type[Function]) -> tuple[str, int] | None:
 
 def _of_registered_op(function: type[Function], name: str) -> Any:
     """Return what torch's generated backward closes over: ``op``, the operator, or ``info``, what was registered."""
-    closed_over = inspect.getclosurevars(function.backward).nonlocals
+    closed_over = _closed_over(function)
     if "orig_backward" in closed_over:  # an operator that takes or returns lists of tensors is wrapped once more
         closed_over = inspect.getclosurevars(closed_over["orig_backward"]).nonlocals
     return closed_over[name]
+
+
+def _closed_over(function: type[Function]) -> Mapping[str, Any]:
+    return inspect.getclosurevars(function.backward).nonlocals
 
 
 def _flat_apply(function: type[Function]) -> Callable[..., Any]:
@@ -94,7 +98,7 @@ class FunctionPart(Part):
             if isinstance(arg, Tensor) and arg.requires_grad and arg.layout == torch.strided
         ]
         self._all = [
-            Leaf(_argument_name(call, i), call.args[i].detach().clone().requires_grad_(), call.args[i].dtype)
+            Leaf(argument_name(call, i), call.args[i].detach().clone().requires_grad_(), call.args[i].dtype)
             for i in self.positions
         ]
         self.leaves = [leaf for k, leaf in enumerate(self._all) if k != off]
@@ -171,7 +175,7 @@ class DoubleBackward(Part):
         return self.part.promoted()
 
 
-def _argument_name(call: FunctionCall, position: int) -> str:
+def argument_name(call: FunctionCall, position: int) -> str:
     """Return the name of an argument of ``forward``, past its ``ctx``; ``xs.0`` in a list of an operator's."""
     function = call.function
     if is_registered_operator(function):

@@ -12,49 +12,47 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gradctl.core.errors import is_out_of_memory
-from gradctl.gradients.part import expanded, gaussian
+from gradctl.gradients.part import Cotangents, expanded, gaussian
+from gradctl.numerics.runner import refusals_ignored
 from gradctl.subject.frames import user_location
 from gradctl.tracing.functions import FunctionObserver, is_users
 from gradctl.tracing.graph import innermost_module, leaves_behind
 from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine
 
+# Where ``Application.leaves`` has those behind the cotangents: no position of an argument.
+COTANGENTS = -1
+
 
 @dataclass(slots=True, eq=False)
 class Application:
-    """One application of a custom Function, and how the model's own backward uses it.
+    """One application of a custom Function, and how the model's own backward uses it."""
 
-    Attributes:
-        number: which application of the run it is.
-        function: the class.
-        group: what it shares with others that do the same: class, shapes and dtypes of tensors, other arguments.
-        bytes: of the tensors among its arguments.
-        place: file and line of the caller.
-        module: path of the module that applies it; None outside any, "" for the model itself.
-        inside: whether it is applied in a transform of torch.func, where what cotangents it gets is not seen.
-        outputs: numbers of the outputs that get a cotangent.
-        uses: what not every caller does: a cotangent that is not contiguous (``expanded``, ``strided``) or that one
-            output has and another has not (``undefined``), a backward that is itself differentiated
-            (``second-order``), dual tensors (``forward-mode``).
-        leaves: names of the leaves behind each argument, by position; filled in if ``survey`` is to.
-    """
-
-    number: int
+    number: int  # of the application in its run
     function: FunctionClass
-    group: tuple[Any, ...]
-    bytes: int
-    place: SourceLine | None
-    module: str | None
-    inside: bool = False
-    outputs: set[int] = field(default_factory=set)
+    group: tuple[Any, ...]  # equal for those that do the same: class, shapes and dtypes of tensors, other arguments
+    bytes: int  # of the tensors among its arguments
+    place: SourceLine | None  # of the caller
+    module: str | None  # path of the module that applies it; None outside any, "" for the model itself
+    inside: bool = False  # a transform of torch.func, where the cotangents that arrive are not seen
+    outputs: set[int] = field(default_factory=set)  # numbers of those that get a cotangent
+    # What not every caller does: a cotangent that is not contiguous (``expanded``, ``strided``) or that one output has
+    # and another has not (``undefined``), a backward that is itself differentiated (``second-order``), dual tensors
+    # (``forward-mode``).
     uses: set[str] = field(default_factory=set)
+    # Names of those behind each argument, by position, and at ``COTANGENTS`` behind what arrives in a backward that is
+    # itself differentiated; only if ``survey`` is asked for them.
     leaves: dict[int, set[str]] = field(default_factory=dict)
 
     @property
     def is_used(self) -> bool:
         """Whether a gradient passes it at all."""
         return self.inside or bool(self.outputs)
+
+    @property
+    def is_differentiated_twice(self) -> bool:
+        """Whether its backward is itself differentiated, as far as is seen."""
+        return self.inside or "second-order" in self.uses
 
 
 def survey(runner: ModelRunner, behind: Collection[int] = ()) -> list[Application]:
@@ -64,27 +62,32 @@ def survey(runner: ModelRunner, behind: Collection[int] = ()) -> list[Applicatio
 
     The leaves behind an application are searched if its number is in ``behind``.
     """
-    raised: dict[int, set[str]] = {}
+    refused: dict[int, set[str]] = {}
     for cotangents in (expanded, gaussian):
         seen = _Survey(runner, behind)
         with runner.instance.preserve_leaves():
-            with observed(runner, seen):
-                outputs = [t for _, t in runner.record() if t.requires_grad and t.layout == torch.strided]
-            try:
-                with runner.promoted():
-                    torch.autograd.backward(outputs, cotangents(outputs))
-                break
-            except Exception as error:  # a backward that refuses an expanded cotangent: that it got one is seen
-                if is_out_of_memory(error):
-                    raise
-                raised = {number: each.uses for number, each in seen.applications.items()}
-            finally:
-                for leaf in runner.leaves:
-                    leaf.take_gradient()
-    for number, uses in raised.items():
-        if number in seen.applications:
-            seen.applications[number].uses |= uses
+            is_refused = not run_backward(runner, seen, cotangents)
+        for number, uses in refused.items():
+            if number in seen.applications:
+                seen.applications[number].uses |= uses
+        if not is_refused:
+            break
+        refused = {number: each.uses for number, each in seen.applications.items()}
     return list(seen.applications.values())
+
+
+def run_backward(runner: ModelRunner, observer: FunctionObserver, cotangents: Cotangents) -> bool:
+    """Run the model at its leaves, observed, and one backward; return whether that raised nothing."""
+    with observed(runner, observer):
+        outputs = [t for _, t in runner.record() if t.requires_grad and t.layout == torch.strided]
+    try:
+        with refusals_ignored(), runner.promoted():  # a backward that refuses an expanded cotangent, say
+            torch.autograd.backward(outputs, cotangents(outputs))
+            return True
+        return False
+    finally:
+        for leaf in runner.leaves:
+            leaf.take_gradient()
 
 
 class _Survey:
@@ -95,22 +98,21 @@ class _Survey:
     def before(
         self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...], *, inside: bool = False
     ) -> None:
-        if not is_users(function) or not any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+        tensors = {k: arg for k, arg in enumerate(args) if isinstance(arg, Tensor)}
+        requiring = {k: arg for k, arg in tensors.items() if arg.requires_grad}
+        if not requiring or not is_users(function):
             return
         self.applications[number] = Application(
             number,
             function,
             (function, *map(_kind, args)),
-            sum(arg.numel() * arg.element_size() for arg in args if isinstance(arg, Tensor)),
+            sum(arg.numel() * arg.element_size() for arg in tensors.values()),
             user_location(),
             innermost_module(self.runner.watch.modules),
             inside=inside,
             uses={"forward-mode"} if forward_ad._current_level >= 0 else set(),
+            leaves={k: self._behind(arg) for k, arg in requiring.items()} if number in self.behind else {},
         )
-        if number in self.behind:
-            self.applications[number].leaves = {
-                k: self._behind(arg) for k, arg in enumerate(args) if isinstance(arg, Tensor) and arg.requires_grad
-            }
 
     def after(self, number: int, result: Any) -> None:
         if number in self.applications and not self.applications[number].inside:
@@ -132,17 +134,22 @@ class _Survey:
                 given = {k for k in numbers if k < len(cotangents) and cotangents[k] is not None}
                 application.outputs |= given
                 application.uses |= {"undefined"} if given and given != numbers else set()
-                application.uses |= {"second-order"} if torch.is_grad_enabled() else set()
+                if torch.is_grad_enabled():
+                    application.uses.add("second-order")
+                    application.leaves.setdefault(COTANGENTS, set()).update(
+                        *(self._behind(cotangents[k]) for k in given if application.number in self.behind)  # type: ignore[arg-type]
+                    )
                 for k in given:
-                    application.uses |= _layout(cotangents[k])  # type: ignore[arg-type]  # one that is there
+                    application.uses |= layout(cotangents[k])  # type: ignore[arg-type]  # one that is there
 
             node.register_prehook(arrived)
 
 
-def _layout(cotangent: Tensor) -> set[str]:
-    if cotangent.layout != torch.strided or cotangent.is_contiguous():
+def layout(tensor: Tensor) -> set[str]:
+    """Return what is unusual about the strides of a tensor: ``expanded``, ``strided``, or nothing."""
+    if tensor.layout != torch.strided or tensor.is_contiguous():
         return set()
-    spread = [stride for size, stride in zip(cotangent.shape, cotangent.stride(), strict=True) if size > 1]
+    spread = [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
     return {"expanded" if 0 in spread else "strided"}
 
 

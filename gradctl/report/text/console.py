@@ -29,6 +29,7 @@ from gradctl.report.text.matrix import data, matrix_of_forms, matrix_of_targets,
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.structure import structure_lines
 from gradctl.report.text.wording import (
+    FUNCTION_CODES,
     affected_tensors,
     counted,
     counted_as_judged,
@@ -230,7 +231,7 @@ def _headlines(findings: Sequence[Finding], loud: Sequence[TensorResult]) -> lis
     """Return what spoils tensors and stands before them: wrong Functions, then outputs that are NaN and have no row."""
     rows = {tensor.tensor for tensor in loud}
     serious = [finding for finding in findings if not finding.allowed and finding.severity != "note"]
-    functions = [finding for finding in serious if finding.code == "GC408"]
+    functions = [finding for finding in serious if finding.code in FUNCTION_CODES]
     return functions + [each for each in serious if each.quantity == "output" and each.tensor not in rows]
 
 

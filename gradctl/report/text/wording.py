@@ -44,6 +44,8 @@ _CLASSES: dict[TensorVerdict, tuple[str, str]] = {
     "too-small": ("too small to judge", "too small to judge"),
     "behind-hook": ("not checked: behind a gradient hook", "not checked: behind a gradient hook"),
 }
+# A wrong backward, and a wrong double backward: what they make wrong is listed below them.
+FUNCTION_CODES = ("GC408", "GC414")
 _MOST_NAMES = 8
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
 _WORDS_OF_UNITS: dict[UnitVerdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "?", "skipped": "skipped"}
@@ -87,9 +89,9 @@ def verdict_word(unit: Unit) -> str:
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the findings by severity; a Function that spoils tensors (GC408) before the tensors it spoils."""
+    """Return the findings by severity; a Function that makes gradients wrong before those gradients."""
     return sorted(
-        findings, key=lambda finding: (finding.allowed, SEVERITIES.index(finding.severity), finding.code != "GC408")
+        findings, key=lambda each: (each.allowed, SEVERITIES.index(each.severity), each.code not in FUNCTION_CODES)
     )
 
 
@@ -109,7 +111,7 @@ def skip_lines(units: Iterable[Unit]) -> list[str]:
 
 def affected_tensors(unit: Unit) -> set[str]:
     """Return the names of the tensors that are wrong only because of a Function, or an output that is NaN."""
-    causes = ("GC408", "GC407")
+    causes = (*FUNCTION_CODES, "GC407")
     return {finding.tensor for finding in unit.findings if finding.cause in causes and finding.tensor is not None}
 
 
