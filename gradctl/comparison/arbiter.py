@@ -21,7 +21,7 @@ from gradctl.core.names import TensorVerdict
 from gradctl.core.numbers import number
 from gradctl.gradients.float64 import oracle_runner
 from gradctl.gradients.functions.attribution import is_allowed
-from gradctl.numerics.elements import element_slope
+from gradctl.numerics.elements import component_of, components_of, element_slope
 from gradctl.numerics.ladder import noise_floor, slope_at_zero
 from gradctl.numerics.measures import dot, norm
 from gradctl.numerics.point import Point, Sample
@@ -95,18 +95,20 @@ class Arbiter:
                 if like.dim()
                 else ()
             )
-            values = float(eager.reshape(-1)[position].real), float(form.reshape(-1)[position].real)
-            found = element_slope(bench.point, bench.sample, i, position)
-            rows.append(
-                Element(
-                    index=index,
-                    reference=number(values[0]),
-                    candidate=number(values[1]),
-                    finite_difference=number(found),
-                    absolute_error=number(abs(values[1] - found)),
-                    relative_error=number(abs(values[1] - found) / abs(found) if found else float("inf")),
+            for component in components_of(like):
+                own, other = (component_of(each.reshape(-1)[position], component) for each in (eager, form))
+                found = element_slope(bench.point, bench.sample, i, position, component)
+                rows.append(
+                    Element(
+                        index=index,
+                        component=component,
+                        reference=number(own),
+                        candidate=number(other),
+                        finite_difference=number(found),
+                        absolute_error=number(abs(other - found)),
+                        relative_error=number(abs(other - found) / abs(found) if found else float("inf")),
+                    )
                 )
-            )
         return tuple(rows), count
 
     def _bench(self, trial: ModelTrial) -> _Bench | None:

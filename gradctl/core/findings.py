@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gradctl.core.names import Quantity, Severity, TensorVerdict, UnitStatus, UnitVerdict
+from gradctl.core.names import Component, Quantity, Severity, TensorVerdict, UnitStatus, UnitVerdict
 from gradctl.core.numbers import Number
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
@@ -58,10 +58,12 @@ class Element(msgspec.Struct, frozen=True, kw_only=True):
     """One element of a tensor that differs.
 
     For eager's own gradient ``reference`` is autograd's value and ``candidate`` is null; for a form ``reference`` is
-    eager's value and ``candidate`` the form's. Errors are against the finite difference if there is one.
+    eager's value and ``candidate`` the form's. Errors are against the finite difference if there is one. An element of
+    a complex tensor is two, each with its ``component``.
     """
 
     index: tuple[int, ...]
+    component: Component | None = None
     reference: Number
     candidate: Number = None
     finite_difference: Number = None

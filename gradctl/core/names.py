@@ -40,6 +40,7 @@ DTYPES = {
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[str, ...] = get_args(Severity)  # worst first
 Quantity = Literal["output", "gradient", "buffer"]
+Component = Literal["real", "imag"]
 UnitStatus = Literal["complete", "unsupported", "error", "timeout", "crashed"]
 UnitVerdict = Literal["pass", "fail", "inconclusive", "skipped"]
 VERDICTS: tuple[str, ...] = get_args(UnitVerdict)

@@ -195,6 +195,7 @@ def tensor_result(
     elements = tuple(
         Element(
             index=row.index,
+            component=row.component,
             reference=number(row.autograd),
             finite_difference=number(row.finite_difference),
             absolute_error=number(row.error),

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from gradctl.core.names import Component
 from gradctl.numerics.judge import Judge
 from gradctl.numerics.ladder import central_slope
 from gradctl.numerics.measures import gaussian_like
@@ -21,11 +23,12 @@ _ROWS = 5
 
 @dataclass(frozen=True, slots=True)
 class ElementDifference:
-    """One element: autograd's value and the finite difference (real part first for complex tensors)."""
+    """One element, or its real or imaginary part: autograd's value and the finite difference."""
 
     index: tuple[int, ...]
     autograd: float
     finite_difference: float
+    component: Component | None = None  # of an element of a complex tensor
 
     @property
     def error(self) -> float:
@@ -37,26 +40,33 @@ class ElementDifference:
 def worst_elements(judge: Judge, i: int) -> tuple[list[ElementDifference], int | None]:
     """Return up to five of the worst elements of leaf ``i``, worst first, and how many are wrong if that is known.
 
-    Elements that are not finite come first. Else small tensors are measured whole, and larger ones by halves.
+    A complex element is two, its real and its imaginary part. Elements that are not finite come first. Else small
+    tensors are measured whole, and larger ones by halves.
     """
     nonfinite = judge.samples[0].nonfinite.get(i)
     if nonfinite is not None:
         positions = nonfinite.reshape(-1).nonzero().reshape(-1)[:_ROWS].tolist()
-        return [_measured(judge.here, i, position) for position in positions], int(nonfinite.sum())
+        return [part for each in positions for part in _measured(judge.here, i, each)], int(nonfinite.sum())
     site = judge.site(i)
     if site.point.values[i].numel() <= _ALL:
         positions, wrong = _search_all(site, i)
     else:
         positions, wrong = _search_by_halves(site, judge.generator, i), None
-    return sorted((_measured(site, i, position) for position in positions), key=lambda e: -e.error), wrong
+    measured = sorted((_measured(site, i, position) for position in positions), key=_error, reverse=True)
+    return [part for element in measured for part in element], wrong
 
 
 def _search_all(site: Site, i: int) -> tuple[list[int], int]:
     """Return the positions of the worst elements, and how many are wrong: 2 forwards an element."""
     coarse = [_measured(site, i, position, once=True) for position in range(site.point.values[i].numel())]
-    size = max(abs(e.autograd) for e in coarse) + max(abs(e.finite_difference) for e in coarse)
-    wrong = sum(e.error > 1e-6 * size for e in coarse)
-    return sorted(range(len(coarse)), key=lambda position: -coarse[position].error)[: min(_ROWS, wrong)], wrong
+    parts = [part for element in coarse for part in element]
+    size = max(abs(e.autograd) for e in parts) + max(abs(e.finite_difference) for e in parts)
+    wrong = sum(_error(element) > 1e-6 * size for element in coarse)
+    return sorted(range(len(coarse)), key=lambda position: -_error(coarse[position]))[: min(_ROWS, wrong)], wrong
+
+
+def _error(element: list[ElementDifference]) -> float:
+    return math.hypot(*(part.error for part in element))
 
 
 def _search_by_halves(site: Site, generator: torch.Generator, i: int) -> list[int]:
@@ -93,24 +103,43 @@ def _search_by_halves(site: Site, generator: torch.Generator, i: int) -> list[in
     return [begin for begin, _, _ in beam]
 
 
-def element_slope(point: Point, sample: Sample, i: int, position: int, *, once: bool = False) -> float:
+def components_of(tensor: Tensor) -> tuple[Component | None, ...]:
+    """Return the components of which an element consists; a real one is its own."""
+    return ("real", "imag") if tensor.is_complex() else (None,)
+
+
+def component_of(element: Tensor, component: Component | None) -> float:
+    """Return a component of a tensor of one element."""
+    return float(element.imag if component == "imag" else element.real)
+
+
+def element_slope(
+    point: Point, sample: Sample, i: int, position: int, component: Component | None = None, *, once: bool = False
+) -> float:
     """Return the finite difference of one element of leaf ``i``, by central differences extrapolated once.
 
-    ``once`` leaves out the extrapolation: 2 forwards in place of 4, an error of 1e-10 of a third derivative.
+    The element moves by its ``component``. ``once`` leaves out the extrapolation: 2 forwards in place of 4, an error of
+    1e-10 of a third derivative.
     """
     part = torch.zeros_like(point.values[i]).reshape(-1)
     scale = natural_scale(point.values[i])
     part[position] = scale
+    part = part * 1j if component == "imag" else part
     phi = point.along(point.along_leaf(i, part), sample)
     return ((phi(_STEP) - phi(-_STEP)) / (2 * _STEP) if once else central_slope(phi, _STEP)) / scale
 
 
-def _measured(site: Site, i: int, position: int, *, once: bool = False) -> ElementDifference:
+def _measured(site: Site, i: int, position: int, *, once: bool = False) -> list[ElementDifference]:
+    """Return the components of one element."""
     point, sample = site.point, site.samples[0]
     value = point.values[i]
     gradient = sample.gradients[i]
-    stated = 0.0 if gradient is None else float(gradient.reshape(-1)[position].real)
-    if i in sample.nonfinite and bool(sample.nonfinite[i].reshape(-1)[position]):
-        stated = math.nan
     index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(position), value.shape)) if value.dim() else ()
-    return ElementDifference(index, stated, element_slope(point, sample, i, position, once=once))
+    found = []
+    for component in components_of(value):
+        stated = 0.0 if gradient is None else component_of(gradient.reshape(-1)[position], component)
+        if i in sample.nonfinite and bool(sample.nonfinite[i].reshape(-1)[position]):
+            stated = math.nan
+        slope = element_slope(point, sample, i, position, component, once=once)
+        found.append(ElementDifference(index, stated, slope, component))
+    return found

@@ -37,8 +37,8 @@ class TensorJudgement:
 
     index: int  # among the leaves
     verdict: Verdict
-    error: float | None = None  # relative to the norm of the finite difference
-    budget: float | None = None  # relative to the norm of the gradient
+    error: float | None = None  # relative to the norm of the finite difference, of the gradient if that is rounding
+    budget: float | None = None  # relative as the error is
     # The user's own point, one beside it (1e-3 off a kink), or one away from it (parameters that are zero are moved).
     where: Where = "here"
     only_here: bool = False  # whether the disagreement at the user's point is gone beside it
@@ -243,8 +243,10 @@ class Judge:
             verdict = self._verdict_on_alarm(i, probes, site, wrong_by)
         else:
             verdict, chance = self._verdict_without_alarm(i, probes, site)
-        error = 1.0 if verdict == "missing" else wrong_by / (slope or 1.0)
-        return TensorJudgement(i, verdict, error, tolerance / (site.size(i) or 1.0), site.where), chance
+        # A finite difference within its tolerance is rounding: nothing is relative to it.
+        scale = (slope if slope > tolerance else site.size(i)) or 1.0
+        error = 1.0 if verdict == "missing" else wrong_by / scale
+        return TensorJudgement(i, verdict, error, tolerance / scale, site.where), chance
 
     def _verdict_on_alarm(self, i: int, probes: list[Probe], site: Site, wrong_by: float) -> Verdict:
         size = site.size(i)

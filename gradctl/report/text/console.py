@@ -279,7 +279,8 @@ def _elements(unit: Unit, tensor: TensorResult) -> Table:
     for element in tensor.worst:
         values = [element.reference] if of_eager else [element.reference, element.candidate]
         numbers = [*values, element.finite_difference, element.absolute_error, element.relative_error]
-        table.add_row(str(list(element.index)), *map(format_number, numbers))
+        index = f"{list(element.index)} {element.component or ''}".rstrip()
+        table.add_row(index, *map(format_number, numbers))
     return table
 
 

@@ -62,6 +62,7 @@ def test_the_keys_are_those_of_the_contract():
     (unit,) = written["units"]
     assert unit["tensors"][1]["worst"][1] == {
         "index": [0, 1],
+        "component": None,
         "reference": 0.0,
         "candidate": None,
         "finite_difference": "nan",
