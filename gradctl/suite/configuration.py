@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -136,11 +136,10 @@ class Project:
 
 def settings_of(project: Project, entry: TargetEntry | None = None) -> dict[str, Any]:
     """Return what is set for an entry, by key: its own values before those of all targets."""
-    given: dict[str, Any] = {}
-    for each in (project.configuration, entry):
-        given |= (
-            {key: value for key, value in msgspec.structs.asdict(each).items() if value is not None} if each else {}
-        )
+    settings = [project.configuration, *([entry] if entry else [])]
+    given = {
+        key: value for each in settings for key, value in msgspec.structs.asdict(each).items() if value is not None
+    }
     if "mode" in given:
         given.setdefault("train", given["mode"] == "train")
     return given
@@ -299,23 +298,16 @@ def _unknown_key(word: str, key: str) -> str:
     return f"unknown key {word!r}{f' in {key}' if key else ''}{near}"
 
 
-def _missing_key(word: str, key: str) -> str:
-    return f"an entry of {key} lacks {word!r}"
-
-
-def _unknown_value(word: str, key: str) -> str:
-    return f"{word!r} is not a value of {key}{nearest(word, [*FORMS, *VERDICTS, *SEVERITIES, *get_args(_Mode)])}"
-
-
+_VALUES = [*FORMS, *VERDICTS, *SEVERITIES, *get_args(_Mode)]
 # By message of msgspec: what to say of the word in it and the innermost key of its place.
-_TRANSLATIONS = {
+_TRANSLATIONS: dict[str, Callable[[str, str], str]] = {
     "Object contains unknown field `(.*)`": _unknown_key,
-    "Object missing required field `(.*)`": _missing_key,
-    "Invalid enum value '?(.*?)'?": _unknown_value,
+    "Object missing required field `(.*)`": lambda word, key: f"an entry of {key} lacks {word!r}",
+    "Invalid enum value '?(.*?)'?": lambda word, key: f"{word!r} is not a value of {key}{nearest(word, _VALUES)}",
 }
 
 
-def _error(path: Path, text: str, place: tuple[str | int, ...], message: str) -> TargetError:
+def _error(path: Path, text: str, place: _Place, message: str) -> TargetError:
     line = _line_of(text, place)
     where = f"{path}, line {line}" if line else str(path)
     return TargetError("GC153", f"{where}: {message.rstrip('.')}.")

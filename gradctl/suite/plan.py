@@ -42,18 +42,12 @@ class Planned:
     accepted: tuple[Accepted, ...] = ()
     expected: UnitVerdict | None = None
 
-    def accepting(self, more: Sequence[Accepted]) -> Planned:
-        """Return the same with more that is accepted."""
-        applying = (each for each in more if _applies(each, self.entry, self.form))
-        return self._with((*self.accepted, *applying))
-
-    def without(self, entries: Sequence[Accepted]) -> Planned:
-        """Return the same with less that is accepted."""
-        return self._with([each for each in self.accepted if each not in entries])
-
-    def _with(self, accepted: Sequence[Accepted]) -> Planned:
+    def accepting(self, more: Sequence[Accepted] = (), *, without: Sequence[Accepted] = ()) -> Planned:
+        """Return the same with more that is accepted, or with less."""
+        applying = [each for each in more if _applies(each, self.entry, self.form)]
+        accepted = tuple(each for each in (*self.accepted, *applying) if each not in without)
         texts = tuple(dict.fromkeys(each.finding for each in accepted))
-        return replace(self, accepted=tuple(accepted), request=msgspec.structs.replace(self.request, allows=texts))
+        return replace(self, accepted=accepted, request=msgspec.structs.replace(self.request, allows=texts))
 
 
 def plan(
@@ -67,11 +61,8 @@ def plan(
 ) -> list[Planned]:
     """Return the units of a run, target by target.
 
-    Args:
-        project, entries: the configuration, and the targets that run.
-        forms, keywords: select units; keywords are parts of ``TARGET FORM``, in any case. Empty selects all.
-        allows: findings to accept in all units.
-        overrides: ``timeout``, ``memory`` and ``fail_on``, which override the configuration unless they are None.
+    ``forms`` and ``keywords`` (parts of ``TARGET FORM``, in any case) select units; empty selects all of a target.
+    ``overrides`` are ``timeout``, ``memory`` and ``fail_on``, which override the configuration unless they are None.
     """
     words = [word.lower() for word in keywords] or [""]
     pairs = [(entry, form) for entry in entries for form in _forms_of(project, entry, forms)]

@@ -147,7 +147,7 @@ def _checked(
         gone = find_unused(project, plan, units, every)
         _write(project, entries, gone)
         _point_to_expect(units)
-        plan = [each.without(gone) for each in plan]
+        plan = [each.accepting(without=gone) for each in plan]
     units, allowances = note_unused(plan, units, reporting.allows, every)
     return emit(report(units, allowances), reporting)
 
