@@ -26,6 +26,7 @@ LOADED = {
     ("check", "--help"): OF_HELP | {"gradctl.cli.commands.check", "gradctl.cli.reporting", "gradctl.core.names"},
     ("report", "--help"): OF_HELP | {"gradctl.cli.commands.report", "gradctl.cli.reporting", "gradctl.core.names"},
     ("doctor", "--help"): OF_HELP | {"gradctl.cli.commands.doctor"},
+    ("init", "--help"): OF_HELP | {"gradctl.cli.commands.init", "gradctl.cli.commands.check", "gradctl.cli.reporting"},
     ("gradcheck", "--help"): OF_REPRO | {"gradctl.cli.commands.gradcheck"},
     ("compare", "--help"): OF_REPRO | {"gradctl.cli.commands.compare"},
     ("trace", "--help"): OF_WRITTEN | {"gradctl.cli.commands.trace"},

@@ -16,20 +16,22 @@ INPUT_SUFFIXES = (".npz", ".pb", *WEIGHT_SUFFIXES)
 _FEW = 8  # files that a message lists
 
 
-def ensure_files(options: TargetOptions, *model_files: Path) -> None:
+def ensure_files(options: TargetOptions, model_file: Path | None = None, *, is_program: bool = True) -> None:
     """Raise if a file that a command is to read is missing or of the wrong kind; none is opened.
 
     Args:
         options: target, inputs and weights.
-        model_files: ONNX, TorchScript or ``.pt2`` files; the target may be one of them.
+        model_file: an ONNX, TorchScript or ``.pt2`` file beside the target.
+        is_program: whether the target is a program; if not, it is such a file.
 
     Raises:
         TargetError: GC101 or GC102 as ``parse_target``; GC122 as ``tensor_file``; GC142 for a model file.
     """
-    if Path(options.target) not in model_files:
+    if is_program:
         parse_target(options.target)
-    for path in model_files:
-        ensure_plain(path, "GC142", f"*{path.suffix}")
+    for path in (None if is_program else Path(options.target), model_file):
+        if path is not None:
+            ensure_plain(path, "GC142", f"*{path.suffix}")
     for file, suffixes in ((options.inputs_file, INPUT_SUFFIXES), (options.weights, WEIGHT_SUFFIXES)):
         if file is not None:
             tensor_file(file, suffixes)

@@ -227,3 +227,12 @@ def test_gradient_hooks_of_parameters_are_kept_where_hooks_are(promoted):
         own = model.fc.get_parameter(name).grad.to(gradients[True][f"param:fc.{name}"].dtype)
         torch.testing.assert_close(gradients[True][f"param:fc.{name}"], own, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(gradients[False][f"param:fc.{name}"] * factor, own, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["leaf", "clone", "constant"])
+def test_a_tensor_that_is_given_twice_is_one_tensor_in_every_call(mode):
+    given = torch.ones(3)
+    instance = Instance(Subject("add_", lambda x, y: x.add_(1) + y, (given, given)), input_mode=mode)
+    (x, y), _ = instance.inputs()
+    assert x is y
+    assert x is not given

@@ -82,7 +82,7 @@ def compare(
     if file is not None and repro is not None:
         raise click.UsageError("--repro is for what gradctl captures itself; with a FILE, compare the form it is of.")
     is_onnx = _is_onnx(Path(checking.target))
-    ensure_files(checking, *[Path(checking.target)] * is_onnx, *([file] if file is not None else []))
+    ensure_files(checking, file, is_program=not is_onnx)
     with judging(reporting) as (allows, progress), users_code():  # what model and compilers print is not the report
         if file is not None and is_onnx:
             units = [_files(checking, file, allows, reporting, progress=progress)]

@@ -39,7 +39,7 @@ def inspect(checking: TargetOptions, trust: bool, format_name: str) -> int:
     is_file = file.suffix.lower() in _FILE_SUFFIXES
     if is_file:
         refuse_other_options(("target", "trust", "format_name"), "is for a program; a file has its own.")
-    ensure_files(checking, *[file] * is_file)
+    ensure_files(checking, is_program=not is_file)
     with progress_line() as progress:
         progress("importing torch")
         from gradctl.report.text.inspection import render, render_json

@@ -90,7 +90,7 @@ def optimize(
     if level is not None and passes:
         raise click.UsageError("--level and --pass both say which passes run. Give one of them.")
     is_file = _is_file(checking)
-    ensure_files(checking, *[Path(checking.target)] * is_file)
+    ensure_files(checking, is_program=not is_file)
     with judging(reporting) as (allows, progress):
         options = _options(level, passes, opset, checking, reporting, allows=allows, progress=progress)
         optimized = _file(checking, output, options) if is_file else _target(checking, output, dynamic, options)
