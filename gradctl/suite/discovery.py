@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,15 +79,16 @@ def _at(project: Project, path: str) -> list[TargetEntry]:
     if not is_there:
         raise TargetError("GC101", f"{place!r} does not exist. Give a folder, a file, or a target: FILE.py:NAME.")
     given = _named(project, path)
-    same = [entry for entry in project.configuration.targets if _is_same(project, entry, given)]
+    place_of = partial(_place_of, project)
+    same = [entry for entry in project.configuration.targets if place_of(entry) == place_of(given)]
     return [entry for entry in same if name in ("", module_and_name(entry.target)[1])] or [given]
 
 
 def _in_folder(project: Project, folder: Path) -> list[TargetEntry]:
     """Return the entries of the configuration in a folder, and those of other files with a ``make_model``."""
-    files = [(entry, _file_of(project, entry)) for entry in project.configuration.targets]
-    inside = [(entry, file) for entry, file in files if file and file.is_relative_to(folder.resolve())]
-    known = {file for _, file in inside}
+    places = [(entry, _place_of(project, entry)) for entry in project.configuration.targets]
+    inside = [(entry, place) for entry, place in places if Path(place).is_relative_to(folder.resolve())]
+    known = {place for _, place in inside}
     found = [file for file in _files(_absolute(folder), _defines_make_model) if file.resolve() not in known]
     return [*(entry for entry, _ in inside), *(_named(project, str(file)) for file in found)]
 
@@ -99,14 +101,6 @@ def _is_module(project: Project, name: str) -> bool:
     # A unit's process also looks in these folders.
     here = PathFinder.find_spec(package, [str(Path.cwd()), str(project.root)])
     return here is not None or package in sys.modules or find_spec(package) is not None
-
-
-def _is_same(project: Project, entry: TargetEntry, other: TargetEntry) -> bool:
-    """Return whether two entries name one file, by whatever links and dots, or one module."""
-    file = _file_of(project, entry)
-    if file is not None:
-        return file == _file_of(project, other)
-    return module_and_name(entry.target)[0] == module_and_name(other.target)[0]
 
 
 def _named(project: Project, target: str) -> TargetEntry:
@@ -125,9 +119,10 @@ def _is_file(place: str) -> bool:
     return place.endswith(".py") or "/" in place or os.sep in place
 
 
-def _file_of(project: Project, entry: TargetEntry) -> Path | None:
+def _place_of(project: Project, entry: TargetEntry) -> Path | str:
+    """Return the file of an entry, the same by whatever links and dots; or its module."""
     place, _ = module_and_name(entry.target)
-    return (project.root / place).resolve() if _is_file(place) else None
+    return (project.root / place).resolve() if _is_file(place) else place
 
 
 def _absolute(path: Path) -> Path:

@@ -75,6 +75,7 @@ def test_a_file_or_target_is_taken_as_it_is_or_as_it_is_configured(project):
     ]
     both = configured(project, "a.py:one", "a.py:two")
     assert targets(both, "a.py") == ["a.py:one", "a.py:two"]
+    assert targets(both, ".")[:2] == ["a.py:one", "a.py:two"]
     assert [entry.train for entry in select_entries(both, ["./a.py:two"])] == [True]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradctl.cli.reporting import ReportOptions, emit, format_clock, progress_line, report_options
-from gradctl.core.errors import NothingToCheck
+from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.names import FORMS
 
 if TYPE_CHECKING:
@@ -92,8 +92,11 @@ def check(
     from gradctl.suite.discovery import select_entries
     from gradctl.suite.plan import plan
 
-    project = _project(file, paths)
-    entries = select_entries(project, paths)
+    try:
+        project = _project(file, paths)
+        entries = select_entries(project, paths)
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise TargetError("GC101", f"{error.filename!r} cannot be looked up: {error.strerror}.") from error
     source = click.get_current_context().get_parameter_source("fail_on")
     fail_on = reporting.fail_on if source is click.core.ParameterSource.COMMANDLINE else None
     planned = plan(project, entries, forms=forms, keywords=keywords, allows=reporting.allows, fail_on=fail_on, **limits)

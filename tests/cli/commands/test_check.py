@@ -170,6 +170,7 @@ def test_discovery_needs_no_configuration(tmp_path):
     [
         (("none.py",), 2, "GC101 'none.py' does not exist. Give a folder, a file, or a target: FILE.py:NAME."),
         (("nofolder",), 2, "GC101 'nofolder' does not exist. Give a folder, a file, or a target: FILE.py:NAME."),
+        (("n" * 300 + ".py",), 2, "nnn.py' cannot be looked up: File name too long."),
         (("-k", "zzz"), 5, "GC110 no unit matches -k and --form. See 'gradctl check --list' for the units."),
         (("--form", "eager", "-k", "trace"), 5, "GC110 no unit matches -k and --form."),
         (("--memory", "lots"), 2, "'lots' is not a size. Write, for example, 8GiB or 500MB."),
