@@ -27,10 +27,8 @@ class Allows:
         self._used: set[str] = set()
         for text in self.texts:
             if not re.fullmatch(r"GC\d{3}(:.+)?", text):
-                raise GradctlError(
-                    "GC151",
-                    f"--allow {text!r} is no rule code with an optional name. Give one like --allow GC408:Round.",
-                )
+                said = f"--allow {text!r} is no rule code with an optional name. Give one like --allow GC408:Round."
+                raise GradctlError("GC151", said)
 
     def matching(self, allow: str | None) -> list[str]:
         """Return the texts that accept a finding with this ``allow`` line."""

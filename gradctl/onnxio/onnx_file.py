@@ -90,9 +90,8 @@ def read(path: Path) -> OnnxFile:
         onnx.checker.check_model(path)
     except onnx.checker.ValidationError as error:
         said = " ".join(str(error).partition("\n\n")[0].split()).rstrip(".")
-        raise TargetError(
-            "GC601", f"{path} is not valid ONNX: {said}{_shapeless(file.model) if 'shape' in said else ''}."
-        ) from error
+        said = f"{path} is not valid ONNX: {said}{_shapeless(file.model) if 'shape' in said else ''}."
+        raise TargetError("GC601", said) from error
     except Exception as error:  # a domain without a version raises a bare RuntimeError, and so on
         if is_out_of_memory(error):
             raise
@@ -199,10 +198,8 @@ def _parsed(path: Path) -> onnx.ModelProto:
     try:
         size = ensure_plain(path, "GC142", "*.onnx")
         if size > onnx.checker.MAXIMUM_PROTOBUF:
-            raise TargetError(
-                "GC142",
-                f"{path} has {size / 2**30:.1f} GiB, and an ONNX file at most 2. Write its weights as external data.",
-            )
+            said = f"{path} has {size / 2**30:.1f} GiB, and an ONNX file at most 2. Write its weights as external data."
+            raise TargetError("GC142", said)
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise TargetError("GC142", f"{path} cannot be read: {error.strerror or first_line(error)}.") from error

@@ -71,9 +71,8 @@ def ensure_readable(path: Path, model: onnx.ModelProto) -> None:
     """
     for text in _texts(model):
         if isinstance(text, bytes):
-            raise TargetError(
-                "GC142", f"{path} is damaged: the text {text[:40]!r} is no UTF-8. Write or copy it again."
-            )
+            said = f"{path} is damaged: the text {text[:40]!r} is no UTF-8. Write or copy it again."
+            raise TargetError("GC142", said)
     for tensor in tensors(model):
         if any(size < 0 for size in tensor.dims) or _is_beyond(tensor.dims):
             raise invalid(f"{path}: the tensor {tensor.name!r} has the sizes {sizes_text(tensor)}, as none has")

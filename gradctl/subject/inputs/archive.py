@@ -25,10 +25,8 @@ def ensure_unpacks(path: Path, archive: zipfile.ZipFile) -> None:
     """
     size, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
     if unpacked > max(_LARGE, _RATIO * size):
-        raise TrustError(
-            "GC903",
-            f"{path} has {size:,} bytes and unpacks to {unpacked:,}. Write it without compression if that is right.",
-        )
+        said = f"{path} has {size:,} bytes and unpacks to {unpacked:,}. Write it without compression if that is right."
+        raise TrustError("GC903", said)
 
 
 def read_array(member: IO[bytes], size: int) -> np.ndarray[Any, Any]:

@@ -97,9 +97,8 @@ def inputs_from_file(path: Path, model: Callable[..., Any]) -> Inputs:
     if isinstance(content, (tuple, list)):
         content = dict(enumerate(content))
     if not isinstance(content, Mapping):
-        raise TargetError(
-            "GC104", f"{path} holds {type(content).__name__!r}. Save a dict of tensors by name, a tuple, or one tensor."
-        )
+        said = f"{path} holds {type(content).__name__!r}. Save a dict of tensors by name, a tuple, or one tensor."
+        raise TargetError("GC104", said)
     signature = call_signature(model)
     parameters = signature.parameters if signature else {}
     named: dict[str, Any] = {}
@@ -140,10 +139,8 @@ def inputs_from_beside(name: str, found: Any, model: Callable[..., Any]) -> Inpu
         raise TargetError("GC104", said, details=user_frames(error)) from error
     if value is None or isinstance(value, (list, str)):
         kind = "None" if value is None else f"a {type(value).__name__}"
-        raise TargetError(
-            "GC104",
-            f"{name}() gives {kind}. Return a tuple of the inputs in order, a dict of keyword inputs, or one tensor.",
-        )
+        said = f"{name}() gives {kind}. Return a tuple of the inputs in order, a dict of keyword inputs, or one tensor."
+        raise TargetError("GC104", said)
     if isinstance(value, Mapping):
         return _fitted(model, (), {str(key): child for key, child in value.items()}, by_position=False)
     return _fitted(model, value if isinstance(value, tuple) else (value,), {}, by_position=False)

@@ -178,9 +178,8 @@ def _literal(text: str, value: str) -> Any:
         words = {"true": "True", "false": "False", "none": "None", "null": "None"}
         means = words.get(value.lower())
         hint = f" (did you mean {means}?)" if means else ""
-        raise _wrong(
-            text, f"{value!r} is neither a tensor like f32[8,784] nor a Python literal like 3, True or 'mean'{hint}"
-        ) from None
+        said = f"{value!r} is neither a tensor like f32[8,784] nor a Python literal like 3, True or 'mean'{hint}"
+        raise _wrong(text, said) from None
 
 
 def _wrong(text: str, why: str) -> TargetError:

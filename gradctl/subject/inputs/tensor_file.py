@@ -110,9 +110,8 @@ def _as_tensor(path: Path, name: str, array: Any) -> torch.Tensor:
         # Of a byte order of its own where that is not this machine's; torch knows no other.
         return torch.from_numpy(np.asarray(array).astype(array.dtype.newbyteorder("="), copy=True, order="C"))
     except TypeError:
-        raise TargetError(
-            "GC122", f"{path}: {name!r} is an array of {array.dtype}, which torch has no tensor for. Store numbers."
-        ) from None
+        said = f"{path}: {name!r} is an array of {array.dtype}, which torch has no tensor for. Store numbers."
+        raise TargetError("GC122", said) from None
 
 
 def _read_pickled_weights(path: Path, remedy: str) -> Any:
