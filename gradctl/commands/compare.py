@@ -162,16 +162,8 @@ class Comparing:
     def captured(self, captured: Captured, form: Form, *, start: float | None = None) -> Unit:
         """Return the verdict on what was captured just now, or loaded from a file."""
         start = time.perf_counter() if start is None else start
-        open_reason = self._left_open()
-        if open_reason:
-            return Unit(
-                target=self.subject.target,
-                form=captured.form,
-                verdict="inconclusive",
-                reason=open_reason,
-                seconds=time.perf_counter() - start,
-                tensors=self.baseline.unrepeated if self.baseline else (),
-            )
+        if reason := self._left_open():
+            return self._inconclusive(captured.form, reason, start)
         with _silenced(), unexplained() as failures:
             comparison = form_comparison(self.reference, captured)
             witness = PreRunObservations()
@@ -245,6 +237,16 @@ class Comparing:
         """Put back the user's own tensors that could not be copied."""
         if self.baseline is not None:
             self.baseline.kept.put_back()
+
+    def _inconclusive(self, form: str, reason: str, start: float) -> Unit:
+        return Unit(
+            target=self.subject.target,
+            form=form,
+            verdict="inconclusive",
+            reason=reason,
+            seconds=time.perf_counter() - start,
+            tensors=self.baseline.unrepeated if self.baseline else (),
+        )
 
     def _left_open(self) -> str:
         """Return why no form can be held against eager, or nothing."""

@@ -6,9 +6,11 @@ The report also describes how the graphs differ; only the values decide the verd
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from gradctl.comparison.compare import Comparison
 from gradctl.comparison.difference import FileDifference, Key
@@ -59,46 +61,55 @@ def compare_files(
     say = progress or (lambda text: None)
     accepted = allows or Allows(())
     a, b = read(first), read(second)
-    feeds_of_b, names_of_b = _ports(a, b)
-    outputs_in_b = {name: own for own, name in names_of_b.items()}
+    ports = _ports(a, b)
     example = read_inputs(inputs, a) if inputs is not None else draw_inputs(a, seed)
     say(f"matching {first} and {second}")
     compared = compare_structure(a, b)
-    differences: dict[Key, FileDifference] = {}
-    tried: list[str] = []
-    for optimised in (True, False):
-        say(f"running {first} and {second}")
-        try:
-            trials = file_trials(a, variations(example, seed), seed, optimised=optimised)
-        except TargetError as refusal:
-            if refusal.code != "GC104":
-                raise
-            raise TargetError("GC602", f"{first} does not run on these inputs: see --inputs.") from None
-        if not optimised:
-            trials = [replace(trial, name=f"{trial.name}, optimiser off") for trial in trials]
-        candidate = FileProgram(str(second), session(b, optimised=optimised), feeds_of_b, outputs_in_b)
-        comparison: Comparison[FileTrial] = Comparison(candidate, worst=differences)
-        comparison.add(trials)
-        for error in comparison.raised.values():
-            said = f"{second} does not run on inputs that the other file takes: {first_line(error)}."
-            raise TargetError("GC602", said) from error
-        tried += comparison.tried
-    rows = comparison.by_severity
-    differing = [row for row in rows if row.differs and not row.is_unstable]
-    shared = SharedValues(a, b, compared.values, feeds_of_b, seed)
+    say(f"running {first} and {second}")
+    comparison = _comparison(a, b, ports, example, seed)
+    differing = [row for row in comparison.differing if not row.is_unstable]
+    shared = SharedValues(a, b, compared.values, ports[0], seed)
     divergences = {trial: shared.first_divergence(trial) for trial in dict.fromkeys(row.trial for row in differing)}
     return make_unit(
         str(second),
         "onnx",
         [_finding(row, first, second, divergences[row.trial]) for row in differing],
-        map(output_result, rows),
+        map(output_result, comparison.by_severity),
         allows=accepted,
         fail_on=fail_on,
         reference=str(first),
         seconds=time.perf_counter() - start,
-        variations=tuple(tried),
+        variations=tuple(comparison.tried),
         structure=compared.structure,
     )
+
+
+def _comparison(
+    a: OnnxFile, b: OnnxFile, ports: tuple[dict[str, str], dict[str, str]], example: Mapping[str, Tensor], seed: int
+) -> Comparison[FileTrial]:
+    """Return the comparison of two files, onnxruntime's optimiser on and off."""
+    feeds, outputs = ports[0], {name: own for own, name in ports[1].items()}
+    worst: dict[Key, FileDifference] = {}
+    tried: list[str] = []
+    for optimised in (True, False):
+        trials = _trials(a, example, seed, optimised=optimised)
+        candidate = FileProgram(str(b.path), session(b, optimised=optimised), feeds, outputs)
+        comparison: Comparison[FileTrial] = Comparison(candidate, tried, worst=worst)
+        comparison.add(trials)
+        for error in comparison.raised.values():
+            said = f"{b.path} does not run on inputs that the other file takes: {first_line(error)}."
+            raise TargetError("GC602", said) from error
+    return comparison
+
+
+def _trials(file: OnnxFile, example: Mapping[str, Tensor], seed: int, *, optimised: bool) -> list[FileTrial]:
+    try:
+        trials = file_trials(file, variations(example, seed), seed, optimised=optimised)
+    except TargetError as refusal:
+        if refusal.code != "GC104":
+            raise
+        raise TargetError("GC602", f"{file.path} does not run on these inputs: see --inputs.") from None
+    return trials if optimised else [replace(trial, name=f"{trial.name}, optimiser off") for trial in trials]
 
 
 def _ports(a: OnnxFile, b: OnnxFile) -> tuple[dict[str, str], dict[str, str]]:
@@ -116,12 +127,10 @@ def _ports(a: OnnxFile, b: OnnxFile) -> tuple[dict[str, str], dict[str, str]]:
         matched = (
             {name: name for name in others} if set(names) == set(others) else dict(zip(others, names, strict=True))
         )
-        types = {each.name: describe_port(each) for each in ports}
         for port in candidate_ports:
-            if not _compatible(types[matched[port.name]], describe_port(port)):
-                differing.append(
-                    f"{kind} {port.name} is {port_text(port)}, not {port_text(ports[names.index(matched[port.name])])}"
-                )
+            own = ports[names.index(matched[port.name])]
+            if not _compatible(describe_port(own), describe_port(port)):
+                differing.append(f"{kind} {port.name} is {port_text(port)}, not {port_text(own)}")
         found.append(matched)
     if differing:
         raise TargetError("GC141", f"{b.path} does not stand in for {a.path}: {'; '.join(differing)}.")

@@ -21,6 +21,7 @@ from gradctl.commands.compare import Comparing, refused_unit
 from gradctl.comparison.difference import FileDifference
 from gradctl.comparison.difference_findings import output_result
 from gradctl.comparison.file_inputs import draw_inputs, read_inputs
+from gradctl.comparison.reference import Reference
 from gradctl.comparison.verified_graph import InvalidGraph
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
@@ -30,7 +31,7 @@ from gradctl.core.numbers import number
 from gradctl.core.optimization import Optimization
 from gradctl.core.verdicts import unit_verdict
 from gradctl.forms.artifact import place, staged_file, unwritable
-from gradctl.forms.form import CannotCapture
+from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.onnx import forward as onnx_form
 from gradctl.forms.onnx.from_file import wrap_file
 from gradctl.forms.table import form_named
@@ -137,13 +138,8 @@ def optimize_target(
             options.progress("exporting")
             exported = beside.with_name(f"exported-{beside.name}")
             try:
-                artifact = onnx_form.export_graph(comparing.reference.instance(), dynamic=dynamic).artifact
-                onnx_form.save(artifact, exported)
-                captured = wrap_file(read(exported), comparing.reference.instance())
-            except (CannotCapture, TargetError) as error:
-                if isinstance(error, TargetError) and error.code not in ("GC601", "GC602"):
-                    raise
-                refusal = error if isinstance(error, CannotCapture) else CannotCapture(str(error))
+                captured = _exported(comparing.reference, exported, dynamic)
+            except CannotCapture as refusal:
                 return Optimized(refused_unit(subject, "onnx", refusal, start), written=False)
             feeds = captured.call.feeds_of(*comparing.reference.instance().inputs())  # type: ignore[attr-defined]
             example = {name: torch.from_numpy(array.copy()) for name, array in feeds.items()}
@@ -180,6 +176,22 @@ def _placed(unit: Unit, final: OnnxFile | None, beside: Path, output: Path | Non
         return Optimized(unit, written=False)
     place(beside, output)
     return Optimized(unit, written=True)
+
+
+def _exported(reference: Reference, path: Path, dynamic: Dynamic | None) -> Captured:
+    """Return the model as an ONNX file at ``path``, loaded.
+
+    Raises:
+        CannotCapture: the exporter rejects the model, or onnxruntime the file.
+        TargetError: GC104 for ``dynamic``.
+    """
+    onnx_form.save(onnx_form.export_graph(reference.instance(), dynamic=dynamic).artifact, path)
+    try:
+        return wrap_file(read(path), reference.instance())
+    except TargetError as error:
+        if error.code not in ("GC601", "GC602"):
+            raise
+        raise CannotCapture(str(error)) from error
 
 
 def _optimized_or_refused(

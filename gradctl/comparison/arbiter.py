@@ -6,7 +6,9 @@ predictions lie their whole distance apart, and the slope lies on one of them, o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -88,28 +90,9 @@ class Arbiter:
         gap = (form.double() - eager.double() if not form.is_complex() else form - eager).abs().reshape(-1)
         beyond = max(difference.budget, 1e-6) * max(float(eager.abs().max()), float(form.abs().max()))
         count = int((gap > beyond).sum())
-        rows = []
-        for position in gap.argsort(descending=True)[: min(_ROWS, count)].tolist():
-            index = (
-                tuple(int(axis) for axis in torch.unravel_index(torch.tensor(position), like.shape))
-                if like.dim()
-                else ()
-            )
-            for component in components_of(like):
-                own, other = (component_of(each.reshape(-1)[position], component) for each in (eager, form))
-                found = element_slope(bench.point, bench.sample, i, position, component)
-                rows.append(
-                    Element(
-                        index=index,
-                        component=component,
-                        reference=number(own),
-                        candidate=number(other),
-                        finite_difference=number(found),
-                        absolute_error=number(abs(other - found)),
-                        relative_error=number(abs(other - found) / abs(found) if found else float("inf")),
-                    )
-                )
-        return tuple(rows), count
+        worst = gap.argsort(descending=True)[: min(_ROWS, count)].tolist()
+        slope_of = partial(element_slope, bench.point, bench.sample, i)
+        return tuple(row for position in worst for row in _element_rows(eager, form, position, slope_of)), count
 
     def _bench(self, trial: ModelTrial) -> _Bench | None:
         if trial.name not in self._benches:
@@ -124,12 +107,7 @@ class Arbiter:
         point = Point(source.runner)
         if not point.consistent or watch.unjudged:
             return None
-        cotangents = cotangents_of(dict(point.outputs), trial.instance.subject.seed)
-        asked = {name: w for name, w in cotangents.items() if name in trial.native[0].differentiable}
-        finite = {name: torch.isfinite(value) for name, value in point.outputs if name in asked}
-        partly = {name: mask for name, mask in finite.items() if not bool(mask.all())}
-        masked = {name: torch.where(partly[name], w, 0) if name in partly else w for name, w in asked.items()}
-        return _Bench(source.runner, point, Sample(masked, partly, [], [], {}))
+        return _Bench(source.runner, point, _sample(point, trial))
 
     def _index(self, bench: _Bench, leaf_name: str) -> int:
         return next(i for i, leaf in enumerate(bench.runner.leaves) if leaf.name == leaf_name)
@@ -137,3 +115,30 @@ class Arbiter:
     def _as_leaf(self, bench: _Bench, i: int, gradient: Tensor | None) -> Tensor:
         value = bench.point.values[i]
         return torch.zeros_like(value) if gradient is None else gradient.to(value.dtype)
+
+
+def _sample(point: Point, trial: ModelTrial) -> Sample:
+    """Return the cotangents that every form got on a trial, zero where an output is not finite."""
+    cotangents = cotangents_of(dict(point.outputs), trial.instance.subject.seed)
+    asked = {name: w for name, w in cotangents.items() if name in trial.native[0].differentiable}
+    finite = {name: torch.isfinite(value) for name, value in point.outputs if name in asked}
+    partly = {name: mask for name, mask in finite.items() if not bool(mask.all())}
+    masked = {name: torch.where(partly[name], w, 0) if name in partly else w for name, w in asked.items()}
+    return Sample(masked, partly, [], [], {})
+
+
+def _element_rows(eager: Tensor, form: Tensor, position: int, slope_of: Callable[..., float]) -> Iterator[Element]:
+    """Yield the row of each component of one element; the position is that in the flat tensor."""
+    index = torch.unravel_index(torch.tensor(position), eager.shape) if eager.dim() else ()
+    for component in components_of(eager):
+        own, other = (component_of(each.reshape(-1)[position], component) for each in (eager, form))
+        slope = slope_of(position, component)
+        yield Element(
+            index=tuple(int(axis) for axis in index),
+            component=component,
+            reference=number(own),
+            candidate=number(other),
+            finite_difference=number(slope),
+            absolute_error=number(abs(other - slope)),
+            relative_error=number(abs(other - slope) / abs(slope) if slope else float("inf")),
+        )

@@ -93,17 +93,16 @@ def call_differences(
                 neighbours=neighbours,
                 trial=trial,
                 call=number + 1,
-                noisy=[value for each in noisy if (value := each.get(name)) is not None],
+                noisy=[each.get(name) for each in noisy],
             )
             value = candidate.get(name)
             if is_identical(own, value):
                 found = trial.compute_once((number, quantity, name), partial(difference_to, own))
             else:
                 found = difference_to(value)
-            if quantity == "output" and "gradient" in quantities and not found.is_missing:
-                requires_grad = name in call.differentiable
-                agrees = requires_grad == (name in native.differentiable)
-                found = found if agrees else replace(found, requires_grad=requires_grad)
+            is_judged = quantity == "output" and "gradient" in quantities and not found.is_missing
+            if is_judged and name in call.differentiable ^ native.differentiable:
+                found = replace(found, requires_grad=name in call.differentiable)
             yield (quantity, name), found
 
 

@@ -111,7 +111,7 @@ def tensor_difference(
     neighbours: float,
     trial: T,
     call: int = 1,
-    noisy: Sequence[Tensor] = (),
+    noisy: Sequence[Tensor | None] = (),
 ) -> TensorDifference[T]:
     """Return the difference of one tensor.
 
@@ -124,17 +124,19 @@ def tensor_difference(
         call: the number of the call.
         noisy: the reference's tensor where inputs and weights are changed by an ULP: the noise, if there is no oracle.
     """
-    if reference is None or candidate is None:
+    if reference is None or candidate is None or not _same_type(reference, candidate):
         error = 0.0 if reference is candidate else math.inf
         return TensorDifference(name, trial, call, reference, candidate, error, 0.0)
-    if not _same_type(reference, candidate):
-        return TensorDifference(name, trial, call, reference, candidate, math.inf, 0.0)
     error, budget = agreement(reference, reference if oracle is None else oracle, candidate, neighbours)
-    samples = [value for value in noisy if value.shape == reference.shape]
+    samples = [value for value in noisy if value is not None and value.shape == reference.shape]
     budget = max([budget, *(agreement(value, reference, candidate, neighbours)[1] for value in samples)])
-    is_exact = not (reference.is_floating_point() or reference.is_complex())
-    is_unstable = is_exact and error > 0 and any(not same_values(value, reference) for value in samples)
+    is_unstable = _is_unstable(reference, samples, error)
     return TensorDifference(name, trial, call, reference, candidate, error, budget, is_unstable=is_unstable)
+
+
+def _is_unstable(reference: Tensor, samples: Sequence[Tensor], error: float) -> bool:
+    is_exact = not (reference.is_floating_point() or reference.is_complex())
+    return is_exact and error > 0 and not all(same_values(value, reference) for value in samples)
 
 
 def is_identical(reference: Tensor | None, candidate: Tensor | None) -> bool:

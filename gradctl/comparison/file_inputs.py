@@ -7,8 +7,10 @@ ends of what floats are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -42,21 +44,22 @@ def read_inputs(path: Path, file: OnnxFile) -> dict[str, Tensor]:
     """
     content = read_tensors(path, INPUT_SUFFIXES, "Save tensors only: in a dict by name, with numpy.savez.")
     names = [each.name for each in file.inputs]
-    if isinstance(content, Tensor):
-        content = (content,)
-    if isinstance(content, Mapping) and set(content) != set(names):
-        positions = [str(key).removeprefix("arr_") for key in content]
-        if positions != [str(k) for k in range(len(names))]:
-            raise TargetError(
-                "GC104",
-                f"{path} has {', '.join(map(str, content)) or 'nothing'}; {file.path} takes {', '.join(names)}.",
-            )
-        content = tuple(content.values())
-    if not isinstance(content, Mapping):
-        if len(content) != len(names):
-            raise TargetError("GC104", f"{path} has {len(content)} inputs; {file.path} takes {', '.join(names)}.")
-        content = dict(zip(names, content, strict=True))
-    return {name: torch.as_tensor(content[name]) for name in names}
+    if isinstance(content, Mapping):
+        values, said = _in_order(content, names), ", ".join(map(str, content)) or "nothing"
+    else:
+        values = [content] if isinstance(content, Tensor) else list(content)
+        said = f"{len(values)} inputs"
+    if len(values) != len(names):
+        raise TargetError("GC104", f"{path} has {said}; {file.path} takes {', '.join(names)}.")
+    return {name: torch.as_tensor(value) for name, value in zip(names, values, strict=True)}
+
+
+def _in_order(content: Mapping[Any, Tensor], names: Sequence[str]) -> list[Tensor]:
+    """Return tensors by name, or by position (``arr_0`` of numpy.savez), in order; none if the keys are others."""
+    if set(content) == set(names):
+        return [content[name] for name in names]
+    positions = [str(key).removeprefix("arr_") for key in content]
+    return list(content.values()) if positions == [str(k) for k in range(len(names))] else []
 
 
 def draw_inputs(file: OnnxFile, seed: int, *, optimised: bool = True) -> dict[str, Tensor]:
@@ -100,19 +103,20 @@ def extremes(example: Mapping[str, Tensor], seed: int) -> Iterator[tuple[str, di
     are the same, they stay. Small and negative ones are no zeros: what divides by them would not run.
     """
     generator = torch.Generator().manual_seed(seed + 2)
-    if any(value.is_floating_point() for value in example.values()):
-        kinds = {"zeros": 0.0, "large values": 1e4, "small values": 1e-3, "tiny values": 1e-30}
-        for trial, size in kinds.items():
-            yield trial, {name: _sized(value, size, generator) for name, value in example.items()}
-    if any(_varies(value) for value in example.values()):
-        integers: dict[str, Callable[[Tensor], Tensor]] = {
-            "lowest": lambda value: torch.full_like(value, min(0, _ends(value)[0])),
-            "highest": lambda value: torch.full_like(value, _ends(value)[1]),
-            "small": lambda value: _few(value, generator).clamp(max=_ends(value)[1]).to(value.dtype),
-            "negative": lambda value: -_few(value, generator).to(value.dtype) if _is_signed(value) else value,
-        }
-        for trial, of in integers.items():
-            yield f"{trial} integers", {name: of(value) if _varies(value) else value for name, value in example.items()}
+    floats: dict[str, Callable[[Tensor], Tensor]] = {
+        trial: partial(_sized, size=size, generator=generator)
+        for trial, size in {"zeros": 0.0, "large values": 1e4, "small values": 1e-3, "tiny values": 1e-30}.items()
+    }
+    integers: dict[str, Callable[[Tensor], Tensor]] = {
+        "lowest integers": lambda value: torch.full_like(value, min(0, _ends(value)[0])),
+        "highest integers": lambda value: torch.full_like(value, _ends(value)[1]),
+        "small integers": lambda value: _few(value, generator).clamp(max=_ends(value)[1]).to(value.dtype),
+        "negative integers": lambda value: -_few(value, generator).to(value.dtype) if _is_signed(value) else value,
+    }
+    for applies, kinds in ((torch.is_floating_point, floats), (_varies, integers)):
+        if any(map(applies, example.values())):
+            for trial, of in kinds.items():
+                yield trial, {name: of(value) if applies(value) else value for name, value in example.items()}
 
 
 def vary_sizes(file: OnnxFile, example: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -161,9 +165,7 @@ def _is_signed(value: Tensor) -> bool:
     return value.dtype.is_signed and value.dtype != torch.bool
 
 
-def _sized(value: Tensor, size: float, generator: torch.Generator) -> Tensor:
-    if not value.is_floating_point():
-        return value
+def _sized(value: Tensor, *, size: float, generator: torch.Generator) -> Tensor:
     size = min(size, _LARGE.get(value.dtype, size))
     size = max(size, _TINY.get(value.dtype, size)) if size else size
     signed = torch.randn(value.shape, generator=generator, dtype=torch.float64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from gradctl.comparison.program import FileProgram
 from gradctl.comparison.trials import FileTrial
 from gradctl.core.errors import TargetError
+from gradctl.forms.form import Outcome
 from gradctl.onnxio.onnx_file import OnnxFile, initializers, session
 from gradctl.subject.frames import first_line
 
@@ -38,25 +40,32 @@ def file_trials(
     Raises:
         TargetError: GC602 if onnxruntime cannot run the file; GC104 if not on the first inputs.
     """
-    program = FileProgram(str(file.path), session(file, optimised=optimised))
-    trials: list[FileTrial] = []
+    trials = []
+    # A call for each session, which holds all weights: one at a time.
+    for name, feeds, outcome in _outcomes(file, inputs, optimised=optimised):
+        trials.append(FileTrial(name, [outcome], [outcome], feeds=feeds))
+    for k in range(_PERTURBED):
+        nudged = [(trial.name, _perturbed(trial.feeds, seed + k)) for trial in trials]
+        found = _outcomes(file, nudged, optimised=optimised, values=_perturbed_weights(file, seed + k))
+        noise = {name: outcome for name, _, outcome in found}
+        # A trial that does not run an ULP further says nothing.
+        trials = [replace(trial, noisy=[*trial.noisy, noise[trial.name]]) for trial in trials if trial.name in noise]
+    return trials
+
+
+def _outcomes(
+    file: OnnxFile, inputs: Iterable[tuple[str, Mapping[str, Tensor]]], **options: Any
+) -> list[tuple[str, dict[str, Tensor], Outcome]]:
+    """Return the inputs on which the file runs in a new session, and their outcomes; it runs on the first."""
+    program = FileProgram(str(file.path), session(file, **options))
+    found = []
     for name, feeds in inputs:
         outcome = program.outcome(feeds)
         if outcome.error is None:
-            trials.append(FileTrial(name, [outcome], [outcome], feeds=dict(feeds)))
-        elif not trials:
+            found.append((name, dict(feeds), outcome))
+        elif not found:
             raise _does_not_run(file, outcome.error)
-    del program  # each session holds all weights: one at a time
-    for k in range(_PERTURBED):
-        program = FileProgram("", session(file, optimised=optimised, values=_perturbed_weights(file, seed + k)))
-        perturbed = [program.outcome(_perturbed(trial.feeds, seed + k)) for trial in trials]
-        if trials and (error := perturbed[0].error) is not None:
-            raise _does_not_run(file, error)
-        # A trial that does not run an ULP further says nothing.
-        pairs = [(trial, found) for trial, found in zip(trials, perturbed, strict=True) if found.error is None]
-        trials = [replace(trial, noisy=[*trial.noisy, found]) for trial, found in pairs]
-        del program
-    return trials
+    return found
 
 
 def _does_not_run(file: OnnxFile, error: Exception) -> TargetError:

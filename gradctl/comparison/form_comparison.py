@@ -65,12 +65,17 @@ class FormComparison(Comparison[ModelTrial]):
         if not persisting or not self.outputs_agree:
             return
         for trial in self.reference.fresh_trials(_PERSISTS):
-            (call,) = self.program.run(trial, calls=1)
-            if call.error is None:
-                found = dict(call_differences(trial, 0, call, self.candidate.quantities))
-                persisting = {key for key in persisting if key in found and found[key].exceeds}
+            persisting = self._persisting_on(trial, persisting)
         for key in over - persisting:
             self.worst[key] = replace(self.worst[key], persists=False)
+
+    def _persisting_on(self, trial: ModelTrial, keys: set[Key]) -> set[Key]:
+        """Return those of some tensors that are over their budget on a trial; all of them if the form raises there."""
+        (call,) = self.program.run(trial, calls=1)
+        if call.error is not None:
+            return keys
+        found = call_differences(trial, 0, call, self.candidate.quantities)
+        return keys & {key for key, each in found if each.exceeds}
 
     def compare_meaning(self, form: Form) -> None:
         """Compare in float64 each tensor at the trial and call where it differs most."""
@@ -78,14 +83,14 @@ class FormComparison(Comparison[ModelTrial]):
         if self.raised or self.reference.trials[0].float64 is None or (compiled and not self._is_in_doubt()):
             return
         program = self.float64_program(form)
-        if program is None:
-            return
-        for trial in self.reference.trials:
-            keys = [key for key, each in self.worst.items() if each.trial is trial]
-            if keys and trial.float64 is not None:
-                self._compare_meaning_on(trial, keys, program, compiled=compiled)
+        if program is not None:
+            for trial in self.reference.trials:
+                self._compare_meaning_on(trial, program, compiled=compiled)
 
-    def _compare_meaning_on(self, trial: ModelTrial, keys: list[Key], program: FormProgram, *, compiled: bool) -> None:
+    def _compare_meaning_on(self, trial: ModelTrial, program: FormProgram, *, compiled: bool) -> None:
+        keys = [key for key, each in self.worst.items() if each.trial is trial]
+        if not keys or trial.float64 is None:
+            return
         count = max(self.worst[key].call for key in keys)
         oracle = self.reference.unpromoted_float64(trial, count) if compiled else trial.oracle
         if oracle is None:

@@ -150,8 +150,7 @@ def run_calls(
                 raise
             found.append(Outcome(error=error))
             break
-    for leaf in instance.leaves:
-        take_gradient(leaf, captured)
+    _take_gradients(instance, captured)
     return found
 
 
@@ -161,29 +160,34 @@ def _one_call(
     differentiable: frozenset[str] | None,
     context: Callable[[], AbstractContextManager[Any]],
 ) -> Outcome:
-    for leaf in instance.leaves:
-        take_gradient(leaf, captured)
+    _take_gradients(instance, captured)
     args, kwargs = instance.inputs()
     given = _named(instance, args, kwargs)
-    before = {name: tensor.detach().clone() for name, tensor in given.items()}
+    before = _copies(given)
     with context(), torch.enable_grad():
         outputs = dict(instance.call(captured.call, args, kwargs))
     requiring = [name for name, t in outputs.items() if t.requires_grad]
-    asked = [name for name in requiring if differentiable is None or name in differentiable]
     # Drawn outside the context: under the promotion random numbers are drawn in the native dtype, and are others.
     cotangents = cotangents_of(outputs, instance.subject.seed)
+    asked = [name for name in requiring if differentiable is None or name in differentiable]
     if asked:
         with context():
             torch.autograd.backward([outputs[name] for name in asked], [cotangents[name] for name in asked])
-    return Outcome(
-        {name: t.detach().clone() for name, t in outputs.items()},
-        {leaf.name: take_gradient(leaf, captured) for leaf in instance.leaves},
-        {
-            **{buffer_name(name): buffer.detach().clone() for name, buffer in captured.buffers_now().items()},
-            **{name: t.detach().clone() for name, t in given.items() if not same_values(before[name], t.detach())},
-        },
-        frozenset(requiring),
-    )
+    buffers = {buffer_name(name): buffer for name, buffer in captured.buffers_now().items()}
+    state = _copies({**buffers, **_changed(given, before)})
+    return Outcome(_copies(outputs), _take_gradients(instance, captured), state, frozenset(requiring))
+
+
+def _take_gradients(instance: Instance, captured: Captured) -> dict[str, Tensor | None]:
+    return {leaf.name: take_gradient(leaf, captured) for leaf in instance.leaves}
+
+
+def _changed(given: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in given.items() if not same_values(before[name], tensor.detach())}
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def cotangents_of(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

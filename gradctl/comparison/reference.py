@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -20,8 +19,6 @@ from gradctl.subject.instance import InputMode, Instance, native_dtype
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.tracing.promotion import Promotion, default_dtype
-
-_Context = Callable[[], AbstractContextManager[Any]]
 
 
 class Reference:
@@ -75,23 +72,28 @@ class Reference:
 
     def _trial(self, name: str, subject: Subject) -> ModelTrial | str:
         """Return a trial, or why there is none."""
-        instance = Instance(subject, input_mode=self.input_mode, keep_hooks=True)
-        native = self._calls(instance, nullcontext)
-        error = native[-1].error
-        if error is not None and (name != "example" or len(native) == 1):
+        instance, native, error = self._calls(subject, promoted=False)
+        if error is not None and (name != "example" or not native):
             return f"eager raises {first_line(error)}"
-        native = [call for call in native if call.error is None]
-        floats = [t for t in native[0].outputs.values() if t.is_floating_point() and t.numel()]
-        if name != "example" and floats and not any(bool(torch.isfinite(t).any()) for t in floats):
+        if name != "example" and not _has_finite_value(native[0]):
             return "eager's outputs are not finite"
-        promoted = Instance(subject, promoted=True, input_mode=self.input_mode, keep_hooks=True)
-        oracle = self._calls(promoted, self.promoting)
-        if oracle[len(native) - 1 :] == [] or oracle[len(native) - 1].error is not None:
+        promoted, oracle, _ = self._calls(subject, promoted=True)
+        if len(oracle) < len(native):
             return ModelTrial(name, native, native, instance=instance, float64=None)
         return ModelTrial(name, native, oracle[: len(native)], instance=instance, float64=promoted)
 
-    def _calls(self, instance: Instance, context: _Context) -> list[Outcome]:
-        return run_calls(eager.capture(instance), instance, State([]), context=context)
+    def _calls(self, subject: Subject, *, promoted: bool) -> tuple[Instance, list[Outcome], Exception | None]:
+        """Return a new private copy, the calls of it that do not raise, and the error of the one that does."""
+        instance = Instance(subject, promoted=promoted, input_mode=self.input_mode, keep_hooks=True)
+        context = self.promoting if promoted else nullcontext
+        found = run_calls(eager.capture(instance), instance, State([]), context=context)
+        return instance, [call for call in found if call.error is None], found[-1].error
+
+
+def _has_finite_value(call: Outcome) -> bool:
+    """Return whether an element of the float outputs is finite; True if there are none."""
+    floats = [t for t in call.outputs.values() if t.is_floating_point() and t.numel()]
+    return not floats or any(bool(torch.isfinite(t).any()) for t in floats)
 
 
 def _compile_again(raised: type[BaseException] | None, *_: object) -> None:
