@@ -39,6 +39,7 @@ from gradctl.report.text.wording import (
     one_line,
     printable,
     shape_and_dtype,
+    shared_causes,
     skip_lines,
     tensor_words,
     unit_line,
@@ -173,12 +174,20 @@ def _print_unit(console: Console, unit: Unit, *, named: bool, limits: _Limits = 
     loud = differing_tensors(unit.tensors)
     headlines = _headlines(findings, loud)
     blocks = [tensor for tensor in loud if tensor.tensor not in spoiled]
+    shared = shared_causes([finding for finding in findings if finding not in headlines], blocks)
+    grouped = {tensor.tensor for _, tensors in shared for tensor in tensors}
+    codes = {finding.code for causes, _ in shared for finding in causes}
+    findings = [each for each in findings if each.tensor not in grouped or each.code not in codes]
+    blocks = [tensor for tensor in blocks if tensor.tensor not in grouped]
     shown = blocks[: limits.blocks]
     about_shown = {tensor.tensor for tensor in shown}
 
     _print_notes(console, [finding for finding in findings if finding.code == _BEFORE_NUMBERS], limits)
     _print_findings(console, headlines, limits)
     _print_spoiled(console, unit, [tensor for tensor in loud if tensor.tensor in spoiled], len(headlines), limits)
+    for causes, tensors in shared:
+        _print_findings(console, causes, limits)
+        _print_spoiled(console, unit, tensors, len(causes), limits)
     for tensor in shown:
         _print_tensor(console, unit, tensor, named=named)
         for finding in findings:

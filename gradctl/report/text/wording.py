@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from gradctl.core.findings import Finding, Report, TensorResult, Unit
 from gradctl.core.names import NOT_JUDGED, SEVERITIES, TensorVerdict, UnitVerdict
 from gradctl.core.numbers import Number
@@ -46,7 +48,10 @@ _CLASSES: dict[TensorVerdict, tuple[str, str]] = {
 }
 # A wrong backward, and a wrong double backward: what they make wrong is listed below them.
 FUNCTION_CODES = ("GC408", "GC414")
+# Findings whose code states the cause: another way to train, in which the gradient differs.
+_REGIMES = ("GC416", "GC417")
 _MOST_NAMES = 8
+_FEW = 3  # options that one line lists
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
 _WORDS_OF_UNITS: dict[UnitVerdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "?", "skipped": "skipped"}
 _WORST_FIRST: tuple[UnitVerdict, ...] = ("fail", "inconclusive", "skipped", "pass")
@@ -113,6 +118,33 @@ def affected_tensors(unit: Unit) -> set[str]:
     """Return the names of the tensors that are wrong only because of a Function, or an output that is NaN."""
     causes = (*FUNCTION_CODES, "GC407")
     return {finding.tensor for finding in unit.findings if finding.cause in causes and finding.tensor is not None}
+
+
+def shared_causes(
+    findings: Sequence[Finding], tensors: Sequence[TensorResult]
+) -> list[tuple[list[Finding], list[TensorResult]]]:
+    """Return causes that make several of the tensors wrong: a finding for each, the first one, and the tensors.
+
+    Findings have one cause if code, cause, line and text agree but for names and numbers; one that states only that a
+    tensor is wrong has none.
+    """
+    names = {tensor.tensor for tensor in tensors}
+    groups: dict[tuple[object, ...], dict[str, Finding]] = {}
+    for each in findings:
+        line = (each.location.file, each.location.line) if each.location is not None and each.location.file else None
+        is_open = each.severity != "note" and not each.allowed
+        if each.tensor in names and is_open and (each.cause or line or each.code in _REGIMES):
+            text = re.sub(r"\d[\d.]*(e[-+]\d+)?", "", each.message.replace(each.tensor, ""))
+            groups.setdefault((each.code, each.cause, line, text), {})[each.tensor] = each
+    causes: dict[frozenset[str], list[Finding]] = {}
+    for group in groups.values():
+        if len(group) > 1:
+            allows = [each.allow for each in group.values() if each.allow]
+            is_long = len(allows) > _FEW
+            allow = f"{allows[0]} (and {len(allows) - 1} more)" if is_long else " --allow ".join(allows)
+            shown = msgspec.structs.replace(next(iter(group.values())), allow=allow)
+            causes.setdefault(frozenset(group), []).append(shown)
+    return [(each, [tensor for tensor in tensors if tensor.tensor in group]) for group, each in causes.items()]
 
 
 def verdict_line(report: Report) -> str:
@@ -346,7 +378,7 @@ def _how_to_go_on(units: Sequence[Unit]) -> str:
         unallowed = [finding for finding in worst_first(unit.findings) if not finding.allowed]
         inconclusive_unit = [finding for finding in unallowed if finding.verdict in _NO_VERDICT]
         for finding in [*failing_findings(unit), *inconclusive_unit, *unallowed]:
-            return f" (gradctl explain {finding.code})"
+            return f" (gradctl explain {finding.cause or finding.code})"
     return ""
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from gradctl.core.findings import Finding, Location
+from gradctl.core.findings import Element, Finding, Location
 from gradctl.report.text.console import render
 from gradctl.report.text.wording import printable, verdict_line
 from tests.report import examples
@@ -152,6 +152,54 @@ def test_an_output_that_is_nan_comes_before_the_gradients_that_are_nan_for_it():
     assert (first, second) == ("error GC407 output is NaN.", "  this spoils 1 of 1 gradient:")
     assert third.startswith("  param:fc.weight  ")
     assert "so is it" not in screen
+
+
+def failed(code, message, names, cause=None, location=None):
+    """A unit in which each of the tensors has a finding with this message, and an error of its own."""
+    findings = [
+        Finding(
+            code=code,
+            cause=cause,
+            severity="error",
+            message=message.format(name=name, error=f"{index + 1}.00e-01"),
+            tensor=name,
+            allow=f"{code}:{name}",
+            location=location,
+        )
+        for index, name in enumerate(names)
+    ]
+    tensors = [
+        examples.gradient(name, "differs", error=(index + 1) / 10, worst=(Element(index=(index,), reference=1.0),))
+        for index, name in enumerate(names)
+    ]
+    return examples.report_of(examples.unit("fail", tensors, findings))
+
+
+NAMES = ["param:fc1.weight", "param:fc1.bias", "input:x"]
+OTHER = "another gradient (relative difference {error}) for {name}."
+
+
+@pytest.mark.parametrize(
+    ("code", "cause", "location"),
+    [
+        ("GC417", None, None),
+        ("GC402", "GC204", None),
+        ("GC407", None, Location(file="net.py", line=8, op="Log")),
+    ],
+)
+def test_findings_of_one_cause_are_one_block_with_a_list_of_tensors(code, cause, location):
+    screen = render(failed(code, OTHER, NAMES, cause, location))
+    assert screen.count(f"error {code}") == 1
+    assert "--allow " + " --allow ".join(f"{code}:{name}" for name in NAMES) in screen
+    listed = [line.split()[0] for line in screen.splitlines() if " DIFFERS " in line]
+    assert listed == NAMES[::-1]  # the worst first
+    assert screen.count("index") == 1  # the elements of the worst
+    assert screen.splitlines()[-1].endswith(f"(gradctl explain {cause or code})")
+
+
+def test_tensors_that_are_wrong_for_no_known_cause_have_a_block_each():
+    screen = render(failed("GC401", OTHER, NAMES))
+    assert (screen.count("error GC401"), screen.count("index")) == (3, 3)
 
 
 def test_long_names_are_folded_and_numbers_never_cut():
