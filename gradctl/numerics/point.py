@@ -222,7 +222,7 @@ class Point:
     def _direction_of_all(self, generator: torch.Generator) -> Direction:
         """Return a Gaussian direction in which all leaves move, in units of their scales."""
         parts = [gaussian_like(value, generator) for value in self.values]
-        length = math.hypot(*map(norm, parts)) or 1.0
+        length = math.sqrt(sum(norm(part) ** 2 for part in parts)) or 1.0
         for i, part in enumerate(parts):
             part.mul_(natural_scale(self.values[i]) / length)
             if i in self.infinite:

@@ -160,10 +160,10 @@ class Site:
         seen = 0.01 * self.size(i) * min(1.0, probe.lengths[i] / self.scales[i] * members)
         return self.is_small(i) and seen < probe.tolerance
 
-    def chance_missed(self, probe: Probe, number: int, i: int, of_error: float = 0.01) -> float:
+    def chance_missed(self, probe: Probe, number: int, i: int) -> float:
         """Return P(an error of 1 % in tensor ``i`` stays below this probe's tolerance): Gaussian, unit norm."""
         size, count = self.samples[number].norms[i], self.point.values[i].numel()
-        seen = of_error * size * probe.lengths[i] / (math.sqrt(2) if self.is_small(i) else 1)
+        seen = 0.01 * size * probe.lengths[i] / (math.sqrt(2) if self.is_small(i) else 1)
         return min(1.0, math.sqrt(2 / math.pi) * probe.tolerance * math.sqrt(count) / seen) if seen else 1.0
 
     def with_kinks(self, group: Sequence[int]) -> set[int]:
@@ -302,9 +302,8 @@ class Site:
             return self._typical_slope(sample)
         if self.is_small(indices[0]):
             return sum(sample.norms[i] * direction.lengths[i] for i in indices) / math.sqrt(2)
-        return math.sqrt(
-            sum((sample.norms[i] * direction.lengths[i]) ** 2 / max(self.point.values[i].numel(), 1) for i in indices)
-        )
+        counts = {i: max(self.point.values[i].numel(), 1) for i in indices}
+        return math.hypot(*(sample.norms[i] * direction.lengths[i] / math.sqrt(count) for i, count in counts.items()))
 
     def _typical_slope(self, sample: Sample) -> float:
         """Return the median slope along one tensor with a gradient: a lost gradient is measured by it."""
