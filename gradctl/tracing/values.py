@@ -132,10 +132,8 @@ class ProgramValues(Tracer):
                     value = ProgramValue(origin=origin)
                     self.values.append(value)
                     self.watch.see(value, tensor)
-                elif _can_get_gradient(tensor) and not (
-                    value.requires_grad and node is before
-                ):  # a Function returns it
-                    value.requires_grad = True
+                elif _can_get_gradient(tensor) and (node is not before or not value.requires_grad):
+                    value.requires_grad = True  # a Function returns it
                     self.watch.await_gradient(value, tensor)
                 self._known[tensor] = value, tensor._version, node
                 value.function = getattr(node, "_forward_cls", None)
