@@ -1,4 +1,4 @@
-"""The Python API, ``import gradctl``: three checks of an existing model, in this process, and their report.
+"""The Python API, ``import gradctl``: three checks of a model in memory, in this process, and their report.
 
 A compiler that crashes takes this process with it; ``gradctl compare`` and ``gradctl check`` run it in one of its own.
 Torch is imported when a check is called.
@@ -50,7 +50,7 @@ class CheckReport(Report, frozen=True, kw_only=True):
         return self.verdict == "pass"
 
     def raise_if_failed(self) -> None:
-        """Raise unless the verdict is ``pass``: what is inconclusive, or checked nothing, did not pass.
+        """Raise unless the verdict is ``pass``; a check that is inconclusive, or checked nothing, did not pass.
 
         Raises:
             CheckFailed: with the report as its message.
@@ -108,18 +108,18 @@ def gradcheck(
         model: a module, a function of tensors, or an ``autograd.Function``; never run itself, but a copy of it.
         inputs: a tuple or list by position, a mapping by keyword, or one tensor.
         kwargs: more inputs by keyword.
-        loss: ``loss(outputs)`` or ``loss(outputs, *args, **kwargs)`` to a scalar; None takes random cotangents.
+        loss: ``loss(outputs)`` or ``loss(outputs, *args, **kwargs)`` to a scalar; None: the sum of all outputs with random weights.
         seed: of every random generator, set before each call and put back at the end.
-        allow: what is accepted, ``CODE`` or ``CODE:NAME``, as the report prints it after ``--allow``.
-        fail_on: the mildest finding that fails.
-        thorough: probe each tensor by itself, not only on alarm.
+        allow: accepted findings, ``CODE`` or ``CODE:NAME``, as the report prints them after ``--allow``.
+        fail_on: the least severe finding that fails.
+        thorough: check each tensor by itself, also if all tensors together agree.
         probes: number of random directions.
         tensor: glob of the names to judge, for example ``param:fc1.*``.
         rtol, atol: accept an error up to atol + rtol ||g|| (Euclidean norm of one gradient).
 
     Raises:
-        GradctlError: the model cannot be checked on these inputs, or an argument is none; from the user's own error
-            where their code raised.
+        GradctlError: the model cannot be checked on these inputs, or an argument is invalid. It is raised from the
+            error of the user's code, if that raised.
     """
     __tracebackhide__ = True
 
@@ -157,14 +157,14 @@ def compare(
     allow: str | Sequence[str] = (),
     fail_on: Severity = "error",
 ) -> CheckReport:
-    """Return whether the static forms of ``model`` are still the model: outputs, gradients and state, by name.
+    """Return whether the static forms of ``model`` compute the same outputs, gradients and state, by name.
 
-    Eager's own gradients are judged first. A form that cannot take the model is skipped with its reason, or
+    Eager's own gradients are checked first. A form that cannot capture the model is skipped with the reason, or
     inconclusive if it was named.
 
     Args:
         model, inputs, kwargs, loss, seed, allow, fail_on: as in ``gradcheck``.
-        forms: some of trace, script, export, aot, compile, onnx, export-joint, onnx-joint; None takes all but the
+        forms: some of trace, script, export, aot, compile, onnx, export-joint, onnx-joint; None: all but the
             last two.
 
     Raises:
@@ -198,16 +198,16 @@ def export(
     allow: str | Sequence[str] = (),
     fail_on: Severity = "error",
 ) -> CheckReport:
-    """Return whether the ONNX file that was written for ``model`` gives eager's outputs, in onnxruntime.
+    """Export ``model`` to an ONNX file, and return whether its outputs in onnxruntime are those of eager.
 
-    The file takes its place only where it does; one that was there before is as it was otherwise.
+    The file is written only if they are; otherwise an existing file does not change.
 
     Args:
         model, inputs, kwargs, seed, allow, fail_on: as in ``gradcheck``.
         path: the file, ``.onnx``.
-        opset: of ONNX's own operators; None takes torch's.
-        dynamic: sizes of inputs that stay free, ``x:0=batch``.
-        keep_unverified: write the file also where it does not agree with eager.
+        opset: version of ONNX's own operators; None: the default of torch.
+        dynamic: symbolic sizes of inputs, ``x:0=batch``.
+        keep_unverified: write the file also if it does not agree with eager.
 
     Raises:
         GradctlError: as ``gradcheck``; GC131 if the file cannot be written.

@@ -1,1 +1,1 @@
-"""Many checks in one run, each in a process of its own: configuration, discovery, isolation, what is accepted."""
+"""Many checks in one run, each in a process of its own: configuration, discovery, plan, accepted findings."""

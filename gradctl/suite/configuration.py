@@ -130,12 +130,12 @@ class Project:
 
     @property
     def table(self) -> tuple[str, ...]:
-        """The keys of the table of the file that holds it."""
+        """The keys that lead to its table in the file."""
         return ("tool", "gradctl") if self.file.name == _PYPROJECT else ()
 
 
 def settings_of(project: Project, entry: TargetEntry | None = None) -> dict[str, Any]:
-    """Return what is set for an entry, by key: its own values before those of all targets."""
+    """Return the settings of an entry by key; its own values override those of all targets."""
     settings = [project.configuration, *([entry] if entry else [])]
     given = {
         key: value for each in settings for key, value in msgspec.structs.asdict(each).items() if value is not None

@@ -24,9 +24,10 @@ def select_entries(project: Project, paths: Sequence[str]) -> list[TargetEntry]:
     """Return the targets of a run, in their order.
 
     Args:
-        project: without ``paths``, all targets of its configuration, or what is found in its folder if it has none.
-        paths: folders, to look in for files with a ``make_model``; files; targets. What the configuration says of
-            these holds.
+        project: without ``paths``, all targets of its configuration, or the files with a ``make_model`` in its folder
+            if it has no targets.
+        paths: folders, of which files with a ``make_model`` are targets; files; targets. An entry of the configuration
+            for one of them replaces it.
 
     Raises:
         TargetError: GC101 if a path is neither a folder, nor a file, nor a module that can be found.

@@ -20,7 +20,7 @@ from gradctl.isolation.units import Interrupted, run_units
 from gradctl.suite.configuration import Accepted, Project, TargetEntry, options_of, parse_size, settings_of
 from gradctl.suite.discovery import relative_target
 
-# Errors of wrong gradients repeat to rounding; what is accepted is written with three digits.
+# Errors of wrong gradients differ by rounding from run to run; accepted errors are written with three digits.
 _NOT_WORSE = 1.01
 _TIMEOUT_SECONDS = 300.0
 _WORDS: dict[UnitVerdict, str] = {

@@ -86,7 +86,7 @@ def rewrite_allows(file: Path, text: str, *, add: Iterable[Accepted], drop: Iter
 def _with_entries(
     project: Project, text: str, added: Sequence[Accepted], gone: Container[_Key], new: Callable[[], AoT | Array]
 ) -> str:
-    """Return the text with the entries; ``new`` makes their list if there is none."""
+    """Return the text with the entries; ``new`` makes their list if it is missing."""
     document = tomlkit.parse(text)
     table: Any = document
     for key in project.table:

@@ -76,7 +76,7 @@ def main() -> NoReturn:
     """Answer the assignment in the folder that ``sys.argv`` names, and end."""
     faulthandler.enable()
     if hasattr(faulthandler, "register"):  # not on Windows
-        # A process that is ended for its time says where it was; the signal then does what it did before.
+        # A process that exceeds its time limit writes its traceback; then the signal has its usual effect.
         faulthandler.register(signal.SIGTERM, chain=True)
     leave, folder = os._exit, Path(sys.argv[1])
     assignment = read_message(folder / ASSIGNMENT, Assignment)
@@ -141,7 +141,7 @@ def _ending(request: UnitRequest, error: BaseException) -> dict[str, Any]:
 
 
 def _is_out_of_memory(request: UnitRequest, error: BaseException, said: str) -> bool:
-    # Below its memory limit torch cannot be loaded, whatever the error says.
+    # If torch cannot be loaded within the memory limit, the error may name another cause.
     is_starved = request.memory_limit_bytes is not None and "torch" not in sys.modules
     return is_starved or type(error).__name__ in ("MemoryError", "OutOfMemoryError") or mentions_out_of_memory(said)
 

@@ -56,18 +56,28 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     "-k", "keywords", metavar="TEXT", multiple=True, help="Run only units with TEXT in 'TARGET FORM'; may be repeated."
 )
 @click.option("--form", "forms", type=click.Choice(FORMS), multiple=True, help="Run only this form; may be repeated.")
-@click.option("--list", "is_listed", is_flag=True, help="Say what would run, and stop.")
+@click.option("--list", "is_listed", is_flag=True, help="List the units that would run, and stop.")
 @click.option(
-    "--jobs", type=click.IntRange(min=1), help=f"Processes at a time.  [default: one a CPU, at most {_MOST_JOBS}]"
+    "--jobs",
+    type=click.IntRange(min=1),
+    help=f"Processes at a time.  [default: one for each CPU, at most {_MOST_JOBS}]",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="For each unit.  [default: 300]"
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Time limit of each unit.  [default: 300]",
 )
 @click.option(
-    "--memory", metavar="SIZE", callback=_memory, help="Limit of each process, on the CPU: 8GiB.  [default: none]"
+    "--memory",
+    metavar="SIZE",
+    callback=_memory,
+    help="Memory limit of each process, on the CPU: 8GiB.  [default: no limit]",
 )
 @click.option(
-    "--write-allows", is_flag=True, help="Put what fails into the configuration, as accepted up to the error it has."
+    "--write-allows",
+    is_flag=True,
+    help="Write the findings that fail into the configuration, each accepted up to its present error.",
 )
 @report_options
 def check(
@@ -84,9 +94,10 @@ def check(
 ) -> int:
     """Check many targets in many forms, each in a process of its own.
 
-    Without PATH, the targets of the configuration; else the files with a make_model in a folder, a file, or a TARGET.
-    A unit is a target in a form: eager against finite differences, every other form against eager. One that crashes,
-    hangs or runs out of memory is inconclusive, and the others go on.
+    Without PATH, all targets of the configuration are checked. PATH is a folder, of which the files that define
+    make_model are checked; a file; or a TARGET. A unit is one target in one form: eager is compared with finite
+    differences, each other form with eager. A unit that crashes, hangs or runs out of memory is inconclusive, and the
+    others are still checked.
     """
     from gradctl.report.formats import ensure_writable
     from gradctl.suite.discovery import select_entries
@@ -113,7 +124,7 @@ def check(
 
 
 def processors() -> int:
-    """Return how many processes run at a time if nobody says so."""
+    """Return how many processes run at a time by default."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, _MOST_JOBS)
 
@@ -156,7 +167,7 @@ def _checked(
 
 
 def _project(file: Path | None, paths: Sequence[str]) -> Project:
-    """Return the configuration that is named, or the nearest to the paths; an empty one if there is none."""
+    """Return the configuration that is named, or the nearest one to the paths, or an empty one."""
     from gradctl.suite.configuration import FILE_NAME, Configuration, Project, find_configuration, read_configuration
     from gradctl.suite.discovery import module_and_name
 
