@@ -108,7 +108,7 @@ def gradcheck(
         model: a module, a function of tensors, or an ``autograd.Function``; never run itself, but a copy of it.
         inputs: a tuple or list by position, a mapping by keyword, or one tensor.
         kwargs: more inputs by keyword.
-        loss: ``loss(outputs)`` or ``loss(outputs, *args, **kwargs)`` to a scalar; None: the sum of all outputs with random weights.
+        loss: ``loss(outputs)`` or ``loss(outputs, *args, **kwargs)`` to a scalar; None: a random weighted sum.
         seed: of every random generator, set before each call and put back at the end.
         allow: accepted findings, ``CODE`` or ``CODE:NAME``, as the report prints them after ``--allow``.
         fail_on: the least severe finding that fails.
