@@ -154,7 +154,7 @@ def emit(report: Report, reporting: OutputOptions, *, preface: str = "") -> int:
     Raises:
         ResourceError: GC131 if a file or standard output cannot be written; a reader that left early is no error.
     """
-    from gradctl.core.verdicts import exit_code_of
+    from gradctl.core.verdicts import EXIT_CODES
     from gradctl.report.formats import render, write
 
     for format_name, path in reporting.files:
@@ -167,7 +167,7 @@ def emit(report: Report, reporting: OutputOptions, *, preface: str = "") -> int:
         _print(preface + console.render(report, width=_width(), colour=_is_colourful(), verbose=reporting.verbose))
     else:
         _print(render(report, reporting.format))
-    return _INTERRUPTED if report.status == "interrupted" else exit_code_of(report.verdict)
+    return _INTERRUPTED if report.status == "interrupted" else EXIT_CODES[report.verdict]
 
 
 @contextmanager

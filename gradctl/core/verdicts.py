@@ -54,8 +54,3 @@ def summarise(verdicts: Iterable[UnitVerdict]) -> Summary:
     """Return the counts of units by verdict."""
     count = Counter[str](verdicts)
     return Summary(passed=count.pop("pass", 0), **count)
-
-
-def exit_code_of(verdict: UnitVerdict) -> int:
-    """Return the exit code of a run with this verdict."""
-    return EXIT_CODES[verdict]

@@ -11,7 +11,6 @@ import types
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -181,11 +180,8 @@ def observe_call(instance: Instance, notes: list[str]) -> list[Semantic]:
     """Return the custom Functions, branches, random numbers and foreign operators of one call."""
     seen = _Seen()
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.enable_grad())
-            tracer = _ProgramTracer(seen)
-            stack.enter_context(tracer.functions())
-            stack.enter_context(_Operators(seen))
+        tracer = _ProgramTracer(seen)
+        with torch.enable_grad(), tracer.functions(), _Operators(seen):
             instance.run(tracer)
     except Exception as error:  # it ran before: some programs (torch.cond, flex_attention) reject function modes
         notes.append(f"the program refuses to be watched, and what follows is not all: {first_line(error)}.")

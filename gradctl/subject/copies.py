@@ -231,8 +231,7 @@ def _restore_parameters(original: Any, copied: Any) -> None:
         own = copies.get(name)
         if own is None:
             continue
-        if own.requires_grad != parameter.requires_grad:
-            own.requires_grad_(parameter.requires_grad)
+        own.requires_grad_(parameter.requires_grad)
         owner = first.setdefault(storage_key(parameter), own)
         if owner is not own:
             own.data = owner.data

@@ -151,8 +151,7 @@ def _merged(before: Mapping[Any, Any], after: Mapping[Any, Any], kept: Mapping[i
 
 
 def _copy(subject: Subject) -> tuple[Any, ...]:
-    copied, _ = private_copy((optimized_inner(subject.model), subject.args, subject.kwargs))
-    return copied
+    return private_copy((optimized_inner(subject.model), subject.args, subject.kwargs))[0]
 
 
 def _owner(model: Any) -> nn.Module:

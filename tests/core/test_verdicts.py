@@ -6,7 +6,7 @@ import pytest
 
 from gradctl.core.findings import Finding, TensorResult
 from gradctl.core.names import NOT_JUDGED
-from gradctl.core.verdicts import exit_code_of, run_verdict, summarise, unit_verdict
+from gradctl.core.verdicts import EXIT_CODES, run_verdict, summarise, unit_verdict
 
 
 def found(severity, allowed=False):
@@ -89,4 +89,4 @@ def test_units_are_counted_by_verdict():
 
 def test_the_exit_codes_are_those_of_the_contract():
     verdicts = ("pass", "fail", "inconclusive", "skipped")
-    assert [exit_code_of(verdict) for verdict in verdicts] == [0, 1, 4, 5]
+    assert [EXIT_CODES[verdict] for verdict in verdicts] == [0, 1, 4, 5]
