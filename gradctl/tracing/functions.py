@@ -15,13 +15,7 @@ from torch import Tensor
 
 from gradctl.subject.frames import user_location
 from gradctl.subject.seeding import preserve_generators
-from gradctl.subject.torch_private import (
-    Dirichlet,
-    batch_dimension,
-    is_wrapped_tensor,
-    unwrapped,
-    without_transforms,
-)
+from gradctl.subject.torch_private import Dirichlet, batch_dimension, is_wrapped_tensor, unwrapped, without_transforms
 from gradctl.tracing.linear_map import DirichletMap, LinearMap, is_differentiable, linear_map
 from gradctl.tracing.recorder import Recorder
 from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine, is_in_transform
@@ -111,16 +105,13 @@ class FunctionWatch:
             self._program.hold_fixed(number, function, args, result)
             return result
         self._structures[number] = args[-1]
-        linear = None
-        if function not in self.unjudged:
-            with preserve_generators():  # the call itself generates the same random numbers again
-                linear = linear_map(apply, copied_arguments(args))
+        with preserve_generators():  # the call itself generates the same random numbers again
+            linear = None if function in self.unjudged else linear_map(apply, copied_arguments(args))
         result = self._make(number, function, apply, args)
         if linear is None:
             self.unjudged.add(function)
-            self.maps[number] = _detached(result)
-            return self.maps[number]
-        self.maps[number] = linear
+            result = _detached(result)
+        self.maps[number] = result if linear is None else linear
         return result
 
     def _transform(self, number: int, function: FunctionClass, apply: Apply, args: tuple[Any, ...]) -> Any:
