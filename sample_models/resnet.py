@@ -1,6 +1,6 @@
 """A residual convolutional network with BatchNorm, in evaluation mode.
 
-``gradctl gradcheck sample_models/resnet.py`` passes. With ``--train`` BatchNorm takes the statistics of the batch, and
+``gradctl gradcheck sample_models/resnet.py`` passes. With ``--train`` BatchNorm uses the statistics of the batch, and
 the gradients are checked through them as well.
 """
 

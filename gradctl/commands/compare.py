@@ -178,9 +178,9 @@ class Comparing:
             comparison.test_rounding()
             comparison.worst = {key: each for key, each in comparison.worst.items() if self._is_asked(*key)}
             found, tensors = findings_and_rows(comparison, self.arbiter)
-            with explaining(f"where {captured.form} departs from eager"):
+            with explaining(f"where {captured.form} differs from eager"):
                 found = locate_findings(found, comparison, form, seconds=time.perf_counter() - start)
-            with explaining(f"why {captured.form} departs from eager"):
+            with explaining(f"why {captured.form} differs from eager"):
                 found = explain_findings(found, comparison, witness)
             if self.bisect and captured.form == "compile":
                 with explaining("which part of torch.compile is wrong"):
@@ -251,8 +251,8 @@ class Comparing:
     def _left_open(self) -> str:
         """Return why no form can be held against eager, or nothing."""
         if self.baseline and self.baseline.unrepeated:
-            return "eager differs from itself when run twice from the same seed, so no form can be held against it."
-        return "" if self.reference.trials else f"eager gives nothing to compare with: {self.reference.skipped[0]}."
+            return "eager differs from itself when run twice from the same seed, so no form can be compared with it."
+        return "" if self.reference.trials else f"eager has no result to compare with: {self.reference.skipped[0]}."
 
 
 def compare(

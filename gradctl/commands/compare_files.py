@@ -97,7 +97,7 @@ def _comparison(
         comparison: Comparison[FileTrial] = Comparison(candidate, tried, worst=worst)
         comparison.add(trials)
         for error in comparison.raised.values():
-            said = f"{b.path} does not run on inputs that the other file takes: {first_line(error)}."
+            said = f"{b.path} does not run on inputs that the other file accepts: {first_line(error)}."
             raise TargetError("GC602", said) from error
     return comparison
 
@@ -133,7 +133,7 @@ def _ports(a: OnnxFile, b: OnnxFile) -> tuple[dict[str, str], dict[str, str]]:
                 differing.append(f"{kind} {port.name} is {port_text(port)}, not {port_text(own)}")
         found.append(matched)
     if differing:
-        raise TargetError("GC141", f"{b.path} does not stand in for {a.path}: {'; '.join(differing)}.")
+        raise TargetError("GC141", f"{b.path} is not interchangeable with {a.path}: {'; '.join(differing)}.")
     return found[0], found[1]
 
 

@@ -211,7 +211,7 @@ def _optimized(
     pipeline = Pipeline(path, example, beside.parent, seed=options.seed, progress=options.progress)
     if pipeline.verified.unrepeated:
         names = ", ".join(pipeline.verified.unrepeated)
-        reason = f"the graph differs from itself when run twice, so no pass can be held against it: {names}."
+        reason = f"the graph differs from itself when run twice, so no pass can be compared with it: {names}."
         pipeline.clear()
         return Unit(target=target, form="onnx", verdict="inconclusive", reason=reason), None
     pipeline.run(options.passes)
@@ -253,7 +253,7 @@ def _invalid_total(target: str, reason: str) -> Finding:
     return Finding(
         code="GC502",
         severity="error",
-        message=f"each pass held by itself, and their result does not: {reason}.",
+        message=f"each pass agreed by itself, but their result does not: {reason}.",
         hint="leave passes out (--pass NAME for each that is to run), and report it to the optimisers' authors.",
         fingerprint=fingerprint("GC502", target, "onnx", None, None),
     )
@@ -268,7 +268,7 @@ def _total_finding(target: str, row: FileDifference) -> Finding:
         tensor=row.name,
         verdict="differs",
         message=(
-            f"each pass held by itself, and {row.name} of their result is off by {row.error:.2e} (relative, rounding "
+            f"each pass agreed by itself, but {row.name} of their result is off by {row.error:.2e} (relative, rounding "
             f"explains {row.budget:.2e}), with {row.trial.name}."
         ),
         hint="leave passes out (--pass NAME for each that is to run), and report it to the optimisers' authors.",

@@ -67,7 +67,7 @@ def ensure_plain(path: Path, code: str, alike: str) -> int:
             near = nearest(path.name, (file.name for file in path.parent.glob(alike)))
             raise TargetError(code, f"there is no file {str(path)!r}{near}.")
         if not path.is_file():
-            raise TargetError(code, f"{path} is a pipe or a device, and no file. Write what it gives into a file.")
+            raise TargetError(code, f"{path} is a pipe or a device, not a file. Write its contents to a file.")
         size = path.stat().st_size
     if size == 0:
         raise TargetError(code, f"{path} is empty. Write it again.")

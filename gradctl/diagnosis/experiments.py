@@ -154,8 +154,8 @@ def _seeds(form: str, instance: Instance) -> Iterator[Intervention]:
             yield Intervention(
                 Cause(
                     "GC210",
-                    f"{form} has baked in the random numbers of {' and '.join(names)} that were drawn while capturing",
-                    "draw with torch (torch.rand, dropout), whose operators a graph keeps, or give it as an input.",
+                    f"{form} contains the random numbers of {' and '.join(names)} that were drawn at capture",
+                    "draw with torch (torch.rand, dropout), whose operators a graph keeps, or pass it as an input.",
                     place_of_draw(instance, names),
                 ),
                 before=partial(_seed_as_captured, with_torch="torch" in names),
@@ -240,7 +240,7 @@ def _function_dropped(form: str, seen: ProgramEvents, functions: list[Any]) -> C
     return Cause(
         "GC204",
         f"{form} keeps the forward of {names} and drops its backward",
-        "say the same with detach (y = x + (round(x) - x).detach()), or register the operation with "
+        "write the same gradient with detach (y = x + (round(x) - x).detach()), or register the operation with "
         "torch.library.custom_op and register_autograd.",
         seen.functions[functions[0]],
     )
@@ -251,7 +251,7 @@ def _cut_dropped(code: str, form: str, name: str, places: list[SourceLine | None
     return Cause(
         code,
         f"{form} drops {name} and lets the gradient through",
-        f"{remedy or 'give the value as an input of its own, computed outside'}.",
+        f"{remedy or 'compute the value outside and pass it as an input'}.",
         places[0],
     )
 
@@ -260,7 +260,7 @@ def _hook_dropped(form: str, places: list[SourceLine | None]) -> Cause:
     return Cause(
         "GC203",
         f"{form} drops the hook on a gradient",
-        "a hook lives in eager only: write what it does to the gradient as an operation, or do it after backward.",
+        "a graph does not contain hooks: write the hook as an operation, or apply it after backward.",
         places[0] if places else None,
     )
 
@@ -327,8 +327,8 @@ def _baked(form: str, seen: ProgramEvents, elsewhere: ProgramEvents, first: Quer
     if name in _OF_SHAPES:
         return Cause(
             "GC208",
-            f"{form} has baked in {name} of a tensor, {first.value!r:.40} on the example",
-            "write it without asking for the shape or strides, or make the input contiguous first.",
+            f"{form} has fixed at capture the result of {name} of a tensor, {first.value!r:.40} on the example",
+            "do not use the shape or strides in Python, or make the input contiguous first.",
             place,
         )
     asked = [len(_by_question(each.answers).get(first.question, ())) for each in (seen, elsewhere)]
@@ -337,20 +337,20 @@ def _baked(form: str, seen: ProgramEvents, elsewhere: ProgramEvents, first: Quer
     if asked[0] != asked[1] or again:
         return Cause(
             "GC206",
-            f"{form} has unrolled a loop as often as it ran on the example",
+            f"{form} repeats a loop as often as on the example",
             "use torch.jit.script, or torch.while_loop, which keep a loop; or run it a fixed number of times.",
             place,
         )
     if name in _TRUTHS or seen.calls != elsewhere.calls:
         return Cause(
             "GC205",
-            f"{form} has baked in the branch that the example takes",
+            f"{form} always takes the branch of the example, which was fixed at capture",
             "write it with torch.where or torch.cond, or use torch.jit.script, which keeps a branch.",
             place,
         )
     return Cause(
         "GC207",
-        f"{form} has baked in a Python number that {name} took out of a tensor, {first.value!r:.40} on the example",
+        f"{form} has a constant for the number that {name} read from a tensor, {first.value!r:.40} on the example",
         "keep the value a tensor: leave out item(), float() and int().",
         place,
     )
@@ -384,8 +384,8 @@ def _attributes(form: str, instance: Instance) -> Iterator[Intervention]:
     yield Intervention(
         Cause(
             "GC207",
-            f"{form} has baked in the attribute {f'{owner}.' if owner else ''}{name}, a Python value that each call "
-            f"changes ({before[owner, name]!r:.40} before the first, {after[owner, name]!r:.40} after it)",
+            f"{form} has fixed at capture the attribute {f'{owner}.' if owner else ''}{name}, a Python value that "
+            f"each call changes ({before[owner, name]!r:.40} before the first, {after[owner, name]!r:.40} after it)",
             "keep it in a buffer (register_buffer), which a graph reads and writes.",
             module=owner or type(module).__name__,
         ),

@@ -211,7 +211,9 @@ def ensure_fits(captured: Captured, instance: Instance, name: str = "the file") 
     if listed:
         count = f"{sum(map(len, kinds.values()))} of {len(expected.keys() | found.keys())} names"
         frozen = " It holds none at all: was it frozen?" if missing and not found else ""
-        raise TargetError("GC141", f"{name} is no form of {instance.subject.target}: {count} differ: {listed}.{frozen}")
+        raise TargetError(
+            "GC141", f"{name} is not a form of {instance.subject.target}: {count} differ: {listed}.{frozen}"
+        )
 
 
 def _listed(names: list[str]) -> str:

@@ -98,7 +98,7 @@ def wrap_runtime(form: str, runtime: JointRuntime, instance: Instance, where: st
     try:
         structure, draws = _run_eagerly(instance, args, kwargs)
     except JointExportError as refusal:
-        raise TargetError("GC141", f"{where} is no joint graph of {instance.subject.target}: {refusal}") from refusal
+        raise TargetError("GC141", f"{where} is not a joint graph of {instance.subject.target}: {refusal}") from refusal
     module = module_of(instance.model)
     parameters = dict(module.named_parameters()) if module is not None else {}
     buffers = dict(module.named_buffers()) if module is not None else {}
@@ -107,7 +107,7 @@ def wrap_runtime(form: str, runtime: JointRuntime, instance: Instance, where: st
     if differing:
         others = f" and {len(differing) - _FEW} more" if len(differing) > _FEW else ""
         said = f"{'; '.join(differing[:_FEW])}{others}"
-        raise TargetError("GC141", f"{where} is no joint graph of {instance.subject.target}: {said}.")
+        raise TargetError("GC141", f"{where} is not a joint graph of {instance.subject.target}: {said}.")
     return Captured(
         form,
         _Call(runtime, instance, parameters, buffers, structure),
@@ -121,10 +121,10 @@ def _port_differences(runtime: JointRuntime, inputs: set[str], outputs: Mapping[
     """Return the ports that do not belong to a joint graph of a model with these inputs and outputs."""
     known = inputs | {f"grad_{name}" for name in outputs}
     return [
-        *(f"it takes {name!r}, which is not there" for name in runtime.inputs if name not in known),
-        *(f"it gives no {name!r}" for name in sorted(outputs.keys() - set(runtime.outputs))),
+        *(f"it has the unknown input {name!r}" for name in runtime.inputs if name not in known),
+        *(f"it has no output {name!r}" for name in sorted(outputs.keys() - set(runtime.outputs))),
         *(
-            f"it gives a gradient by {name!r}, which is not there"
+            f"it has the gradient of {name!r}, which the model does not have"
             for name in _gradient_names(runtime.outputs)
             if name not in known
         ),

@@ -52,7 +52,7 @@ class Baseline:
                     quantity=worst.quantity,
                     tensor=worst.tensor,
                     message=f"two runs from the same seed differ: {len(self.unrepeated)} of {self.compared} tensors, "
-                    f"{worst.tensor} by {format_number(worst.error)} (relative); nothing can be judged.",
+                    f"{worst.tensor} by {format_number(worst.error)} (relative); nothing can be checked.",
                     hint="draw from torch's, numpy's or python's global generator, or keep the generator in the model.",
                 )
             )

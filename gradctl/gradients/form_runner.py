@@ -65,7 +65,7 @@ def form_runner(eager: ModelRunner, form_name: str) -> FormRunner:
     instance: Instance = eager.instance
     native = Instance(instance.subject, input_mode=instance.input_mode)
     if form_name in WITHOUT_GRADIENTS:
-        raise TargetError("GC117", f"form {form_name!r} gives no gradients: there is nothing to check. Try export.")
+        raise TargetError("GC117", f"form {form_name!r} has no gradients: there is nothing to check. Try export.")
     try:
         form = form_named(form_name)
         captured = form.capture(native)

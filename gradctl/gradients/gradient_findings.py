@@ -48,14 +48,14 @@ _TEXTS = {
         "GC403",
         "error",
         "missing",
-        "autograd gives {name} no gradient, but the output changes with it.",
+        "autograd computes no gradient of {name}, but the output depends on it.",
         "look for a custom backward that returns None, or a tensor rebuilt outside autograd (numpy, new_tensor).",
     ),
     "unresolved": _Text(
         "GC406",
         "warning",
         "unresolved",
-        "finite differences do not resolve the derivative by {name}{budget}; it is not judged.",
+        "finite differences do not resolve the derivative with respect to {name}{budget}; it is not checked.",
         "try --seed, or inputs away from a discontinuity.",
     ),
     "nonfinite": _Text(
@@ -71,17 +71,17 @@ _TEXTS = {
 }
 
 _RULES: dict[str, tuple[str, str]] = {
-    "first": ("GC408", "a straight-through or reversed gradient is meant to differ: then accept it"),
+    "first": ("GC408", "a straight-through or reversed gradient differs intentionally: then accept it"),
     "memory": (
         "GC408",
-        "read inputs and cotangents through torch calls, not by strides, offsets or data_ptr(), save what backward "
-        "reads with ctx.save_for_backward, and return a gradient for each input that requires one",
+        "read inputs and incoming gradients with torch operations, not by strides, offsets or data_ptr(), save what "
+        "backward reads with ctx.save_for_backward, and return a gradient for each input that requires one",
     ),
-    "linear": ("GC408", "a clipped or quantised gradient is meant: then accept it"),
+    "linear": ("GC408", "a gradient that is clipped or quantised intentionally: then accept it"),
     "layout": (
         "GC408",
-        "read the cotangent through torch calls, not by its memory, never write to it, and take None for one that is "
-        "not there",
+        "read the incoming gradient with torch operations, not by its memory, never write to it, and accept None for "
+        "an output without a gradient",
     ),
     "forward-mode": ("GC413", "make jvp the derivative of forward"),
     "second": ("GC414", "mark backward @once_differentiable, or save inputs and outputs with ctx.save_for_backward"),

@@ -12,12 +12,12 @@ from gradctl.tracing.recording import Recording
 from gradctl.tracing.tracer import SourceLine
 
 _CUT = (
-    "a value is cut from the gradient here (detach, no_grad, item, requires_grad_(False), fake quantisation) and held "
-    "fixed"
+    "gradient flow stops here (detach, no_grad, item, requires_grad_(False), fake quantisation); the value is treated "
+    "as a constant"
 )
 _ESTIMATED = (
     "the gradient of this random sample is an estimator that torch documents (implicit reparameterisation): it is "
-    "taken as it is, and not judged."
+    "not checked."
 )
 
 
@@ -47,8 +47,8 @@ def hook_notes(recording: Recording, hooked: Sequence[str], *, changes: bool) ->
     another with the hooks.
     """
     places = dict.fromkeys(recording.hooks)
-    message = "a hook on gradients is set aside while checking: "
-    message += "what it changes is not judged" if changes else "no gradient here is another with it"
+    message = "a gradient hook is disabled during the check: "
+    message += "the gradients that it changes are not checked" if changes else "it changes no gradient here"
     return [
         *(note("GC409", f"{message}.", location=location(place)) for place in places),
         *(note("GC409", f"{message} (on {name}).", location=Location(module=name)) for name in hooked),
@@ -58,8 +58,8 @@ def hook_notes(recording: Recording, hooked: Sequence[str], *, changes: bool) ->
 def kink_note(names: Sequence[str]) -> Finding:
     """Return the note that the function has a kink at the user's point along these leaves."""
     message = (
-        "the function has a kink or jump at this point (relu at 0, a tie in max); these gradients were judged 1e-3 "
-        f"beside it: {listed(names)}."
+        "the function has a kink or jump at this point (relu at 0, a tie in max); these gradients were checked 1e-3 "
+        f"away from it: {listed(names)}."
     )
     return note("GC405", message, verdict="non-differentiable", quantity="gradient")
 
@@ -76,8 +76,8 @@ def undifferentiated_note(name: str) -> Finding:
 def too_large_note(name: str, count: int) -> Finding:
     """Return the note that so many elements of an output absorb what the leaves do."""
     message = (
-        f"{name} has {count} elements that are too large to change with the leaves (a mask of -1e30 that is added, "
-        "perhaps): the gradient through them is not judged."
+        f"{name} has {count} elements that are too large to change with the leaves (a mask of -1e30, for example, that "
+        "is added): the gradient through them is not checked."
     )
     return note("GC423", message, quantity="output", tensor=name)
 
@@ -86,8 +86,8 @@ def constant_inputs_note() -> Finding:
     """Return the note that the inputs' own gradients were left out."""
     return note(
         "GC404",
-        "the model raises when its float inputs ask for a gradient (it turns them to numpy, perhaps); they are given "
-        "as constants, and only parameters are judged.",
+        "the model raises an error if its float inputs require gradients (it may convert them to NumPy); they "
+        "are constants, and only parameters are checked.",
     )
 
 
@@ -98,6 +98,6 @@ def not_replayed() -> Finding:
         severity="warning",
         verdict="unresolved",
         quantity="gradient",
-        message="with its cuts held fixed the model gives other outputs at the very same point: "
-        "finite differences say little.",
+        message="with detached values constant, the model computes other outputs at the same point: "
+        "finite differences are not reliable.",
     )

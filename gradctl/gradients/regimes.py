@@ -181,7 +181,10 @@ def _again(step: _Step, reference: Gradients, regimes: Regimes) -> None:
         step.given(reference)
         added, second = _added(step.run()[1], reference), reference
     hint = "do not change in backward what it reads (ctx, a buffer), nor set or clear .grad in forward or backward."
-    for gradients, what in ((added, "a backward onto an existing .grad"), (second, "a second backward on the graph")):
+    for gradients, what in (
+        (added, "a backward that adds to an existing .grad"),
+        (second, "a second backward on the graph"),
+    ):
         for name, off in _differences(step, reference, gradients).items():
             if gradients is added and name in cleared:
                 message = f"forward clears the .grad of {name}: gradients of several batches do not add up."
@@ -204,26 +207,26 @@ def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regi
     except Exception as error:  # forces need a gradient of the input
         if is_out_of_memory(error):
             raise
-        message = "the model raises when its inputs ask for no gradient, as they are given: "
-        hint = "give it inputs that ask for a gradient (requires_grad_()), as training must."
+        message = "the model raises an error if its inputs require no gradient, as given: "
+        hint = "use inputs that require a gradient (requires_grad_()), as training must."
         regimes.findings.append(
-            note("GC416", f"{message}{first_line(error)}. It is judged with inputs that ask for one.", hint)
+            note("GC416", f"{message}{first_line(error)}. It is checked with inputs that require gradients.", hint)
         )
         return
     finally:
         step.taken()
     if any(name not in own or _is_another(value, own[name]) for name, value in outputs.items()):
         regimes.own_outputs = None if trained else own
-        message = "the model computes something else when its inputs ask for a gradient"
+        message = "the model computes another result if its inputs require gradients"
         judged = (
-            "it is judged as it is given, and its inputs are constants" if not trained else "it is judged with those"
+            "it is checked with its inputs as given, as constants" if not trained else "it is checked with such inputs"
         )
         regimes.findings.append(note("GC416", f"{message}: {judged}."))
         return
     parameters = {name: gradient for name, gradient in reference.items() if name not in step.instance.without_grad}
-    hint = "checkpoint with use_reentrant=False; let a custom backward look at ctx.needs_input_grad of each argument."
+    hint = "checkpoint with use_reentrant=False; in a custom backward, read ctx.needs_input_grad of each argument."
     for name, off in _differences(step, parameters, gradients).items():
-        message = f"in training, where the inputs ask for no gradient, {name} receives {_another(off)}."
+        message = f"in training, where the inputs require no gradient, {name} receives {_another(off)}."
         regimes.findings.append(_wrong("GC416", message, hint, name, off))
 
 

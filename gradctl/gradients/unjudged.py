@@ -66,7 +66,7 @@ def unknown_leaf_note(tensor: Tensor) -> Finding:
     what = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
     return note(
         "GC421",
-        f"a tensor {what} requires a gradient and is not judged: it is reached neither from the model nor from "
+        f"a tensor {what} requires a gradient and is not checked: it is neither a part of the model nor of "
         "its inputs (a global variable, or an attribute of a class).",
         "make it a parameter or an attribute of the model, or pass it as an input.",
     )
@@ -84,8 +84,8 @@ def closed_notes(instance: Instance) -> list[Finding]:
     return [
         note(
             "GC421",
-            f"{name} is of type {type(value).__name__!r}, which cannot be opened: the tensors in it are not judged.",
-            "give them in a tuple, list, dict, dataclass, or an object that keeps them as attributes.",
+            f"{name} is of type {type(value).__name__!r}, which cannot be opened: the tensors in it are not checked.",
+            "pass them in a tuple, list, dict, dataclass, or an object that keeps them as attributes.",
             tensor=name,
         )
         for name, value in named

@@ -38,7 +38,7 @@ from gradctl.tracing.operators import OperatorMode
 from gradctl.tracing.recording import BranchChanged, Cut
 from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine, Tracer
 
-_BRANCH = "a branch or loop hangs on the value of a tensor: trace keeps the side taken here, export refuses it"
+_BRANCH = "a branch or loop depends on the value of a tensor: trace keeps the side taken here, export rejects it"
 _BY_HAND = "its backward is written by hand: export drops it, onnx too"
 _FOREIGN = "it is not torch's own: its gradient, and what a file with it needs, is its library's"
 _NUMBER = "a Python number is taken out of a tensor: trace bakes its value in"
@@ -202,7 +202,7 @@ def _cuts_and_hooks(subject: Subject, mode: InputMode, without: frozenset[str], 
     ]
     cuts = [cut for cut in runner.recording.cuts.values() if cut.place is not None]
     if cuts and not _see_what_moves(runner):
-        notes.append("right beside these inputs the program takes another branch: cuts of constants are listed too.")
+        notes.append("close to these inputs the program takes another branch: detached constants are listed too.")
         return [*found, *_cuts(cuts, runner, without)]
     return [*found, *_cuts([cut for cut in cuts if cut.moves], runner, without)]
 
@@ -233,7 +233,7 @@ def _cuts(cuts: list[Cut], runner: ModelRunner, without: frozenset[str]) -> Iter
         reached = {leaf for cut in same for leaf in leaves_behind(cut.sources, runner.leaves)}
         lost = tuple(sorted(reached & without))
         said = f", and leaves {', '.join(lost)} without gradient" if lost else ""
-        message = f"autograd takes its value as a constant{said}"
+        message = f"autograd treats its value as a constant{said}"
         yield Semantic(kind="cut", name=name, message=message, count=len(same), tensors=lost, location=location(place))
 
 
@@ -277,6 +277,6 @@ def training_modes(module: nn.Module | None) -> Iterator[Semantic]:
 
 def _in_training(module: nn.Module) -> str:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return "takes the statistics of the batch and changes its buffers"
+        return "uses the statistics of the batch and changes its buffers"
     is_dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p
     return "draws a mask in each call" if is_dropout else ""

@@ -87,7 +87,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     """
     step, dynamic = TrainingStep(instance, wrt), dynamic or {}
     if not step.cotangents:
-        raise JointExportError("no output asks for a gradient.")
+        raise JointExportError("no output requires a gradient.")
     _ensure_distinct(step.names)
     by_leaf(instance.subject.model, step.args, step.kwargs, dynamic, lambda axes: axes)  # refuses unknown inputs
     free = {f"input.{name}": axes for name, axes in dynamic.items()}
@@ -112,7 +112,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
     instance.restore()
     _ensure_distinct([*step.names, *found.outputs, *found.gradients, *found.updated])
     if not found.gradients:
-        raise JointExportError(f"no output hangs on {' '.join(wrt)}.")
+        raise JointExportError(f"no output depends on {' '.join(wrt)}.")
     _remove_operators_without_effect(graph)
     _rename_inputs(graph, step.names)
     _ensure_repeats(graph)
@@ -187,7 +187,7 @@ def _ensure_same_draws(eager: Mapping[str, RandomInput], traced: Mapping[str, Ra
     ]
     names = [name for name in {**eager, **traced} if kinds[0].get(name) != kinds[1].get(name)]
     if names:
-        raise JointExportError(f"{names[0]!r} is not drawn alike when the model is traced: draw it outside.")
+        raise JointExportError(f"{names[0]!r} is drawn differently when the model is traced: draw it outside.")
 
 
 def _remove_operators_without_effect(graph: fx.GraphModule) -> None:

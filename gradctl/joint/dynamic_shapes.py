@@ -41,10 +41,12 @@ def free_sizes(fakes: Mapping[str, Tensor], free: Mapping[str, Mapping[int, str]
             expression = _expression(fakes[name].shape[axis])
             if not free_symbols(fakes[name].shape[axis]):
                 instead = " Give an example with two or more: torch fixes a size of one." if expression == 1 else ""
-                raise JointExportError(f"it is fixed to {size}={expression}, and --dynamic asks for any.{instead}")
+                raise JointExportError(
+                    f"the model fixes the size {size} to {expression}, which --dynamic declares as symbolic.{instead}"
+                )
             other = found.setdefault(expression, size)
             if other != size:
-                raise JointExportError(f"{other} and {size} of --dynamic are always equal: give them one name.")
+                raise JointExportError(f"{other} and {size} of --dynamic are always equal: use one name for both.")
     return found
 
 

@@ -13,7 +13,7 @@ _STEP = str(Path(__file__).with_name("step.py"))
 
 
 class JointExportError(Exception):
-    """There is no joint graph of this model; its text is the reason, in a sentence."""
+    """There is not a joint graph of this model; its text is the reason, in a sentence."""
 
 
 def here() -> str:

@@ -56,13 +56,13 @@ class Places(OperatorMode):
     def _run(self, func: Any, args: Any, kwargs: Any, place: str) -> Any:
         if func is _aten._pack_padded_sequence.default:
             raise JointExportError(
-                f"a packed sequence has sizes that depend on values{place}: pad it, and mask what it gives."
+                f"a packed sequence has sizes that depend on values{place}: pad it, and mask the result."
             )
         tags = set(getattr(func, "tags", ())) & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
         if not tags:
             return func(*args, **kwargs)
         said, instead = _SAID.get(func, (name_of(func), "keep all of it, and multiply by a mask or use torch.where"))
-        sized = f"the size of what {said} gives depends on values{place}: {instead}."
+        sized = f"the size of the result of {said} depends on values{place}: {instead}."
         try:
             value = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -85,7 +85,7 @@ def _values(place: str) -> str:
 _SAID = {
     _aten.bincount.default: ("bincount", "sum one_hot over the rows"),
     _aten.index.Tensor: ("an index by a mask", "multiply by the mask, or use torch.where"),
-    _aten.repeat_interleave.Tensor: ("repeat_interleave", "give its output_size"),
+    _aten.repeat_interleave.Tensor: ("repeat_interleave", "pass output_size"),
 }
 
 

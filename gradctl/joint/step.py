@@ -176,7 +176,7 @@ class TrainingStep:
             there = list(names.values())
             raise TargetError(
                 "GC104",
-                f"--wrt {' '.join(self.wrt)} names nothing that asks for a gradient"
+                f"--wrt {' '.join(self.wrt)} matches nothing that requires a gradient"
                 f"{nearest(self.wrt[0], there)}: there are {', '.join(there[:_FEW]) or 'none'}.",
             )
         return {name: leaves_by_name[name] for name in names if name in wanted}

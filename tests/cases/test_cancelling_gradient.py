@@ -44,7 +44,7 @@ def test_rounding_around_zero_is_silent():
 
 
 def test_a_gradient_where_zero_belongs_is_named():
-    assert "for an expanded (stride 0) cotangent" in finding(judge(Net(CentresByStride), X), "GC408").message
+    assert "for an expanded (stride 0) incoming gradient" in finding(judge(Net(CentresByStride), X), "GC408").message
 
 
 class ZeroBesides(nn.Module):

@@ -1,4 +1,4 @@
-"""A backward that is not linear in its cotangent: right for small ones, and clipped for those of a large loss."""
+"""A backward that is not linear in the incoming gradient: right for small ones, clipped for those of a large loss."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ class Last(nn.Module):
 def test_a_backward_that_is_not_linear_is_an_error_that_can_be_allowed(function):
     unit = judge(Last(function), X)
     found = finding(unit, "GC408")
-    assert found.message.startswith(f"{function.__name__}.backward is not linear in its cotangent: one that is 2^")
+    assert found.message.startswith(
+        f"{function.__name__}.backward is not linear in the incoming gradient: for one that is 2^"
+    )
     assert (found.severity, found.allow, unit.verdict) == ("error", f"GC408:{function.__name__}", "fail")
 
 

@@ -139,7 +139,7 @@ class WrittenAfter(Net):
 CASES = {
     "expanded": (Expanded, CountsCopies, Sine, "where 'x' is expanded (stride 0)"),
     "not contiguous": (Sliced, SkipsGaps, Sine, "where 'x' is not contiguous"),
-    "cotangent": (TransposedAfter, ReadsMemory, Sine, "where its cotangent is not contiguous"),
+    "cotangent": (TransposedAfter, ReadsMemory, Sine, "where its incoming gradient is not contiguous"),
     "shared inputs": (Squared, ForgetsOneOfTwo, Product, "where 'x' and 'y' share memory"),
     "output is a view": (WrittenAfter, FiniteWhenRead, Finite, "'x' and output 0 share memory"),
 }

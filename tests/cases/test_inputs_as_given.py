@@ -36,7 +36,7 @@ def test_a_reentrant_checkpoint_around_the_first_layer_loses_its_gradients_in_tr
     assert wrong_tensors(unit) == ["param:first.bias", "param:first.weight"]
     assert {each.code for each in unit.findings if each.severity == "error"} == {"GC416"}
     assert (
-        serious(unit)[0] == "GC416 in training, where the inputs ask for no gradient, param:first.weight receives none."
+        serious(unit)[0] == "GC416 in training, where the inputs require no gradient, param:first.weight receives none."
     )
 
 
@@ -110,7 +110,7 @@ class Forces(nn.Module):
 def test_a_model_that_needs_the_gradient_of_its_input_is_judged_with_it_and_a_note():
     unit = judge(Forces(), X)
     assert_passes(unit)
-    assert "raises when its inputs ask for no gradient" in finding(unit, "GC416").message
+    assert "raises an error if its inputs require no gradient" in finding(unit, "GC416").message
 
 
 class PenalisedIfAsked(Forces):
@@ -124,7 +124,7 @@ class PenalisedIfAsked(Forces):
 def test_a_model_that_computes_another_value_is_judged_as_it_is_given():
     unit = judge(PenalisedIfAsked(), X)
     assert_passes(unit)
-    assert "computes something else" in finding(unit, "GC416").message
+    assert "computes another result" in finding(unit, "GC416").message
     assert codes(unit) == {"GC416"}  # nothing raises, and in float64 it computes the same
     assert "input:x" not in {tensor.tensor for tensor in unit.tensors}
 

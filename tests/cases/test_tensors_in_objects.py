@@ -184,7 +184,7 @@ def test_a_global_that_a_method_reads_is_named_and_its_gradient_left_alone():
     unit = judge(ReadsAGlobal(), X)
     assert_passes(unit)
     message = finding(unit, "GC421").message
-    assert message.startswith("a tensor float32[5] requires a gradient and is not judged") and SCALE.grad is None
+    assert message.startswith("a tensor float32[5] requires a gradient and is not checked") and SCALE.grad is None
 
 
 SCALE = torch.ones(5, requires_grad=True)

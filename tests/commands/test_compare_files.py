@@ -133,7 +133,7 @@ def test_ports_that_do_not_fit_are_listed(a, tmp_path):
     with pytest.raises(TargetError) as caught:
         compare_files(a, b)
     assert caught.value.message == (
-        f"{b} does not stand in for {a}: input x is int64[4, 8], not float32[n, 16]; 2 outputs (y, z), not 1 (y)."
+        f"{b} is not interchangeable with {a}: input x is int64[4, 8], not float32[n, 16]; 2 outputs (y, z), not 1 (y)."
     )
 
 

@@ -150,7 +150,7 @@ def test_a_file_that_onnxruntime_does_not_run_says_why(tmp_path):
 
 def test_an_opset_that_cannot_be_had_says_why(tmp_path):
     exported = export(subject_of(two_layers()), tmp_path / "net.onnx", opset=99)
-    assert exported.unit.reason == "the exporter gives opset 18 and cannot turn it into opset 99."
+    assert exported.unit.reason == "the exporter produces opset 18 and cannot convert it to opset 99."
 
 
 def test_the_users_model_is_not_changed(tmp_path):

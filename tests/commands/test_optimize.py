@@ -291,7 +291,7 @@ def test_a_graph_that_differs_from_itself_is_inconclusive(tmp_path):
     optimized = optimize_file(path, tmp_path / "b.onnx", Options(passes_of_level("safe")))
     assert (optimized.unit.verdict, optimized.written) == ("inconclusive", False)
     assert optimized.unit.reason == (
-        "the graph differs from itself when run twice, so no pass can be held against it: y."
+        "the graph differs from itself when run twice, so no pass can be compared with it: y."
     )
     assert [each.name for each in tmp_path.iterdir()] == ["a.onnx"]
 

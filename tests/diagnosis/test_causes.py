@@ -389,7 +389,7 @@ def test_a_mode_that_matters_is_said_and_one_that_does_not_is_not():
         each.message for each in compared("trace", planted(Normalised).train(), X).findings if each.code == "GC220"
     ]
     assert len(notes) == 1
-    assert "BatchNorm1d: in training mode it takes the statistics of the batch" in notes[0]
+    assert "BatchNorm1d: in training mode it uses the statistics of the batch" in notes[0]
     assert usual(compared("trace", planted(Net).train(), X)) == []
 
 

@@ -151,7 +151,7 @@ def test_a_file_that_unpacks_to_far_more_than_it_has_is_not_unpacked(tmp_path, t
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "model.pt2")
-    said = "GC142 FILE is a pipe or a device, and no file. Write what it gives into a file."
+    said = "GC142 FILE is a pipe or a device, not a file. Write its contents to a file."
     assert message_of(tmp_path / "model.pt2") == said
 
 
@@ -261,7 +261,7 @@ def test_a_file_of_another_model_lists_what_differs(saved):
     with pytest.raises(TargetError) as caught:
         ensure_fits(load(path, trusted=True), instance_of(other), "model.pt")
     assert str(caught.value) == (
-        "GC141 model.pt is no form of net.py:model: 9 of 9 names differ: unknown 2.bias, 1.running_mean, "
+        "GC141 model.pt is not a form of net.py:model: 9 of 9 names differ: unknown 2.bias, 1.running_mean, "
         "1.running_var and 1 more; of another shape 0.weight ([3, 4], not [6, 4]), 0.bias ([3], not [6]), "
         "1.weight ([3], not [6]) and 2 more."
     )
@@ -269,7 +269,7 @@ def test_a_file_of_another_model_lists_what_differs(saved):
 
 def test_a_frozen_program_holds_no_parameter(tmp_path):
     torch.jit.save(torch.jit.freeze(torch.jit.script(two_layers())), str(tmp_path / "model.pt"))
-    with pytest.raises(TargetError, match="GC141 the file is no form .* It holds none at all: was it frozen?"):
+    with pytest.raises(TargetError, match="GC141 the file is not a form .* It holds none at all: was it frozen?"):
         ensure_fits(load(tmp_path / "model.pt", trusted=True), instance_of(two_layers()))
 
 

@@ -297,7 +297,7 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
     ),
     "repeats": (
         of_values(lambda linear, x: linear(x).repeat_interleave(x.argmax(1), 0)),
-        r"what repeat_interleave gives depends on values \(.*, line \d+\): give its output_size\.",
+        r"what repeat_interleave gives depends on values \(.*, line \d+\): pass output_size\.",
     ),
     "packed sequence": (
         of_values(packed, 2, 3, 4),
@@ -313,9 +313,9 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
     ),
     "complex input": (
         lambda: (Act(lambda linear, x: linear(x.real)), torch.zeros(3, 4, dtype=torch.complex64)),
-        r"'input.args.0' is complex64, which onnxruntime does not take on the CPU: give it as torch.view_as_real\.",
+        r"'input.args.0' is complex64, which onnxruntime does not support on the CPU: pass it as torch.view_as_real\.",
     ),
-    "no gradient": (of_values(lambda linear, x: linear(x).detach()), "no output asks for a gradient"),
+    "no gradient": (of_values(lambda linear, x: linear(x).detach()), "no output requires a gradient"),
     "no fake implementation": (
         of_values(lambda linear, x: doubled(linear(x))),
         r"gradctl_tests::doubled has no fake implementation; .*\(test_capture.py, line \d+\)",

@@ -157,16 +157,20 @@ def test_a_model_that_does_one_thing_at_some_sizes_and_another_at_others_is_refu
 @pytest.mark.parametrize(
     ("act", "dynamic", "said"),
     [
-        (lambda hidden: hidden, {2: "width"}, "it is fixed to width=4, and --dynamic asks for any."),
+        (
+            lambda hidden: hidden,
+            {2: "width"},
+            "the model fixes the size width to 4, which --dynamic declares as symbolic.",
+        ),
         (
             lambda hidden: hidden.reshape(3, -1).reshape(3, 3, 4),
             {0: "batch"},
-            "it is fixed to batch=3, and --dynamic asks for any.",
+            "the model fixes the size batch to 3, which --dynamic declares as symbolic.",
         ),
         (
             lambda hidden: hidden[:, 0] + hidden.sum((0, 2))[:, None],
             {0: "batch", 1: "time"},
-            "batch and time of --dynamic are always equal: give them one name.",
+            "batch and time of --dynamic are always equal: use one name for both.",
         ),
     ],
 )
@@ -177,5 +181,7 @@ def test_a_size_that_is_not_free_is_refused(act, dynamic, said):
 
 
 def test_an_example_of_one_is_too_small():
-    with pytest.raises(CannotCapture, match=r"it is fixed to batch=1, .* Give an example with two or more"):
+    with pytest.raises(
+        CannotCapture, match=r"the model fixes the size batch to 1, .* Give an example with two or more"
+    ):
         graph_of(Act(lambda hidden: hidden), {0: "batch"}, sizes=(1, 3))

@@ -79,13 +79,13 @@ def test_a_folder_is_no_file(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "model.onnx")
-    said = "GC142 FILE is a pipe or a device, and no file. Write what it gives into a file."
+    said = "GC142 FILE is a pipe or a device, not a file. Write its contents to a file."
     assert refusal(tmp_path / "model.onnx") == said
 
 
 def test_a_device_is_not_read_to_its_end(tmp_path):
     (tmp_path / "model.onnx").symlink_to("/dev/zero")
-    said = "GC142 FILE is a pipe or a device, and no file. Write what it gives into a file."
+    said = "GC142 FILE is a pipe or a device, not a file. Write its contents to a file."
     assert refusal(tmp_path / "model.onnx") == said
 
 

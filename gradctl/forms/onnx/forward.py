@@ -129,7 +129,7 @@ def convert(
     model: ir.Model = found.model
     given = model.opset_imports.get("")
     if opset is not None and given != opset:
-        raise CannotCapture(f"the exporter gives opset {given} and cannot turn it into opset {opset}.")
+        raise CannotCapture(f"the exporter produces opset {given} and cannot convert it to opset {opset}.")
     return model
 
 
@@ -188,7 +188,7 @@ def to_float64(captured: Captured, instance: Instance) -> Captured:
         CannotCapture: always.
     """
     raise CannotCapture(
-        "onnxruntime has no float64 kernels for many operators; outputs are judged in the native dtype."
+        "onnxruntime has no float64 kernels for many operators; outputs are compared in the model's own dtype."
     )
 
 

@@ -52,7 +52,7 @@ def wrap_file(file: OnnxFile, instance: Instance) -> Captured:
     results = _match_ports("output", list(file.model.graph.output), outputs, differing)
     parameters, buffers = _values(file, instance, differing)
     if differing:
-        raise TargetError("GC141", f"{file.path} is no form of {instance.subject.target}: {'; '.join(differing)}.")
+        raise TargetError("GC141", f"{file.path} is not a form of {instance.subject.target}: {'; '.join(differing)}.")
     call = _Call(session(file), instance.subject.model, feeds, results, structure)
     operators = dict(Counter(node.op_type for node in nodes(file.model)).most_common())
     return Captured(

@@ -26,12 +26,12 @@ from gradctl.subject.instance import Instance
 _UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>")
 # By the name of an operator, the first that fits.
 _INSTEAD = (
-    (r"^(?!aten\.|prims\.)", "it is no operator of torch; write it with those that are"),
+    (r"^(?!aten\.|prims\.)", "it is not an operator of torch; use operators of torch"),
     (r"sparse|_coo|_cs[rc]", "use dense tensors"),
     (r"quantize", "round by hand, straight through: x + (rounded - x).detach()"),
-    (r"median|mode|kthvalue", "sort, and take the entry"),
-    (r"linalg|_svd|_eig|lu_|lobpcg", "compute it outside, and give what it gives as an input"),
-    (r"", "write it with other operators, or compute it outside and give what it gives as an input"),
+    (r"median|mode|kthvalue", "sort, and select the element"),
+    (r"linalg|_svd|_eig|lu_|lobpcg", "compute it outside of the model, and pass the result as an input"),
+    (r"", "use other operators, or compute it outside of the model and pass the result as an input"),
 )
 
 
@@ -119,8 +119,8 @@ def _ensure_numpy_dtypes(joint: Joint) -> None:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor) and (value.dtype == torch.bfloat16 or value.is_complex()):
             dtype = str(value.dtype).removeprefix("torch.")
-            instead = "give it as torch.view_as_real" if value.is_complex() else "use float32"
-            raise CannotCapture(f"{name!r} is {dtype}, which onnxruntime does not take on the CPU: {instead}.")
+            instead = "pass it as torch.view_as_real" if value.is_complex() else "use float32"
+            raise CannotCapture(f"{name!r} is {dtype}, which onnxruntime does not support on the CPU: {instead}.")
 
 
 def _refusal(error: BaseException, joint: Joint) -> str:

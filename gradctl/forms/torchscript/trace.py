@@ -27,7 +27,7 @@ def capture(instance: Instance) -> Captured:
     args, kwargs = instance.inputs()
     for name, value in input_names(instance.model, args, kwargs):
         if not isinstance(value, Tensor):
-            raise CannotCapture(f"torch.jit.trace takes tensors only, and input {name!r} is {value!r:.40}.")
+            raise CannotCapture(f"torch.jit.trace accepts tensors only, and input {name!r} is {value!r:.40}.")
     seed_generators(instance.subject.seed + 1)  # not the seed of a run: a number fixed at capture must differ
     values = (*args, *(kwargs[name] for name in _ordered(instance.model, kwargs)))
     captured = capture_script("trace", lambda: _trace(instance.model, len(args), kwargs, values))

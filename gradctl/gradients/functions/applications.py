@@ -360,7 +360,7 @@ class _SweepInPlace(_Sweep):
             for k, u in enumerate(cotangents):
                 if u is not None:
                     arrived[k] = u.detach().clone()
-                    self._memory[number] += [f"its cotangent is {_LAYOUTS[each]}" for each in layout(u)]
+                    self._memory[number] += [f"its incoming gradient is {_LAYOUTS[each]}" for each in layout(u)]
             leaves[:] = self._gradients_of_leaves()
 
         def returned(gradients: Sequence[Tensor | None], _: Any) -> None:

@@ -228,8 +228,9 @@ def nothing_in_front(target: str, functions: Iterable[FunctionClass]) -> Nothing
     names = ", ".join(sorted(function_name(function) for function in functions))
     return NothingToCheck(
         "GC110",
-        f"every output of {target} is behind {names}, which is allowed and cannot be judged around: its backward is "
-        "once_differentiable or not linear in its cotangent. Make it a torch program, or check what comes before it.",
+        f"every output of {target} is behind {names}, which is accepted and cannot be excluded: its backward is "
+        "once_differentiable or not linear in the incoming gradient. Write it with torch operations, or check the part "
+        "of the model before it.",
     )
 
 

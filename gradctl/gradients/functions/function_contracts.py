@@ -68,7 +68,7 @@ def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Func
     if in_place := _in_place_fault(part):
         return in_place
     worst = max(wrong, key=lambda i: wrong[i].error or 0.0)
-    what = "gives no gradient for" if wrong[worst].verdict == "missing" else "is not the derivative in"
+    what = "computes no gradient for" if wrong[worst].verdict == "missing" else "is not the derivative in"
     places = ", ".join(repr(part.leaves[i].name) for i in wrong)
     vote = forward_mode_vote(judge, part.push) if _has_forward_mode(call.function) else None
     said = {"vjp": "; its jvp agrees with finite differences", "both": "; its jvp is wrong too", None: ""}[vote]
@@ -168,7 +168,7 @@ def _in_place_fault(part: FunctionPart) -> FunctionFault | None:
     part.pull(outputs, handed)
     if all(map(torch.equal, handed, gaussian(outputs))):
         return None
-    return part.fault("layout", "changes its cotangent in place", caller="shared")
+    return part.fault("layout", "changes the incoming gradient in place", caller="shared")
 
 
 def _compare(
@@ -193,8 +193,8 @@ def _linearity_fault(part: FunctionPart, expected: Gradients) -> FunctionFault |
             return [None if g is None else g / size for g in gradients]
 
         large = f"2^{exponent} times as large"
-        differs = f"is not linear in its cotangent: one that is {large} gives a gradient that is not,"
-        case = _Case("linear", f"for a cotangent {large}", differs)
+        differs = f"is not linear in the incoming gradient: for one that is {large}, its result is not,"
+        case = _Case("linear", f"for an incoming gradient {large}", differs)
         if (fault := _compare(part, gaussian, expected, scaled, case)) is not None:
             return fault
     return None
@@ -203,12 +203,12 @@ def _linearity_fault(part: FunctionPart, expected: Gradients) -> FunctionFault |
 def _layout_fault(part: FunctionPart, of_dense: Gradients) -> FunctionFault | None:
     """Compare one cotangent in two layouts, and an undefined one with zeros."""
     layouts: tuple[tuple[str, str, Cotangents], ...] = (
-        ("expanded", "for an expanded (stride 0) cotangent", expanded),
-        ("strided", "for a non-contiguous cotangent", _strided),
+        ("expanded", "for an expanded (stride 0) incoming gradient", expanded),
+        ("strided", "for a non-contiguous incoming gradient", _strided),
     )
     for caller, when, cotangents in layouts:
         expected = of_dense if cotangents is _strided else part.gradients(_contiguous(cotangents))
-        case = _Case("layout", when, f"gives another gradient {when}:", caller)
+        case = _Case("layout", when, f"computes another gradient {when}:", caller)
         fault = _compare(part, cotangents, expected, partial(part.gradients, cotangents), case)
         if fault is not None:
             return fault
@@ -228,7 +228,7 @@ def _undefined_fault(part: FunctionPart) -> FunctionFault | None:
             outputs[k] = UndefinedGrad()(outputs[k])  # torch's own: no cotangent arrives
             return part.pull(outputs, cotangents)
 
-        when = f"where output {k} has no cotangent (None)"
+        when = f"if output {k} has no gradient (None)"
         case = _Case("layout", when, f"is wrong {when}:", "undefined")
         if (fault := _compare(part, zeros, part.gradients(zeros), undefined, case)) is not None:
             return fault
@@ -242,7 +242,7 @@ def _input_off_faults(call: FunctionCall, everything: FunctionPart, gradients: G
         part = FunctionPart(call, everything.model, off=k)
         if not part.outputs():
             continue
-        when = f"where {leaf.name!r} asks for no gradient"
+        when = f"if {leaf.name!r} requires no gradient"
         case = _Case("layout", when, f"changes {when}:", "frozen")
         expected = [gradient for j, gradient in enumerate(gradients) if j != k]
         fault = _compare(part, gaussian, expected, partial(part.gradients, gaussian), case)

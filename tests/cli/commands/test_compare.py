@@ -102,8 +102,8 @@ def test_two_files_that_differ_are_told_apart_down_to_the_weight(files):
         ((SAMPLES / "mlp.py", "weights.pt"),
          "GC142 weights.pt holds no model: it is what torch.save wrote, weights or a pickled object. "
          "Give weights with --weights."),
-        ((SAMPLES / "linear.py", "mlp.onnx"), "GC141 mlp.onnx is no form of "),
-        ((SAMPLES / "linear.py", "mlp.pt2", "--trust"), "GC141 mlp.pt2 is no form of "),
+        ((SAMPLES / "linear.py", "mlp.onnx"), "GC141 mlp.onnx is not a form of "),
+        ((SAMPLES / "linear.py", "mlp.pt2", "--trust"), "GC141 mlp.pt2 is not a form of "),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_one_sentence(files, arguments, said):

@@ -186,8 +186,8 @@ def test_a_program_of_torch_is_held_against_the_model(tmp_path):
     assert "GC901" in gradctl("compare", SAMPLES / "mlp.py", path).stderr
     other = gradctl("compare", SAMPLES / "linear.py", path, "--trust")
     assert other.returncode == 2
-    assert "joint.pt2 is no joint graph of" in other.stderr
-    assert "it takes 'fc1.weight', which is not there" in other.stderr
+    assert "joint.pt2 is not a joint graph of" in other.stderr
+    assert "it has the unknown input 'fc1.weight'" in other.stderr
 
 
 def test_optimize_takes_a_joint_file(tmp_path):
@@ -212,7 +212,7 @@ def test_a_joint_file_is_held_against_the_model(tmp_path):
     finished = gradctl("compare", SAMPLES / "mlp.py", path, "--weights", tmp_path / "other.pt")
     assert (finished.returncode, "2 of 2 gradients are wrong" in finished.stdout) == (1, True)
     finished = gradctl("compare", SAMPLES / "linear.py", path)
-    assert (finished.returncode, "is no joint graph of" in finished.stderr) == (2, True)
+    assert (finished.returncode, "is not a joint graph of" in finished.stderr) == (2, True)
 
 
 WITH_DROPOUT = """
@@ -272,7 +272,7 @@ def test_a_dropout_mask_is_an_input_that_the_caller_draws(tmp_path):
         (
             ("mlp.py", "--graph", "joint", "--wrt", "input:z"),
             2,
-            "--wrt input:z names nothing that asks for a gradient (did you mean 'input:x'?): there are param:",
+            "--wrt input:z matches nothing that requires a gradient (did you mean 'input:x'?): there are param:",
         ),
         (("mlp.py", "--graph", "joint", "--freeze", "-o", "joint.pt2"), 2, "--freeze is of .onnx; a .pt2 takes its"),
         (("mlp.py", "-o", "joint.pt2"), 2, "joint.pt2: export writes .onnx, and .pt2 of --graph joint."),
@@ -317,8 +317,8 @@ REFUSED = {
     "an operator that ONNX lacks": (
         NET.format("return torch.linalg.eigvalsh(self.fc(x) + self.fc(x).T)"),
         "torch.ones(4, 4)",
-        "ONNX has no operator for aten._linalg_eigh (net.py, line 10): compute it outside, and give what it gives as "
-        "an input.",
+        "ONNX has no operator for aten._linalg_eigh (net.py, line 10): compute it outside of the model, and pass the "
+        "result as an input.",
     ),
     "two values of one name": (  # a submodule called input, and an input called weight
         "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
@@ -331,7 +331,7 @@ REFUSED = {
     "bfloat16": (
         "def make_model():\n    return nn.Linear(4, 4).bfloat16()\n",
         "torch.ones(2, 4, dtype=torch.bfloat16)",
-        "'weight' is bfloat16, which onnxruntime does not take on the CPU: use float32.",
+        "'weight' is bfloat16, which onnxruntime does not support on the CPU: use float32.",
     ),
 }
 

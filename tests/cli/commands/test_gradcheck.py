@@ -392,7 +392,7 @@ def test_straight_through_by_detach_passes_with_a_note_that_can_be_made_to_fail(
     target = "sample_models/straight_through_detach.py"
     finished = gradctl("gradcheck", target, cwd=ROOT)
     assert (finished.returncode, finished.stderr) == (0, "")
-    assert finished.stdout.startswith("note GC404 a value is cut from the gradient here")
+    assert finished.stdout.startswith("note GC404 gradient flow stops here")
     assert f"({target}:21)\nPASS: 5 gradients match" in finished.stdout
     strict = gradctl("gradcheck", target, "--fail-on", "note", cwd=ROOT)
     assert (strict.returncode, strict.stdout.splitlines()[-1]) == (1, "FAIL: 1 finding (gradctl explain GC404)")

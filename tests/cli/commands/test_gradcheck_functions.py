@@ -255,31 +255,36 @@ BROKEN = {
     AveragesExpanded: (
         "GC408",
         # 12 elements: the mean's gradient is a twelfth, which is off by 11/12.
-        "AveragesExpanded.backward gives another gradient for an expanded (stride 0) cotangent: off by 9.17e-01",
+        "AveragesExpanded.backward computes another gradient for an expanded (stride 0) incoming gradient: "
+        "off by 9.17e-01",
     ),
     DividesByStride: (
         "GC408",
-        "DividesByStride.backward raises for an expanded (stride 0) cotangent: ZeroDivisionError: integer division or "
-        "modulo by zero",
+        "DividesByStride.backward raises for an expanded (stride 0) incoming gradient: ZeroDivisionError: integer "
+        "division or modulo by zero",
     ),
-    ReadsMemory: ("GC408", "ReadsMemory.backward gives another gradient for a non-contiguous cotangent: off by "),
+    ReadsMemory: (
+        "GC408",
+        "ReadsMemory.backward computes another gradient for a non-contiguous incoming gradient: off by ",
+    ),
     Views: (
         "GC408",
-        "Views.backward raises for a non-contiguous cotangent: RuntimeError: view size is not compatible with input",
+        "Views.backward raises for a non-contiguous incoming gradient: RuntimeError: view size is not compatible with "
+        "input",
     ),
-    WritesCotangent: ("GC408", "WritesCotangent.backward changes its cotangent in place."),
+    WritesCotangent: ("GC408", "WritesCotangent.backward changes the incoming gradient in place."),
     MultipliesNone: (
         "GC408",
-        "MultipliesNone.backward raises where output 0 has no cotangent (None): TypeError: unsupported operand type(s)",
+        "MultipliesNone.backward raises if output 0 has no gradient (None): TypeError: unsupported operand type(s)",
     ),
-    StopsAtNone: ("GC408", "StopsAtNone.backward is wrong where output 0 has no cotangent (None): off by 1.00e+00"),
+    StopsAtNone: ("GC408", "StopsAtNone.backward is wrong if output 0 has no gradient (None): off by 1.00e+00"),
     AsksForTheFirst: (
         "GC408",
-        "AsksForTheFirst.backward changes where 'x' asks for no gradient: off by 1.00e+00 (relative).",
+        "AsksForTheFirst.backward changes if 'x' requires no gradient: off by 1.00e+00 (relative).",
     ),
     ReturnsWhatIsNeeded: (
         "GC408",
-        "ReturnsWhatIsNeeded.backward raises where 'x' asks for no gradient: RuntimeError: function "
+        "ReturnsWhatIsNeeded.backward raises if 'x' requires no gradient: RuntimeError: function "
         "ReturnsWhatIsNeededBackward returned an incorrect number of gradients (expected 2, got 1).",
     ),
     HalfTheTangent: ("GC413", "HalfTheTangent.jvp disagrees with its backward: <w, J v> = "),
@@ -322,7 +327,7 @@ def test_a_function_that_gives_an_output_gets_an_expanded_cotangent_from_sum_and
 def test_a_function_that_takes_an_input_of_the_model_meets_in_training_one_that_asks_for_no_gradient():
     unit = gradcheck(in_a_model(ReturnsWhatIsNeeded))
     found = finding(unit, "GC408")
-    assert found.message.startswith("ReturnsWhatIsNeeded.backward raises where 'y' asks for no gradient: RuntimeError")
+    assert found.message.startswith("ReturnsWhatIsNeeded.backward raises if 'y' requires no gradient: RuntimeError")
     assert (found.severity, codes(unit)) == ("error", {"GC408", "GC416"})
 
 
@@ -398,7 +403,7 @@ def test_allowed_with_nothing_in_front_of_it_there_is_nothing_to_check():
     with pytest.raises(NothingToCheck) as raised:
         gradcheck(as_target(WrongOnce), allows=["GC408:WrongOnce"])
     assert str(raised.value) == (
-        "GC110 every output of WrongOnce is behind WrongOnce, which is allowed and cannot be judged around: its "
-        "backward is once_differentiable or not linear in its cotangent. Make it a torch program, or check what comes "
-        "before it."
+        "GC110 every output of WrongOnce is behind WrongOnce, which is accepted and cannot be excluded: its "
+        "backward is once_differentiable or not linear in the incoming gradient. Write it with torch operations, or "
+        "check the part of the model before it."
     )

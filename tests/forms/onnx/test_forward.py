@@ -242,7 +242,7 @@ def test_the_opset_is_the_one_that_is_asked_for(exported, opset):
 @pytest.mark.parametrize("opset", [11, 99])
 def test_an_opset_that_cannot_be_had_is_refused(opset):
     said = refusal(lambda: form.export_graph(instance_of(two_layers(), X), opset=opset))
-    assert said == f"the exporter gives opset 18 and cannot turn it into opset {opset}."
+    assert said == f"the exporter produces opset 18 and cannot convert it to opset {opset}."
 
 
 # ------------------------------------------------------------------ free sizes
@@ -397,7 +397,7 @@ def test_an_operator_without_a_conversion_is_refused():
 def test_float64_is_refused():
     instance = instance_of(two_layers(), X)
     assert refusal(lambda: form.to_float64(form.capture(instance), instance)) == (
-        "onnxruntime has no float64 kernels for many operators; outputs are judged in the native dtype."
+        "onnxruntime has no float64 kernels for many operators; outputs are compared in the model's own dtype."
     )
 
 

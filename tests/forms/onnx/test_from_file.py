@@ -173,12 +173,12 @@ def test_what_does_not_fit_is_listed(file, ports, said):
     inputs, results = (re.findall(r"\] (\w+)", half) for half in ports.split("=>"))
     body = " ".join(f"{name} = Identity({inputs[0]})" for name in results)
     path = file(f"g {ports} {{ {body} }}")
-    assert refusal(path) == f"FILE is no form of net.py:model: {said}."
+    assert refusal(path) == f"FILE is not a form of net.py:model: {said}."
 
 
 def test_an_input_that_is_no_tensor_is_listed(file):
     path = file("g (seq(float[2,3]) a, float[2,3] b) => (float[2,3] output) { output = Neg(b) }")
-    assert refusal(path) == "FILE is no form of net.py:model: input a is sequence_type, not float32[2, 3]."
+    assert refusal(path) == "FILE is not a form of net.py:model: input a is sequence_type, not float32[2, 3]."
 
 
 def test_an_initializer_of_another_shape_is_named(tmp_path):
@@ -186,8 +186,8 @@ def test_an_initializer_of_another_shape_is_named(tmp_path):
     form.save(form.export_graph(Instance(subject_of(nn.Linear(4, 3), torch.ones(2, 4)))).artifact, tmp_path / "m.onnx")
     said = refusal(tmp_path / "m.onnx", subject_of(wide, torch.ones(2, 4)))
     assert said == (
-        "FILE is no form of net.py:model: output output is float32[2, 3], not float32[2, 5]; weight has shape [3, 4], "
-        "not [5, 4]; bias has shape [3], not [5]."
+        "FILE is not a form of net.py:model: output output is float32[2, 3], not float32[2, 5]; weight has shape "
+        "[3, 4], not [5, 4]; bias has shape [3], not [5]."
     )
 
 

@@ -88,7 +88,7 @@ class WithMode(Net):
 
 @pytest.mark.parametrize(("args", "kwargs"), [((X, "double"), {}), ((X,), {"mode": "double"})])
 def test_an_input_that_is_no_tensor_is_refused_by_name(args, kwargs):
-    with pytest.raises(CannotCapture, match=r"^torch.jit.trace takes tensors only, and input 'mode' is 'double'\.$"):
+    with pytest.raises(CannotCapture, match=r"^torch.jit.trace accepts tensors only, and input 'mode' is 'double'\.$"):
         capture(instance(WithMode(), args, kwargs))
     with pytest.raises(RuntimeError):
         torch.jit.trace(WithMode(), (X, "double"))

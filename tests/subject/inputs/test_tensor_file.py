@@ -65,7 +65,7 @@ def checkpoint(path, **changes):
 def test_a_pipe_is_not_waited_for(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     os.mkfifo(path)
-    assert refusal(path) == "GC122 FILE is a pipe or a device, and no file. Write what it gives into a file."
+    assert refusal(path) == "GC122 FILE is a pipe or a device, not a file. Write its contents to a file."
 
 
 def test_a_device_is_not_read_to_its_end(tmp_path):
