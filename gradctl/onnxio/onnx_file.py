@@ -237,7 +237,7 @@ def _ensure_in_folder(path: Path, tensor: onnx.TensorProto) -> None:
 
 
 def _trust_problem(folder: Path, location: str) -> str:
-    """Return why external data may not be read, and what to do with them; an empty text if they may."""
+    """Return the reason why external data must not be read, and the remedy; an empty text if they may be read."""
     paths = PurePosixPath(location), PureWindowsPath(location)
     if any(path.is_absolute() for path in paths):
         return f"the absolute path {location!r}. Put them"

@@ -41,7 +41,7 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def invalid(problem: str) -> TargetError:
-    """Return GC601 for a file that the program which wrote it has to write otherwise."""
+    """Return GC601 for a file with invalid content; ``problem`` is the message without its remedy."""
     return TargetError("GC601", f"{problem}. Write the file again.")
 
 

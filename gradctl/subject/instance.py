@@ -369,7 +369,7 @@ def _refuse_iterators(subject: Subject) -> None:
 
 
 def lazy_parameters(subject: Subject, names: Sequence[str], said: str = "", details: str = "") -> TargetError:
-    """Return GC112 for parameters without a shape; ``said`` tells what became of an attempt to infer it."""
+    """Return GC112 for parameters without a shape; ``said`` is the result of an attempt to infer it."""
     return TargetError(
         "GC112",
         f"{subject.target} has lazy parameters, without a shape yet ({', '.join(names[:3])}){said}; run it once on an "

@@ -121,7 +121,7 @@ def _opened_tuple(value: tuple[Any, ...]) -> _Opened | None:
     if not any(_holds_tensor(item) for item in value):
         return None
 
-    # Without its constructor, which may want more.
+    # The constructor is not called: it may require other arguments.
     return _Opened(_numbered(value), lambda _, new: _with_attributes(tuple.__new__(kind, new), attributes(value)))
 
 
