@@ -186,7 +186,7 @@ def _flipped(form: str, each: ModelDifference) -> Finding:
         tensor=each.name,
         verdict="same",
         message=f"the gradient of {each.name} differs in {form} with {each.trial.name} by {each.error:.2e} (relative), "
-        "and not on fresh inputs: a relu or a max fell to the other side by one rounding.",
+        "and not on fresh inputs: a relu or a max took the other side because of rounding.",
     )
 
 

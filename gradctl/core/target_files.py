@@ -48,7 +48,7 @@ def tensor_file(path: Path, suffixes: Sequence[str]) -> Path:
         path = first if ".pb" in suffixes and first.is_file() else path
     suffix = path.suffix.lower()
     if suffix not in suffixes:
-        raise TargetError("GC122", f"{path} is of no kind that is read here: {', '.join(suffixes)}.")
+        raise TargetError("GC122", f"{path} has an unsupported suffix; supported: {', '.join(suffixes)}.")
     ensure_plain(path, "GC122", f"*{suffix}")
     return path
 

@@ -169,7 +169,7 @@ def _redrawn(comparison: FormComparison, wrong: set[Key]) -> Iterator[tuple[Key,
     explained: set[Key] = set()
     for runs, words in (
         (_two_calls, "draws other random numbers at each call from one seed, and eager the same"),
-        (_moved_before_backward, "draws random numbers anew in its backward, where eager keeps those of the forward"),
+        (_moved_before_backward, "draws random numbers again in its backward, and eager reuses those of the forward"),
     ):
         forms, eagers = runs(comparison.captured, trial, comparison.program.state), runs(own, trial, State([]))
         if forms is None or eagers is None:

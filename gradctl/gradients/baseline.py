@@ -148,8 +148,8 @@ def _first_run(subject: Subject) -> tuple[ObservedInstance, dict[str, Tensor], N
         except NoGradient as error:
             raise NothingToCheck(
                 "GC110",
-                f"no output of {subject.target} has a gradient: each is an integer, a constant, or cut from every leaf "
-                "(detach, no_grad). There is nothing to check.",
+                f"no output of {subject.target} has a gradient: each is an integer, a constant, or detached from every "
+                "leaf (detach, no_grad). There is nothing to check.",
             ) from error
         except TargetError:
             raise

@@ -88,8 +88,8 @@ def cast_note(
     return note(
         "GC411",
         f"in float64 {name} differs by {errors[name]:.2e} (relative) from the native "
-        f"{str(own.dtype).removeprefix('torch.')} run: casts to narrower dtypes inside the model are taken as exact, "
-        "as autograd takes them.",
+        f"{str(own.dtype).removeprefix('torch.')} run: casts to narrower dtypes inside the model are treated as exact, "
+        "as in autograd.",
         quantity="output",
         tensor=name,
     )

@@ -109,6 +109,6 @@ def shared_note(names: Iterable[str]) -> Finding:
     return note(
         "GC422",
         f"the copy that is checked shares {listed} with your model, because a __deepcopy__ does not copy; it "
-        "is used as it is, in its own dtype, and put back after the check.",
+        "is used without a copy, in its own dtype, and restored after the check.",
         "remove that __deepcopy__, or let it copy.",
     )

@@ -39,7 +39,7 @@ from gradctl.tracing.recording import BranchChanged, Cut
 from gradctl.tracing.tracer import Apply, FunctionClass, SourceLine, Tracer
 
 _BRANCH = "a branch or loop depends on the value of a tensor: trace keeps the side taken here, export rejects it"
-_BY_HAND = "its backward is written by hand: export drops it, onnx too"
+_BY_HAND = "it has a custom backward: export and onnx drop it"
 _FOREIGN = "it is not torch's own: its gradient, and what a file with it needs, is its library's"
 _NUMBER = "a Python number is taken out of a tensor: trace bakes its value in"
 # What torch registers itself; an operator of any other namespace is the user's, or another library's.

@@ -79,7 +79,7 @@ def _ensure_no_branch(name: str, size: Any) -> None:
     for place, condition in _branches(size):
         wanted = condition.xreplace(dict.fromkeys(size.node._expr.free_symbols, sympy.Symbol(name, integer=True)))
         if place.name == _SLICE and condition.xreplace(dict.fromkeys(condition.free_symbols, _LARGE)) is sympy.false:
-            raise JointExportError(f"a slice wants {wanted}: assert that before it, or leave {name} fixed.")
+            raise JointExportError(f"a slice requires {wanted}: assert this before it, or keep {name} fixed.")
         if is_users(place.filename) and not _only_refuses(place):
             where = line_of(place.filename, place.lineno)
             raise JointExportError(

@@ -87,7 +87,7 @@ class RandomInputs(OperatorMode):
             return func(*args, **kwargs)
         bound = _bound(func, args, kwargs)
         if bound.pop("generator", None) is not None:
-            message = f"the forward draws from a generator of its own{here()}: use torch's, or draw outside."
+            message = f"the forward draws from its own generator{here()}: use torch's, or draw outside."
             raise JointExportError(message)
         if func in _DECOMPOSED:
             return _DECOMPOSED[func](self._generate, **bound)
@@ -127,7 +127,7 @@ class RandomInputs(OperatorMode):
     def _replacement(self, given: Sequence[Tensor], number: int, func: Any, args: Any) -> Tensor:
         if number == len(given):
             raise JointExportError(
-                f"the backward draws random numbers of its own ({name_of(func)}): draw them in the forward."
+                f"the backward draws its own random numbers ({name_of(func)}): draw them in the forward."
             )
         return args[0].copy_(given[number]) if writes(func) else given[number].clone()
 

@@ -60,7 +60,7 @@ class Pipeline:
         progress: Callable[[str], None],
     ) -> None:
         self.folder, self.seed, self.progress = folder, seed, progress
-        progress("running the graph as it is")
+        progress("running the unchanged graph")
         self.current = shelve(onnx.load(path), folder / "graph-0.onnx")
         try:
             self.verified = VerifiedGraph(self.current, example, seed)

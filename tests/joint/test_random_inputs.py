@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "as many as values say": (lambda hidden: F.rrelu(hidden, training=True), "aten.rrelu_with_noise draws"),
     "generator": (
         lambda hidden: hidden + torch.randn(4, generator=torch.Generator().manual_seed(2)),
-        r"the forward draws from a generator of its own \(test_random_inputs.py, line \d+\)",
+        r"the forward draws from its own generator \(test_random_inputs.py, line \d+\)",
     ),
     "seed": (seeded, r"the model sets the state of torch's random generator \(test_random_inputs.py, line \d+\)"),
     "python": (lambda hidden: hidden * random.random(), "the forward draws random numbers from python's generator"),

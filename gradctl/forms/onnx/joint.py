@@ -28,7 +28,7 @@ _UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)', o
 _INSTEAD = (
     (r"^(?!aten\.|prims\.)", "it is not an operator of torch; use operators of torch"),
     (r"sparse|_coo|_cs[rc]", "use dense tensors"),
-    (r"quantize", "round by hand, straight through: x + (rounded - x).detach()"),
+    (r"quantize", "use a straight-through rounding: x + (rounded - x).detach()"),
     (r"median|mode|kthvalue", "sort, and select the element"),
     (r"linalg|_svd|_eig|lu_|lobpcg", "compute it outside of the model, and pass the result as an input"),
     (r"", "use other operators, or compute it outside of the model and pass the result as an input"),

@@ -37,7 +37,7 @@ def read_array(member: IO[bytes], size: int) -> np.ndarray[Any, Any]:
     """
     version = np.lib.format.read_magic(member)
     if version not in _HEADERS:
-        raise ValueError(f"its .npy format {version[0]}.{version[1]} is none for numbers")
+        raise ValueError(f"its .npy format {version[0]}.{version[1]} is not supported")
     try:
         shape, _, dtype = _HEADERS[version](member)
     except (SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:  # of Python's parser

@@ -139,7 +139,9 @@ def inputs_from_beside(name: str, found: Any, model: Callable[..., Any]) -> Inpu
         raise TargetError("GC104", said, details=user_frames(error)) from error
     if value is None or isinstance(value, (list, str)):
         kind = "None" if value is None else f"a {type(value).__name__}"
-        said = f"{name}() gives {kind}. Return a tuple of the inputs in order, a dict of keyword inputs, or one tensor."
+        said = (
+            f"{name}() returns {kind}. Return a tuple of the inputs in order, a dict of keyword inputs, or one tensor."
+        )
         raise TargetError("GC104", said)
     if isinstance(value, Mapping):
         return _fitted(model, (), {str(key): child for key, child in value.items()}, by_position=False)

@@ -38,7 +38,7 @@ def no_inputs(model: Callable[..., Any], options: TargetOptions) -> TargetError:
     factory = "" if is_module or "." in name else f" If {name} makes a model, give its arguments by --arg."
     return TargetError(
         "GC107",
-        f"{options.target} has no inputs. Define {beside} beside it, or fit this to your data: {line}.{factory}",
+        f"{options.target} has no inputs. Define {beside} next to it, or adapt this to your data: {line}.{factory}",
     )
 
 

@@ -257,8 +257,8 @@ def test_without_inputs_the_line_to_type_is_proposed_and_works(folder):
     finished = gradctl("gradcheck", "line.py", cwd=folder)
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr == (
-        "GC107 line.py has no inputs. Define example_inputs() beside it, or fit this to your data: gradctl gradcheck "
-        "line.py --input 'input=f32[8,3]'.\n"
+        "GC107 line.py has no inputs. Define example_inputs() next to it, or adapt this to your data: "
+        "gradctl gradcheck line.py --input 'input=f32[8,3]'.\n"
     )
     (line,) = re.findall(r"gradctl (gradcheck .*)\.$", finished.stderr)
     typed = gradctl(*shlex.split(line), cwd=folder)

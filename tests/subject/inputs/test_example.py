@@ -238,7 +238,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path):
     whole = (tmp_path / "inputs.npz").read_bytes()
     assert refused("input.npz") == f"GC122 there is no file '{tmp_path}/input.npz' (did you mean 'inputs.npz'?)."
     assert refused("inputs.csv", b"1,2") == (
-        f"GC122 {tmp_path}/inputs.csv is of no kind that is read here: .npz, .pb, .safetensors, .pt, .pth, .bin."
+        f"GC122 {tmp_path}/inputs.csv has an unsupported suffix; supported: .npz, .pb, .safetensors, .pt, .pth, .bin."
     )
     assert refused("inputs.npz", b"") == f"GC122 {tmp_path}/inputs.npz is empty. Write it again."
     assert refused("inputs.npz", whole[:-30]) == (
@@ -287,8 +287,8 @@ def test_a_dict_for_a_function_class_goes_by_position():
 def test_a_function_beside_that_gives_a_list_or_nothing_is_told_what_to_return():
     for value, kind in (([1], "a list"), (None, "None"), ("x", "a str")):
         assert message(lambda value=value: inputs_from_beside("net_inputs", lambda: value, TwoInputs())) == (
-            f"GC104 net_inputs() gives {kind}. Return a tuple of the inputs in order, a dict of keyword inputs, or one "
-            "tensor."
+            f"GC104 net_inputs() returns {kind}. Return a tuple of the inputs in order, a dict of keyword inputs, or "
+            "one tensor."
         )
 
 
@@ -363,7 +363,7 @@ def test_of_a_forward_that_needs_nothing_the_first_gets_an_input():
 def test_without_inputs_the_line_to_type_is_proposed():
     error = no_inputs(nn.Linear(784, 10), TargetOptions("m.py"))
     assert str(error) == (
-        "GC107 m.py has no inputs. Define example_inputs() beside it, or fit this to your data: "
+        "GC107 m.py has no inputs. Define example_inputs() next to it, or adapt this to your data: "
         "gradctl gradcheck m.py --input 'input=f32[8,784]'."
     )
 
@@ -377,12 +377,13 @@ def test_for_a_function_the_other_reading_is_named_too():
     def blend(x, y): ...
 
     assert str(no_inputs(blend, TargetOptions("m.py:blend"))) == (
-        "GC107 m.py:blend has no inputs. Define blend_inputs() beside it, or fit this to your data: gradctl gradcheck "
-        "m.py:blend --input 'x=f32[8,8]' --input 'y=f32[8,8]'. If blend makes a model, give its arguments by --arg."
+        "GC107 m.py:blend has no inputs. Define blend_inputs() next to it, or adapt this to your data: "
+        "gradctl gradcheck m.py:blend --input 'x=f32[8,8]' --input 'y=f32[8,8]'. If blend makes a model, give its "
+        "arguments by --arg."
     )
     assert str(no_inputs(Scale.apply, TargetOptions("m.py:Scale"))) == (
-        "GC107 m.py:Scale has no inputs. Define Scale_inputs() beside it, or fit this to your data: gradctl gradcheck "
-        "m.py:Scale --input 'x=f32[8,8]'."
+        "GC107 m.py:Scale has no inputs. Define Scale_inputs() next to it, or adapt this to your data: "
+        "gradctl gradcheck m.py:Scale --input 'x=f32[8,8]'."
     )
 
 

@@ -95,7 +95,7 @@ def test_a_link_to_a_file_is_a_file(tmp_path):
         (npy("-" * 9000 + "1"), "its header is no Python literal"),
         (npy("[" * 150 + "]" * 150), "(Header is not a dictionary"),
         (npy(HEADER.format(dtype="<f4", shape="(-1,)"), b"1234"), "negative dimensions"),
-        (b"\x93NUMPY\x09\x00", "(its .npy format 9.0 is none for numbers)"),
+        (b"\x93NUMPY\x09\x00", "(its .npy format 9.0 is not supported)"),
         (b"words of text", "the magic string is not correct"),
     ],
     ids=[

@@ -154,7 +154,7 @@ def test_inputs_of_a_dotted_name_have_it_with_underscores(write):
 def test_without_inputs_the_line_to_type_is_proposed_and_works(write):
     write("m.py", "from torch import nn\ndef make_model(width):\n    return nn.Linear(width, 1)\n")
     assert message("m.py", arguments=["width=784"], command="compare") == (
-        "GC107 m.py has no inputs. Define example_inputs() beside it, or fit this to your data: "
+        "GC107 m.py has no inputs. Define example_inputs() next to it, or adapt this to your data: "
         "gradctl compare m.py --arg=width=784 --input 'input=f32[8,784]'."
     )
     assert load_subject(TargetOptions("m.py", arguments=["width=784"], input_specs=["input=f32[8,784]"])).args[

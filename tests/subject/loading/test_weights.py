@@ -214,7 +214,7 @@ def test_a_missing_file_names_the_nearest(tmp_path):
 
 def test_a_wrong_suffix_lists_what_is_understood(tmp_path):
     assert message(tmp_path / "w.h5") == (
-        f"GC122 {tmp_path}/w.h5 is of no kind that is read here: .safetensors, .pt, .pth, .bin."
+        f"GC122 {tmp_path}/w.h5 has an unsupported suffix; supported: .safetensors, .pt, .pth, .bin."
     )
 
 
