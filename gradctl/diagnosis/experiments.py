@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradctl.comparison.trials import ModelTrial
 from gradctl.diagnosis.causes import Cause, Intervention, Search
 from gradctl.inspection.model import hooks_on_modules, observe_call
 from gradctl.subject.frames import user_location
@@ -284,7 +283,8 @@ def _undoing(several: Sequence[_Lost]) -> Intervention:
 def _answers(form: str, seen: ProgramEvents, search: Search) -> Iterator[Intervention]:
     """Yield eager with the Python values of the example, for each variation on which they differ."""
     for trial in search.reference.trials[1:]:
-        elsewhere = _seen_on(trial, search)
+        instance = Instance(trial.instance.subject, input_mode=search.reference.input_mode, keep_hooks=True)
+        elsewhere = _seen(instance)
         if elsewhere is None:
             continue
         differing = _differing(seen, elsewhere)
@@ -296,11 +296,6 @@ def _answers(form: str, seen: ProgramEvents, search: Search) -> Iterator[Interve
             for question in differing[:_MOST_PLACES]
         ]
         yield replace(_told(form, seen, elsewhere, answers), alone=tuple(alone) if len(differing) > 1 else ())
-
-
-def _seen_on(trial: ModelTrial, search: Search) -> ProgramEvents | None:
-    subject = trial.instance.subject
-    return _seen(Instance(subject, input_mode=search.reference.input_mode, keep_hooks=True))
 
 
 def _differing(seen: ProgramEvents, elsewhere: ProgramEvents) -> list[StateQuery]:

@@ -1,7 +1,7 @@
-"""The first value of two files that differs by more than rounding: which node of each makes it.
+"""The first value of two files that differs by more than rounding, and the node of each that computes it.
 
 Values are those that the files share by their structure, in the order of the first; both run with onnxruntime's
-optimiser off, some values at a time. What only the optimiser makes differ has no such value.
+optimiser off, some values at a time. A difference that only the optimiser makes has no such value.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from gradctl.comparison.divergence import differing_values
 from gradctl.comparison.trials import FileTrial
 from gradctl.graphdiff.graph_difference import SharedValue
 from gradctl.onnxio.onnx_file import OnnxFile
+from gradctl.onnxio.submodel import copy_of
 
 _SECONDS = 30.0
 
@@ -36,10 +37,9 @@ class SharedValues:
     """Two files, and the values that both have.
 
     Attributes:
-        a: what is right.
-        b: what is judged.
+        a, b: the reference and the candidate.
         values: in the order of ``a``.
-        feeds_of_b: the input of ``a`` for one of ``b``.
+        feeds_of_b: the input of ``a`` for each input of ``b``.
         seed: of the noise.
     """
 
@@ -58,7 +58,7 @@ class SharedValues:
             except ValueError:  # protobuf: with its weights a model has more than 2 GiB
                 return None
             for found in self._differing(files, trial):
-                # An inner value may be kept in another type or layout and be right about it: numbers tell first.
+                # An inner value may have another type or layout and be right: one with other numbers comes first.
                 if not found.difference.structure:
                     return found
                 structural = structural or found
@@ -80,8 +80,7 @@ class SharedValues:
 
 def _whole(file: OnnxFile, path: Path) -> OnnxFile:
     """Return a file with its external data in it, to be written at ``path``."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(file.model)
+    copy = copy_of(file.model)
     onnx.external_data_helper.load_external_data_for_model(copy, str(file.path.parent))
     if copy.ByteSize() > onnx.checker.MAXIMUM_PROTOBUF:
         raise ValueError("larger than 2 GiB")

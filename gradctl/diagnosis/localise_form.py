@@ -53,7 +53,7 @@ _GRAPHS: dict[str, ModuleType] = {
     "export": export_values,
     "onnx": onnx_values,
 }
-# Beyond this many times what the comparison took, modules are no longer captured alone.
+# After this many times the seconds of the comparison, modules are no longer captured alone.
 _TIMES_THE_COMPARISON = 3.0
 _LEAST_SECONDS = 2.0
 _DIFFERENCES = ("GC301", "GC302", "GC402", "GC403")
@@ -68,13 +68,13 @@ _ORT_NODE = re.compile(r"Name:'([^']+)'")
 def locate_findings(
     findings: Sequence[Finding], comparison: FormComparison, form: Form, *, seconds: float = math.inf
 ) -> list[Finding]:
-    """Return the findings about a form with the first place where it is not eager.
+    """Return the findings about a form with the first place at which it diverges from eager.
 
     Args:
-        findings: worst first; those without a difference in them stay as they are.
-        comparison: where they come from.
-        form: how that form is captured: modules of it alone.
-        seconds: what the comparison took, which bounds what this may take.
+        findings: worst first; those without a difference are not changed.
+        comparison: of the form.
+        form: captures modules alone.
+        seconds: of the comparison, which limit the seconds of this.
     """
     found = [_raised(each, comparison) for each in findings]
     about = _without_place(found, comparison)
@@ -108,7 +108,7 @@ def _by_trial_and_call(about: Mapping[int, ModelDifference]) -> Iterable[list[in
 
 
 def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, ModelDifference]]) -> list[Divergence | None]:
-    """Return where the graph of a form parts from eager, for tensors of one trial and call."""
+    """Return the divergence of the graph of a form from eager, for tensors of one trial and call."""
     found: list[Divergence | None] = [None] * len(about)
     captured, state = comparison.captured, comparison.program.state
     if captured.form == "aot":  # opaque; torch.export traces the same graph
@@ -152,12 +152,7 @@ def _paired(
     *,
     is_float64: bool,
 ) -> PairedValues:
-    """Return both programs' values at the inputs and call where a tensor is worst.
-
-    Raises:
-        CannotCapture: they cannot be had in float64, and are asked for so.
-        NoGraph: as ``watched`` of the form.
-    """
+    """Return both programs' values at the inputs and call on which a tensor is worst; raise if one does not run so."""
     difference, reference = differences[0], comparison.reference
     trial, sketcher, context = difference.trial, Sketcher(), nullcontext if not is_float64 else reference.promoting
     state.restore()
@@ -224,7 +219,7 @@ def _run(
 
 
 def _tolerance(dtype: torch.dtype, differences: Iterable[ModelDifference]) -> float:
-    """Return below which relative distance two values are taken as one: rounding, and no part of what was found."""
+    """Return the relative distance up to which two values are equal: rounding, less than what was found."""
     smallest = min((each.error for each in differences if 0 < each.error < math.inf), default=math.inf)
     # Constants that a form bakes in keep their dtype, and are off by 3e-8 in float64.
     rounding = _BAKED if dtype == torch.float64 else _ROUNDING_EPSILONS * torch.finfo(dtype).eps

@@ -9,9 +9,10 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,15 +37,15 @@ from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import map_leaves
 
-# A module that is called in a loop is looked at this often.
+# Of a module that is called in a loop, the first calls are compared.
 _CALLS_A_MODULE = 3
-# A module explains a difference if its own is a hundredth of it at least.
+# A module explains a difference if its own difference is at least a hundredth of it.
 _EXPLAINS = 0.01
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
-    """What a module was called with, and where."""
+    """The arguments of one call of a module, and its place."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -74,11 +75,9 @@ class AloneModules:
     def innermost(self) -> SourceLocation | None:
         """Return the innermost module that differs alone; None if the model itself does not when captured again."""
         model = module_of(self.reference.subject.model)
-        if model is None:
+        if model is None or not self._differs("", _whole(self.reference.trials[0]), [_whole(self.trial)]):
             return None
         path, place = "", _own_line(model)
-        if not self._differs("", _whole(self.reference.trials[0]), [_whole(self.trial)]):
-            return None
         while time.perf_counter() < self.deadline:
             found = self._differing_child(model, path)
             if found is None:
@@ -111,7 +110,7 @@ class AloneModules:
         return calls
 
     def _differs(self, path: str, captured_on: _Call, run_on: list[_Call]) -> bool:
-        """Tell whether the form of one module differs from the module on some of these calls."""
+        """Return whether the form of one module differs from the module on some of these calls."""
         try:
             captured = self.form.capture(self._instance(path, captured_on))
             return any(self._differs_on(captured, self._instance(path, call)) for call in run_on)
@@ -135,7 +134,7 @@ class AloneModules:
         )
 
     def _explains(self, quantity: Quantity, each: ModelDifference) -> bool:
-        """Tell whether a difference of a module alone can be the reason for that of the model."""
+        """Return whether a difference of a module alone can be the reason for that of the model."""
         if each.is_missing:
             neighbours = largest_scale(tensors_of(each.trial.native[each.call - 1], quantity).values())
             only = each.reference if each.reference is not None else each.candidate
@@ -158,27 +157,20 @@ class AloneModules:
 
 @contextmanager
 def _noting(modules: Mapping[str, nn.Module], calls: dict[str, list[_Call]]) -> Iterator[None]:
-    """Note what each module is called with; entered for one run, before which the instance puts all hooks back."""
+    """Note the arguments of each module; entered for one run, before which the instance restores all hooks."""
 
-    def noting(path: str) -> Callable[[nn.Module, Any, Any], None]:
-        def note(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            known = calls.setdefault(path, [])
-            if len(known) < _CALLS_A_MODULE:
-                given, named = map_leaves(lambda _, leaf: _copied(leaf), (args, kwargs))
-                known.append(_Call(given, named, user_location()))
+    def note(path: str, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        known = calls.setdefault(path, [])
+        if len(known) < _CALLS_A_MODULE:
+            args, kwargs = map_leaves(lambda _, leaf: _copied(leaf), (args, kwargs))
+            known.append(_Call(args, kwargs, user_location()))
 
-        return note
-
-    handles = [
-        module.register_forward_pre_hook(noting(path), with_kwargs=True)
-        for path, module in modules.items()
-        if not isinstance(module, torch.jit.ScriptModule)  # takes no hook, and is compiled already
-    ]
-    try:
+    with ExitStack() as stack:
+        for path, module in modules.items():
+            if not isinstance(module, torch.jit.ScriptModule):  # accepts no hook, and is compiled already
+                hook = module.register_forward_pre_hook(partial(note, path), with_kwargs=True)
+                stack.callback(hook.remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _whole(trial: ModelTrial) -> _Call:

@@ -69,9 +69,9 @@ class PairedValues:
         self._counterparts = self._paired(values)
 
     def first_value(self) -> Divergence | None:
-        """Return the first node on the way to an output that differs, all of whose inputs are eager's values.
+        """Return the first node before an output that differs, although all of its inputs are values of eager.
 
-        Where the form makes NaN or infinities of its own, the first node that makes some of finite values.
+        If the form computes NaN or infinities of its own, return the first node that does so from finite values.
         """
         starts = [name for name in self.run.outputs if name in self._by_name]
         region = self._unshared_behind(starts)
@@ -84,11 +84,11 @@ class PairedValues:
         return None
 
     def first_value_anywhere(self) -> Divergence | None:
-        """Return the first node of all whose value eager does not make: of state, which no output shows."""
+        """Return the first node of all whose value eager does not compute: of state, which no output shows."""
         return next((self._parting_at(node) for node in self.run.values if self._is_unshared(node)), None)
 
     def first_adjoint(self, leaf: str) -> Divergence | None:
-        """Return the node nearest to the outputs behind which the gradient of ``leaf`` is not eager's."""
+        """Return the node nearest to the outputs from which on backward the gradient of ``leaf`` differs."""
         here = next((each for each in self.run.values if each.leaf == leaf and self._is_suspect(each)), None)
         while here is not None:
             passed, judged = self._after(here)
@@ -102,7 +102,7 @@ class PairedValues:
         return None
 
     def first_cut_anywhere(self) -> Divergence | None:
-        """Return the first node of all through which one of the two passes a gradient and the other does not."""
+        """Return the first node of all through which a gradient passes in one of the two only."""
         return self._first_cut(each for each in self.run.values if each.place is not None)
 
     def _first_cut(self, nodes: Iterable[GraphValue]) -> Divergence | None:
@@ -113,7 +113,7 @@ class PairedValues:
         return None
 
     def _parting(self, nodes: Sequence[GraphValue]) -> Divergence:
-        """Return the one of ``nodes`` that is to blame: what a custom Function stands for, else the first."""
+        """Return the cause among ``nodes``: the counterpart of a custom Function, else the first."""
         made = [node for node in nodes if node.place is not None and node.sketch is not None] or list(nodes)
         for node in made:
             for eager in self._counterparts.get(node.name, ()):
@@ -123,7 +123,7 @@ class PairedValues:
         return Divergence(made[0], counterpart, module=self._module_before(made[0]))
 
     def _parting_at(self, node: GraphValue) -> Divergence:
-        """Return a node whose value is not eager's, and what eager does instead with what the node takes."""
+        """Return a node whose value differs, and the call that eager makes with its inputs instead."""
         idle = self._idle_before(node)
         if idle is not None:
             return Divergence(idle, module=self._module_before(idle))
@@ -153,13 +153,13 @@ class PairedValues:
         return None if before is None or before.origin is None else before.origin.module
 
     def _before(self, node: GraphValue) -> ProgramValue | None:
-        """Return what eager has for the tensor that a node takes and that was made last."""
+        """Return the counterpart of the last computed input of a node."""
         given = sorted(self._inputs(node), key=lambda each: self._order[each.name], reverse=True)
         shared = (eager for each in given for eager in self._counterparts.get(each.name, ())[-1:])
         return next((eager for eager in shared if eager.origin is not None), None)
 
     def _after(self, start: GraphValue) -> tuple[list[GraphValue], list[GraphValue]]:
-        """Return the nodes up to the nearest values that eager has too, in order, and those of them that it has."""
+        """Return the nodes up to the nearest values with a counterpart, in order, and those with a counterpart."""
         passed: dict[str, GraphValue] = {}
         pending = list(self._users[start.name])
         while pending:
@@ -177,7 +177,7 @@ class PairedValues:
         return bool(eager) and not any(self._same_adjoint(each.adjoint, node.adjoint) for each in eager)
 
     def _is_suspect(self, leaf: GraphValue) -> bool:
-        """Tell whether a leaf's gradient is another, or there in one of the two only, be it zero by cancellation."""
+        """Return whether the gradient of a leaf differs, or exists in one of the two only, even a cancelled one."""
         eager = self._counterparts.get(leaf.name, ())
         return self._disagrees(leaf) or any((each.adjoint is None) != (leaf.adjoint is None) for each in eager)
 
@@ -199,7 +199,7 @@ class PairedValues:
         return sorted(found.values(), key=lambda node: self._order[node.name])
 
     def _inputs(self, node: GraphValue) -> Iterator[GraphValue]:
-        """Yield the tensors that a node takes, also those in a list or a tuple."""
+        """Yield the input tensors of a node, also those in a list or a tuple."""
         for name in node.inputs:
             given = self._by_name.get(name)
             if given is not None and (given.sketch is not None or given.place is None):
@@ -214,7 +214,7 @@ class PairedValues:
         return all(sketch.distance(each) > self.tolerance for each in self._inside.get(sketch.shape, ()))
 
     def _paired(self, values: Sequence[ProgramValue]) -> dict[str, tuple[ProgramValue, ...]]:
-        """Return what each value of the form can be in eager."""
+        """Return the possible counterparts of each value of the form."""
         leaves = {each.leaf: each for each in values if each.leaf is not None}
         paired: dict[str, tuple[ProgramValue, ...]] = {}
         paired |= {node.name: (leaves[node.leaf],) for node in self.run.values if node.leaf in leaves}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import networkx
@@ -31,12 +30,8 @@ _KINDS_OF_PAIRS: dict[tuple[bool, bool], ChangeKind] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Region:
-    """Nodes of both graphs, by position, that correspond to each other."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+# The nodes of both graphs, by position, that correspond to each other.
+_Region = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Changes:
@@ -55,13 +50,13 @@ class Changes:
         self._number = {
             (side, place): number
             for number, region in enumerate(self._regions)
-            for side, places in ((self.a, region.before), (self.b, region.after))
+            for side, places in zip((self.a, self.b), region, strict=True)
             for place in places
         }
 
     def __iter__(self) -> Iterator[GraphChange]:
         for region in self._regions:
-            yield self._change(self._kind(region), region.before, region.after)
+            yield self._change(self._kind(region), *region)
         for one, other in sorted(self.found.to_b.items()):
             rewired, attributes = self._rewired(one, other), self._attributes(one, other)
             kind = _KINDS_OF_PAIRS.get((bool(rewired), bool(attributes)))
@@ -102,11 +97,11 @@ class Changes:
         )
 
     def _kind(self, region: _Region) -> ChangeKind:
-        match len(region.before), len(region.after):
+        match [len(places) for places in region]:
             case 0, _:
                 return "added"
             case _, 0:
-                return self._kind_without_nodes_after(region.before)
+                return self._kind_without_nodes_after(region[0])
             case 1, after if after > 1:
                 return "split"
             case before, 1 if before > 1:
@@ -130,12 +125,11 @@ class Changes:
                     found.unpair(changed[0])
 
     def _find_regions(self) -> list[_Region]:
-        regions = [
-            _Region(*(tuple(sorted(place for each, place in component if each is side)) for side in (self.a, self.b)))
-            for component in networkx.connected_components(self._correspondence())
-        ]
-        last = len(self.a.view.nodes)
-        return sorted(regions, key=lambda region: (min(region.before, default=last), region.after))
+        regions = []
+        for component in networkx.connected_components(self._correspondence()):
+            before, after = (sorted(at for each, at in component if each is side) for side in (self.a, self.b))
+            regions.append((tuple(before), tuple(after)))
+        return sorted(regions, key=lambda region: (min(region[0], default=len(self.a.view.nodes)), region[1]))
 
     def _correspondence(self) -> networkx.Graph:
         """Return the graph of the unmatched nodes ``(side, place)`` of both graphs, connected as regions are."""

@@ -15,8 +15,8 @@ import onnx
 from gradctl.core.structure import Difference, GraphChange, GraphNode, InitializerChange, Structure
 from gradctl.graphdiff.constant_matching import constant_changes, count_moved_constants, match_constants
 from gradctl.graphdiff.graph_changes import Changes, graph_node
-from gradctl.graphdiff.graph_view import operators, shorten, subgraphs
-from gradctl.graphdiff.node_colours import Side, make_side
+from gradctl.graphdiff.graph_view import GraphView, operators, shorten, subgraphs
+from gradctl.graphdiff.node_colours import Side
 from gradctl.graphdiff.node_matching import match_nodes
 from gradctl.onnxio.onnx_file import OnnxFile
 from gradctl.onnxio.session import port_text
@@ -92,7 +92,7 @@ def compare_structure(a: OnnxFile, b: OnnxFile) -> ComparedStructure:
 
 
 def _sides(a: OnnxFile, b: OnnxFile) -> tuple[Side, Side]:
-    sides = [make_side(each.model.graph, each.path.parent, _opsets(each.model), _by_name) for each in (a, b)]
+    sides = [Side(GraphView(each.model.graph, each.path.parent), _opsets(each.model), str) for each in (a, b)]
     names = [[port.name for port in each.model.graph.output] for each in (a, b)]
     sides[1].inputs = _positions(sides[0].view.input_names, sides[1].view.input_names)
     sides[1].outputs = _positions(*names)
@@ -105,10 +105,6 @@ def _positions(reference: Sequence[str], candidate: Sequence[str]) -> list[int]:
         return list(range(len(candidate)))
     known = {name: place for place, name in enumerate(reference)}
     return [known.get(name, len(reference) + place) for place, name in enumerate(candidate)]
-
-
-def _by_name(name: str) -> Hashable:
-    return name
 
 
 def _opsets(model: onnx.ModelProto | onnx.FunctionProto) -> dict[str, int]:
@@ -169,7 +165,7 @@ def _compare_functions(a: OnnxFile, b: OnnxFile, found: _Found) -> None:
     for name in reference:
         if name in candidate:
             left, right = (
-                make_side(function, file.path.parent, _opsets(function), _by_name)
+                Side(GraphView(function, file.path.parent), _opsets(function), str)
                 for function, file in ((reference[name], a), (candidate[name], b))
             )
             _compare(left, right, f"function {name}", found)

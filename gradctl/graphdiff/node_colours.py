@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import onnx
 
 from gradctl.graphdiff.graph_view import (
     Consumer,
-    Graph,
     GraphView,
     Source,
     attributes_of,
@@ -39,8 +37,7 @@ class Side:
         view: the graph.
         opsets: the version of each operator set.
         outer: identifies a value from around the graph; equal for values that are the same in both graphs.
-        inputs: the position in the first graph of each input.
-        outputs: the position in the first graph of each output.
+        inputs, outputs: the position in the first graph of each input and output; by default, its own.
         attributes: text and identity of each attribute, by node.
         computed: the exact colour of the computation of each node.
         counterparts: the positions of nodes of the other graph by those of matched nodes.
@@ -49,18 +46,19 @@ class Side:
     view: GraphView
     opsets: Mapping[str, int]
     outer: _Outer
-    inputs: Sequence[int]
-    outputs: Sequence[int]
-    attributes: list[dict[str, tuple[str, Any]]] = field(default_factory=list)
+    inputs: Sequence[int] = field(init=False)
+    outputs: Sequence[int] = field(init=False)
+    attributes: list[dict[str, tuple[str, Any]]] = field(init=False)
     computed: list[int] = field(default_factory=list)
     counterparts: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.inputs, self.outputs = range(len(self.view.input_names)), range(len(self.view.outputs))
         self.attributes = [attributes_of(node, self._opset(node), self.view.folder) for node in self.view.nodes]
 
     def subgraph(self, graph: onnx.GraphProto, outer: _Outer) -> Side:
         """Return a subgraph of one of the nodes."""
-        return make_side(graph, self.view.folder, self.opsets, outer)
+        return Side(GraphView(graph, self.view.folder), self.opsets, outer)
 
     def attribute(self, place: int, name: str) -> str | None:
         """Return the text of an attribute of a node, or of its default value."""
@@ -109,12 +107,6 @@ class Side:
 
     def _opset(self, node: onnx.NodeProto) -> int:
         return self.opsets.get("" if node.domain == "ai.onnx" else node.domain, 1)
-
-
-def make_side(graph: Graph, folder: Path, opsets: Mapping[str, int], outer: _Outer) -> Side:
-    """Return a graph whose inputs and outputs have the positions of the first graph."""
-    view = GraphView(graph, folder)
-    return Side(view, opsets, outer, range(len(view.input_names)), range(len(view.outputs)))
 
 
 class Palette:

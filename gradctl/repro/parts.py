@@ -86,7 +86,7 @@ def leaves_of(module: Any, inputs: Any) -> dict[str, torch.Tensor]:
     return {name: leaf for name, leaf in tensors.items() if leaf.requires_grad}
 
 
-def backward(outputs: list[torch.Tensor], seed: int) -> None:
+def run_backward(outputs: list[torch.Tensor], seed: int) -> None:
     """Run the backward of the outputs that require a gradient, each with a Gaussian cotangent."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device) for t in outputs]
@@ -103,7 +103,7 @@ def run(call: Callable[..., Any], module: Any, inputs: Any, seed: int) -> dict[s
         leaf.grad = None
     seed_everything(seed)
     outputs = tensors_in(call(*args, **kwargs))
-    backward(outputs, seed)
+    run_backward(outputs, seed)
     state = {**buffers_of(module), **numbered("input", tensors_in((args, kwargs)))}
     return {
         "output": {name: t.detach().clone() for name, t in numbered("output", outputs).items()},
@@ -335,11 +335,6 @@ def compare_with_finite_differences(
     return int(wrong > 0)
 
 
-def is_finite(value: Any) -> bool:
-    """Return whether no tensor in ``value`` holds NaN or infinity."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(value))
-
-
 def look_for_nan(
     make_model: Callable[[], Any],
     finish: Callable[[Callable[..., Any]], Callable[..., Any]],
@@ -348,9 +343,9 @@ def look_for_nan(
     seed: int,
     quantity: str,
 ) -> int:
-    """Count what is NaN or infinite in outputs or gradients, where weights and inputs are finite."""
+    """Count NaN and infinite elements of outputs or gradients, for finite weights and inputs."""
     model = make_model()
-    if not is_finite((inputs, parameters_of(model))):
+    if not all(torch.isfinite(tensor).all() for tensor in tensors_in((inputs, parameters_of(model)))):
         raise ValueError("the inputs or weights themselves are not finite")
     found = run(finish(model), model, inputs, seed)[quantity]
     rows = [(name, float(t.numel()), float((~torch.isfinite(t)).sum())) for name, t in found.items() if t is not None]

@@ -11,49 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from tests.compared import causes, compared, different, gradients_of, verdicts
+from tests.functions import Reversal, Square, StraightThrough
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 BEHIND = {"input:x", "param:before.weight", "param:before.bias"}
 AFTER = {"param:after.weight", "param:after.bias"}
 
 
-class StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return (4 * x).round() / 4
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-class Reversal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
-
-
-class WrongSquare(torch.autograd.Function):
+class WrongSquare(Square):
     """The factor 2 is forgotten."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * x
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient * ctx.saved_tensors[0]
-
-
-class RightSquare(WrongSquare):
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 2 * gradient * ctx.saved_tensors[0]
 
 
 class Net(nn.Module):
@@ -105,4 +75,4 @@ def test_a_form_that_keeps_the_backward_passes_whatever_the_backward_is(function
 
 @pytest.mark.parametrize("form", ["trace", "export", "aot"])
 def test_a_backward_that_is_the_derivative_is_the_same_in_every_form(form):
-    assert compared(form, Net(RightSquare), X).verdict == "pass"
+    assert compared(form, Net(Square), X).verdict == "pass"

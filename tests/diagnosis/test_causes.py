@@ -23,6 +23,7 @@ from gradctl.forms.table import form_named
 from gradctl.forms.torchscript.scripted_module import wrap_script
 from gradctl.onnxio.onnx_file import read
 from tests.compared import causes, compared, comparing
+from tests.functions import Reversal, Square
 
 pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 
@@ -31,29 +32,6 @@ X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 
 def captured_now() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
-class Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
-
-
-class Square(torch.autograd.Function):
-    """Its backward is the derivative, so nothing is lost with it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 2 * gradient * ctx.saved_tensors[0]
 
 
 class Net(nn.Module):
@@ -74,7 +52,7 @@ class Net(nn.Module):
 
 class CustomBackward(Net):
     def hazard(self, h: Tensor) -> Tensor:
-        return Reverse.apply(h)
+        return Reversal.apply(h)
 
 
 class CustomDerivative(Net):
@@ -84,7 +62,7 @@ class CustomDerivative(Net):
 
 class TwoFunctions(Net):
     def hazard(self, h: Tensor) -> Tensor:
-        return Reverse.apply(Square.apply(h))
+        return Reversal.apply(Square.apply(h))
 
 
 class NoGrad(Net):
@@ -246,7 +224,7 @@ def line_of(model: type[Net], text: str) -> int:
 @pytest.mark.parametrize(
     ("form", "model", "text"),
     [
-        ("export", CustomBackward, "Reverse.apply"),
+        ("export", CustomBackward, "Reversal.apply"),
         ("trace", TwoBlocks, "with torch.no_grad():"),
         ("trace", Hooked, "register_hook"),
         ("trace", Branch, "sum() > 0"),
@@ -265,7 +243,7 @@ def test_the_message_ends_in_the_line(form, model, text):
 
 def test_of_two_functions_the_one_whose_backward_matters_is_named():
     message = compared("export", TwoFunctions(), X).findings[0].message
-    assert "keeps the forward of Reverse and drops its backward" in message
+    assert "keeps the forward of Reversal and drops its backward" in message
 
 
 def test_two_things_dropped_at_once_are_both_said():

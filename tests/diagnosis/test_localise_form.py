@@ -12,42 +12,10 @@ from torch import Tensor, nn
 
 from gradctl.core.findings import Location, Unit
 from tests.compared import compared, comparing
+from tests.functions import Reversal, Square, StraightThrough
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 HERE = "tests/diagnosis/test_localise_form.py"
-
-
-class StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return (4 * x).round() / 4
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-class Reversal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
-
-
-class Square(torch.autograd.Function):
-    """Its backward is the derivative, so that dropping it changes nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return 2 * gradient * ctx.saved_tensors[0]
 
 
 class Applies(nn.Module):
@@ -161,7 +129,8 @@ def line_of(text: str, source: Any) -> int:
 
 
 def at(module: str, op: str, text: str, source: Any) -> Location:
-    return Location(file=HERE, line=line_of(text, source), module=module, op=op)
+    file = Path(inspect.getsourcefile(source)).relative_to(Path.cwd()).as_posix()
+    return Location(file=file, line=line_of(text, source), module=module, op=op)
 
 
 def places(unit: Unit) -> set[Location | None]:
