@@ -1,1 +1,1 @@
-"""Where and why two programs differ."""
+"""Location and cause of the differences of two programs."""

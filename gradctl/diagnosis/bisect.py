@@ -28,7 +28,7 @@ def bisect_findings(findings: Sequence[Finding], comparison: FormComparison) -> 
 
     Args:
         findings: of form ``compile``, worst first.
-        comparison: where they come from.
+        comparison: of the form.
     """
     errors = [each for each in findings if each.severity == "error"]
     if not errors:

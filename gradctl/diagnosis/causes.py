@@ -31,9 +31,9 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.state import State
 from gradctl.tracing.tracer import SourceLine
 
-# Stands for what a form raises, among the tensors that it gets wrong.
+# The key of an error that a form raises, among those of the tensors that differ.
 RAISES: Key = ("output", "")
-# An alteration must bring the form this much nearer: beside it, what rounding explains may be as large as a difference.
+# An intervention must reduce the error by this factor, since rounding may explain nearly all of a small difference.
 _NEARER = 10.0
 _Call = Callable[..., Any]
 
@@ -45,9 +45,9 @@ class Cause:
     Attributes:
         code: GC2xx.
         words: the clause after "because".
-        hint: what to do.
+        hint: the remedy.
         place: file and line in the user's program.
-        module: path of the module, where it is one.
+        module: path of the module, if it is a module.
     """
 
     code: str
@@ -131,7 +131,7 @@ class Search:
             return set()
         runs = list(zip(native, self._oracle(trial, altered, native), strict=True))
         as_form = {key for key, each in here.items() if _computes_the_same(key, each, *runs[each.call - 1])}
-        # What the form has right must stay right: else the alteration is another program that happens to coincide.
+        # Tensors that agree must still agree: otherwise eager is another program, which coincides by chance.
         are_kept = all(key in as_form or each.differs or each.exceeds for key, each in here.items())
         return as_form if are_kept else set()
 

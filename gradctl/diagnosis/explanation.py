@@ -33,7 +33,7 @@ from gradctl.subject.state import State
 
 @dataclass(slots=True)
 class PreRunObservations:
-    """What a form shows before and between its runs.
+    """Observations of a form before and between its runs.
 
     Attributes:
         moved: buffers of the form whose first values are not the model's.
@@ -47,7 +47,7 @@ class PreRunObservations:
 
     @staticmethod
     def of(captured: Captured, reference: Reference) -> PreRunObservations:
-        """Return the state of a form before its first run, where it is not the model's."""
+        """Return the state of a form before its first run, as far as it differs from the model's."""
         instance = reference.trials[0].instance
         instance.restore()
         module = module_of(instance.model)
@@ -82,14 +82,14 @@ def _split_parameters(captured: Captured, instance: Instance) -> dict[str, Tenso
 def explain_findings(
     findings: Sequence[Finding], comparison: FormComparison, witness: PreRunObservations
 ) -> list[Finding]:
-    """Return the findings on a form, each with its cause where one is established.
+    """Return the findings on a form, each with its cause if an experiment confirms one.
 
     Where a difference stays open, a note comes first that says what explains most of them: GC220.
 
     Args:
         findings: of the form, without causes.
-        comparison: what they are about.
-        witness: what was asked of the form before.
+        comparison: of the form.
+        witness: observations of the form.
     """
     search = Search(comparison)
     if not search.open():
@@ -215,7 +215,7 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
     return first.dtype == second.dtype and same_values(first.detach(), second.detach())
 
 
-# ------------------------------------------------------------------ what the form started with
+# ------------------------------------------------------------------ initial state of the form
 
 
 def _started_otherwise(form: str, witness: PreRunObservations) -> Iterator[Intervention]:
@@ -268,7 +268,7 @@ def _with_parameters(instance: Instance, values: dict[str, Tensor]) -> Callable[
     return call
 
 
-# ------------------------------------------------------------------ what explains most differences
+# ------------------------------------------------------------------ usual reasons for differences
 
 
 def _usual(reference: Reference) -> Iterator[str]:

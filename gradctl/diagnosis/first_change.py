@@ -32,7 +32,7 @@ _Apply = Callable[[onnx.ModelProto], onnx.ModelProto]
 
 @dataclass(frozen=True, slots=True)
 class FirstChange:
-    """What a pass changed first.
+    """The first value that a pass changed.
 
     Attributes:
         value: its name; ``initializer b`` for a constant.
@@ -50,7 +50,7 @@ class FirstChange:
 
     @property
     def change(self) -> str:
-        """Return what is other: shape or dtype, a few whole numbers as they are, or else how far it is off."""
+        """Return the difference in words: shape or dtype, a few integers, or the relative error."""
         before, after = self.difference.reference, self.difference.candidate
         assert before is not None and after is not None
         if self.difference.structure:
@@ -85,7 +85,7 @@ def first_change(before: OnnxFile, after: OnnxFile, apply: _Apply, trial: FileTr
 
 
 def _is_a_change(row: FileDifference, found: FirstChange) -> bool:
-    """Return whether a value differs in its numbers, in a constant, or where a part of the graph has it as its output.
+    """Return whether a value differs in its numbers, in a constant, or as the output of a part of the graph.
 
     A pass may keep an inner value in another type or layout, and be right about it.
     """
@@ -159,7 +159,7 @@ class _Shrinking:
         return self._reduced(above[:size])
 
     def _reduced(self, chosen: list[int]) -> set[int]:
-        """Return what is left when no node can go; the farthest is tried first, in halves, quarters and so on."""
+        """Return nodes of which none can be left out; the farthest are tried first, in halves, quarters and so on."""
         size = max(1, len(chosen) // 2)
         while True:
             start = len(chosen)

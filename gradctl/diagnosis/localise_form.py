@@ -80,10 +80,10 @@ def locate_findings(
     about = _without_place(found, comparison)
     deadline = time.perf_counter() + max(_LEAST_SECONDS, _TIMES_THE_COMPARISON * seconds)
     for numbers in _by_trial_and_call(about):
-        partings = _of_graph(comparison, [(found[number], about[number]) for number in numbers])
-        for number, parting in zip(numbers, partings, strict=True):
-            if parting is not None:
-                found[number] = _with_parting(found[number], parting)
+        divergences = _of_graph(comparison, [(found[number], about[number]) for number in numbers])
+        for number, divergence in zip(numbers, divergences, strict=True):
+            if divergence is not None:
+                found[number] = _with_divergence(found[number], divergence)
     first_open = {found[number].quantity: number for number in reversed(about) if found[number].location is None}
     for number in sorted(first_open.values()):
         place = _of_modules(comparison, form, found[number], about[number], deadline)
@@ -119,7 +119,7 @@ def _of_graph(comparison: FormComparison, about: Sequence[tuple[Finding, ModelDi
         run = partial(_paired, comparison, captured, state, [each for _, each in about], is_float64=is_float64)
         paired = _unless_it_raises(run)
         if paired is not None:
-            found = [before or _parting(paired, *each) for before, each in zip(found, about, strict=True)]
+            found = [before or _divergence(paired, *each) for before, each in zip(found, about, strict=True)]
         if all(found):
             break
     state.restore()
@@ -136,7 +136,7 @@ def _unless_it_raises(call: Callable[[], _T]) -> _T | None:
         return None
 
 
-def _parting(paired: PairedValues, finding: Finding, difference: ModelDifference) -> Divergence | None:
+def _divergence(paired: PairedValues, finding: Finding, difference: ModelDifference) -> Divergence | None:
     if finding.quantity == "gradient":
         return paired.first_value() or paired.first_adjoint(str(finding.tensor))
     if difference.requires_grad is not None and not (difference.exceeds or difference.means_another):
@@ -240,26 +240,26 @@ def _of_modules(
     return alone.innermost()
 
 
-def _with_parting(finding: Finding, parting: Divergence) -> Finding:
+def _with_divergence(finding: Finding, divergence: Divergence) -> Finding:
     """Return a finding with the node of a form, in the words of the user's program where eager has a counterpart."""
-    place, eager = parting.node.place, parting.eager
+    place, eager = divergence.node.place, divergence.eager
     if place is None:  # an output of the graph is an input, a parameter or a constant
         return finding
-    place = _in_eagers_words(place, parting)
+    place = _in_eagers_words(place, divergence)
     if eager is not None and eager.function is not None:
         place = replace(place, op=function_name(eager.function))
     said = {"eager": ", where eager passes no gradient", "form": ", where eager passes a gradient", None: ""}
-    breaks = ", which makes NaN or infinities of finite values" if parting.breaks else ""
-    return with_place(finding, place, breaks or said[parting.cut])
+    breaks = ", which makes NaN or infinities of finite values" if divergence.breaks else ""
+    return with_place(finding, place, breaks or said[divergence.cut])
 
 
-def _in_eagers_words(place: SourceLocation, parting: Divergence) -> SourceLocation:
+def _in_eagers_words(place: SourceLocation, divergence: Divergence) -> SourceLocation:
     """Return a node's place, and eager's for what the node does not say of itself."""
-    if parting.instead is not None:
-        return _place_of_call(parting.instead)
-    if parting.eager is None or parting.eager.origin is None:
-        return replace(place, module=place.module or parting.module or "")
-    own = _place_of_call(parting.eager.origin)
+    if divergence.instead is not None:
+        return _place_of_call(divergence.instead)
+    if divergence.eager is None or divergence.eager.origin is None:
+        return replace(place, module=place.module or divergence.module or "")
+    own = _place_of_call(divergence.eager.origin)
     file, line = (place.file, place.line) if place.file is not None else (own.file, own.line)
     return SourceLocation(place.module or own.module, place.op or own.op, file, line)
 

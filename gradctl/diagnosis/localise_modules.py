@@ -60,8 +60,8 @@ class AloneModules:
         reference: of the whole model.
         form: how a module is captured.
         trial: the inputs on which the form differs; it is captured on the example's.
-        finding: what differs.
-        difference: how far.
+        finding: of the tensor that differs.
+        difference: of that tensor.
         deadline: on the clock of ``time.perf_counter``: later no further module is captured.
     """
 
@@ -100,7 +100,7 @@ class AloneModules:
         return None
 
     def _calls(self, trial: ModelTrial, paths: list[str]) -> dict[str, list[_Call]]:
-        """Return what eager calls these modules with on a trial, in the order of their first calls."""
+        """Return the calls of these modules by eager on a trial, in the order of their first calls."""
         instance = Instance(trial.instance.subject, input_mode=self.reference.input_mode, keep_hooks=True)
         module = module_of(instance.model)
         assert module is not None
@@ -190,7 +190,7 @@ def called_children(model: nn.Module, path: str) -> Iterator[str]:
 
 
 def _own_line(module: nn.Module) -> tuple[str, int] | None:
-    """Return where a module's forward is written; None for torch's own."""
+    """Return file and line of the forward of a module; None if it belongs to torch."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code is not None and is_users(code.co_filename) else None
 

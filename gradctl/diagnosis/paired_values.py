@@ -77,15 +77,15 @@ class PairedValues:
         region = self._unshared_behind(starts)
         for node in region:
             if _is_broken(node) and not any(map(_is_broken, self._inputs(node))):
-                return self._parting_at(node)
+                return self._divergence_at(node)
         for node in region:
             if node.sketch is not None and not any(map(self._is_unshared, self._inputs(node))):
-                return self._parting_at(node)
+                return self._divergence_at(node)
         return None
 
     def first_value_anywhere(self) -> Divergence | None:
         """Return the first node of all whose value eager does not compute: of state, which no output shows."""
-        return next((self._parting_at(node) for node in self.run.values if self._is_unshared(node)), None)
+        return next((self._divergence_at(node) for node in self.run.values if self._is_unshared(node)), None)
 
     def first_adjoint(self, leaf: str) -> Divergence | None:
         """Return the node nearest to the outputs from which on backward the gradient of ``leaf`` differs."""
@@ -97,7 +97,7 @@ class PairedValues:
                 return cut
             wrong = [node for node in judged if self._disagrees(node)]
             if not wrong:
-                return self._parting(passed or [here])
+                return self._divergence(passed or [here])
             here = wrong[-1]
         return None
 
@@ -112,7 +112,7 @@ class PairedValues:
                 return Divergence(node, eager[0], "form" if eager[0].requires_grad else "eager")
         return None
 
-    def _parting(self, nodes: Sequence[GraphValue]) -> Divergence:
+    def _divergence(self, nodes: Sequence[GraphValue]) -> Divergence:
         """Return the cause among ``nodes``: the counterpart of a custom Function, else the first."""
         made = [node for node in nodes if node.place is not None and node.sketch is not None] or list(nodes)
         for node in made:
@@ -122,7 +122,7 @@ class PairedValues:
         counterpart = next(iter(self._counterparts.get(made[0].name, ())), None)
         return Divergence(made[0], counterpart, module=self._module_before(made[0]))
 
-    def _parting_at(self, node: GraphValue) -> Divergence:
+    def _divergence_at(self, node: GraphValue) -> Divergence:
         """Return a node whose value differs, and the call that eager makes with its inputs instead."""
         idle = self._idle_before(node)
         if idle is not None:

@@ -49,7 +49,7 @@ def constant_changes(found: Matching, pairs: Mapping[int, int]) -> Iterator[Init
 
 
 def count_moved_constants(found: Matching, pairs: Mapping[int, int]) -> int:
-    """Return how many are equal under another name, or an initializer in one graph and a node in the other."""
+    """Return how many equal constants have another name, or are an initializer in one graph and a node in the other."""
     matched = ((found.a.view.constants[one], found.b.view.constants[other]) for one, other in pairs.items())
     return sum(a.digest == b.digest and (a.name, a.is_initializer) != (b.name, b.is_initializer) for a, b in matched)
 

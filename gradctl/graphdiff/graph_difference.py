@@ -56,7 +56,7 @@ class _Found:
 
 
 def compare_structure(a: OnnxFile, b: OnnxFile) -> ComparedStructure:
-    """Return how ``b`` differs from ``a``. External data are read, one pair of tensors at a time."""
+    """Return the differences of ``b`` from ``a``. External data are read, one pair of tensors at a time."""
     found = _Found([], [])
     sides = _sides(a, b)
     changes = _compare(*sides, None, found)

@@ -1,1 +1,1 @@
-"""Graph optimisation: one file a backend, all of it the work of others, and the table of passes."""
+"""Graph optimisation: one file for each backend, and the table of passes."""

@@ -33,14 +33,14 @@ class Unwritable(Exception):
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """What all candidates for one finding share.
+    """The common part of all candidates for one finding.
 
     Attributes:
         form: which form is captured; ``eager`` for a finding about eager itself.
-        quantity: what is compared: ``output``, ``gradient``, ``buffer``, ``raises``; or ``nan output``, ``nan
+        quantity: ``output``, ``gradient``, ``buffer``, ``raises``; or ``nan output``, ``nan
             gradient`` for values that are not finite.
         tolerance: relative; above it the bug is there.
-        module: what the target is imported as.
+        module: the import name of the target.
         build: the expression that makes the model, of ``source``, the imported module.
         training: the mode to set; None leaves it.
         loss: the expression of the loss, of ``source``; empty for none.
@@ -50,7 +50,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         start: paths of submodules to try first.
         only_plain: whether a candidate must be free of cuts, hooks and accepted Functions, which finite differences
             in a plain script do not hold fixed.
-        allows: what was accepted.
+        allows: accepted findings.
     """
 
     form: str
@@ -93,9 +93,9 @@ def write(recipe: Recipe, candidate: Candidate, folder: Path, sources: Path) -> 
     """Write script, tensors and sources into a new folder.
 
     Args:
-        recipe: what to check, and how.
-        candidate: on what.
-        folder: does not exist yet.
+        recipe: of the check.
+        candidate: to check.
+        folder: must not exist yet.
         sources: the folder of the user's files, to be copied.
 
     Raises:
@@ -220,7 +220,7 @@ def make_model() -> Any:
 
 
 def finish(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the call with what follows it: the loss, where there is one."""
+    """Return the call, followed by the loss if there is one."""
     return {finish}
 
 

@@ -44,7 +44,7 @@ def main() -> None:
     folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
     warnings.simplefilter("ignore")
     _Search(folder, time.monotonic() + seconds).run()
-    # Threads and exit handlers of the user's, and of compilers, can hang; what was found is written.
+    # Threads and exit handlers of the user's, and of compilers, can hang; the results are written already.
     os._exit(0)
 
 
@@ -64,7 +64,7 @@ class _Search:
         """Write down every candidate that fails."""
         best = next((each for each in self._variations() if self._fails(each)), None)
         if best is None:
-            # A part alone may show what the whole hides behind its cuts and accepted Functions.
+            # A part alone may fail although the whole does not, because of its cuts and accepted Functions.
             best = self._smaller_part(self.whole)
             if best is None:
                 return
@@ -106,7 +106,7 @@ class _Search:
         return list(dict.fromkeys([*likely, *called_children(self.modules[""], path)]))
 
     def _recorded(self, path: str, names: list[str], inputs: _Inputs) -> dict[str, _Inputs]:
-        """Return what each of these parts is called with first, when the part at ``path`` runs on ``inputs``."""
+        """Return the inputs of the first call of each of these parts, if the part at ``path`` runs on ``inputs``."""
         model = self.make_model()
         found: dict[str, _Inputs] = {}
 
@@ -144,7 +144,7 @@ class _Search:
         return True
 
     def _is_plain(self, candidate: Candidate) -> bool:
-        """Return whether nothing in the candidate is held fixed, set aside or accepted when gradctl judges it."""
+        """Return whether gradcheck of the candidate treats nothing as a constant, disables no hook and accepts nothing."""
         model = self.make_model()
         part = model.get_submodule(candidate.submodule) if candidate.submodule else model
         try:

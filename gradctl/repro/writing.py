@@ -47,7 +47,7 @@ from gradctl.subject.subject import Subject
 
 _SEARCH_SECONDS = 60.0
 _RUN_SECONDS = 120.0  # of one script: inductor builds C++
-# Python's search path is the parent's, so that what the user's files import is found as it was.
+# Python's search path is the parent's, so that the imports of the user's files are found again.
 _START = "import sys; sys.path[:] = {path!r}; from gradctl.repro.search import main; main()"
 
 _OF_EAGER = {"GC401": "gradient", "GC403": "gradient", "GC408": "gradient"}
@@ -70,7 +70,7 @@ _FINITE_DIFFERENCES = 1e-4  # below it gradctl calls a gradient approximate, whi
 
 
 class _NoRepro(Exception):
-    """Why there is none, as the end of a sentence."""
+    """There is no program for a finding; the message is the reason, the end of a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def write_repros(
         checking: how the user named it.
         subject: the model and its inputs; not changed.
         directory: made if need be; a program of the same name in it is replaced whole.
-        allows: what was accepted.
+        allows: accepted findings.
         fail_on: the mildest severity that fails.
         say: called with one sentence for a finding without a program: the reason.
         progress: called with a line before each program.
@@ -142,7 +142,7 @@ def _write_one(case: _Case, directory: Path) -> Path:
     """Return the script for one finding, written and run.
 
     Raises:
-        _NoRepro: there is none.
+        _NoRepro: no script shows the finding.
     """
     quantity = _quantity(case.unit, case.finding)
     if case.unit.status != "complete" or quantity is None:
@@ -184,7 +184,7 @@ def _smallest(recipe: Recipe, subject: Subject, folder: Path) -> Path:
 
 
 def _run(command: Sequence[str], folder: Path, seconds: float) -> tuple[int | None, str]:
-    """Return exit status and output of a program; None where it took too long. What it has started is ended."""
+    """Return exit status and output of a program; None if it took too long. Its own processes are ended too."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -219,7 +219,7 @@ def _quantity(unit: Unit, finding: Finding) -> str | None:
 
 
 def _recipe(case: _Case, quantity: str, sources: Path) -> Recipe:
-    """Return what the programs for a finding share, after copying the user's files."""
+    """Return the common part of the programs for a finding, after copying the user's files."""
     unit, finding, checking, subject = case.unit, case.finding, case.checking, case.subject
     try:
         target = parse_target(checking.target)
@@ -270,7 +270,7 @@ def _attribute(expression: str, name: str) -> str:
 
 
 def _tolerance(unit: Unit, finding: Finding) -> float:
-    """Return what is between rounding and the finding: a thousandth where there is room for it."""
+    """Return a tolerance between rounding and the error of the finding: a thousandth if possible."""
     rows = [row for row in unit.tensors if (row.quantity, row.tensor) == (finding.quantity, finding.tensor)]
     budget = next((row.budget for row in rows if isinstance(row.budget, float)), 0.0)
     error = next((row.error for row in rows if isinstance(row.error, float)), 1.0)
@@ -278,7 +278,7 @@ def _tolerance(unit: Unit, finding: Finding) -> float:
 
 
 def _is_guarded(unit: Unit) -> bool:
-    """Return whether gradctl held something fixed that finite differences in a plain script move."""
+    """Return whether gradctl treated as a constant what finite differences in a plain script change."""
     cuts = unit.oracle is not None and unit.oracle.held_fixed
     return bool(cuts) or any(each.code == "GC409" or (each.allowed and each.code == "GC408") for each in unit.findings)
 
