@@ -317,7 +317,7 @@ def _told(form: str, seen: ProgramEvents, elsewhere: ProgramEvents, answers: lis
 
 
 def _baked(form: str, seen: ProgramEvents, elsewhere: ProgramEvents, first: QueryResult) -> Cause:
-    """Return the cause for a value fixed at capture: sizes and strides by the query, a loop or a branch by the calls."""
+    """Return the cause for a value fixed at capture: sizes and strides by the query, others by the calls."""
     name, place = first.question
     if name in _OF_SHAPES:
         return Cause(

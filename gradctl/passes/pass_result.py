@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from gradctl.gradients.gradient_findings import listed
 from gradctl.graphdiff.graph_view import operators
 
 _MOST_OPERATORS = 6
@@ -68,18 +69,14 @@ def compare_models(before: onnx.ModelProto, after: onnx.ModelProto) -> PassResul
 def difference(before: onnx.ModelProto, after: onnx.ModelProto) -> str:
     """Return ``MatMul 4 to 0, Gemm 0 to 4; initializers 9 to 8``."""
     old, new = operators(before), operators(after)
-    counts = [
-        (abs(new.get(kind, 0) - old.get(kind, 0)), f"{kind} {old.get(kind, 0)} to {new.get(kind, 0)}")
-        for kind in sorted({*old, *new})
-        if old.get(kind, 0) != new.get(kind, 0)
-    ]
-    counts.sort(key=lambda each: -each[0])
-    more = f" and {len(counts) - _MOST_OPERATORS} more" if len(counts) > _MOST_OPERATORS else ""
-    parts = [", ".join(text for _, text in counts[:_MOST_OPERATORS]) + more] if counts else []
+    counts = [(kind, old.get(kind, 0), new.get(kind, 0)) for kind in sorted({*old, *new})]
+    counts.sort(key=lambda each: -abs(each[2] - each[1]))
+    changes = [f"{kind} {one} to {other}" for kind, one, other in counts if one != other]
+    parts = [listed(changes, _MOST_OPERATORS)] if changes else []
     sizes = len(before.graph.initializer), len(after.graph.initializer)
-    parts += [f"initializers {sizes[0]} to {sizes[1]}"] if sizes[0] != sizes[1] else []
     opsets = onnx_opset(before), onnx_opset(after)
-    parts += [f"opset {opsets[0]} to {opsets[1]}"] if opsets[0] != opsets[1] else []
+    pairs = (("initializers", sizes), ("opset", opsets))
+    parts += [f"{what} {one} to {other}" for what, (one, other) in pairs if one != other]
     return "; ".join(parts) or "names, attributes or values"
 
 

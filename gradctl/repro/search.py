@@ -144,7 +144,7 @@ class _Search:
         return True
 
     def _is_plain(self, candidate: Candidate) -> bool:
-        """Return whether gradcheck of the candidate treats nothing as a constant, disables no hook and accepts nothing."""
+        """Return whether gradcheck of the candidate detaches nothing, disables no hook and accepts nothing."""
         model = self.make_model()
         part = model.get_submodule(candidate.submodule) if candidate.submodule else model
         try:
