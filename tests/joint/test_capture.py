@@ -305,7 +305,8 @@ REFUSED: dict[str, tuple[Callable[[], Case], str]] = {
     ),
     "numpy": (
         of_values(lambda linear, x: linear(x) * float(x.detach().numpy().max())),
-        r"a tensor is converted to NumPy, which torch cannot trace; use torch operations \(test_capture.py, line \d+\)",
+        "a tensor is converted to NumPy, which torch cannot trace; use torch operations "
+        r"\(test_capture.py, line \d+\)\.",
     ),
     "condition": (
         of_values(lambda linear, x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (linear(x),))),
