@@ -109,8 +109,10 @@ def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
         return [map_nested(function, item) for item in value]
     if isinstance(value, tuple):
         mapped = [map_nested(function, item) for item in value]
-        # torch.return_types (a structseq) is constructed from one sequence, a named tuple from its fields.
-        return type(value)(*mapped) if hasattr(value, "_fields") else type(value)(mapped)
+        if hasattr(value, "_make"):  # a named tuple
+            return value._make(mapped)
+        # torch.return_types (a structseq) is made from one sequence; another subclass need not be, and is a tuple then.
+        return type(value)(mapped) if hasattr(value, "n_fields") else tuple(mapped)
     return function(value)
 
 
