@@ -207,8 +207,7 @@ def ensure_fits(captured: Captured, instance: Instance, name: str = "the file") 
         if each in expected and tensor.shape != expected[each].shape
     ]
     kinds = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
-    listed = "; ".join(f"{kind} {_listed(names)}" for kind, names in kinds.items() if names)
-    if listed:
+    if listed := "; ".join(f"{kind} {_listed(names)}" for kind, names in kinds.items() if names):
         count = f"{sum(map(len, kinds.values()))} of {len(expected.keys() | found.keys())} names"
         frozen = " It holds none at all: was it frozen?" if missing and not found else ""
         raise TargetError(

@@ -107,17 +107,15 @@ class _CallPart(Part):
         """Return the float tensors that the call returns, and those among its arguments that it wrote to."""
         given = [leaf.tensor for leaf in self.leaves] if tensors is None else tensors
         with torch.enable_grad():
-            clones = [tensor.clone() for tensor in given]  # it may write to them
+            clones = list(map(torch.clone, given))  # it may write to them
         args, kwargs = map_leaves(lambda _, leaf: self._fresh(leaf, clones), self.arguments)
-        handed = [value for _, value in leaves((args, kwargs)) if is_float(value)]
-        versions = [value._version for value in handed]
+        handed = [(value, value._version) for _, value in leaves((args, kwargs)) if is_float(value)]
         seed_generators(self.seed)
         with torch.enable_grad(), program:
             result = self.function(*args, **kwargs)
-        named = {f"output.{path}": value for path, value in leaves(result) if is_float(value)}
-        returned = {id(value) for value in named.values()}
-        written = [(f"argument.{k}", value) for k, value in enumerate(handed) if value._version > versions[k]]
-        return [*named.items(), *((name, value) for name, value in written if id(value) not in returned)]
+        written = [(f"argument.{k}", value) for k, (value, before) in enumerate(handed) if value._version > before]
+        named = [(f"output.{path}", value) for path, value in leaves(result) if is_float(value)]
+        return list({id(value): (name, value) for name, value in (*written, *named)}.values())
 
     def _copied(self, path: str, value: Any) -> Any:
         if isinstance(value, torch.Generator):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -78,20 +79,21 @@ def run_native(subject: Subject) -> Baseline:
         *(_unrepeated("output", name, value, again_outputs.get(name)) for name, value in outputs.items()),
         *(_unrepeated("gradient", name, value, again_gradients.get(name)) for name, value in gradients.items()),
     ]
-    overflowing = {
+    unrepeated = tuple(row for row in rows if row is not None)
+    # A leaf that each run makes anew is the program's own affair (it detaches, to differentiate inside).
+    again = {id(tensor) for tensor in watched.unknown_leaves}
+    notes = [unknown_leaf_note(tensor) for tensor in first if id(tensor) in again] + closed_notes(instance)
+    notes += [shared_note(instance.shared)] if instance.shared else []
+    overflowing, mode = _overflowing(gradients), instance.input_mode
+    return Baseline(mode, outputs, overflowing, unrepeated, len(rows), subject, tuple(notes), watched.kept)
+
+
+def _overflowing(gradients: Named) -> dict[str, torch.dtype]:
+    return {
         name: gradient.dtype
         for name, gradient in gradients.items()
         if gradient is not None and not bool(torch.isfinite(gradient).all())
     }
-    unrepeated = tuple(row for row in rows if row is not None)
-    # A leaf that each run makes anew is the program's own affair (it detaches, to differentiate inside).
-    again = {id(tensor) for tensor in watched.unknown_leaves}
-    repeated = [tensor for tensor in first if id(tensor) in again]
-    notes = [*map(unknown_leaf_note, repeated), *closed_notes(instance)]
-    notes += [shared_note(instance.shared)] if instance.shared else []
-    return Baseline(
-        instance.input_mode, outputs, overflowing, unrepeated, len(rows), subject, tuple(notes), watched.kept
-    )
 
 
 def _with_all_leaves(subject: Subject) -> tuple[Subject, ObservedInstance, dict[str, Tensor], Named]:
@@ -157,12 +159,15 @@ def _first_run(subject: Subject) -> tuple[ObservedInstance, dict[str, Tensor], N
             if is_out_of_memory(error):
                 raise
             failures.append(error)
-    last = failures[-1]
+    raise _model_raises(subject, failures[-1]) from failures[-1]
+
+
+def _model_raises(subject: Subject, error: BaseException) -> TargetError:
+    """Return GC111 for what the user's model raises."""
     given = given_inputs(subject.model, subject.args, subject.kwargs)
-    remedy = first_layer_remedy(subject.model, subject.args, subject.kwargs) if isinstance(last, Exception) else ""
-    raise TargetError(
-        "GC111", f"{subject.target} raises on {given}: {first_line(last)}.{remedy}", details=user_frames(last)
-    ) from last
+    remedy = first_layer_remedy(subject.model, subject.args, subject.kwargs) if isinstance(error, Exception) else ""
+    message = f"{subject.target} raises on {given}: {first_line(error)}.{remedy}"
+    return TargetError("GC111", message, details=user_frames(error))
 
 
 def _run(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
@@ -170,10 +175,8 @@ def _run(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor]
     instance = watched.instance
     with instance.preserve_leaves(), torch.enable_grad():
         outputs = {name: t for name, t in instance.run() if is_float(t)}
-        if subject.loss is not None and any(t.numel() != 1 for t in outputs.values()):
-            shape = list(next(iter(outputs.values())).shape)
-            message = f"the loss returns a tensor of shape {shape}, not a scalar; end it in a sum or mean."
-            raise TargetError("GC113", message)
+        if subject.loss is not None:
+            _ensure_scalar(outputs.values())
         differentiable = [t for t in outputs.values() if t.requires_grad]
         if not differentiable:
             raise NoGradient
@@ -181,6 +184,13 @@ def _run(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor]
         torch.autograd.backward(differentiable, gaussian(differentiable, subject.seed))
         gradients = {leaf.name: leaf.take_gradient() for leaf in instance.leaves}
         return {name: t.detach().clone() for name, t in outputs.items()}, gradients
+
+
+def _ensure_scalar(losses: Iterable[Tensor]) -> None:
+    for loss in losses:
+        if loss.numel() != 1:
+            message = f"the loss returns a tensor of shape {list(loss.shape)}, not a scalar; end it in a sum or mean."
+            raise TargetError("GC113", message)
 
 
 def _is_nan(value: Tensor) -> bool:

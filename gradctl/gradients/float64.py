@@ -52,20 +52,25 @@ def oracle_runner(subject: Subject, input_mode: InputMode, watch: FunctionWatch)
     for promoted, mode in ((True, Promotion(native)), (True, None), (False, None)):
         runner = ModelRunner(Instance(subject, promoted=promoted, input_mode=input_mode), mode, watch)
         try:
-            with runner.instance.preserve_leaves():
-                outputs = [t for _, t in runner.differentiate() if t.requires_grad]
-                with runner.promoted():
-                    torch.autograd.backward(outputs, [torch.zeros_like(t) for t in outputs])
+            _try_backward(runner)
         except Exception as error:  # the program may refuse float64 in any way; then it runs as it is
             if is_out_of_memory(error) or not promoted:
                 raise
             what = "float64" if mode is None else "its casts turned to float64"
             reason = f"the model refuses {what}: {first_line(error)}"
             continue
-        for leaf in runner.leaves:
-            leaf.take_gradient()
         return OracleRunner(runner, torch.float64 if promoted else native, reason)
     raise AssertionError("the native run succeeded before")
+
+
+def _try_backward(runner: ModelRunner) -> None:
+    """Run forward and backward once; raise what they raise."""
+    with runner.instance.preserve_leaves():
+        outputs = [t for _, t in runner.differentiate() if t.requires_grad]
+        with runner.promoted():
+            torch.autograd.backward(outputs, [torch.zeros_like(t) for t in outputs])
+    for leaf in runner.leaves:
+        leaf.take_gradient()
 
 
 def cast_note(
@@ -76,20 +81,28 @@ def cast_note(
     ``rounding`` measures that of the native outputs, in Euclidean norm: of one that is zero but for rounding, a
     relative difference says nothing. It costs three runs, and is called only if there is a difference.
     """
-    values = {name: value for name, value in promoted if name in native and native[name].shape == value.shape}
-    errors = {name: relative_error(value, native[name]) for name, value in values.items()}
-    large = {n for n, error in errors.items() if error > _ROUNDING_EPSILONS * torch.finfo(native[n].dtype).eps}
-    noise = rounding() if large else {}
-    large = {name for name in large if not norm(values[name] - native[name]) <= 10 * noise.get(name, 0.0)}
-    if not large:
+    ulps = {name: off for name, off in _errors_in_ulps(native, promoted).items() if off > _ROUNDING_EPSILONS}
+    noise, values = rounding() if ulps else {}, dict(promoted)
+    ulps = {name: off for name, off in ulps.items() if not norm(values[name] - native[name]) <= 10 * noise[name]}
+    if not ulps:
         return None
-    name = max(large, key=lambda each: (errors[each] / torch.finfo(native[each].dtype).eps, each))
+    name = max(ulps, key=lambda each: (ulps[each], each))
     own = native[name]
+    error = ulps[name] * torch.finfo(own.dtype).eps
     return note(
         "GC411",
-        f"in float64 {name} differs by {errors[name]:.2e} (relative) from the native "
+        f"in float64 {name} differs by {error:.2e} (relative) from the native "
         f"{str(own.dtype).removeprefix('torch.')} run: casts to narrower dtypes inside the model are treated as exact, "
         "as in autograd.",
         quantity="output",
         tensor=name,
     )
+
+
+def _errors_in_ulps(native: dict[str, Tensor], promoted: list[tuple[str, Tensor]]) -> dict[str, float]:
+    """Return the relative error of each native output, in its machine epsilons."""
+    return {
+        name: relative_error(value, native[name]) / torch.finfo(native[name].dtype).eps
+        for name, value in promoted
+        if name in native and native[name].shape == value.shape
+    }

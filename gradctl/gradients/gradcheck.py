@@ -26,7 +26,7 @@ from gradctl.gradients.baseline import Baseline, run_native
 from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
 from gradctl.gradients.form_runner import form_runner
 from gradctl.gradients.functions.attribution import FunctionCheck, is_allowed, nothing_in_front, tensors_behind
-from gradctl.gradients.functions.function_part import FunctionFault, function_name
+from gradctl.gradients.functions.function_part import fault_size, function_name
 from gradctl.gradients.gradient_findings import (
     GradientCause,
     cause_of,
@@ -65,6 +65,7 @@ from gradctl.subject.inputs.example import trained_inputs
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
 from gradctl.tracing.functions import FunctionWatch, is_users
+from gradctl.tracing.model_runner import ModelRunner
 from gradctl.tracing.recording import Recording
 
 # A search for the call that is wrong may take so many times what the check took until its first alarm.
@@ -105,8 +106,8 @@ def gradcheck(
         baseline: of the subject, if the caller has it, and puts back what it borrows.
 
     Raises:
-        TargetError: the model cannot be run (GC111) or copied (GC112), or no tensor matches (GC115).
-        TargetError: GC116 the form cannot take the model in float64, GC117 it has no gradients.
+        TargetError: GC111 the model raises, GC112 it cannot be copied, GC115 no tensor matches, GC116 the form cannot
+            take it in float64, GC117 the form has no gradients.
         NothingToCheck: GC110, also where all outputs are behind an allowed Function that cannot be excluded.
     """
     start = time.perf_counter()
@@ -149,11 +150,6 @@ def gradcheck(
         seconds=time.perf_counter() - start,
         oracle=check.oracle(probes) if check is not None else None,
     )
-
-
-def _error(found: Finding | FunctionFault) -> float:
-    """Return the size of what is wrong with a Function, relative; -1 if it has none."""
-    return found.error if isinstance(found.error, float) else -1.0
 
 
 @dataclass(slots=True)
@@ -200,12 +196,16 @@ class _Check:
         self.silent_seconds = time.perf_counter() - start
         self.judged = {i: self.probing.verdict_of_screen(i) for i in indices}
         self._judge_each(indices if thorough else suspects)
+        self._exclude_unjudged(runner)
+        if self.form == "eager":  # a form's Functions are captured or gone; eager's own check is about those
+            self._find_causes(pattern, settings)
+
+    def _exclude_unjudged(self, runner: ModelRunner) -> None:
+        """Take back the verdict on tensors behind an allowed Function that states no linear map."""
         for i in tensors_behind(self.probing, runner):
             if i in self.judged and self.judged[i].verdict in ("same", "no-gradient", "too-small"):
                 self.judged[i] = replace(self.judged[i], verdict="unresolved")
-                self.behind[i] = GradientCause("GC408", function_name(next(iter(watch.unjudged))))
-        if self.form == "eager":  # a form's Functions are captured or gone; eager's own check is about those
-            self._find_causes(pattern, settings)
+                self.behind[i] = GradientCause("GC408", function_name(next(iter(runner.watch.unjudged))))
 
     def _judge_each(self, indices: Sequence[int]) -> None:
         for count, i in enumerate(indices, 1):
@@ -218,12 +218,15 @@ class _Check:
     def _name(self, i: int) -> str:
         return self.source.runner.leaves[i].name
 
-    def _find_causes(self, pattern: str, settings: dict[str, Any]) -> None:
-        """Find what makes gradients wrong: hooks, custom Functions, calls, kinks."""
+    def _check_hooks(self) -> None:
         if self.recording.hooks or self.source.runner.instance.disabled_hooks:
             with explaining("which gradients the hooks change"):
                 self.hooked = leaves_behind_hooks(self.subject, self.source)
-        wrong = [i for i, each in self.judged.items() if each.verdict in ("wrong", "missing", "approximate")]
+
+    def _find_causes(self, pattern: str, settings: dict[str, Any]) -> None:
+        """Find what makes gradients wrong: hooks, custom Functions, calls, kinks."""
+        self._check_hooks()
+        wrong = [i for i, each in self.judged.items() if each.is_wrong or each.verdict == "approximate"]
         # For a choice of tensors, Functions that do not concern them are not reported.
         unexplained = self._check_functions(wrong, settings) if wrong or pattern == "*" else []
         self._localise(unexplained, settings)
@@ -240,15 +243,14 @@ class _Check:
         tolerated = settings["rtol"] or 0.0
         with explaining("the custom Functions"):
             self.probing.point.record()
-            functions.judge(is_alarmed=bool(wrong))
-            functions.faults = {f: each for f, each in functions.faults.items() if not 0 <= _error(each) <= tolerated}
+            functions.judge(is_alarmed=bool(wrong), tolerated=tolerated)
             self._judge_besides(functions, wrong, settings)
         unexplained = [i for i in wrong if i not in self.behind]
         right = {self._name(i) for i, each in self.judged.items() if each.verdict == "same" and not wrong}
         with explaining("what the custom Functions do wrong"):
             self.probing.point.record()
             found = functions.findings(right, is_explained=not unexplained)
-            self.functions = [each for each in found if each.code != "GC408" or not 0 <= _error(each) <= tolerated]
+            self.functions = [each for each in found if each.code != "GC408" or not 0 <= fault_size(each) <= tolerated]
             self._presume(functions, unexplained)
         self.probing.point.record()
         return unexplained
@@ -336,14 +338,18 @@ class _Check:
         ]
         calls = {"GC401": self.wrong_calls, "GC403": self.wrong_calls, "GC407": self.nonfinite_calls}
         tensors = [explain(finding, calls.get(finding.code, ())) for finding in about if finding is not None]
-        overflow = native_gradient_findings(self.native, {leaves[i].name for i in nonfinite}, self._untrained())
-        native_calls: list[Explanation] = []
-        if overflow and not is_output_nonfinite:
-            with explaining("the call whose backward overflows"):
-                native_calls = locate_nonfinite_natively(self.subject, self.native)
         heads = [each for each in self.functions if each.severity == "error"]
         tails = [each for each in self.functions if each.severity != "error"]
-        return [*heads, *tensors, *(explain(finding, native_calls) for finding in overflow), *tails]
+        return [*heads, *tensors, *self._overflow(is_output_nonfinite), *tails]
+
+    def _overflow(self, is_output_nonfinite: bool) -> list[Finding]:
+        """Return a finding for each gradient that overflows in the native dtype alone, with the call that makes it."""
+        overflow = native_gradient_findings(self.native, {self._name(i) for i in self._nonfinite()}, self._untrained())
+        calls: list[Explanation] = []
+        if overflow and not is_output_nonfinite:
+            with explaining("the call whose backward overflows"):
+                calls = locate_nonfinite_natively(self.subject, self.native)
+        return [explain(finding, calls) for finding in overflow]
 
     def _untrained(self) -> set[str]:
         """Return the inputs whose gradient training does not compute: without requires_grad, beside parameters."""
@@ -363,10 +369,8 @@ class _Check:
         with explaining("what hooks the program has"):
             notes += hook_notes(self.recording, runner.instance.disabled_hooks, changes=bool(self.hooked))
         with explaining("which outputs have no gradient"):
-            notes += [
-                undifferentiated_note(name)
-                for name in self.probing.point.undifferentiated(self.probing.samples[0].cotangents)
-            ]
+            found = self.probing.point.undifferentiated(self.probing.samples[0].cotangents)
+            notes += map(undifferentiated_note, found)
         with explaining("what the casts of the program change"):
             rounding = partial(output_noise, self.subject, self.native)
             cast = cast_note(self.native.outputs, self.probing.point.outputs, rounding)

@@ -152,23 +152,27 @@ def gradient_finding(
     if text is None:
         return None
     is_constant_rounding = text.code == "GC410" and (judged.error or 0.0) <= _CONSTANT_ROUNDING
-    code, hint = cause.code if cause is not None else None, text.hint
-    if nonfinite is not None and is_output_nonfinite:
-        code, hint = code or "GC407", "an output is NaN, and this with it: begin there."
-    module = leaf.name.partition(":")[2].rpartition(".")[0] or None
+    is_of_output = nonfinite is not None and is_output_nonfinite
     return Finding(
         code=text.code,
         severity="note" if is_constant_rounding else text.severity,
-        cause=code,
+        cause=cause.code if cause is not None else "GC407" if is_of_output else None,
         quantity="gradient",
         tensor=leaf.name,
         verdict=text.verdict,
         message=text.message.format(name=leaf.name, **_details(leaf, judged, cause, nonfinite)),
-        hint=hint,
+        hint="an output is NaN, and this with it: begin there." if is_of_output else text.hint,
         error=number(judged.error),
         allow=f"{text.code}:{leaf.name}",
-        location=Location(module=module) if leaf.name.startswith("param:") and module else None,
+        location=_module_of(leaf),
     )
+
+
+def _module_of(leaf: Leaf) -> Location | None:
+    """Return the module of a parameter; None for an input, and for a parameter of the model itself."""
+    kind, _, name = leaf.name.partition(":")
+    module = name.rpartition(".")[0]
+    return Location(module=module) if kind == "param" and module else None
 
 
 def _details(

@@ -150,10 +150,7 @@ def forward_mode_vote(judge: Judge, push: Callable[[Sequence[Tensor], Sequence[T
     Along one random direction v, <w, J v> from forward mode is compared with the finite difference.
     """
     point, sample = judge.point, judge.samples[0]
-    tangents = [gaussian_like(value, judge.generator) for value in point.values]
-    for i, mask in point.infinite.items():
-        tangents[i] = torch.where(mask, 0, tangents[i])
-    tangents = _normalized(tangents)
+    tangents = _random_direction(judge)
     pushed: dict[str, Tensor] | None = None
     with refusals_ignored():  # no rule, or a wrong one that raises
         pushed = push([value.clone() for value in point.values], tangents)
@@ -168,6 +165,14 @@ def forward_mode_vote(judge: Judge, push: Callable[[Sequence[Tensor], Sequence[T
     if not slope.usable:
         return None
     return "vjp" if abs(stated - slope.derivative) <= 10 * slope.error + 64 * judge.epsilon * weight else "both"
+
+
+def _random_direction(judge: Judge) -> list[Tensor]:
+    """Return a direction over all leaves, of unit norm and zero where a value is not finite."""
+    tangents = [gaussian_like(value, judge.generator) for value in judge.point.values]
+    for i, mask in judge.point.infinite.items():
+        tangents[i] = torch.where(mask, 0, tangents[i])
+    return _normalized(tangents)
 
 
 def _normalized(directions: Sequence[Tensor]) -> list[Tensor]:

@@ -144,18 +144,14 @@ def _forward_watched(step: _Step) -> tuple[list[Tensor], list[Tensor], set[str]]
     handles = []
     for leaf in step.instance.leaves:
         if leaf.tensor.is_leaf and leaf.tensor.requires_grad:
-            note = partial(_noted, arrived, leaf.name)
-            handles.append(leaf.tensor.register_post_accumulate_grad_hook(note))  # type: ignore[no-untyped-call]
+            hook = partial(lambda name, _: arrived.add(name), leaf.name)
+            handles.append(leaf.tensor.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
     try:
         _, differentiable, cotangents = step.forward()
     finally:
         for handle in handles:
             handle.remove()
     return differentiable, cotangents, arrived
-
-
-def _noted(names: set[str], name: str, _: Tensor) -> None:
-    names.add(name)
 
 
 def _again(step: _Step, reference: Gradients, regimes: Regimes) -> None:
@@ -202,8 +198,31 @@ def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regi
     step.instance.without_grad = frozenset(inputs) - trained
     if not step.instance.without_grad or len(inputs) == len(step.instance.leaves):
         return
+    found = _run_as_given(step, regimes)
+    if found is None:
+        return
+    own, gradients = found
+    if any(name not in own or relative_error(value, own[name]) > _rounding(value) for name, value in outputs.items()):
+        regimes.own_outputs = None if trained else own
+        checked = "such inputs" if trained else "its inputs as given, as constants"
+        message = f"the model computes another result if its inputs require gradients: it is checked with {checked}."
+        regimes.findings.append(note("GC416", message))
+    else:
+        _compare_parameters(step, reference, gradients, regimes)
+
+
+def _compare_parameters(step: _Step, reference: Gradients, gradients: Gradients, regimes: Regimes) -> None:
+    parameters = {name: gradient for name, gradient in reference.items() if name not in step.instance.without_grad}
+    hint = "checkpoint with use_reentrant=False; in a custom backward, read ctx.needs_input_grad of each argument."
+    for name, off in _differences(step, parameters, gradients).items():
+        message = f"in training, where the inputs require no gradient, {name} receives {_another(off)}."
+        regimes.findings.append(_wrong("GC416", message, hint, name, off))
+
+
+def _run_as_given(step: _Step, regimes: Regimes) -> tuple[Outputs, Gradients] | None:
+    """Return outputs and gradients; None, with a note, if the model raises."""
     try:
-        own, gradients = step.run()
+        return step.run()
     except Exception as error:  # forces need a gradient of the input
         if is_out_of_memory(error):
             raise
@@ -212,36 +231,14 @@ def _as_given(step: _Step, outputs: Outputs, reference: Gradients, regimes: Regi
         regimes.findings.append(
             note("GC416", f"{message}{first_line(error)}. It is checked with inputs that require gradients.", hint)
         )
-        return
+        return None
     finally:
         step.taken()
-    if any(name not in own or _is_another(value, own[name]) for name, value in outputs.items()):
-        regimes.own_outputs = None if trained else own
-        message = "the model computes another result if its inputs require gradients"
-        judged = (
-            "it is checked with its inputs as given, as constants" if not trained else "it is checked with such inputs"
-        )
-        regimes.findings.append(note("GC416", f"{message}: {judged}."))
-        return
-    parameters = {name: gradient for name, gradient in reference.items() if name not in step.instance.without_grad}
-    hint = "checkpoint with use_reentrant=False; in a custom backward, read ctx.needs_input_grad of each argument."
-    for name, off in _differences(step, parameters, gradients).items():
-        message = f"in training, where the inputs require no gradient, {name} receives {_another(off)}."
-        regimes.findings.append(_wrong("GC416", message, hint, name, off))
 
 
 def _differences(step: _Step, reference: Gradients, gradients: Gradients) -> Difference:
     """Return the leaves whose gradient differs by more than rounding explains; infinite where it is lost."""
-    found: Difference = {}
-    for name, gradient in reference.items():
-        other = gradients[name]
-        if gradient is None or not bool(torch.isfinite(gradient).all()):
-            continue
-        if other is None:
-            if bool(gradient.any()):
-                found[name] = math.inf
-        elif relative_error(gradient, other) > _ROUNDING_EPSILONS * torch.finfo(gradient.dtype).eps:
-            found[name] = relative_error(gradient, other)
+    found = _relative_differences(reference, gradients)
     if not found:
         return found
     noise = step.noise(reference)
@@ -250,7 +247,7 @@ def _differences(step: _Step, reference: Gradients, gradients: Gradients) -> Dif
         gradient = reference[name]
         assert gradient is not None
         size = norm(gradient)
-        tolerance = _ROUNDING_EPSILONS * torch.finfo(gradient.dtype).eps * size + 10 * noise[name]
+        tolerance = _rounding(gradient) * size + 10 * noise[name]
         return found[name] * size <= tolerance
 
     # A gradient that is zero but for rounding is lost with nothing lost.
@@ -259,6 +256,25 @@ def _differences(step: _Step, reference: Gradients, gradients: Gradients) -> Dif
         for name, error in found.items()
         if not (is_rounding(name) if math.isfinite(error) else norm(reference[name]) <= 10 * noise[name])  # type: ignore[arg-type]
     }
+
+
+def _relative_differences(reference: Gradients, gradients: Gradients) -> Difference:
+    """Return the leaves whose gradient differs by more than the order of a sum explains."""
+    found: Difference = {}
+    for name, gradient in reference.items():
+        other = gradients[name]
+        if gradient is None or not bool(torch.isfinite(gradient).all()):
+            continue
+        if other is None:
+            if bool(gradient.any()):
+                found[name] = math.inf
+        elif relative_error(gradient, other) > _rounding(gradient):
+            found[name] = relative_error(gradient, other)
+    return found
+
+
+def _rounding(tensor: Tensor) -> float:
+    return _ROUNDING_EPSILONS * torch.finfo(tensor.dtype).eps
 
 
 def _another(error: float) -> str:
@@ -304,7 +320,3 @@ def _added(accumulated: Gradients, before: Gradients) -> Gradients:
         name: accumulated[name] if there is None else (zero if (now := accumulated[name]) is None else now) - there
         for name, there in before.items()
     }
-
-
-def _is_another(value: Tensor, other: Tensor) -> bool:
-    return relative_error(value, other) > _ROUNDING_EPSILONS * torch.finfo(value.dtype).eps

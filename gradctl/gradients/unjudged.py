@@ -40,12 +40,7 @@ class Kept:
 
 
 class ObservedInstance:
-    """An instance whose runs are looked at for leaves that it does not know.
-
-    Attributes:
-        unknown_leaves: those of the last run.
-        kept: what is to be put back.
-    """
+    """An instance whose runs are looked at for leaves that it does not know. They are those of the last run."""
 
     def __init__(self, instance: Instance) -> None:
         self.instance, self.kept = instance, Kept(instance)

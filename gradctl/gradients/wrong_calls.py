@@ -71,14 +71,11 @@ def locate_wrong_backwards(
         TimeoutError: nothing was found in so many seconds.
     """
     deadline = time.perf_counter() + seconds
-    return [
-        Explanation(
-            _WRONG[part.vote].format(part.origin.op),
-            _location(part.origin),
-            frozenset(leaves_behind(part.sources, runner.leaves)),
-        )
-        for part in find_wrong_parts(runner, settings, lambda: time.perf_counter() > deadline)
-    ]
+    explanations = []
+    for part in find_wrong_parts(runner, settings, lambda: time.perf_counter() > deadline):
+        text, names = _WRONG[part.vote].format(part.origin.op), leaves_behind(part.sources, runner.leaves)
+        explanations.append(Explanation(text, _location(part.origin), frozenset(names)))
+    return explanations
 
 
 def locate_nonfinite_backwards(runner: ModelRunner, cotangents: dict[str, Tensor]) -> list[Explanation]:

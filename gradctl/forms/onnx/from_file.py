@@ -90,21 +90,13 @@ def without_optimizer(captured: Captured) -> Captured:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
-    """A session as a callable.
-
-    Attributes:
-        running: the session.
-        model: its parameters name the inputs.
-        feeds: the model's input name by that of the graph.
-        results: the model's output name by that of the graph.
-        structure: an output of the model.
-    """
+    """A session as a callable."""
 
     running: onnxruntime.InferenceSession
-    model: Callable[..., Any]
-    feeds: Mapping[str, str]
-    results: Mapping[str, str]
-    structure: Any
+    model: Callable[..., Any]  # its parameters name the inputs
+    feeds: Mapping[str, str]  # the model's input name by that of the graph
+    results: Mapping[str, str]  # the model's output name by that of the graph
+    structure: Any  # an output of the model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of one run, each on the device of the model's output."""
@@ -164,7 +156,8 @@ def _values(file: OnnxFile, instance: Instance, differing: list[str]) -> tuple[d
             differing.append(f"{name} has shape {list(value.shape)}, not {list(reference.shape)}")
         elif value.dtype == reference.dtype:  # a file has one name of a tied tensor
             found |= {other: value for other, tensor in own.items() if tensor is reference}
-    return {n: v for n, v in found.items() if n in parameters}, {n: v for n, v in found.items() if n in buffers}
+    of_parameters, of_buffers = ({n: found[n] for n in names if n in found} for names in (parameters, buffers))
+    return of_parameters, of_buffers
 
 
 def _tensors(named: list[tuple[str, Any]]) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ only numbers are kept of it. What moves the inputs moves them as the model does:
 A Function is differentiated in those outputs only that get a cotangent in the model's own backward.
 
 First each application is differentiated alone, on copies: u is random. A backward that is right there can be wrong with
-the memory that the model hands it (expanded or shared inputs, a cotangent that is not contiguous), or if what it reads
-is changed after its forward. Then u and g are those of the application's own node in a backward of the model.
+the model's own memory (expanded or shared inputs, a cotangent that is not contiguous): then u and g are those of the
+application's own node in a backward of the model.
 """
 
 from __future__ import annotations
@@ -68,8 +68,7 @@ def judge_applications(
     """Return a verdict on each of the applications, made at the present values of the leaves.
 
     Alone, what is at a kink there is judged beside it; what the leaves do not move, where no parameter is zero.
-    ``in_place``, each is judged by its own node in a backward of the model. Leaves the runner recorded at another
-    point.
+    ``in_place``, each is judged by its own node in a backward of the model. The runner is left at another point.
     """
     origin = [leaf.tensor.detach().clone() for leaf in runner.leaves]
     generator = torch.Generator().manual_seed(seed + 2)
@@ -213,25 +212,23 @@ class _Sweep:
         if not outputs:
             return
         cotangents = {k: gaussian_like(y, self.generator) / (rms(y.detach()) or 1.0) for k, y in outputs.items()}
-        leaf_gradients = self._leaf_gradients(outputs, cotangents)
-        hidden = {
-            i: (self.runner.leaves[i].tensor.detach().clone(), gradient)
-            for i, gradient in enumerate(leaf_gradients)
-            if gradient is not None
-        }
+        hidden = self._leaf_gradients(outputs, cotangents)
         inputs = {i: (call.args[i], dense(leaf.grad)) for i, leaf in fresh.items()}
         kept = {k: (y.detach().clone(), cotangents[k]) for k, y in outputs.items()}
         self.probes[application.number] = _Probe(application, call, inputs, hidden, kept)
 
-    def _leaf_gradients(self, outputs: dict[int, Tensor], cotangents: dict[int, Tensor]) -> list[Tensor | None]:
-        """Run ``backward`` and return the gradients of the leaves; what was in their ``.grad`` is there afterwards."""
+    def _leaf_gradients(
+        self, outputs: dict[int, Tensor], cotangents: dict[int, Tensor]
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Run ``backward`` and return value and gradient of each leaf that gets one; put their ``.grad`` back."""
         leaves = self.runner.leaves
         saved = [(tensor, tensor.grad) for leaf in leaves for tensor in (leaf.sharing or (leaf.tensor,))]
         for tensor, _ in saved:
             tensor.grad = None
         try:
             torch.autograd.backward(list(outputs.values()), [cotangents[k].clone() for k in outputs])
-            return [leaf.take_gradient() for leaf in leaves]
+            gradients = {i: leaf.take_gradient() for i, leaf in enumerate(leaves)}
+            return {i: (leaves[i].tensor.detach().clone(), g) for i, g in gradients.items() if g is not None}
         finally:
             for tensor, gradient in saved:
                 tensor.grad = gradient
@@ -286,12 +283,10 @@ class _Sweep:
         verdict, slope = self._verdict(probe, size)
         if verdict == "right" and _is_still(far, near):
             verdict = "unmoved"
+        if verdict != "wrong":
+            return Judged(probe.application, probe.call, verdict, kinked=verdict == "unresolved" and slope.kinked)
         error = abs(slope.derivative) / size if size else 1.0
-        if verdict == "wrong" and error < _APPROXIMATE:
-            verdict = "approximate"
-        is_kinked = verdict == "unresolved" and slope.kinked
-        is_off = verdict in ("wrong", "approximate")
-        return Judged(probe.application, probe.call, verdict, error if is_off else 0.0, is_kinked)
+        return Judged(probe.application, probe.call, "approximate" if error < _APPROXIMATE else "wrong", error)
 
     def _verdict(self, probe: _Probe, size: float) -> tuple[Verdict, Slope]:
         """Return the verdict on one application and the slope of its psi, of which ``size`` is that of the halves."""
@@ -402,10 +397,13 @@ def _unusual_memory(call: FunctionCall, args: tuple[Any, ...], outputs: dict[int
         if isinstance(arg, Tensor) and arg.layout == torch.strided
     }
     strides = [f"{name} is {_LAYOUTS[each]}" for name, x in inputs.items() for each in layout(x)]
-    tensors = inputs | {f"output {k}": y for k, y in outputs.items()}
+    return strides + _shared(inputs | {f"output {k}": y for k, y in outputs.items()})
+
+
+def _shared(tensors: dict[str, Tensor]) -> list[str]:
     memory = {name: tensor.untyped_storage().data_ptr() for name, tensor in tensors.items() if tensor.numel()}
     pairs = [(one, other) for one, other in combinations(memory, 2) if memory[one] == memory[other]]
-    return strides + [f"{one} and {other} share memory" for one, other in pairs]
+    return [f"{one} and {other} share memory" for one, other in pairs]
 
 
 def _is_still(far: _Seen | None, near: _Seen | None) -> bool:

@@ -13,7 +13,7 @@ from gradctl.core.errors import NothingToCheck
 from gradctl.core.findings import Finding
 from gradctl.gradients.functions.applications import Judged, judge_applications
 from gradctl.gradients.functions.function_contracts import contract_faults, first_order_fault, kink_fault
-from gradctl.gradients.functions.function_part import FunctionFault, function_name
+from gradctl.gradients.functions.function_part import FunctionFault, fault_size, function_name
 from gradctl.gradients.functions.survey import COTANGENTS, Application, choose_sample, survey
 from gradctl.gradients.gradient_findings import function_finding, latent_finding, listed
 from gradctl.gradients.guard import explaining
@@ -42,10 +42,10 @@ class FunctionCheck:
     _judged: list[Judged] = field(default_factory=list)
     _faulty: dict[FunctionClass, Application] = field(default_factory=dict)
 
-    def judge(self, *, is_alarmed: bool) -> None:
+    def judge(self, *, is_alarmed: bool, tolerated: float = 0.0) -> None:
         """Judge a sample of the applications of each Function; all, and then in place, on an alarm that has no fault.
 
-        Leaves the runner recorded at another point.
+        A fault whose relative error is ``tolerated`` is dropped. Leaves the runner recorded at another point.
         """
         self._applications = survey(self.runner)
         sample = choose_sample(self._applications, self._seed)
@@ -55,6 +55,7 @@ class FunctionCheck:
             self._judge([each for each in self._applications if each.number not in numbers])
         if is_alarmed and not self.faults:
             self._judge_in_place()
+        self.faults = {f: each for f, each in self.faults.items() if not 0 <= fault_size(each) <= tolerated}
 
     def _judge(self, applications: Sequence[Application]) -> None:
         judged = judge_applications(self.runner, applications, self._seed, self.epsilon)
@@ -75,11 +76,8 @@ class FunctionCheck:
 
     def _judge_in_place(self) -> None:
         """Judge the Functions that are right on copies with the memory and in the state that the model hands them."""
-        candidates = [
-            each
-            for each in self._applications
-            if each.is_used and not each.inside and not self._is_allowed(each.function)
-        ]
+        outside = [each for each in self._applications if each.is_used and not each.inside]
+        candidates = [each for each in outside if not self._is_allowed(each.function)]
         for each in judge_applications(self.runner, candidates, self._seed, self.epsilon, in_place=True):
             function = each.application.function
             if each.verdict != "wrong" or function in self.faults:
@@ -95,8 +93,8 @@ class FunctionCheck:
     def findings(self, hidden_from: Collection[str], *, is_explained: bool) -> list[Finding]:
         """Return one finding for each faulty Function, and what the others do wrong for another model.
 
-        ``hidden_from`` names the leaves whose gradient is right at this point, if none is wrong; ``is_explained`` tells
-        whether every wrong tensor lies behind a faulty Function.
+        ``hidden_from`` names the leaves whose gradient is right, if none is wrong; ``is_explained``: each wrong tensor
+        lies behind a faulty Function.
         """
         found = []
         hidden = self._behind({each.number for each in self._faulty.values()}) if hidden_from and self._faulty else {}
@@ -131,12 +129,15 @@ class FunctionCheck:
             return [replace(fault, caller=fault.caller or "elsewhere")]
         if judged.kinked and (fault := kink_fault(judged.call, self.runner)) is not None:
             return [replace(fault, caller="kink")]
-        faults = contract_faults(judged.call, self.runner, self._seed)
+        return self._with_one_frozen(contract_faults(judged.call, self.runner, self._seed))
+
+    def _with_one_frozen(self, faults: list[FunctionFault]) -> list[FunctionFault]:
+        """Return the faults, of those about frozen inputs one: one that matters here, if there is any."""
         frozen = [fault for fault in faults if fault.caller == "frozen"]
-        if len(frozen) > 1:  # one is enough: one that matters here, if there is any
-            kept = next((fault for fault in frozen if self._is_exercised(fault)), frozen[0])
-            faults = [fault for fault in faults if fault.caller != "frozen" or fault is kept]
-        return faults
+        if len(frozen) < 2:
+            return faults
+        kept = next((fault for fault in frozen if self._is_exercised(fault)), frozen[0])
+        return [fault for fault in faults if fault.caller != "frozen" or fault is kept]
 
     def _each_group(self) -> list[Judged]:
         """Return one application, at a kink if one is, of the first groups of each Function that has no fault."""
@@ -154,8 +155,8 @@ class FunctionCheck:
             return True
         applications = self._applied(fault)
         # What arrives in a transform of torch.func is not seen.
-        is_unseen = fault.rule == "layout" or (fault.rule == "second" and any(each.inside for each in applications))
-        if is_unseen and not is_explained:
+        unseen = {"layout"} | ({"second"} if any(each.inside for each in applications) else set())
+        if not is_explained and fault.rule in unseen:
             return True
         if fault.caller == "frozen":  # in training a model's inputs require no gradient, nor does what is made of them
             return self._is_frozen(fault.position, {each.number for each in applications})

@@ -1,8 +1,7 @@
 """Custom ``autograd.Function``s by themselves: is each backward the derivative, whatever its caller hands it?
 
-First order by finite differences at the recorded inputs. Then what callers do sooner or later: a cotangent with
-stride 0 (``sum().backward()``), one that is not contiguous, one that is undefined, an input that requires no
-gradient; and, where the Function defines them, forward mode and second order.
+First order by finite differences at the recorded inputs. Then what callers do sooner or later: a cotangent of stride 0
+(``sum().backward()``), not contiguous or undefined, an input that requires no gradient, forward mode, second order.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch.autograd import Function
 from gradctl.core.errors import is_out_of_memory
 from gradctl.gradients.functions.function_part import DoubleBackward, FunctionFault, FunctionPart, function_name
 from gradctl.gradients.part import Cotangents, expanded, forward_mode_vote, gaussian
-from gradctl.numerics.judge import Judge
+from gradctl.numerics.judge import Judge, TensorJudgement
 from gradctl.numerics.measures import dot, gaussian_like, norm, relative_error
 from gradctl.numerics.point import rms
 from gradctl.subject.frames import first_line
@@ -67,10 +66,15 @@ def first_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> Func
         return None
     if in_place := _in_place_fault(part):
         return in_place
+    return _describe_wrong(part, judge, wrong)
+
+
+def _describe_wrong(part: FunctionPart, judge: Judge, wrong: dict[int, TensorJudgement]) -> FunctionFault:
+    """Return the fault of a backward that is wrong in these inputs, with what forward mode says of it."""
     worst = max(wrong, key=lambda i: wrong[i].error or 0.0)
     what = "computes no gradient for" if wrong[worst].verdict == "missing" else "is not the derivative in"
     places = ", ".join(repr(part.leaves[i].name) for i in wrong)
-    vote = forward_mode_vote(judge, part.push) if _has_forward_mode(call.function) else None
+    vote = forward_mode_vote(judge, part.push) if _has_forward_mode(part.function) else None
     said = {"vjp": "; its jvp agrees with finite differences", "both": "; its jvp is wrong too", None: ""}[vote]
     # Of all inputs: an accepted Function that gets one more of them wrong is worse than it was.
     total = sum(each.error if each.error is not None else 1.0 for each in wrong.values())
@@ -263,9 +267,7 @@ def _forward_mode_fault(part: FunctionPart, gradients: Gradients) -> FunctionFau
     except Exception as error:  # the user's jvp may raise anything
         message = f"{name}.jvp raises {_refusal(error)}"
         return FunctionFault(part.function, "forward-mode", message, caller="forward-mode")
-    outputs = {name: t for name, t in part.differentiate() if t.requires_grad}
-    cotangents = zip(outputs, gaussian(list(outputs.values())), strict=True)
-    products = [(w, pushed[name]) for name, w in cotangents if name in pushed]
+    products = [(w, pushed[k]) for k, w in _cotangents_by_name(part).items() if k in pushed]
     pulled = [(g, v) for g, v in zip(gradients, tangents, strict=True) if g is not None]
     forward, reverse = (sum(dot(w, v) for w, v in pairs) for pairs in (products, pulled))
     weight = sum(dot(w.abs(), v.abs()) for w, v in (*pulled, *products))
@@ -273,6 +275,11 @@ def _forward_mode_fault(part: FunctionPart, gradients: Gradients) -> FunctionFau
         return None
     message = f"{name}.jvp disagrees with its backward: <w, J v> = {forward:.6g}, <J'w, v> = {reverse:.6g}"
     return FunctionFault(part.function, "forward-mode", message, caller="forward-mode")
+
+
+def _cotangents_by_name(part: FunctionPart) -> dict[str, Tensor]:
+    outputs = {name: t for name, t in part.differentiate() if t.requires_grad}
+    return dict(zip(outputs, gaussian(list(outputs.values())), strict=True))
 
 
 def _second_order_fault(call: FunctionCall, model: ModelRunner, seed: int) -> FunctionFault | None:

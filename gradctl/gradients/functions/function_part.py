@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gradctl.core.findings import Finding
 from gradctl.gradients.part import Cotangents, Part, differentiable, gaussian
 from gradctl.numerics.runner import Outputs
 from gradctl.subject.instance import Leaf
@@ -38,6 +39,11 @@ class FunctionFault:
     # ``undefined``, an input that is ``frozen``, ``forward-mode``, ``second-order``; None if any does.
     caller: str | None = None
     position: int | None = None  # of the argument that requires no gradient
+
+
+def fault_size(found: Finding | FunctionFault) -> float:
+    """Return the size of what is wrong with a Function, relative; -1 if it has none."""
+    return found.error if isinstance(found.error, float) else -1.0
 
 
 def users_class(function: type[Function]) -> type[Function]:
@@ -175,17 +181,22 @@ class DoubleBackward(Part):
         return self.part.promoted()
 
 
+def _operator_argument(call: FunctionCall) -> dict[int, str]:
+    """Return the names of the arguments of a registered operator by position."""
+    names = [argument.name for argument in _of_registered_op(call.function, "op")._schema.arguments]
+    spec = getattr(call.args[-1], "input_spec", None)  # there for an operator on lists of tensors
+    places = tree_unflatten(list(range(spec.num_leaves)), spec) if spec is not None else range(len(names))
+    found: dict[int, str] = {}
+    for name, place in zip(names, places, strict=False):
+        found |= {at: f"{name}.{k}" for k, at in enumerate(place)} if isinstance(place, list) else {place: name}
+    return found
+
+
 def argument_name(call: FunctionCall, position: int) -> str:
     """Return the name of an argument of ``forward``, past its ``ctx``; ``xs.0`` in a list of an operator's."""
     function = call.function
     if is_registered_operator(function):
-        names = [argument.name for argument in _of_registered_op(function, "op")._schema.arguments]
-        spec = getattr(call.args[-1], "input_spec", None)  # there for an operator on lists of tensors
-        places = tree_unflatten(list(range(spec.num_leaves)), spec) if spec is not None else range(len(names))
-        for name, place in zip(names, places, strict=False):
-            if place == position or (isinstance(place, list) and position in place):
-                return f"{name}.{place.index(position)}" if isinstance(place, list) else name
-        return f"args.{position}"
+        return _operator_argument(call).get(position, f"args.{position}")
     parameters = list(inspect.signature(function.forward).parameters.values())
     if function.setup_context is Function.setup_context:
         parameters = parameters[1:]

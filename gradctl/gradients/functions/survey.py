@@ -106,7 +106,7 @@ class _Survey:
             number,
             function,
             (function, *map(_kind, args)),
-            sum(arg.numel() * arg.element_size() for arg in tensors.values()),
+            sum(map(_bytes, tensors.values())),
             user_location(),
             innermost_module(self.runner.watch.modules),
             inside=inside,
@@ -143,6 +143,10 @@ class _Survey:
                     application.uses |= layout(cotangents[k])  # type: ignore[arg-type]  # one that is there
 
             node.register_prehook(arrived)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def layout(tensor: Tensor) -> set[str]:
