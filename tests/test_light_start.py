@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -11,7 +12,8 @@ import pytest
 from gradctl.cli.main import COMMANDS
 
 # Of ours, what each command line loads. To add to this list is a decision: it is what every ``--help`` waits for.
-OF_HELP = {"gradctl", "gradctl.cli", "gradctl.cli.main", "gradctl.core", "gradctl.core.errors", "gradctl.core.names"}
+OF_HELP = {"gradctl", "gradctl.cli", "gradctl.cli.help", "gradctl.cli.main"}
+OF_HELP |= {"gradctl.core", "gradctl.core.errors", "gradctl.core.names"}
 OF_EXPLAIN = OF_HELP | {"gradctl.cli.commands.explain", "gradctl.rules", "gradctl.rules.catalogue"}
 OF_OPTIONS = OF_HELP | {"gradctl.cli.reporting", "gradctl.core.names", "gradctl.core.target_options"}
 OF_TARGETS = OF_OPTIONS | {"gradctl.cli.options", "gradctl.cli.users_code", "gradctl.core.target_files"}
@@ -35,6 +37,15 @@ LOADED = {
     ("inspect", "--help"): OF_TARGETS | {"gradctl.cli.commands.inspect"},
 }
 HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "rich", "msgspec")
+
+# What a shell asks for at each press of the tab key.
+COMPLETED = {
+    "gradctl ": ["gradcheck", "compare", "report"],
+    "gradctl gradcheck --f": ["--form", "--fail-on", "--format"],
+    "gradctl gradcheck --form ex": ["export", "export-joint"],
+    "gradctl explain GC40": ["GC401", "GC402"],
+    "gradctl gradcheck sample_m": ["sample_m"],  # of type "file", which the shell itself completes
+}
 
 SCRIPT = """
 import atexit, json, sys
@@ -109,3 +120,22 @@ except TargetError as error:
 """
     finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (finished.stdout, finished.stderr) == ("GC101 False\n", "")
+
+
+@pytest.mark.parametrize("line", COMPLETED)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_right_and_loads_nothing_heavy(shell, line):
+    words = line.split(" ")
+    last = str(len(words) - 1) if shell != "fish" else words[-1]
+    environment = {"_GRADCTL_COMPLETE": f"{shell}_complete", "COMP_WORDS": line, "COMP_CWORD": last}
+    finished = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(arguments=[])],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    answers = finished.stdout.replace(",", "\n").replace("\t", "\n").splitlines()
+    assert set(COMPLETED[line]) <= set(answers)
+    assert set(json.loads(finished.stderr)).isdisjoint(HEAVY)

@@ -1,6 +1,6 @@
 """The command ``gradctl``: the table of subcommands, and the one boundary that turns exceptions into exit codes.
 
-Subcommands are imported when they are called, so that ``--help`` and ``--version`` cost no more than click.
+Subcommands are imported when they are called, so that ``--help`` and ``--version`` import little more than click.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from gradctl import __version__
+from gradctl.cli.help import HelpfulCommand
 from gradctl.core.errors import GradctlError, ResourceError, TargetError, is_out_of_memory, nearest
 from gradctl.core.names import PASSIVE_WAIT
 
@@ -21,46 +22,30 @@ from gradctl.core.names import PASSIVE_WAIT
 COMMANDS: dict[str, tuple[str, str]] = {
     "gradcheck": ("gradctl.cli.commands.gradcheck", "Check whether autograd's gradient is the derivative of TARGET."),
     "compare": ("gradctl.cli.commands.compare", "Compare the static forms of TARGET with eager."),
-    "trace": ("gradctl.cli.commands.trace", "Capture a static form of TARGET in a verified file."),
+    "trace": ("gradctl.cli.commands.trace", "Capture TARGET as TorchScript or torch.export, in a verified file."),
     "export": ("gradctl.cli.commands.export", "Export TARGET to a verified ONNX file."),
-    "optimize": ("gradctl.cli.commands.optimize", "Optimise the graph of FILE or TARGET, each pass verified."),
+    "optimize": ("gradctl.cli.commands.optimize", "Optimise the ONNX graph of FILE or TARGET; verify each pass."),
     "check": ("gradctl.cli.commands.check", "Check many targets in many forms, each in a process of its own."),
     "init": ("gradctl.cli.commands.init", "Write a gradctl.toml for the models of a folder."),
-    "inspect": ("gradctl.cli.commands.inspect", "Show what the gradients of TARGET hang on."),
-    "report": ("gradctl.cli.commands.report", "Render a stored report again."),
-    "explain": ("gradctl.cli.commands.explain", "Say what a rule code means and what to do about it."),
-    "doctor": ("gradctl.cli.commands.doctor", "Say what this machine can run."),
+    "inspect": ("gradctl.cli.commands.inspect", "Show what affects the gradients of TARGET."),
+    "report": ("gradctl.cli.commands.report", "Print a stored report in another format."),
+    "explain": ("gradctl.cli.commands.explain", "Explain a rule code: its meaning, and what to do."),
+    "doctor": ("gradctl.cli.commands.doctor", "Show which forms this machine can run."),
 }
 
+# The environment variable in which a shell asks for completions, as click names it.
+_COMPLETION = "_GRADCTL_COMPLETE"
 
-class _ClosedPipe(Exception):
-    """The reader of standard output left while a help text or a page was written."""
 
-
-class _LazyGroup(click.Group):
+class _LazyGroup(click.Group, HelpfulCommand):
     """A group that lists its commands from ``COMMANDS`` and imports one only to run it or to show its help."""
-
-    # click itself would answer a closed pipe with sys.exit(1), which says "a finding fails".
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Return the context, and name a closed pipe (``--help | head``)."""
-        try:
-            return super().make_context(*args, **kwargs)
-        except BrokenPipeError as error:
-            raise _ClosedPipe from error
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Return what the command returns, and name a closed pipe (``explain | head``)."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError as error:
-            raise _ClosedPipe from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command, imported now, or None if there is none of that name."""
+        """Return the command, imported now, or None if the name is unknown."""
         if cmd_name not in COMMANDS:
             return None
         command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
@@ -70,10 +55,11 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command that ``args`` name; for an unknown word, suggest the nearest."""
+        """Return the command that ``args`` name; for an unknown name, suggest the nearest."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             known = ", ".join(COMMANDS)
-            raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}. There are: {known}.", ctx=ctx)
+            guess = nearest(args[0], COMMANDS)
+            raise click.UsageError(f"unknown command {args[0]!r}{guess}. Commands: {known}.", ctx=ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -89,11 +75,7 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="gradctl", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Check the gradients of PyTorch models, and say who is wrong.
-
-    Exit codes: 0 pass, 1 a finding fails, 2 usage or configuration, 3 gradctl itself broke, 4 inconclusive,
-    5 nothing was checked, 130 interrupted.
-    """
+    """Check the gradients of PyTorch models, and locate the tensor, function and line that are wrong."""
 
 
 def main() -> NoReturn:
@@ -103,25 +85,40 @@ def main() -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Return the exit code of one command line; every exception ends here as one, with its words on stderr."""
+    """Return the exit code of one command line; every exception becomes one here, with a message on stderr."""
     try:
-        exit_code = cli.main(arguments, prog_name="gradctl", standalone_mode=False)
+        if instruction := os.environ.get(_COMPLETION):
+            return _complete(instruction)
+        # click's own main would end with 1 at a closed pipe (``--help | head``), which means "a finding fails".
+        with cli.make_context("gradctl", list(arguments)) as context:
+            exit_code = cli.invoke(context)
         return exit_code if isinstance(exit_code, int) else 0
-    except _ClosedPipe:
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except BrokenPipeError:
         silence_stdout()
         return 0
     except BaseException as error:
         return _exit_code(error)
 
 
+def _complete(instruction: str) -> int:
+    """Print the completion script, or the completions, that a shell asks for with ``instruction``."""
+    from click.shell_completion import shell_complete
+
+    if shell_complete(cli, {}, "gradctl", _COMPLETION, instruction):
+        raise click.UsageError(f"unknown {_COMPLETION}={instruction}. Use bash_source, zsh_source or fish_source.")
+    return 0
+
+
 def silence_stdout() -> None:
-    """Send what is left for a closed standard output nowhere, or the interpreter complains of it at exit."""
+    """Redirect a closed standard output to nowhere: else the interpreter reports an error at exit."""
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123  # os.devnull is no path
         os.dup2(nowhere.fileno(), 1)
 
 
 def _exit_code(error: BaseException) -> int:
-    """Say what happened, and return its exit code."""
+    """Print the message of an exception, and return its exit code."""
     if isinstance(error, GradctlError):
         return _explained(error)
     if isinstance(error, click.ClickException):
@@ -151,7 +148,7 @@ def _explained(error: GradctlError) -> int:
 
 
 def _raised_by_the_model(error: BaseException) -> TargetError | None:
-    """Return the words for what the user's code raised where no check expected it; None if gradctl did."""
+    """Return the error for an exception of the user's code that no check expected; None if gradctl raised it."""
     if "torch" not in sys.modules:
         return None
     from gradctl.subject.frames import first_line, raised_at, user_frames
@@ -166,8 +163,8 @@ def _raised_by_the_model(error: BaseException) -> TargetError | None:
 def _broke(error: BaseException) -> int:
     _say(
         "".join(traceback.format_exception(error)).rstrip()
-        + f"\n\ngradctl itself broke ({type(error).__name__}); please report it with this traceback and the output of "
-        "'gradctl doctor'."
+        + f"\n\ninternal error of gradctl ({type(error).__name__}): please report it with this traceback and the "
+        "output of 'gradctl doctor'."
     )
     return 3
 
@@ -175,12 +172,12 @@ def _broke(error: BaseException) -> int:
 def _out_of_memory(error: BaseException) -> ResourceError:
     said = (next(iter(str(error).strip().splitlines()), "") or type(error).__name__).rstrip(".")
     return ResourceError(
-        "GC803", f"out of memory: {said}. Give a smaller batch (it runs the same code), or free memory and run again."
+        "GC803", f"out of memory: {said}. Use a smaller batch (it runs the same code), or free memory and run again."
     )
 
 
 def _say(text: Any) -> None:
-    """Write to stderr; where nobody reads it, the exit code still says what happened."""
+    """Write to stderr; if it is closed, the exit code still states the result."""
     try:
         click.echo(text, err=True)
     except OSError:

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gradctl.cli.help import option
+from gradctl.cli.reporting import REPORT_PARAMETERS
 from gradctl.cli.users_code import users_code
 from gradctl.core.target_options import DEFAULTS, OPTIONS, Option, TargetOptions
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from gradctl.subject.inputs.dynamic_sizes import Dynamic
     from gradctl.subject.subject import Subject
 
@@ -32,26 +36,35 @@ def target_options(command: _Command) -> _Command:
     for name in reversed(OPTIONS):
         with_options = _click_option(name, OPTIONS[name], DEFAULTS[name])(with_options)
     # click keeps the options in an attribute of the function, whose type stays.
-    return click.argument("target")(with_options)  # type: ignore[return-value]
+    return click.argument("target", shell_complete=_complete_file)(with_options)  # type: ignore[return-value]
 
 
-def _click_option(name: str, option: Option, default: Any) -> Callable[[_Command], _Command]:
-    kind: Any = click.IntRange(option.minimum) if option.minimum is not None else option.kind
-    return click.option(
-        option.flag,
+def _complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Let the shell complete a TARGET as the name of a file; what follows the colon is in the file."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def _click_option(name: str, described: Option, default: Any) -> Callable[[_Command], _Command]:
+    kind: Any = click.IntRange(described.minimum) if described.minimum is not None else described.kind
+    return option(
+        described.flag,
         name,
-        metavar=option.metavar,
+        heading=described.heading,
+        metavar=described.metavar,
         multiple=default == (),
-        type=click.Path(path_type=Path) if option.kind is Path else kind,
+        type=click.Path(path_type=Path) if described.kind is Path else kind,
         default=default,
         show_default=default not in (None, ()),
-        help=option.help,
+        help=described.help,
     )
 
 
-def dynamic_option(text: str) -> Callable[[_Command], _Command]:
-    """Return the option ``--dynamic`` with this help text; ``free_sizes_from`` parses its value."""
-    return click.option("--dynamic", metavar="NAME:AXIS=SIZE", multiple=True, help=text)
+def dynamic_option(condition: str = "") -> Callable[[_Command], _Command]:
+    """Return the option ``--dynamic``, whose value ``free_sizes_from`` parses; ``condition`` says when it applies."""
+    text = f"Make the size of an input symbolic, for example x:0=batch{condition}. May be repeated."
+    return option("--dynamic", heading="Inputs", metavar="NAME:AXIS=SIZE", multiple=True, help=text)
 
 
 def free_sizes_from(texts: tuple[str, ...]) -> Dynamic:
@@ -69,17 +82,15 @@ def free_sizes_from(texts: tuple[str, ...]) -> Dynamic:
 
 
 def refuse_other_options(names: Collection[str], reason: str) -> None:
-    """Raise for an option of the running command that is given and has no use, rather than pass it over.
+    """Raise a usage error for an option on the command line that is not among ``names``, nor one of reports.
 
-    ``names`` are the parameters that have a use; ``reason`` follows the option: ``is for a program; …``.
-
-    Raises:
-        click.UsageError: another one is on the command line.
+    ``reason`` follows the option in the message: ``applies to a program, …``.
     """
     context = click.get_current_context()
+    applicable = {*names, *REPORT_PARAMETERS}
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        if source is click.core.ParameterSource.COMMANDLINE and parameter.name not in names:
+        if source is click.core.ParameterSource.COMMANDLINE and parameter.name not in applicable:
             raise click.UsageError(f"{parameter.opts[0]} {reason}")
 
 

@@ -1,7 +1,7 @@
 """The options of reports, and emitting a report: what every checking command shares.
 
-A command is decorated with ``report_options``, receives a ``ReportOptions``, and returns ``emit(report, options)``. One
-that judges nothing itself uses ``output_options`` and receives an ``OutputOptions``.
+A command is decorated with ``report_options``, or with ``output_options`` if it judges nothing itself, receives a
+``ReportOptions``, and returns ``emit(report, options)``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
+from gradctl.cli.help import choice_option, option
 from gradctl.cli.main import silence_stdout
 from gradctl.core.errors import ResourceError, nearest
 from gradctl.core.names import FORMATS, SEVERITIES
@@ -27,29 +28,32 @@ from gradctl.core.names import FORMATS, SEVERITIES
 if TYPE_CHECKING:
     from gradctl.core.allows import Allows
     from gradctl.core.findings import Report, Unit
+    from gradctl.core.names import Detail
     from gradctl.core.target_options import TargetOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-
 _INTERRUPTED = 130
+_ALLOW = "Accept a finding that is intentional. May be repeated."
+_VERBOSE = "Print every tensor and finding, tracebacks, and how likely a pass has missed an error of 1 %."
 
 
 @dataclass(frozen=True, slots=True)
-class OutputOptions:
-    """Where a report goes: ``files`` are more reports, as (format, path)."""
+class ReportOptions:
+    """Where a report goes, and which findings fail: those of severity ``fail_on`` or worse that are not allowed.
+
+    ``files`` are more reports, as (format, path).
+    """
 
     format: str = "console"
     files: tuple[tuple[str, Path], ...] = ()
     verbose: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ReportOptions(OutputOptions):
-    """Where a report goes, and what makes it fail: ``fail_on`` is the mildest severity that does, unless allowed."""
-
+    quiet: bool = False
     allows: tuple[str, ...] = ()
     fail_on: str = "error"
+
+
+REPORT_PARAMETERS = tuple(each.name for each in fields(ReportOptions))
 
 
 def _format_files(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
@@ -60,16 +64,16 @@ def _format_files(ctx: click.Context, param: click.Parameter, values: tuple[str,
         if not equals or not file:
             raise click.BadParameter(f"{value!r} is not FORMAT=FILE, for example junit=report.xml.")
         if format_name not in FORMATS:
-            known = ", ".join(FORMATS)
-            raise click.BadParameter(f"no format {format_name!r}{nearest(format_name, FORMATS)}. There are: {known}.")
+            known = f"{nearest(format_name, FORMATS)}. Formats: {', '.join(FORMATS)}."
+            raise click.BadParameter(f"unknown format {format_name!r}{known}")
         if any(Path(file) == path for _, path in files):
-            raise click.BadParameter(f"{file!r} is named twice; give each report a file of its own.")
+            raise click.BadParameter(f"{file!r} is the file of two reports; write each to its own file.")
         files.append((format_name, Path(file)))
     return tuple(files)
 
 
 def _allows(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return each ``CODE[:NAME]``, its code one that has a page and in capitals."""
+    """Return each ``CODE[:NAME]`` with its code in capitals; the code has a page."""
     from gradctl.rules.catalogue import allow_problem
 
     allows = []
@@ -82,77 +86,68 @@ def _allows(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
     return tuple(allows)
 
 
+_output = functools.partial(option, heading="Output")
 _OUTPUT = (
-    click.option(
-        "--format", type=click.Choice(FORMATS), default="console", show_default=True, help="What standard output gets."
-    ),
-    click.option(
+    choice_option("--format", "FORMAT", FORMATS, "Format of standard output", heading="Output"),
+    _output(
         "--report",
         "files",
         metavar="FORMAT=FILE",
         callback=_format_files,
         multiple=True,
-        help="Write this report too; may be repeated.",
+        help="Also write a report in this format to FILE. May be repeated.",
     ),
-    click.option("--verbose", is_flag=True, help="Also print how likely an error of 1 % was missed, if it passes."),
+    _output("-q", "--quiet", is_flag=True, help="Print only the verdict, without progress."),
+    _output("-v", "--verbose", is_flag=True, help=_VERBOSE),
 )
 _JUDGEMENT = (
-    click.option(
-        "--allow",
-        "allows",
-        metavar="CODE[:NAME]",
-        callback=_allows,
-        multiple=True,
-        help="Accept a finding that is meant; may be repeated.",
-    ),
-    click.option(
-        "--fail-on",
-        type=click.Choice(SEVERITIES),
-        default="error",
-        show_default=True,
-        help="The mildest finding that fails.",
-    ),
+    click.option("--allow", "allows", metavar="CODE[:NAME]", callback=_allows, multiple=True, help=_ALLOW),
+    choice_option("--fail-on", "SEVERITY", SEVERITIES, "Fail on findings of this severity or worse"),
 )
 
 
 def output_options(command: _Command) -> _Command:
-    """Return ``command`` with ``--format``, ``--report`` and ``--verbose``, given as ``reporting``.
+    """Return ``command`` with the options of the heading "Output", passed as ``reporting``.
 
-    Files are tried before the command starts, so that a long check does not end at a folder that is missing.
+    Whether files can be written is checked before the command starts: a long check must not end at a missing folder.
 
     Raises:
+        click.UsageError: when the command is called, if ``--quiet`` is combined with what it would suppress.
         ResourceError: GC131, when the command is called, if a file of ``--report`` cannot be written.
     """
-    return _with_options(command, OutputOptions, _OUTPUT)
+    return _with_options(command, _OUTPUT)
 
 
 def report_options(command: _Command) -> _Command:
     """Return ``command`` with the options of ``output_options``, ``--allow`` and ``--fail-on``; raises as it does."""
-    return _with_options(command, ReportOptions, (*_OUTPUT, *_JUDGEMENT))
+    return _with_options(command, (*_OUTPUT, *_JUDGEMENT))
 
 
-def _with_options(command: _Command, kind: type[OutputOptions], options: Sequence[Callable[..., Any]]) -> _Command:
+def _with_options(command: _Command, options: Sequence[Callable[..., Any]]) -> _Command:
     @functools.wraps(command)
     def with_reporting(*args: Any, **kwargs: Any) -> Any:
         from gradctl.report.formats import ensure_writable
 
-        reporting = kind(**{each.name: kwargs.pop(each.name) for each in fields(kind)})
+        reporting = ReportOptions(**{each: kwargs.pop(each) for each in REPORT_PARAMETERS if each in kwargs})
+        if reporting.quiet and (reporting.verbose or reporting.format != "console"):
+            other = "--verbose" if reporting.verbose else f"--format {reporting.format}"
+            raise click.UsageError(f"--quiet prints only the verdict, so it cannot be combined with {other}.")
         for _, path in reporting.files:
             ensure_writable(path)
         return command(*args, reporting=reporting, **kwargs)
 
-    for option in reversed(options):
-        with_reporting = option(with_reporting)
+    for each in reversed(options):
+        with_reporting = each(with_reporting)
     return with_reporting  # type: ignore[return-value]  # click keeps the options in an attribute, the type stays
 
 
-def emit(report: Report, reporting: OutputOptions, *, preface: str = "") -> int:
+def emit(report: Report, reporting: ReportOptions, *, preface: str = "") -> int:
     """Write the files, print the report, and return the exit code of its verdict; 130 if the run was interrupted.
 
-    ``preface`` are lines before the report on a screen, which no other format has.
+    ``preface`` are lines before the console report, which no other format has.
 
     Raises:
-        ResourceError: GC131 if a file or standard output cannot be written; a reader that left early is no error.
+        ResourceError: GC131 if a file or standard output cannot be written; a closed pipe is not an error.
     """
     from gradctl.core.verdicts import EXIT_CODES
     from gradctl.report.formats import render, write
@@ -164,7 +159,9 @@ def emit(report: Report, reporting: OutputOptions, *, preface: str = "") -> int:
     if reporting.format == "console":
         from gradctl.report.text import console
 
-        _print(preface + console.render(report, width=_width(), colour=_is_colourful(), verbose=reporting.verbose))
+        detail: Detail = "quiet" if reporting.quiet else "verbose" if reporting.verbose else "normal"
+        text = console.render(report, width=terminal_width(), colour=_is_colourful(), detail=detail)
+        _print(text if reporting.quiet else preface + text)
     else:
         _print(render(report, reporting.format))
     return _INTERRUPTED if report.status == "interrupted" else EXIT_CODES[report.verdict]
@@ -175,7 +172,7 @@ def judging(reporting: ReportOptions) -> Iterator[tuple[Allows, Callable[[str], 
     """Provide the accepted findings, and a function that shows progress; what runs inside imports torch."""
     from gradctl.core.allows import Allows
 
-    with progress_line() as progress:
+    with progress_line(is_shown=not reporting.quiet) as progress:
         progress("importing torch")
         yield Allows(reporting.allows), progress
 
@@ -193,14 +190,16 @@ def emit_units(
 
 
 @contextmanager
-def progress_line(stream: TextIO | None = None, *, after_seconds: float = 1.0) -> Iterator[Callable[[str], None]]:
-    """Provide a function that shows a line of text and the elapsed time on ``stream`` (stderr), each over the last.
+def progress_line(
+    stream: TextIO | None = None, *, after_seconds: float = 1.0, is_shown: bool = True
+) -> Iterator[Callable[[str], None]]:
+    """Provide a function that shows the elapsed time and a text on ``stream`` (stderr), in place of the text before.
 
-    The time goes on each second. The last is cleared at the end; a text that ends in a newline stays. Nothing is shown
-    unless it is a terminal, nor in the first ``after_seconds``: a quick check stays quiet.
+    The time advances each second. The last text is cleared at the end; one that ends in a newline stays. Nothing is
+    shown unless the stream is a terminal, nor in the first ``after_seconds``: a quick check prints no progress.
     """
     stream = stream if stream is not None else sys.stderr
-    if not stream or not stream.isatty():
+    if not is_shown or not stream or not stream.isatty():
         yield lambda text: None
         return
     started, lock, ended = time.monotonic(), threading.Lock(), threading.Event()
@@ -214,7 +213,7 @@ def progress_line(stream: TextIO | None = None, *, after_seconds: float = 1.0) -
             if not last or seconds < after_seconds:
                 return
             elapsed = f", {format_clock(seconds)}"
-            line = last if last.endswith("\n") else last[: _width() - 1 - len(elapsed)] + elapsed
+            line = last if last.endswith("\n") else last[: (terminal_width() or 80) - 1 - len(elapsed)] + elapsed
             stream.write(f"\r{line.rstrip():<{len(drawn)}}" + "\n" * (line is last))
             stream.flush()
             last, drawn = ("", "") if line is last else (last, line)
@@ -243,7 +242,7 @@ def format_clock(seconds: float) -> str:
 
 
 def _append_step_summary(report: Report) -> None:
-    """Append to the page that GitHub shows for a step; the verdict does not depend on it."""
+    """Append the report to the page that GitHub shows for a step; a failure does not change the verdict."""
     from gradctl.report.text.github import step_summary
 
     page = os.environ.get("GITHUB_STEP_SUMMARY")
@@ -253,7 +252,7 @@ def _append_step_summary(report: Report) -> None:
         with Path(page).open("a", encoding="utf-8") as file:
             file.write(step_summary(report))
     except OSError as error:
-        click.echo(f"the step summary {page!r} was not written: {error.strerror}", err=True)
+        click.echo(f"the step summary {page!r} cannot be written: {error.strerror}", err=True)
 
 
 def _is_colourful() -> bool:
@@ -266,14 +265,14 @@ def _is_colourful() -> bool:
     )
 
 
-def _width() -> int:
-    """Return the columns of the terminal, or 80 if there is none."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    return max(40, shutil.get_terminal_size().columns) if terminal else 80
+def terminal_width() -> int | None:
+    """Return the columns of the terminal, or None if standard output is not one."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return max(40, shutil.get_terminal_size().columns) if is_terminal else None
 
 
 def _print(text: str) -> None:
-    """Write to standard output, whole; UTF-8 whatever the locale, since JSON and XML are."""
+    """Write to standard output, in UTF-8 regardless of the locale, as JSON and XML require."""
     if sys.stdout is None:
         return
     try:
@@ -288,5 +287,5 @@ def _print(text: str) -> None:
         silence_stdout()
     except OSError as error:
         raise ResourceError(
-            "GC131", f"standard output cannot be written: {error.strerror}. Send it elsewhere.", exit_code=2
+            "GC131", f"standard output cannot be written: {error.strerror}. Redirect it elsewhere.", exit_code=2
         ) from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gradctl.cli.help import option
 from gradctl.cli.reporting import ReportOptions
 from gradctl.core.target_options import TargetOptions
 
@@ -19,13 +20,14 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def repro_option(command: _Command) -> _Command:
-    """Return ``command`` with ``--repro DIR``, given as ``repro``."""
-    return click.option(
+    """Return ``command`` with ``--repro DIR``, passed as ``repro``."""
+    return option(
         "--repro",
+        heading="Output",
         metavar="DIR",
         type=click.Path(file_okay=False, path_type=Path),
-        help="For each kind of failing finding write a small program of plain torch that shows it, in a folder of its "
-        "own in DIR.",
+        help="Write a small program that uses only torch and reproduces the failure, for each kind of failing finding, "
+        "into its own folder in DIR.",
     )(command)
 
 

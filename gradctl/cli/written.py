@@ -1,4 +1,4 @@
-"""What ``trace`` and ``export`` share: writing a verified file, and the report below what it holds."""
+"""What ``trace`` and ``export`` share: writing a verified file, and printing its contents and the report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradctl.cli.help import option
 from gradctl.cli.options import free_sizes_from, subject_from
 from gradctl.cli.reporting import ReportOptions, emit_units, judging
 from gradctl.cli.users_code import users_code
@@ -14,6 +15,11 @@ from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.commands.capture_to_file import Written
+
+
+keep_unverified_option = option(
+    "--keep-unverified", heading="Output", is_flag=True, help="Write FILE even if it does not agree with eager."
+)
 
 
 def write_and_emit(
@@ -25,9 +31,9 @@ def write_and_emit(
     dynamic: tuple[str, ...],
     **options: Any,
 ) -> int:
-    """Write a file, print what became of it, and return the exit code of its verdict.
+    """Write a file, print whether it is written, and return the exit code of its verdict.
 
-    ``write`` takes the subject, ``output`` and ``options``; torch is imported when it is called.
+    ``write`` is called with the subject, ``output`` and ``options``; torch is imported then.
     """
     ensure_files(checking)
     with judging(reporting) as (allows, progress):
@@ -44,11 +50,11 @@ def write_and_emit(
             around=users_code,
             **options,
         )
-    lines = [*summary(written.graph), _said(output, written), ""] if written.graph is not None else []
+    lines = [*summary(written.graph), _result(output, written), ""] if written.graph is not None else []
     return emit_units([written.unit], allows, checking, reporting, preface="".join(f"{line}\n" for line in lines))
 
 
-def _said(output: Path, written: Written) -> str:
+def _result(output: Path, written: Written) -> str:
     if not written.written:
         return f"{output} is not written"
     return f"{output} is written" if written.unit.verdict == "pass" else f"{output} is written, and not verified"

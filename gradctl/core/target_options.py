@@ -38,7 +38,7 @@ class Option:
         flag: on the command line.
         key: in an entry of ``[[targets]]``.
         kind: type of one value.
-        help, metavar: for ``--help``.
+        help, metavar, heading: for ``--help``.
         is_mapping: each value is ``KEY=VALUE``; a table in a configuration.
         is_shared: the key may also stand at the top of a configuration, for all targets.
         minimum: of a number.
@@ -49,27 +49,33 @@ class Option:
     kind: type
     help: str
     metavar: str | None = None
+    heading: str = "Target"
     is_mapping: bool = False
     is_shared: bool = False
     minimum: int | None = None
 
 
-_INPUT = "An input: x=f32[8,784], ids=i64[8,16]@0..100, w=f32[4]~N(0,1), flag=True. The name may be left out."
-_INPUTS = "Inputs by name: .npz, .safetensors or .pt; or the folder of an ONNX test data set (input_0.pb, …)."
-_LOSS = "A function beside the target, from outputs to a scalar.  [default: random cotangents on all outputs]"
+_INPUT = (
+    "Dtype and shape of a random input: x=f32[8,784], ids=i64[8,16]@0..100 (range), w=f32[4]~N(0,1) (distribution); or "
+    "a value: flag=True. Without NAME= the input is positional. May be repeated."
+)
+_INPUTS = "File of inputs by name: .npz, .safetensors or .pt; or the folder of an ONNX test data set (input_0.pb, …)."
+_LOSS = "Function in the target's file from outputs to a scalar.  [default: sum of all outputs with random weights]"
 
 # By field of ``TargetOptions``, in the order of ``--help``.
 OPTIONS = {
-    "arguments": Option("--arg", "args", str, "Argument of the class or factory.", "KEY=VALUE", is_mapping=True),
-    "input_specs": Option("--input", "input", str, _INPUT, "NAME=SPEC"),
-    "inputs_file": Option("--inputs", "inputs", Path, _INPUTS, "FILE"),
-    "weights": Option("--weights", "weights", Path, "A state dict: .safetensors or .pt.", "FILE"),
-    "training": Option("--train/--eval", "train", bool, "Mode of the model.  [default: as the target leaves it]"),
+    "arguments": Option(
+        "--arg", "args", str, "Argument of the class or factory. May be repeated.", "KEY=VALUE", is_mapping=True
+    ),
+    "input_specs": Option("--input", "input", str, _INPUT, "[NAME=]SPEC", "Inputs"),
+    "inputs_file": Option("--inputs", "inputs", Path, _INPUTS, "FILE", "Inputs"),
+    "weights": Option("--weights", "weights", Path, "State dict to load: .safetensors or .pt.", "FILE"),
+    "training": Option("--train/--eval", "train", bool, "Mode of the model.  [default: as the target sets it]"),
     "loss": Option("--loss", "loss", str, _LOSS, "NAME"),
-    "seed": Option("--seed", "seed", int, "Of every random generator.", is_shared=True),
-    "device": Option("--device", "device", str, "Where model and inputs go.", is_shared=True),
+    "seed": Option("--seed", "seed", int, "Seed of all random generators.", "N", is_shared=True),
+    "device": Option("--device", "device", str, "Device of the model and its inputs.", "DEVICE", is_shared=True),
     "threads": Option(
-        "--threads", "threads", int, "Threads of torch.  [default: as torch has them]", is_shared=True, minimum=1
+        "--threads", "threads", int, "Threads of torch.  [default: torch's]", "N", is_shared=True, minimum=1
     ),
 }
 DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(TargetOptions) if each.name in OPTIONS}

@@ -1,4 +1,4 @@
-"""The rule pages: one Markdown file a code beside this module, the manual and ``gradctl explain`` alike."""
+"""The rule pages: one Markdown file for each code beside this module, which ``gradctl explain`` prints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ import re
 from importlib.resources import files
 
 from gradctl.core.errors import nearest
+
+# By the beginning of their codes.
+GROUPS = {
+    "GC1": "target, inputs and configuration",
+    "GC2": "why a form differs from eager",
+    "GC3": "outputs, state and files",
+    "GC4": "gradients",
+    "GC5": "optimisation passes",
+    "GC6": "exported files",
+    "GC8": "processes and resources",
+    "GC9": "files that cannot be trusted",
+}
 
 
 @functools.cache
@@ -32,15 +44,22 @@ def title(code: str) -> str:
     return page(code).partition("\n")[0].removeprefix(f"# {code} ").strip()
 
 
+def matching_codes(text: str) -> list[str]:
+    """Return the codes that begin with ``text``, or whose pages contain all its words; all codes for no text."""
+    starting = [code for code in codes() if code.startswith(text.upper())]
+    words = text.casefold().split()
+    return starting or [code for code in codes() if all(word in page(code).casefold() for word in words)]
+
+
 def allow_problem(text: str, given: str | None = None) -> str:
-    """Return what is wrong with the ``CODE`` or ``CODE:NAME`` of an accepted finding, or nothing.
+    """Return the error in the ``CODE`` or ``CODE:NAME`` of an accepted finding, or an empty string.
 
     Args:
         text: with the code in capitals.
-        given: as the user wrote it, where that is another.
+        given: as the user wrote it, if that differs.
     """
     code, colon, name = text.partition(":")
     if not re.fullmatch(r"GC\d{3}", code) or (colon and not name):
         shown = text if given is None else given
         return f"{shown!r} is not CODE or CODE:NAME, for example GC408:RoundStraightThrough."
-    return "" if code in codes() else f"no rule {code!r}{nearest(code, codes())}; 'gradctl explain' lists them."
+    return "" if code in codes() else f"no rule {code!r}{nearest(code, codes())}. 'gradctl explain' lists all rules."

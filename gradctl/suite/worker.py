@@ -136,7 +136,7 @@ def _ending(request: UnitRequest, error: BaseException) -> dict[str, Any]:
     if location is not None:
         reason = f"{request.checking.target} raises in a call after the first: {type(error).__name__}: {said}"
         return {"status": "error", "code": "GC111", "reason": reason, "location": location}
-    reason = f"gradctl itself broke: {type(error).__name__}: {said}"
+    reason = f"internal error of gradctl: {type(error).__name__}: {said}"
     return {"status": "error", "code": "GC801", "reason": reason, "hint": _REPORT_IT}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import pytest
 from gradctl import __version__
 from gradctl.cli.main import COMMANDS, cli, run
 from gradctl.core.errors import NothingToCheck, ResourceError, TargetError
+from gradctl.core.target_options import OPTIONS
 from tests.cli.command_line import gradctl
 
 
@@ -32,8 +35,9 @@ def outcome(monkeypatch, capsys, error):
 def test_help_lists_every_command_with_its_line():
     finished = gradctl("--help")
     assert finished.returncode == 0
+    shown = " ".join(finished.stdout.split())
     for name, (_, line) in COMMANDS.items():
-        assert f"  {name:<9}  {line}\n" in finished.stdout
+        assert f" {name} {line} " in shown
     assert finished.stdout.endswith("  Example:\n    gradctl gradcheck sample_models/mlp.py\n")
 
 
@@ -47,6 +51,41 @@ def test_the_line_in_the_table_is_how_the_help_of_a_command_begins(name):
 def test_the_help_of_a_command_ends_in_an_example_of_it(name, capsys):
     assert run([name, "--help"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"    gradctl {name} ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_the_exit_codes(name, capsys):
+    assert run([name, "--help"]) == 0
+    codes = capsys.readouterr().out.partition("\nExit codes:\n")[2].partition("\n\n")[0].splitlines()
+    expected = {"init": "0 2 3 5", "inspect": "0 2 3", "explain": "0 2 3", "doctor": "0 2 3"}
+    assert [line.split()[0] for line in codes] == expected.get(name, "0 1 2 3 4 5 130").split()
+
+
+@pytest.mark.parametrize(
+    ("name", "headings"),
+    [
+        ("gradcheck", ["Target", "Inputs", "What to check", "Output", "Other options"]),
+        ("compare", ["Target", "Inputs", "What to check", "Output", "Other options"]),
+        ("trace", ["Target", "Inputs", "What to capture", "What to check", "Output", "Other options"]),
+        ("export", ["Target", "Inputs", "What to capture", "What to check", "Output", "Other options"]),
+        ("optimize", ["Target", "Inputs", "Passes", "What to check", "Output", "Other options"]),
+        ("report", ["Output", "Other options"]),
+        ("doctor", ["Output", "Other options"]),
+        ("explain", ["Other options"]),
+    ],
+)
+def test_the_options_of_a_command_are_in_groups(name, headings, capsys):
+    assert run([name, "--help"]) == 0
+    shown = re.findall(r"^(\w.*):$", capsys.readouterr().out, re.MULTILINE)
+    assert shown == [*headings, "Exit codes"]
+
+
+def test_an_option_of_a_target_is_in_the_group_that_the_table_names(capsys):
+    assert run(["gradcheck", "--help"]) == 0
+    screen = capsys.readouterr().out
+    for option in OPTIONS.values():
+        group = screen.partition(f"\n{option.heading}:\n")[2].partition("\n\n")[0]
+        assert option.flag.replace("/", " / ") in group
 
 
 def test_the_version():
@@ -74,8 +113,8 @@ def test_a_misspelt_command_names_the_nearest():
     assert (finished.returncode, finished.stdout) == (2, "")
     assert finished.stderr == (
         "Usage: gradctl [OPTIONS] COMMAND [ARGS]...\nTry 'gradctl --help'.\n\n"
-        "Error: no command 'gradchek' (did you mean 'gradcheck'?). "
-        "There are: gradcheck, compare, trace, export, optimize, check, init, inspect, report, explain, doctor.\n"
+        "Error: unknown command 'gradchek' (did you mean 'gradcheck'?). "
+        "Commands: gradcheck, compare, trace, export, optimize, check, init, inspect, report, explain, doctor.\n"
     )
 
 
@@ -83,7 +122,8 @@ def test_an_unknown_option_is_a_usage_error_of_its_command():
     finished = gradctl("explain", "--fast")
     assert finished.returncode == 2
     assert finished.stderr == (
-        "Usage: gradctl explain [OPTIONS] [CODE]\nTry 'gradctl explain --help'.\n\nError: No such option '--fast'.\n"
+        "Usage: gradctl explain [OPTIONS] [CODE|WORD...]\nTry 'gradctl explain --help'.\n\n"
+        "Error: No such option '--fast'.\n"
     )
 
 
@@ -117,8 +157,7 @@ def test_running_out_of_memory_is_inconclusive(monkeypatch, capsys):
     exit_code, said = outcome(monkeypatch, capsys, MemoryError())
     assert exit_code == 4
     assert said == (
-        "GC803 out of memory: MemoryError. Give a smaller batch (it runs the same code), or free memory and run "
-        "again.\n"
+        "GC803 out of memory: MemoryError. Use a smaller batch (it runs the same code), or free memory and run again.\n"
     )
 
 
@@ -139,7 +178,7 @@ def test_an_out_of_memory_error_of_a_device_is_out_of_memory(monkeypatch, capsys
 
     exit_code, said = outcome(monkeypatch, capsys, torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nmore"))
     assert exit_code == 4
-    assert said.startswith("GC803 out of memory: CUDA out of memory. Tried 2 GiB. Give a smaller batch")
+    assert said.startswith("GC803 out of memory: CUDA out of memory. Tried 2 GiB. Use a smaller batch")
 
 
 @pytest.mark.parametrize("error", [ValueError("a fault of ours"), SystemExit(1), RuntimeError("size mismatch")])
@@ -148,7 +187,7 @@ def test_anything_else_is_our_fault_and_says_where_to_report_it(monkeypatch, cap
     assert exit_code == 3
     assert said.startswith("Traceback (most recent call last):\n")
     assert said.endswith(
-        f"gradctl itself broke ({type(error).__name__}); please report it with this traceback and the output of "
+        f"internal error of gradctl ({type(error).__name__}): please report it with this traceback and the output of "
         "'gradctl doctor'.\n"
     )
 
@@ -162,3 +201,20 @@ def test_a_reader_that_leaves_early_is_no_failure(arguments):
     )
     os.close(write_end)
     assert (finished.returncode, finished.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completion_script(shell):
+    finished = gradctl(_GRADCTL_COMPLETE=f"{shell}_source")
+    assert finished.returncode == 0, finished.stderr
+    assert f"_GRADCTL_COMPLETE={shell}_complete" in finished.stdout
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n", "-c", finished.stdout], check=False).returncode == 0
+
+
+def test_an_unknown_shell_is_a_usage_error():
+    finished = gradctl(_GRADCTL_COMPLETE="tcsh_source")
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr == (
+        "Error: unknown _GRADCTL_COMPLETE=tcsh_source. Use bash_source, zsh_source or fish_source.\n"
+    )

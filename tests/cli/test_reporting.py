@@ -50,7 +50,7 @@ def test_everything_given(tmp_path):
         "--allow", "gc408:Round:x", "--allow", "GC404", "--fail-on", "note",
     )  # fmt: skip
     assert given == ReportOptions(
-        "json", (("junit", xml), ("console", text)), False, ("GC408:Round:x", "GC404"), "note"
+        "json", (("junit", xml), ("console", text)), allows=("GC408:Round:x", "GC404"), fail_on="note"
     )
 
 
@@ -61,11 +61,11 @@ def test_everything_given(tmp_path):
         (["--report", "json="], "'json=' is not FORMAT=FILE, for example junit=report.xml."),
         (
             ["--report", "jnuit=a.xml"],
-            "no format 'jnuit' (did you mean 'junit'?). There are: console, json, jsonl, markdown, junit, github.",
+            "unknown format 'jnuit' (did you mean 'junit'?). Formats: console, json, jsonl, markdown, junit, github.",
         ),
         (
             ["--report", "json=a", "--report", "junit=a"],
-            "'a' is named twice; give each report a file of its own.",
+            "'a' is the file of two reports; write each to its own file.",
         ),
         (["--allow", "408"], "'408' is not CODE or CODE:NAME, for example GC408:RoundStraightThrough."),
         (["--allow", "GC408:"], "'GC408:' is not CODE or CODE:NAME, for example GC408:RoundStraightThrough."),
@@ -86,7 +86,7 @@ def test_a_folder_that_is_missing_is_noticed_before_the_check_starts(tmp_path):
 
 def test_the_help_shows_the_options():
     text = CliRunner().invoke(judge, ["--help"]).output
-    for option in ("--format [console|json", "--report FORMAT=FILE", "--allow CODE[:NAME]", "--fail-on [error|"):
+    for option in ("--format FORMAT", "--report FORMAT=FILE", "--allow CODE[:NAME]", "--fail-on SEVERITY"):
         assert option in text
 
 
@@ -154,7 +154,9 @@ def test_json_is_utf8_whatever_the_terminal_speaks():
 def test_a_full_disk_behind_standard_output_is_said():
     with Path("/dev/full").open("wb") as full:
         finished = emitting("passing()", stdout=full)
-    assert b"GC131 standard output cannot be written: No space left on device. Send it elsewhere." in finished.stderr
+    assert (
+        b"GC131 standard output cannot be written: No space left on device. Redirect it elsewhere." in finished.stderr
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
@@ -184,7 +186,7 @@ def test_the_page_of_a_step_on_github_is_appended_to(tmp_path, monkeypatch, caps
 def test_a_step_page_that_cannot_be_written_changes_no_verdict(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "missing" / "summary.md"))
     assert emit(examples.passing(), ReportOptions(format="github")) == 0
-    assert "was not written: No such file or directory" in capfd.readouterr().err
+    assert "cannot be written: No such file or directory" in capfd.readouterr().err
 
 
 class Terminal(io.StringIO):
@@ -234,3 +236,24 @@ def test_progress_is_silent(stream, after_seconds):
     with progress_line(stream, after_seconds=after_seconds) as progress:
         progress("screen")
     assert stream.getvalue() == ""
+
+
+def test_quiet_prints_the_verdict_and_nothing_else(capsysbinary):
+    assert emit(examples.wrong_weight(), ReportOptions(quiet=True), preface="net.onnx is written\n\n") == 1
+    assert capsysbinary.readouterr().out.decode() == "FAIL: 1 of 3 gradients is wrong (gradctl explain GC401)\n"
+
+
+def test_quiet_shows_no_progress():
+    terminal = Terminal()
+    with progress_line(terminal, after_seconds=0, is_shown=False) as progress:
+        progress("screen")
+    assert terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize("other", [["--verbose"], ["--format", "json"]])
+def test_quiet_contradicts_what_would_print_more(other):
+    with pytest.raises(click.UsageError) as raised:
+        options("--quiet", *other)
+    assert raised.value.message == (
+        f"--quiet prints only the verdict, so it cannot be combined with {' '.join(other)}."
+    )

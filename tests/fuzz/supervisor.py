@@ -18,7 +18,7 @@ __all__ = ["Answer", "Supervisor", "faults", "snapshot"]
 
 _EXIT_CODES = (0, 1, 2, 4, 5)
 _START_SECONDS = 180
-_OURS = re.compile(r"Traceback \(most recent call last\)|gradctl itself broke")
+_OURS = re.compile(r"Traceback \(most recent call last\)|internal error of gradctl")
 # A worker keeps what libraries leak; after so many commands a fresh one takes over.
 _COMMANDS = 400
 

@@ -75,7 +75,7 @@ def test_memory_beyond_the_limit_is_refused(supervisor, tmp_path):
         (Answer(2, "Usage: …\n\nError: no command 'x'.\n"), []),
         (Answer(2, ""), ["no sentence with a code"]),
         (Answer(3, "Traceback (most recent call last):\n"), ["exit code 3", "a traceback"]),
-        (Answer(1, "gradctl itself broke (KeyError)"), ["a traceback"]),
+        (Answer(1, "internal error of gradctl (KeyError)"), ["a traceback"]),
         (Answer(139, ""), ["exit code 139"]),
     ],
     ids=str,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradctl.cli.help import HelpfulCommand
 from gradctl.cli.reporting import ReportOptions, emit, format_clock, progress_line, report_options
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.names import FORMS
@@ -39,10 +40,11 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
 
 
 @click.command(
+    cls=HelpfulCommand,
     epilog="\b\nExamples:\n"
     "  gradctl check\n"
     "  gradctl check sample_models --form eager --form export\n"
-    "  gradctl check --report junit=gradctl.xml --format github"
+    "  gradctl check --report junit=gradctl.xml --format github",
 )
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option(

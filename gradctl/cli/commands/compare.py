@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradctl.cli.help import HelpfulCommand
 from gradctl.cli.options import refuse_other_options, subject_from, target_options, use_threads
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
@@ -20,37 +21,40 @@ if TYPE_CHECKING:
     from gradctl.core.allows import Allows
     from gradctl.core.findings import Unit
 
+_STATIC_FORMS = [name for name in FORMS if name != "eager"]
 _MODEL_FILES = (".onnx", ".pt", ".pt2", ".pth", ".ts")
-# What two files have a use for; the other options build a program.
-_OF_FILES = ("target", "file", "inputs_file", "seed", "threads", "format", "files", "allows", "fail_on")
+# The parameters that apply to two files; the other options describe a program.
+_OF_FILES = ("target", "file", "inputs_file", "seed", "threads")
 
 
 @click.command(
+    cls=HelpfulCommand,
     epilog="\b\nExamples:\n"
     "  gradctl compare sample_models/mlp.py --form trace --form export\n"
     "  gradctl compare sample_models/mlp.py mlp.pt2 --trust\n"
-    "  gradctl compare a.onnx b.onnx --inputs test_data_set_0"
+    "  gradctl compare a.onnx b.onnx --inputs test_data_set_0",
 )
 @target_options
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--form",
     "forms",
-    type=click.Choice([name for name in FORMS if name != "eager"]),
+    type=click.Choice(_STATIC_FORMS),
+    metavar="FORM",
     multiple=True,
-    help="Compare only this form; may be repeated.  [default: all but export-joint and onnx-joint]",
+    help=f"Form to compare: {', '.join(_STATIC_FORMS)}. May be repeated.  [default: all without -joint]",
 )
-@click.option("--trust", is_flag=True, help="FILE is a program (.pt2, TorchScript) of an author you trust: load it.")
+@click.option("--trust", is_flag=True, help="Load FILE (.pt2, TorchScript) although it contains code.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
     default=300.0,
     show_default=True,
     metavar="SECONDS",
-    help="For each form that runs in a process of its own (compile, onnx, onnx-joint).",
+    help="Time limit of each form that runs in its own process: compile, onnx, onnx-joint.",
 )
 @click.option(
-    "--bisect", is_flag=True, help="Where compile is wrong: name the module, and the part of torch's compiler. Slow."
+    "--bisect", is_flag=True, help="If compile is wrong, find the module and the part of torch's compiler. Slow."
 )
 @repro_option
 @report_options
@@ -67,20 +71,21 @@ def compare(
 ) -> int:
     """Compare the static forms of TARGET with eager.
 
-    Outputs, gradients and state. Eager's own gradients are checked first. Then each form is captured from a private
-    copy and run on the example, on other values, flipped signs and strided inputs, three calls each; what differs is
-    named, and finite differences say who is right. A form that cannot take the model is skipped with its reason, or
-    inconclusive if it was named.
+    A form is one way to capture the model: trace, script, export, aot, compile or onnx. First the gradients of eager
+    are checked. Then each form is captured from a copy of the model and run three times on each of several inputs: the
+    example, other values, other signs, other strides. Outputs, gradients and state are compared with eager, and finite
+    differences decide which of the two is right. A form that cannot capture the model is skipped with the reason, and
+    inconclusive if --form names it.
 
-    With FILE (.onnx, .pt2, TorchScript): is it this model, values and all? With two .onnx files: does the second give
-    the outputs of the first, on --inputs or on drawn ones?
+    With FILE (.onnx, .pt2, TorchScript), TARGET is compared with that file. With two .onnx files, their outputs are
+    compared on --inputs or on random inputs.
     """
     if Path(checking.target).suffix.lower() in _MODEL_FILES:
         _ensure_two_onnx_files(checking, file)
     if file is not None and forms:
-        raise click.UsageError("--form captures TARGET; with a FILE there is nothing to capture. Give one of them.")
+        raise click.UsageError("--form selects what is captured, and a FILE is captured already. Omit one of them.")
     if file is not None and repro is not None:
-        raise click.UsageError("--repro is for what gradctl captures itself; with a FILE, compare the form it is of.")
+        raise click.UsageError("--repro applies to forms, not to a FILE. Use --form with the form of the file instead.")
     is_onnx = _is_onnx(Path(checking.target))
     ensure_files(checking, file, is_program=not is_onnx)
     with judging(reporting) as (allows, progress), users_code():  # what model and compilers print is not the report
@@ -192,9 +197,9 @@ def _is_onnx(path: Path) -> bool:
 
 
 def _ensure_two_onnx_files(checking: TargetOptions, file: Path | None) -> None:
-    """Raise unless both are ONNX, and no option is given that has no use then."""
+    """Raise unless both are ONNX, and every option applies to files."""
     if not _is_onnx(Path(checking.target)) or file is None or not _is_onnx(file):
         raise click.UsageError(
-            f"{checking.target} is a file and no program: give a TARGET and a FILE, or two .onnx files."
+            f"{checking.target} is a model file: compare takes a TARGET and a FILE, or two .onnx files."
         )
-    refuse_other_options(_OF_FILES, "is for a program; two files are compared as they are.")
+    refuse_other_options(_OF_FILES, "applies to a program, not to two files.")

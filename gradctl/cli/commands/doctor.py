@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import click
 
+from gradctl.cli.help import WITHOUT_VERDICT, HelpfulCommand, choice_option
 
-@click.command(epilog="\b\nExample:\n  gradctl doctor --format json")
-@click.option(
-    "--format",
-    "format_name",
-    type=click.Choice(("console", "json")),
-    default="console",
-    show_default=True,
-    help="What standard output gets.",
-)
-def doctor(format_name: str) -> int:
-    """Say what this machine can run. Versions, threads, devices, compilers, forms; what is missing has its reason."""
+
+@click.command(cls=HelpfulCommand, exit_codes=WITHOUT_VERDICT, epilog="\b\nExample:\n  gradctl doctor --format json")
+@choice_option("--format", "FORMAT", ("console", "json"), "Format of standard output", heading="Output")
+def doctor(format: str) -> int:
+    """Show which forms this machine can run.
+
+    A form that cannot run is shown with the reason. Versions of packages, threads, devices and the C++ compiler are
+    shown too.
+    """
     import json
+    from dataclasses import asdict
 
     from gradctl.commands.doctor import examine
 
     examined = examine()
-    if format_name == "json":
-        click.echo(json.dumps(examined.as_mapping(), indent=2))
+    if format == "json":
+        click.echo(json.dumps(asdict(examined), indent=2))
         return 0
     lines = [
         *(f"{name:<12} {version or 'missing'}" for name, version in examined.versions.items()),

@@ -1,4 +1,4 @@
-"""``gradctl export``: an ONNX graph in a file, verified in onnxruntime before it takes its place."""
+"""``gradctl export``: an ONNX graph in a file that agrees with eager when onnxruntime runs it."""
 
 from __future__ import annotations
 
@@ -7,48 +7,42 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradctl.cli.help import HelpfulCommand, choice_option, option, output_option
 from gradctl.cli.options import dynamic_option, target_options
 from gradctl.cli.reporting import ReportOptions, report_options
-from gradctl.cli.written import write_and_emit
+from gradctl.cli.written import keep_unverified_option, write_and_emit
 from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.commands.capture_to_file import Written
     from gradctl.subject.subject import Subject
 
+_CAPTURE = "What to capture"
+_WRT = (
+    "Differentiate only with respect to these, for example input:x or 'param:fc1.*'; with --graph joint. May be "
+    "repeated.  [default: all]"
+)
+_FREEZE = "Make parameters constants of the graph, not inputs; with --graph joint."
+_OPSET = "Version of ONNX's operators.  [default: torch's]"
+
 
 @click.command(
+    cls=HelpfulCommand,
     epilog="\b\nExamples:\n"
     "  gradctl export sample_models/mlp.py -o mlp.onnx\n"
     "  gradctl export sample_models/mlp.py --dynamic x:0=batch --opset 20 -o mlp.onnx\n"
-    "  gradctl export sample_models/mlp.py --graph joint -o joint.onnx"
+    "  gradctl export sample_models/mlp.py --graph joint -o joint.onnx",
 )
 @target_options
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="The file to write: .onnx, or .pt2 of --graph joint. Weights above 2 GiB go to FILE.data beside it.",
+@output_option(
+    "FILE", "File to write: .onnx, or .pt2 with --graph joint. Weights above 2 GiB are written to FILE.data beside it."
 )
-@click.option(
-    "--graph",
-    type=click.Choice(("forward", "joint")),
-    default="forward",
-    show_default=True,
-    help="What the graph computes: outputs, or gradients too.",
-)
-@click.option(
-    "--wrt",
-    metavar="NAME",
-    multiple=True,
-    help="Differentiate by this only: input:x, param:fc1.*; may be repeated. Of --graph joint.  [default: all]",
-)
-@click.option("--freeze", is_flag=True, help="Parameters are constants of the graph, not inputs. Of --graph joint.")
-@click.option("--opset", type=click.IntRange(min=1), help="Of ONNX's own operators.  [default: torch's]")
-@dynamic_option("Leave the size of an input free, for example x:0=batch. May be repeated.")
-@click.option("--keep-unverified", is_flag=True, help="Write the file also where it does not agree with eager.")
+@choice_option("--graph", "GRAPH", ("forward", "joint"), "Graph to export, without or with gradients", heading=_CAPTURE)
+@option("--wrt", heading=_CAPTURE, metavar="GLOB", multiple=True, help=_WRT)
+@option("--freeze", heading=_CAPTURE, is_flag=True, help=_FREEZE)
+@option("--opset", heading=_CAPTURE, metavar="N", type=click.IntRange(min=1), help=_OPSET)
+@dynamic_option()
+@keep_unverified_option
 @report_options
 def export(
     checking: TargetOptions,
@@ -62,24 +56,32 @@ def export(
 ) -> int:
     """Export TARGET to a verified ONNX file.
 
-    The graph computes the forward. Inputs are named as the model names them (x, batch.mask), outputs as reports do
-    (output, output.logits). The file is checked, run by onnxruntime and compared with eager on several inputs before it
-    takes its place. Where it differs, or the model cannot be exported, no file is left, and an older one is as it was.
+    The graph computes the forward pass. Inputs have the names of the model's arguments (x, batch.mask), outputs those
+    in reports (output, output.logits). The file is run by onnxruntime and compared with eager on several inputs. If
+    they differ, or the model cannot be exported, FILE is not written, and an existing FILE is not changed.
 
-    With --graph joint it computes gradients too, as eager's autograd does. It takes parameters (fc1.weight), inputs
-    (input.x) and cotangents (grad_output), and gives outputs, gradients (grad.fc1.weight, grad.input.x), and what the
-    forward changes (updated.bn.running_mean). A --loss goes into the graph: its output is that scalar then.
+    With --graph joint the graph computes gradients too, as autograd does in eager. Its inputs are parameters
+    (fc1.weight), inputs (input.x) and the gradients of the loss with respect to the outputs (grad_output); its outputs
+    are outputs, gradients (grad.fc1.weight, grad.input.x) and the buffers that the forward pass changes
+    (updated.bn.running_mean). With --loss, the loss is part of the graph, and its output is that scalar.
     """
-    suffix = output.suffix.lower()
-    if suffix != ".onnx" and (suffix, graph) != (".pt2", "joint"):
-        raise click.UsageError(f"{output}: export writes .onnx, and .pt2 of --graph joint.")
-    if suffix == ".pt2" and (freeze or options["opset"]):
-        raise click.UsageError(f"{'--freeze' if freeze else '--opset'} is of .onnx; a .pt2 takes its parameters.")
+    _ensure_applicable(output, graph, {"--wrt": wrt, "--freeze": freeze, "--opset": options["opset"]})
     if graph == "joint":
         options.update(wrt=wrt or ("*",), frozen=freeze)
-    elif wrt or freeze:
-        raise click.UsageError(f"{'--wrt' if wrt else '--freeze'} is of --graph joint; a forward has no gradients.")
     return write_and_emit(_joint if graph == "joint" else _forward, output, checking, reporting, **options)
+
+
+def _ensure_applicable(output: Path, graph: str, given: dict[str, Any]) -> None:
+    """Raise for a file, or for one of the options ``given``, that does not apply to the graph."""
+    kind = output.suffix.lower(), graph
+    if kind[0] != ".onnx" and kind != (".pt2", "joint"):
+        raise click.UsageError(f"{output}: export writes .onnx, and .pt2 with --graph joint.")
+    names, condition = ("--freeze", "--opset"), "an .onnx file, not to .pt2"
+    if graph == "forward":
+        names, condition = ("--wrt", "--freeze"), "--graph joint: a forward graph has no gradients"
+    for name in () if kind == (".onnx", "joint") else names:
+        if given[name]:
+            raise click.UsageError(f"{name} applies to {condition}.")
 
 
 def _forward(subject: Subject, *args: Any, **options: Any) -> Written:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from gradctl.cli.help import HelpfulCommand, choice_option
 from gradctl.cli.options import subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
@@ -16,42 +17,43 @@ from gradctl.core.names import FORMS
 from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions
 
+_PROBES = "Random directions, along each of which autograd is compared with a finite difference."
+
 
 def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Return a tolerance; NaN compares with nothing, and infinity accepts everything."""
+    """Return a tolerance: NaN would reject every gradient, and infinity accept every one."""
     if value is not None and not (math.isfinite(value) and value >= 0):
-        raise click.BadParameter(f"{value!r} is not a finite number from 0.")
+        raise click.BadParameter(f"{value!r} is not a finite number of at least 0.")
     return value
 
 
 @click.command(
+    cls=HelpfulCommand,
     epilog="\b\nExamples:\n"
     "  gradctl gradcheck sample_models/mlp.py\n"
-    "  gradctl gradcheck sample_models/straight_through.py --allow GC408:RoundStraightThrough"
+    "  gradctl gradcheck sample_models/straight_through.py --allow GC408:RoundStraightThrough",
 )
 @target_options
+@choice_option("--form", "FORM", FORMS, "Form whose gradients are compared with finite differences of eager")
+@click.option("--tensor", default="*", metavar="GLOB", help="Check only these tensors, for example 'param:fc1.*'.")
+@click.option("--thorough", is_flag=True, help="Check each tensor alone, not only if all together differ.")
+@click.option("--probes", metavar="N", type=click.IntRange(min=1), default=2, show_default=True, help=_PROBES)
 @click.option(
-    "--form",
-    type=click.Choice(FORMS),
-    default="eager",
-    show_default=True,
-    help="Whose gradient is judged, against finite differences of eager.",
+    "--rtol", metavar="X", type=float, callback=_finite, help="Accept an error of up to X times a gradient's norm."
 )
-@click.option("--thorough", is_flag=True, help="Probe each tensor by itself, not only on alarm.")
-@click.option("--probes", type=click.IntRange(min=1), default=2, show_default=True, help="Random directions tried.")
-@click.option("--tensor", default="*", metavar="GLOB", help="Judge only these, for example 'param:fc1.*'.")
-@click.option("--rtol", type=float, callback=_finite, help="Accept an error up to this part of a gradient's norm.")
-@click.option("--atol", type=float, callback=_finite, help="Accept an error up to this norm.")
+@click.option("--atol", metavar="X", type=float, callback=_finite, help="Accept an error with a norm of up to X.")
 @repro_option
 @report_options
 def gradcheck(checking: TargetOptions, reporting: ReportOptions, *, repro: Path | None, **settings: Any) -> int:
     """Check whether autograd's gradient is the derivative of TARGET.
 
-    TARGET is path/to/file.py:NAME or package.module:NAME: a module, a class or factory, a function of tensors, or an
-    autograd.Function. Importing it runs it. Without NAME: make_model, model, or the only module in the file.
+    TARGET is path/to/file.py:NAME or package.module:NAME. NAME is an nn.Module, a class or factory of one, a function
+    of tensors, or an autograd.Function; by default make_model, model, or the only module in the file. Loading TARGET
+    runs its file.
 
-    Every parameter and float input is judged in float64 by finite differences along random directions; what the program
-    cuts on purpose (detach, no_grad) is held fixed and noted.
+    The gradient of every parameter and float input is compared with finite differences in float64, along random
+    directions. Values that the program excludes from gradients (detach, no_grad) are constants of that check, and
+    reported as notes.
     """
     ensure_files(checking)
     with judging(reporting) as (allows, progress):

@@ -8,10 +8,15 @@ from pathlib import Path
 import click
 
 from gradctl.cli.commands.check import processors, unit_progress
+from gradctl.cli.help import WITHOUT_VERDICT, HelpfulCommand
 from gradctl.core.errors import NothingToCheck
 
 
-@click.command(epilog="\b\nExample:\n  gradctl init sample_models")
+@click.command(
+    cls=HelpfulCommand,
+    exit_codes={**WITHOUT_VERDICT, 0: "written", 5: "no model can be checked"},
+    epilog="\b\nExample:\n  gradctl init sample_models",
+)
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=".")
 @click.option("--force", is_flag=True, help="Replace a configuration that exists.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes at a time.  [default: one for each CPU, at most 8]")
@@ -21,8 +26,6 @@ def init(folder: Path, *, force: bool, jobs: int | None) -> int:
     Models are Python files that define make_model; and files that only import and define, and define model or an
     nn.Module class. Each is imported and gradchecked in a process of its own. One that cannot be loaded or run is a
     comment in gradctl.toml, with the reason.
-
-    Exit codes: 0 written, 2 usage, 5 no model can be checked.
     """
     from gradctl.report.formats import ensure_writable, write
     from gradctl.report.text.wording import counted, why_skipped

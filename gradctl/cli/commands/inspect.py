@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from gradctl.cli.help import WITHOUT_VERDICT, HelpfulCommand, choice_option, option
 from gradctl.cli.options import refuse_other_options, subject_from, target_options
-from gradctl.cli.reporting import progress_line
+from gradctl.cli.reporting import progress_line, terminal_width
 from gradctl.cli.users_code import users_code
 from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions
@@ -15,30 +16,26 @@ from gradctl.core.target_options import TargetOptions
 _FILE_SUFFIXES = (".pt", ".pth", ".ts", ".pt2", ".onnx")
 
 
-@click.command(epilog="\b\nExamples:\n  gradctl inspect sample_models/no_grad_inside.py\n  gradctl inspect model.onnx")
-@target_options
-@click.option("--trust", is_flag=True, help="Load a TorchScript or .pt2 file, which is code.")
-@click.option(
-    "--format",
-    "format_name",
-    type=click.Choice(("console", "json")),
-    default="console",
-    show_default=True,
-    help="What standard output gets.",
+@click.command(
+    cls=HelpfulCommand,
+    exit_codes=WITHOUT_VERDICT,
+    epilog="\b\nExamples:\n  gradctl inspect sample_models/no_grad_inside.py\n  gradctl inspect model.onnx",
 )
-def inspect(checking: TargetOptions, trust: bool, format_name: str) -> int:
-    """Show what the gradients of TARGET hang on.
+@target_options
+@option("--trust", heading="Target", is_flag=True, help="Load a TorchScript or .pt2 file although it contains code.")
+@choice_option("--format", "FORMAT", ("console", "json"), "Format of standard output", heading="Output")
+def inspect(checking: TargetOptions, trust: bool, format: str) -> int:
+    """Show what affects the gradients of TARGET.
 
-    Parameters, buffers and gradient semantics; of a FILE, its graph.
+    One call of the model is recorded: parameters, buffers, custom Functions and operators, hooks, values excluded from
+    gradients (detach, no_grad), branches on data, random numbers, modules in training mode, each with its line.
 
-    One eager call is watched, before anything is captured: custom Functions and operators, hooks, values that are cut
-    from the gradient, branches on data, random numbers, modules in training mode, each with its line. A FILE (.onnx,
-    .pt2, TorchScript) is not run.
+    Of a FILE (.onnx, .pt2, TorchScript), inputs, outputs, parameters and operators are shown; it is not run.
     """
     file = Path(checking.target)
     is_file = file.suffix.lower() in _FILE_SUFFIXES
     if is_file:
-        refuse_other_options(("target", "trust", "format_name"), "is for a program; a file has its own.")
+        refuse_other_options(("target", "trust", "format"), "applies to a program, not to a file.")
     ensure_files(checking, is_program=not is_file)
     with progress_line() as progress:
         progress("importing torch")
@@ -55,5 +52,6 @@ def inspect(checking: TargetOptions, trust: bool, format_name: str) -> int:
             subject = subject_from(checking)
             with users_code():
                 inspection = inspect_program(subject)
-    click.echo(render(inspection) if format_name == "console" else render_json(inspection), nl=False)
+    is_json = format == "json"
+    click.echo(render_json(inspection) if is_json else render(inspection, width=terminal_width()), nl=False)
     return 0

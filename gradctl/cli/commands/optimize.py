@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradctl.cli.help import HelpfulCommand, option, output_option
 from gradctl.cli.options import (
     dynamic_option,
     free_sizes_from,
@@ -25,44 +26,40 @@ if TYPE_CHECKING:
     from gradctl.commands.optimize import Optimized, Options
     from gradctl.core.allows import Allows
 
-# What a file has a use for; the other options build a program.
+# The parameters that apply to a file; the other options describe a program.
 _OF_FILES = ("target", "output", "inputs_file", "seed", "threads", "level", "passes", "opset", "list_passes")
-_OF_REPORTS = ("format", "files", "allows", "fail_on")
-# Files that are no programs: with any other suffix, a name is a TARGET.
+# Files that are neither ONNX nor a program: a name with any other suffix is a TARGET.
 _NOT_ONNX = (".pb", ".pt", ".pt2", ".pth", ".ts", ".ort", ".tflite", ".safetensors", ".npz")
+
+_LEVEL = (
+    "safe: remove unused nodes. default: also fold constants and fuse nodes into ONNX operators. max: also fuse into "
+    "operators of onnxruntime, and optimise for this machine.  [default: default]"
+)
+_OPSET = "First convert the graph to this version of ONNX's operators."
 
 
 @click.command(
+    cls=HelpfulCommand,
     epilog="\b\nExamples:\n"
     "  gradctl optimize model.onnx\n"
     "  gradctl optimize model.onnx -o model.opt.onnx\n"
     "  gradctl optimize model.onnx --pass ir-unused --pass ort-basic --opset 20 -o model.opt.onnx\n"
-    "  gradctl optimize sample_models/transformer.py --level max -o transformer.onnx"
+    "  gradctl optimize sample_models/transformer.py --level max -o transformer.onnx",
 )
 @target_options
-@click.option(
-    "-o",
-    "--output",
-    metavar="OUT",
-    type=click.Path(path_type=Path),
-    help="The file to write: .onnx. It may be FILE itself. Without it, nothing is written.",
-)
-@click.option(
-    "--level",
-    type=click.Choice(["safe", "default", "max"]),
-    help="safe removes what is not needed; default also folds and fuses into ONNX's operators; max fuses into "
-    "onnxruntime's, and for this machine.  [default: default]",
-)
-@click.option("--pass", "passes", metavar="NAME", multiple=True, help="Run this pass; may be repeated, in that order.")
-@click.option("--opset", type=click.IntRange(min=1), help="Convert to this version of ONNX's operators first.")
-@dynamic_option("Leave the size of an input of TARGET free, for example x:0=batch. May be repeated.")
-@click.option(
+@output_option("OUT", "File to write: .onnx. It may be FILE itself. Without it, nothing is written.", is_required=False)
+@option("--level", heading="Passes", metavar="LEVEL", type=click.Choice(["safe", "default", "max"]), help=_LEVEL)
+@option("--pass", "passes", heading="Passes", metavar="NAME", multiple=True, help="Run this pass. May be repeated.")
+@option("--opset", heading="Passes", metavar="N", type=click.IntRange(min=1), help=_OPSET)
+@dynamic_option(", with a TARGET")
+@option(
     "--list-passes",
+    heading="Passes",
     is_flag=True,
     is_eager=True,
     expose_value=False,
     callback=lambda context, _, value: _list_passes(context) if value else None,
-    help="List the passes of each level, and end.",
+    help="List the passes with their levels, and exit.",
 )
 @report_options
 def optimize(
@@ -75,20 +72,20 @@ def optimize(
     opset: int | None,
     dynamic: tuple[str, ...],
 ) -> int:
-    """Optimise the graph of FILE or TARGET, each pass verified.
+    """Optimise the ONNX graph of FILE or TARGET; verify each pass.
 
-    The optimisers are those of onnx-ir, onnxscript, onnxruntime and onnxslim. After each pass the graph is checked and
-    run beside the graph before it: on drawn inputs (or --inputs), other values, flipped signs, zeros, large and tiny
-    values, other sizes. A pass that changes what the graph computes is undone and named, with the first value that it
-    changes and the fewest nodes that show it. A TARGET is exported first, and the result compared with eager.
+    The passes are those of onnx-ir, onnxscript, onnxruntime and onnxslim. After each pass, the graphs before and after
+    it are run on the same inputs: random ones (or --inputs), other values, other signs, zeros, large and tiny values,
+    other sizes. A pass that changes an output is undone and reported, with the first value that it changes and the
+    smallest graph that shows the difference. A TARGET is exported first, and the result is compared with eager.
 
-    OUT is written if the result agrees; otherwise an existing file stays as it is. Without -o it is a trial: the same
-    report, and no file.
+    OUT is written only if the verdict is pass; otherwise an existing OUT is not changed. Without -o this is a trial: the
+    report is the same, and no file is written.
     """
     if output is not None and output.suffix.lower() != ".onnx":
         raise click.UsageError(f"{output}: optimize writes .onnx.")
     if level is not None and passes:
-        raise click.UsageError("--level and --pass both say which passes run. Give one of them.")
+        raise click.UsageError("--level and --pass both select the passes. Omit one of them.")
     is_file = _is_file(checking)
     ensure_files(checking, is_program=not is_file)
     with judging(reporting) as (allows, progress):
@@ -146,21 +143,21 @@ def _target(checking: TargetOptions, output: Path | None, dynamic: tuple[str, ..
 
 
 def _is_file(checking: TargetOptions) -> bool:
-    """Return whether the target is a file, not a program; raise if the options do not fit."""
+    """Return whether the target is a file, not a program; raise if an option does not apply."""
     suffix = Path(checking.target).suffix.lower()
     if suffix in _NOT_ONNX:
         raise click.UsageError(
-            f"{checking.target} is no ONNX file by its name, and no program: optimize takes .onnx, or a TARGET that it "
-            "exports."
+            f"{checking.target} is neither an .onnx file nor a program: optimize takes an .onnx file, or a TARGET that "
+            "it exports."
         )
     if suffix != ".onnx":
         return False
-    refuse_other_options((*_OF_FILES, *_OF_REPORTS), "is for a program; a file is optimised as it is.")
+    refuse_other_options(_OF_FILES, "applies to a program, not to a file.")
     return True
 
 
 def _list_passes(context: click.Context) -> Any:
-    """Print a line for each pass: name, level, package, what it does; and end."""
+    """Print a line for each pass (name, level, package, description), and exit."""
     from gradctl.passes.table import PASSES
 
     for each in PASSES.values():

@@ -1,4 +1,4 @@
-"""``gradctl trace``: a static form in a file, verified against eager before it takes its place."""
+"""``gradctl trace``: a static form in a file that agrees with eager."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradctl.cli.help import HelpfulCommand, choice_option, output_option
 from gradctl.cli.options import dynamic_option, target_options
 from gradctl.cli.reporting import ReportOptions, report_options
-from gradctl.cli.written import write_and_emit
+from gradctl.cli.written import keep_unverified_option, write_and_emit
 from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
@@ -20,22 +21,16 @@ _SUFFIXES = {"trace": (".pt", ".pth", ".ts"), "script": (".pt", ".pth", ".ts"), 
 
 
 @click.command(
+    cls=HelpfulCommand,
     epilog="\b\nExamples:\n"
     "  gradctl trace sample_models/mlp.py -o mlp.pt\n"
-    "  gradctl trace sample_models/mlp.py --form export --dynamic x:0=batch -o mlp.pt2"
+    "  gradctl trace sample_models/mlp.py --form export --dynamic x:0=batch -o mlp.pt2",
 )
 @target_options
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="The file to write: .pt for trace and script, .pt2 for export.",
-)
-@click.option("--form", type=click.Choice(_FORMS), default="trace", show_default=True, help="What to capture.")
-@dynamic_option("Leave the size of an input free, for example x:0=batch; with --form export. May be repeated.")
-@click.option("--keep-unverified", is_flag=True, help="Write the file also where it does not agree with eager.")
+@output_option("FILE", "File to write: .pt for trace and script, .pt2 for export.")
+@choice_option("--form", "FORM", _FORMS, "Form to capture", heading="What to capture")
+@dynamic_option(", with --form export")
+@keep_unverified_option
 @report_options
 def trace(
     checking: TargetOptions,
@@ -43,21 +38,18 @@ def trace(
     *,
     output: Path,
     form: str,
-    dynamic: tuple[str, ...],
-    keep_unverified: bool,
+    **options: Any,
 ) -> int:
-    """Capture a static form of TARGET in a verified file.
+    """Capture TARGET as TorchScript or torch.export, in a verified file.
 
-    Outputs, gradients and state are verified: the file is loaded again and compared with eager before it takes its
-    place. Where it differs, or the form cannot take the model, no file is left, and an older one is as it was.
+    The file is written, loaded again, and its outputs, gradients and state are compared with eager. If they differ, or
+    the form cannot capture the model, FILE is not written, and an existing FILE is not changed.
     """
-    if dynamic and form != "export":
-        raise click.UsageError(f"--dynamic is for --form export, not for {form}.")
+    if options["dynamic"] and form != "export":
+        raise click.UsageError(f"--dynamic applies to --form export, not to --form {form}.")
     if output.suffix.lower() not in _SUFFIXES[form]:
         raise click.UsageError(f"{output}: --form {form} writes {' or '.join(_SUFFIXES[form])}.")
-    return write_and_emit(
-        _trace, output, checking, reporting, dynamic=dynamic, form=form, keep_unverified=keep_unverified
-    )
+    return write_and_emit(_trace, output, checking, reporting, form=form, **options)
 
 
 def _trace(*args: Any, **options: Any) -> Written:

@@ -1,7 +1,8 @@
 """The report as JUnit XML: a test suite is a target, a test case one of its units.
 
-A failing unit is a ``failure``, one without a verdict an ``error`` (never a pass), a skipped one says why. A run that
-was interrupted has one more suite, whose only case is an ``error``: readers show cases, and what is partial is no pass.
+A failing unit is a ``failure``, an inconclusive one an ``error`` (never a pass), a skipped one has its reason. A run
+that was interrupted has one more suite, whose only case is an ``error``: readers show cases, and a partial run is not a
+pass.
 Elements and attributes are those of https://github.com/jenkinsci/xunit-plugin, ``junit-10.xsd``.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from gradctl.core.findings import Finding, Report, Unit
-from gradctl.report.text.wording import is_as_expected, unit_line, verdict_line, why_skipped, worst_first
+from gradctl.report.text.wording import is_as_expected, summary_of, unit_line, verdict_line, why_skipped, worst_first
 
 # What XML 1.0 cannot hold, not even escaped.
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -62,9 +63,10 @@ def _add_case(suite: ET.Element, unit: Unit) -> None:
     findings = worst_first(unit.findings)
     line = _legal(unit_line(unit))
     if unit.verdict == "fail":
-        told = [finding for finding in findings if finding.severity != "note"]
-        failure = ET.SubElement(case, "failure", {"message": line, "type": _legal(told[0].code if told else "fail")})
-        failure.text = _legal("\n".join(map(_finding, told or findings)))
+        serious = [finding for finding in findings if finding.severity != "note"]
+        code = serious[0].code if serious else "fail"
+        failure = ET.SubElement(case, "failure", {"message": line, "type": _legal(code)})
+        failure.text = _legal("\n".join(map(_finding, serious or findings)))
     elif unit.verdict == "inconclusive":
         kind = "inconclusive" if unit.status == "complete" else unit.status
         error = ET.SubElement(case, "error", {"message": line, "type": kind})
@@ -76,10 +78,8 @@ def _add_case(suite: ET.Element, unit: Unit) -> None:
 
 
 def _finding(finding: Finding) -> str:
-    word = "allowed" if finding.allowed else finding.severity
-    place = f" ({finding.location})" if finding.location is not None and str(finding.location) else ""
     allow = f" [--allow {finding.allow}]" if finding.allow and not finding.allowed else ""
-    return f"{word} {finding.code} {finding.message}{place}{allow}"
+    return f"{summary_of(finding)}{allow}"
 
 
 def _legal(text: str) -> str:

@@ -1,363 +1,318 @@
-"""The report on a screen: a matrix where there are several units, what differs worst first, and last the verdict.
+"""The report on a screen: a matrix if there are several units, then differences, the worst first, and last the verdict.
 
-Names and messages are data: nothing in them is markup. What is there to be pasted (a path, an ``--allow``, the verdict)
-is never broken; everything else keeps to the width.
+Lines to copy (a path, an ``--allow``, the verdict) are never broken; everything else keeps to the width.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import textwrap
-from collections import Counter
-from collections.abc import Sequence
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import get_args
-
-from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
+from typing import TypeVar
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit
-from gradctl.core.names import NOT_JUDGED, UnitVerdict
+from gradctl.core.names import NOT_JUDGED, VERDICTS, Detail
 from gradctl.core.numbers import format_number
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
-from gradctl.report.text.matrix import data, matrix_of_forms, matrix_of_targets, plain_table
+from gradctl.report.text import wording
+from gradctl.report.text.matrix import matrix_of_forms, matrix_of_targets
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
+from gradctl.report.text.screen import Screen
 from gradctl.report.text.structure import structure_lines
-from gradctl.report.text.wording import (
-    FUNCTION_CODES,
-    affected_tensors,
-    counted,
-    counted_as_judged,
-    detection_limits,
-    differing_tensors,
-    not_judged,
-    one_line,
-    printable,
-    shape_and_dtype,
-    shared_causes,
-    skip_lines,
-    tensor_words,
-    unit_line,
-    verdict_line,
-    worst_first,
-    worst_units_first,
-)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """The most of a unit that is shown: tensors with their elements, and lines of anything else."""
+    """The most that is printed: tensors with their elements, lines of anything else, units, rows of the matrix."""
 
-    blocks: int
-    lines: int
+    blocks: int = 5
+    lines: int = 20
+    units: int = 6
+    rows: int = 40
+    is_verbose: bool = False
 
 
-# A screen is read, a file is searched: what goes beyond these is counted, and stands in --format json.
-_FULL = _Limits(blocks=5, lines=20)
-_BRIEF = _Limits(blocks=1, lines=4)
-_MOST_UNITS = 6
-_MOST_LINES = 20
-_ELSEWHERE = " (--format json has them all)"
+_NORMAL = _Limits()
+_BRIEF = _Limits(blocks=1, lines=4)  # of each of several units
+_VERBOSE = _Limits(sys.maxsize, sys.maxsize, sys.maxsize, sys.maxsize, is_verbose=True)
+_ELSEWHERE = " (--verbose prints all)"
 
+# ANSI codes: 1 bold, 2 dim, 31 red, 32 green, 33 yellow.
+_BOLD = "1"
 _STYLES = {
-    "error": "bold red",
-    "warning": "yellow",
-    "note": "dim",
-    "fail": "bold red",
-    "pass": "bold green",
-    "inconclusive": "bold yellow",
-    "skipped": "yellow",
+    **{"error": "1;31", "warning": "33", "note": "2"},
+    **{"fail": "1;31", "pass": "1;32", "inconclusive": "1;33", "skipped": "33"},
 }
 # Explains most differences, so it comes before the numbers.
 _BEFORE_NUMBERS = "GC220"
 
 
-def render(report: Report, *, width: int = 80, colour: bool = False, verbose: bool = False) -> str:
-    """Return the report for a screen of ``width`` columns; colour only repeats what the words say.
+def render(report: Report, *, width: int | None = None, colour: bool = False, detail: Detail = "normal") -> str:
+    """Return the report as text; colour only repeats what the words say.
 
-    ``verbose`` adds what a pass could have missed.
+    ``width`` is that of the terminal, None for a pipe or a file. ``quiet`` prints only the verdict; ``verbose`` prints
+    everything, and what a pass could have missed.
     """
-    screen = io.StringIO()
-    console = Console(
-        file=screen,
-        width=width,
-        force_terminal=colour,
-        color_system="standard" if colour else None,
-        no_color=not colour,
-        markup=False,
-        highlight=False,
-        emoji=False,
-        legacy_windows=False,
-    )
-    if len({unit.target for unit in report.units}) > 1:
-        _print_targets(console, report.units)
-    else:
-        several = len(report.units) > 1
-        if several:
-            console.print(matrix_of_forms(report.units), "")
-        for unit in report.units:
-            _print_unit(console, unit, named=several)
-    for line in detection_limits(report.units) if verbose else ():
-        _print_indented(console, line, indent=0)
-    _print_whole(console, printable(verdict_line(report)), _STYLES[report.verdict])
-    lines = "".join(f"{line.rstrip()}\n" for line in screen.getvalue().splitlines())
-    return re.sub("\n{3,}", "\n\n", lines)
+    screen = Screen(width, colour=colour)
+    if detail != "quiet":
+        _print_units(screen, report.units, _VERBOSE if detail == "verbose" else _NORMAL)
+    for line in wording.detection_limits(report.units) if detail == "verbose" else ():
+        screen.paragraph(line)
+    screen.line(wording.verdict_line(report), _STYLES[report.verdict])
+    return screen.text()
 
 
-def _print_targets(console: Console, units: Sequence[Unit]) -> None:
-    """Print what several targets did: the matrix, the worst units at some length, the others in a line each."""
-    table, rest = matrix_of_targets(units, width=console.width)
-    console.print(table)
+def _print_units(screen: Screen, units: Sequence[Unit], limits: _Limits) -> None:
+    if len({unit.target for unit in units}) > 1:
+        _print_targets(screen, units, limits)
+        return
+    if len(units) > 1:
+        screen.table(*matrix_of_forms(units), names=4)
+        screen.line()
+    for unit in units:
+        _print_unit(screen, unit, is_named=len(units) > 1, limits=limits)
+
+
+def _print_targets(screen: Screen, units: Sequence[Unit], limits: _Limits) -> None:
+    """Print the results of several targets: the matrix, the worst units at some length, the others in a line each."""
+    ranked = wording.worst_units_first(units)
+    selected, rest = {id(unit) for unit in ranked[: limits.rows]}, ranked[limits.rows :]
+    screen.table(*matrix_of_targets([unit for unit in units if id(unit) in selected]))
     if rest:
-        verdicts = Counter(unit.verdict for unit in rest)
-        counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in get_args(UnitVerdict) if verdicts[verdict])
-        _print_indented(console, f"and {counted(len(rest), 'more unit')}: {counts}{_ELSEWHERE}", indent=0)
-    console.print()
-    bad = [unit for unit in worst_units_first(units) if unit.verdict in ("fail", "inconclusive")]
-    for unit in bad[:_MOST_UNITS]:
-        _print_whole(console, one_line(f"{unit.target}, {unit.form}"), "bold")
-        _print_indented(console, unit_line(unit), indent=0)
-        _print_unit(console, unit, named=False, limits=_BRIEF)
-        console.print()
-    others = [f"{unit.target}, {unit.form}: {unit_line(unit)}" for unit in bad[_MOST_UNITS:]]
-    _print_lines(console, others, "unit")
-    _print_lines(console, skip_lines(units), "reason")
-    _print_of_passing(console, [unit for unit in units if unit.verdict == "pass"])
+        counts = Counter[str](unit.verdict for unit in rest)
+        words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if verdict in counts)
+        screen.paragraph(f"and {wording.counted(len(rest), 'more unit')}: {words}{_ELSEWHERE}")
+    screen.line()
+    _print_worst(screen, ranked, limits)
+    _print_first(screen, wording.skip_lines(units), "reason", limits, Screen.paragraph)
+    if not limits.is_verbose:
+        _print_passing(screen, [unit for unit in units if unit.verdict == "pass"], limits)
 
 
-def _print_of_passing(console: Console, units: Sequence[Unit]) -> None:
-    """Print warnings, and notes on the configuration, of units that pass; what else was noted or allowed is counted."""
-    told = [
-        f"{unit.target}, {unit.form}: {finding.severity} {finding.code} {finding.message}"
-        for unit in units
-        for finding in worst_first(unit.findings)
-        if _is_told(finding)
-    ]
-    _print_lines(console, told, "finding")
-    allowed = sum(finding.allowed for unit in units for finding in unit.findings)
-    notes = sum(not finding.allowed and not _is_told(finding) for unit in units for finding in unit.findings)
-    apart = sum(
-        tensor.verdict in NOT_JUDGED and tensor.verdict != "frozen" for unit in units for tensor in unit.tensors
-    )
-    words = {"allowed": allowed, "noted": notes, "not judged": apart}
-    counts = [f"{count} {word}" for word, count in words.items() if count]
-    if counts:
-        _print_indented(console, f"in units that pass: {', '.join(counts)}{_ELSEWHERE}", indent=0)
+def _print_worst(screen: Screen, units: Sequence[Unit], limits: _Limits) -> None:
+    """Print the first units that do not pass at some length, the others in a line each."""
+    shown = ("fail", "inconclusive", "pass") if limits.is_verbose else ("fail", "inconclusive")
+    units = [unit for unit in units if unit.verdict in shown]
+    for unit in units[: limits.units]:
+        screen.line(wording.one_line(f"{unit.target}, {unit.form}"), _BOLD)
+        screen.paragraph(wording.unit_line(unit))
+        _print_unit(screen, unit, is_named=False, limits=limits if limits.is_verbose else _BRIEF)
+        screen.line()
+    others = [f"{unit.target}, {unit.form}: {wording.unit_line(unit)}" for unit in units[limits.units :]]
+    _print_first(screen, others, "unit", limits, Screen.paragraph)
 
 
-def _print_lines(console: Console, lines: Sequence[str], noun: str) -> None:
-    for line in lines[:_MOST_LINES]:
-        _print_indented(console, line, indent=0)
-    _print_more(console, len(lines) - _MOST_LINES, noun, indent=0)
+def _print_passing(screen: Screen, units: Sequence[Unit], limits: _Limits) -> None:
+    """Print warnings, and notes on the configuration, of units that pass; count what else there is."""
+    counts: Counter[str] = Counter()
+    printed = []
+    for unit in units:
+        counts["not judged"] += sum(each.verdict in NOT_JUDGED and each.verdict != "frozen" for each in unit.tensors)
+        for finding in wording.worst_first(unit.findings):
+            if _is_printed(finding):
+                printed.append(f"{unit.target}, {unit.form}: {finding.severity} {finding.code} {finding.message}")
+            else:
+                counts["allowed" if finding.allowed else "noted"] += 1
+    _print_first(screen, printed, "finding", limits, Screen.paragraph)
+    if words := [f"{counts[word]} {word}" for word in ("allowed", "noted", "not judged") if counts[word]]:
+        screen.paragraph(f"in units that pass: {', '.join(words)}{_ELSEWHERE}")
 
 
-def _is_told(finding: Finding) -> bool:
+def _is_printed(finding: Finding) -> bool:
     """Return whether a finding of a unit that passes is worth reading."""
     return not finding.allowed and (finding.severity != "note" or finding.code.startswith("GC1"))
 
 
-def _print_unit(console: Console, unit: Unit, *, named: bool, limits: _Limits = _FULL) -> None:
-    """Print what of a unit is worth reading: Functions that are named, tensors, the other findings, notes."""
-    if named and unit.reason:
-        _print_indented(console, f"{unit.form}  {unit.status}: {unit.reason}", indent=0)
+def _section_of(finding: Finding, rows: Container[str | None], explained: Container[str | None]) -> str:
+    """Return in which part of a unit a finding is printed; one whose cause is printed is "explained", and left out.
+
+    ``rows`` are the names of the tensors that differ, ``explained`` of those wrong because of a Function or an output.
+    """
+    if finding.cause and finding.tensor in explained:
+        return "explained"
+    if finding.severity == "note":
+        return "before" if finding.code == _BEFORE_NUMBERS else "note"
+    has_row = finding.tensor in rows
+    is_cause = finding.code in wording.FUNCTION_CODES or (finding.quantity == "output" and not has_row)
+    if is_cause and not finding.allowed:
+        return "headline"
+    return "tensor" if has_row and finding.tensor not in explained else "other"
+
+
+def _sections_of(unit: Unit, rows: Container[str | None], explained: Container[str | None]) -> dict[str, list[Finding]]:
+    """Return the findings of a unit by section, each list worst first."""
+    found: dict[str, list[Finding]] = defaultdict(list)
+    for finding in wording.worst_first(unit.findings):
+        found[_section_of(finding, rows, explained)].append(finding)
+    return found
+
+
+def _print_unit(screen: Screen, unit: Unit, *, is_named: bool, limits: _Limits) -> None:
+    """Print what of a unit is worth reading: wrong Functions, tensors, the other findings, notes."""
+    _print_heading(screen, unit, is_named=is_named)
+    different, explained = wording.differing_tensors(unit.tensors), wording.affected_tensors(unit)
+    found = _sections_of(unit, {tensor.tensor for tensor in different}, explained)
+    _print_first(screen, found["before"], "note", limits, _print_note)
+    _print_first(screen, found["headline"], "finding", limits, _print_finding)
+    affected = [tensor for tensor in different if tensor.tensor in explained]
+    _print_affected(screen, unit, affected, len(found["headline"]), limits)
+    tensors = [tensor for tensor in different if tensor.tensor not in explained]
+    tensors = _print_shared(screen, unit, found, tensors, limits)
+    for tensor in tensors[: limits.blocks]:
+        _print_tensor(screen, unit, tensor, found["tensor"], is_named=is_named)
+    if rest := tensors[limits.blocks :]:
+        _print_rows(screen, unit, rest, limits)
+        screen.line()
+    _print_first(screen, found["other"], "finding", limits, _print_finding)
+    _print_first(screen, found["note"], "note", limits, _print_note)
+    for line in wording.not_judged(unit.tensors):
+        screen.paragraph(line, _STYLES["note"])
+    if limits.is_verbose:
+        _print_rows(screen, unit, unit.tensors, limits)
+        screen.line(unit.details or "")
+
+
+def _print_heading(screen: Screen, unit: Unit, *, is_named: bool) -> None:
+    """Print why a unit is not complete, and what is known of its graph."""
+    if is_named and unit.reason:
+        screen.paragraph(f"{unit.form}  {unit.status}: {unit.reason}")
     if unit.optimization is not None:
-        _print_optimization(console, unit.optimization)
+        _print_optimization(screen, unit.optimization)
     if unit.structure is not None:
-        _print_structure(console, unit.structure)
-    spoiled = affected_tensors(unit)
-    findings = [finding for finding in worst_first(unit.findings) if finding.tensor not in spoiled or not finding.cause]
-    loud = differing_tensors(unit.tensors)
-    headlines = _headlines(findings, loud)
-    blocks = [tensor for tensor in loud if tensor.tensor not in spoiled]
-    shared = shared_causes([finding for finding in findings if finding not in headlines], blocks)
-    grouped = {tensor.tensor for _, tensors in shared for tensor in tensors}
-    codes = {finding.code for causes, _ in shared for finding in causes}
-    findings = [each for each in findings if each.tensor not in grouped or each.code not in codes]
-    blocks = [tensor for tensor in blocks if tensor.tensor not in grouped]
-    shown = blocks[: limits.blocks]
-    about_shown = {tensor.tensor for tensor in shown}
-
-    _print_notes(console, [finding for finding in findings if finding.code == _BEFORE_NUMBERS], limits)
-    _print_findings(console, headlines, limits)
-    _print_spoiled(console, unit, [tensor for tensor in loud if tensor.tensor in spoiled], len(headlines), limits)
-    for causes, tensors in shared:
-        _print_findings(console, causes, limits)
-        _print_spoiled(console, unit, tensors, len(causes), limits)
-    for tensor in shown:
-        _print_tensor(console, unit, tensor, named=named)
-        for finding in findings:
-            if finding.tensor == tensor.tensor and finding.severity != "note" and finding not in headlines:
-                _print_finding(console, finding, indent=2)
-        console.print()
-    _print_rest(console, unit, blocks[limits.blocks :], limits)
-    told = {tensor.tensor for tensor in blocks}
-    others = [f for f in findings if f not in headlines and f.severity != "note" and f.tensor not in about_shown]
-    _print_findings(console, [finding for finding in others if finding.tensor not in told], limits)
-    rest = [finding for finding in findings if finding.severity == "note" and finding.code != _BEFORE_NUMBERS]
-    _print_notes(console, rest, limits)
-    for line in not_judged(unit.tensors):
-        _print_indented(console, line, _STYLES["note"], indent=0)
+        _print_structure(screen, unit.structure)
 
 
-def _print_optimization(console: Console, optimization: Optimization) -> None:
-    """Print what each pass did, what changed, and the graph before and after."""
-    passes = plain_table()
-    for number, heading in enumerate(PASS_HEADINGS):
-        passes.add_column(heading, justify="left" if number < 2 else "right", no_wrap=True)
-    for row in pass_rows(optimization):
-        passes.add_row(*map(data, row))
-    if passes.row_count:
-        console.print(passes, "")
+def _print_optimization(screen: Screen, optimization: Optimization) -> None:
+    """Print the result of each pass, what changed, and the graph before and after."""
+    if rows := pass_rows(optimization):
+        screen.table(PASS_HEADINGS, rows, names=2)
+        screen.line()
     for line in notes(optimization):
-        _print_indented(console, line, indent=0)
-    sizes = plain_table()
-    for number, heading in enumerate(SIZE_HEADINGS):
-        sizes.add_column(heading, justify="left" if number < 1 else "right", overflow="fold")
-    for row in size_rows(optimization):
-        sizes.add_row(*map(data, row))
-    console.print("", sizes, "")
+        screen.paragraph(line)
+    screen.line()
+    screen.table(SIZE_HEADINGS, size_rows(optimization), names=1)
+    screen.line()
 
 
-def _print_structure(console: Console, structure: Structure) -> None:
-    """Print how the graph differs from the one it was held against, what is alike in one line."""
+def _print_structure(screen: Screen, structure: Structure) -> None:
+    """Print how the graph differs from the one it was compared with."""
     headline, *lines = structure_lines(structure)
-    _print_indented(console, headline, indent=0)
+    screen.paragraph(headline)
     for line in lines:
-        # Broken here and not by rich, so that what goes on is told from what is new.
-        parts = textwrap.wrap(line, max(20, console.width - 2), subsequent_indent="    ", break_on_hyphens=False)
-        for part in parts:
-            _print_indented(console, part)
+        screen.paragraph(line, indent=2, hanging=4)
     if lines:
-        console.print()
+        screen.line()
 
 
-def _headlines(findings: Sequence[Finding], loud: Sequence[TensorResult]) -> list[Finding]:
-    """Return what spoils tensors and stands before them: wrong Functions, then outputs that are NaN and have no row."""
-    rows = {tensor.tensor for tensor in loud}
-    serious = [finding for finding in findings if not finding.allowed and finding.severity != "note"]
-    functions = [finding for finding in serious if finding.code in FUNCTION_CODES]
-    return functions + [each for each in serious if each.quantity == "output" and each.tensor not in rows]
-
-
-def _print_spoiled(console: Console, unit: Unit, spoiled: Sequence[TensorResult], causes: int, limits: _Limits) -> None:
-    """Print the tensors behind a wrong Function or output, one a line, and the worst elements of the worst of them."""
-    if not spoiled:
+def _print_affected(screen: Screen, unit: Unit, affected: Sequence[TensorResult], causes: int, limits: _Limits) -> None:
+    """Print the tensors that a Function or output makes wrong, one a line, and the worst elements of the worst."""
+    if not affected:
         return
-    verb, gradients = "this spoils" if causes < 2 else "these spoil", counted_as_judged(unit, "gradient")
-    _print_indented(console, f"{verb} {len(spoiled)} of {gradients}:")
-    console.print(Padding(_compact(unit, spoiled[: limits.lines]), (0, 0, 0, 2)))
-    _print_more(console, len(spoiled) - limits.lines, "tensor")
-    if spoiled[0].worst:
-        known = f" ({_of_elements(spoiled[0])} wrong)" if spoiled[0].elements_wrong is not None else ""
-        _print_indented(console, f"the worst elements of {spoiled[0].tensor}{known}:")
-        console.print(Padding(_elements(unit, spoiled[0]), (0, 0, 0, 2)))
-    console.print()
+    these, gradients = "this makes" if causes < 2 else "these make", wording.counted_as_judged(unit, "gradient")
+    screen.paragraph(f"{these} {len(affected)} of {gradients} wrong:", indent=2)
+    _print_rows(screen, unit, affected, limits, indent=2)
+    worst = affected[0]
+    if worst.worst:
+        known = f" ({_of_elements(worst)} are wrong)" if worst.elements_wrong is not None else ""
+        screen.paragraph(f"worst elements of {worst.tensor}{known}:", indent=2)
+        _print_elements(screen, unit, worst, indent=2)
+    screen.line()
 
 
-def _print_tensor(console: Console, unit: Unit, tensor: TensorResult, *, named: bool) -> None:
-    """Print one tensor: its name, how far off it is, and its worst elements."""
-    title = [unit.form] if named else []
-    title += [tensor_words(unit)[tensor.verdict], tensor.tensor, shape_and_dtype(tensor)]
+def _print_shared(
+    screen: Screen, unit: Unit, found: dict[str, list[Finding]], tensors: Sequence[TensorResult], limits: _Limits
+) -> list[TensorResult]:
+    """Print findings of one cause once, with the tensors that they make wrong; return the other tensors."""
+    printed: set[tuple[str | None, str]] = set()
+    for causes, group in wording.shared_causes(found["tensor"], tensors):
+        _print_first(screen, causes, "finding", limits, _print_finding)
+        _print_affected(screen, unit, group, len(causes), limits)
+        printed |= {(tensor.tensor, cause.code) for tensor in group for cause in causes}
+    grouped = {name for name, _ in printed}
+    found["other"] += [
+        each for each in found["tensor"] if each.tensor in grouped and (each.tensor, each.code) not in printed
+    ]
+    return [tensor for tensor in tensors if tensor.tensor not in grouped]
+
+
+def _print_tensor(
+    screen: Screen, unit: Unit, tensor: TensorResult, findings: Sequence[Finding], *, is_named: bool
+) -> None:
+    """Print one tensor: its name, its error, its worst elements, and those of the findings that are about it."""
+    title = [unit.form] if is_named else []
+    title += [wording.tensor_words(unit)[tensor.verdict], tensor.tensor, wording.shape_and_dtype(tensor)]
     if tensor.elements_wrong is not None:
         title.append(_of_elements(tensor))
-    console.print(Text(printable("  ".join(title)), style="bold", overflow="fold"))
+    screen.line("  ".join(title), _BOLD)
     if tensor.tied:
-        _print_indented(console, f"tied with {', '.join(tensor.tied)}", indent=0)
-    console.print(Text(f"error {format_number(tensor.error)}  budget {format_number(tensor.budget)}"))
+        screen.paragraph(f"tied with {', '.join(tensor.tied)}")
+    screen.line(f"relative error {format_number(tensor.error)} (tolerance {format_number(tensor.budget)})")
     if tensor.worst:
-        console.print(_elements(unit, tensor))
+        _print_elements(screen, unit, tensor)
+    for finding in findings:
+        if finding.tensor == tensor.tensor:
+            _print_finding(screen, finding, indent=2)
+    screen.line()
 
 
 def _of_elements(tensor: TensorResult) -> str:
-    return f"{tensor.elements_wrong} of {counted(math.prod(tensor.shape), 'element')}"
+    return f"{tensor.elements_wrong} of {wording.counted(math.prod(tensor.shape), 'element')}"
 
 
-def _elements(unit: Unit, tensor: TensorResult) -> Table:
-    """Return the worst elements of a tensor; numbers to the right, none of them ever cut."""
-    table = plain_table()
-    table.add_column("index", overflow="fold")
+def _print_elements(screen: Screen, unit: Unit, tensor: TensorResult, *, indent: int = 0) -> None:
     of_eager = unit.form == "eager"
     headings = ["autograd"] if of_eager else ["eager", unit.form]
-    for heading in [*headings, "finite diff", "abs error", "rel error"]:
-        table.add_column(printable(heading), justify="right", no_wrap=True)
-    for element in tensor.worst:
-        values = [element.reference] if of_eager else [element.reference, element.candidate]
-        numbers = [*values, element.finite_difference, element.absolute_error, element.relative_error]
-        index = f"{list(element.index)} {element.component or ''}".rstrip()
-        table.add_row(index, *map(format_number, numbers))
-    return table
+    rows = []
+    for each in tensor.worst:
+        values = [each.reference] if of_eager else [each.reference, each.candidate]
+        numbers = [*values, each.finite_difference, each.absolute_error, each.relative_error]
+        rows.append([f"{list(each.index)} {each.component or ''}", *map(format_number, numbers)])
+    headings = ["index", *headings, "finite diff", "abs error", "rel error"]
+    screen.table(headings, rows, names=1, indent=indent)
 
 
-def _compact(unit: Unit, tensors: Sequence[TensorResult]) -> Table:
-    """Return one line a tensor."""
-    table = plain_table()
-    table.show_header = False
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")
-    for _ in range(3):
-        table.add_column(no_wrap=True)
-    for tensor in tensors:
-        errors = f"error {format_number(tensor.error)}", f"budget {format_number(tensor.budget)}"
-        table.add_row(data(tensor.tensor), shape_and_dtype(tensor), tensor_words(unit)[tensor.verdict], *errors)
-    return table
-
-
-def _print_rest(console: Console, unit: Unit, tensors: Sequence[TensorResult], limits: _Limits) -> None:
+def _print_rows(
+    screen: Screen, unit: Unit, tensors: Sequence[TensorResult], limits: _Limits, *, indent: int = 0
+) -> None:
+    """Print a line for each tensor."""
     if tensors:
-        console.print(_compact(unit, tensors[: limits.lines]))
-        _print_more(console, len(tensors) - limits.lines, "tensor", indent=0)
-        console.print()
+        rows = [wording.tensor_row(unit, each) for each in tensors[: limits.lines]]
+        screen.table(wording.TENSOR_HEADINGS, rows, names=3, indent=indent)
+    _print_more(screen, len(tensors) - limits.lines, "tensor", indent=indent)
 
 
-def _print_findings(console: Console, findings: Sequence[Finding], limits: _Limits) -> None:
-    for finding in findings[: limits.lines]:
-        _print_finding(console, finding)
-    _print_more(console, len(findings) - limits.lines, "finding", indent=0)
+def _print_finding(screen: Screen, finding: Finding, *, indent: int = 0) -> None:
+    """Print one finding: message, location, the option that accepts it, and the hint."""
+    is_stated = finding.cause is None or finding.cause in finding.message
+    code = finding.code if is_stated else f"{finding.code} ({finding.cause})"
+    text = f"{wording.severity_word(finding)} {code} {finding.message}"
+    screen.paragraph(text, _STYLES[finding.severity], indent=indent)
+    allow = finding.allow if not finding.allowed else None
+    lines = {"at": wording.location_of(finding), "repro:": finding.repro, "if this is intentional, add --allow": allow}
+    for label, value in lines.items():
+        if value:
+            screen.line(f"{label} {value}", indent=indent + 2)
+    if finding.hint and not finding.allowed:
+        screen.paragraph(finding.hint, indent=indent + 2)
 
 
-def _print_finding(console: Console, finding: Finding, *, indent: int = 0) -> None:
-    """Print one finding: what, where, the line that accepts it, and what to do."""
-    word = "allowed" if finding.allowed else finding.severity
-    is_told = finding.cause is None or finding.cause in finding.message
-    code = finding.code if is_told else f"{finding.code} ({finding.cause})"
-    _print_indented(console, f"{word} {code} {finding.message}", _STYLES[finding.severity], indent=indent)
-    below = indent + 2
-    if finding.location is not None and str(finding.location):
-        _print_whole(console, " " * below + printable(f"at {finding.location}"))
-    if finding.repro:
-        _print_whole(console, " " * below + printable(f"repro: {finding.repro}"))
-    if finding.allowed:
-        return
-    if finding.allow:
-        _print_whole(console, " " * below + printable(f"if it is meant: --allow {finding.allow}"))
-    if finding.hint:
-        _print_indented(console, finding.hint, indent=below)
+def _print_note(screen: Screen, note: Finding) -> None:
+    screen.paragraph(wording.summary_of(note), _STYLES["note"])
 
 
-def _print_notes(console: Console, notes: Sequence[Finding], limits: _Limits) -> None:
-    """Print notes last and short: one sentence and a place."""
-    for note in notes[: limits.lines]:
-        word = "allowed" if note.allowed else "note"
-        place = f" ({note.location})" if note.location is not None and str(note.location) else ""
-        _print_indented(console, f"{word} {note.code} {note.message}{place}", _STYLES["note"], indent=0)
-    _print_more(console, len(notes) - limits.lines, "note", indent=0)
+def _print_first(
+    screen: Screen, items: Sequence[_T], noun: str, limits: _Limits, print_one: Callable[[Screen, _T], None]
+) -> None:
+    for item in items[: limits.lines]:
+        print_one(screen, item)
+    _print_more(screen, len(items) - limits.lines, noun)
 
 
-def _print_more(console: Console, count: int, noun: str, *, indent: int = 2) -> None:
+def _print_more(screen: Screen, count: int, noun: str, *, indent: int = 0) -> None:
     if count > 0:
-        _print_indented(console, f"and {counted(count, f'more {noun}')}{_ELSEWHERE}", indent=indent)
-
-
-def _print_indented(console: Console, text: str, style: str = "", *, indent: int = 2) -> None:
-    """Print text that may be broken between words, all its lines indented."""
-    console.print(Padding(Text(printable(text), style=style, overflow="fold"), (0, 0, 0, indent)))
-
-
-def _print_whole(console: Console, text: str, style: str = "") -> None:
-    """Print text that is there to be pasted: on one line, however long."""
-    console.print(Text(text, style=style), soft_wrap=True)
+        screen.paragraph(f"and {wording.counted(count, f'more {noun}')}{_ELSEWHERE}", indent=indent)

@@ -14,14 +14,14 @@ from gradctl.report.text import markdown
 from gradctl.report.text.wording import counted, one_line, verdict_line, worst_first
 
 _MOST_ANNOTATIONS = 10
-_CUT = "\n(cut here: GitHub shows no longer page; --report markdown=FILE has the rest, {} sections)\n"
+_CUT = "\n(cut: GitHub limits the size of this page; --report markdown=FILE has the rest, {} sections)\n"
 _COMMANDS = {"error": "error", "warning": "warning", "note": "notice"}
 
 
 def render(report: Report) -> str:
-    """Return the annotations, worst first and ten at most, and the verdict as a plain last line of the log.
+    """Return at most ten annotations, worst first, and the verdict as a plain last line of the log.
 
-    Of equal severity the first of each unit stand before the second of any, so that one unit does not hide the others.
+    Of equal severity, the first of each unit precede the second of any: one unit must not hide the others.
     """
     annotations = [
         (SEVERITIES.index(severity), rank, line)
@@ -43,7 +43,7 @@ def render(report: Report) -> str:
 def step_summary(report: Report, *, most_bytes: int = 900_000) -> str:
     """Return the Markdown report, cut to ``most_bytes`` (GitHub refuses a summary above 1 MiB).
 
-    It is cut before the unit that does not fit, and within a unit only if it is the first; what is left out is counted.
+    It is cut before the unit that does not fit, and within a unit only if that is the first; omitted units are counted.
     """
     *body, foot = markdown.parts(report)
     text = "".join([*body, foot])
@@ -67,13 +67,13 @@ def _annotation(unit: Unit, finding: Finding) -> str:
         "title": " ".join(filter(None, [finding.code, finding.tensor])),
     }
     given = ",".join(f"{name}={_property(value)}" for name, value in properties.items() if value)
-    allow = f"\nif it is meant: --allow {finding.allow}" if finding.allow else ""
+    allow = f"\nif this is intentional, add --allow {finding.allow}" if finding.allow else ""
     text = f"{unit.target}, {unit.form}: {finding.message}{allow}"
     return f"::{_COMMANDS[finding.severity]} {given}::{_message(text)}"
 
 
 def _annotations(unit: Unit) -> list[tuple[str, str]]:
-    """Return severity and line of what is worth an annotation in a unit, worst first."""
+    """Return severity and line of each annotation of a unit, worst first."""
     found: list[tuple[str, str]] = [
         (finding.severity, _annotation(unit, finding)) for finding in worst_first(unit.findings) if not finding.allowed
     ]

@@ -6,57 +6,47 @@ import re
 from collections.abc import Sequence
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit
-from gradctl.core.numbers import format_number
+from gradctl.core.optimization import Optimization
+from gradctl.report.text import wording
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.structure import structure_lines
-from gradctl.report.text.wording import (
-    counted,
-    differing_tensors,
-    is_as_expected,
-    not_judged,
-    one_line,
-    shape_and_dtype,
-    skip_lines,
-    tensor_words,
-    unit_line,
-    verdict_line,
-    verdict_word,
-    worst_first,
-    worst_units_first,
-)
 
 
 def render(report: Report) -> str:
-    """Return the report in Markdown: the verdict first, then each unit with what differs and what was found.
+    """Return the report in Markdown: the verdict first, then each unit with its differences and findings.
 
-    Of several targets a table of what each form did comes before them; units that pass are folded at the end.
+    Of several targets, a table of the result of each form comes before them; units that pass are folded at the end.
     """
     return "".join(parts(report))
 
 
 def parts(report: Report) -> list[str]:
-    """Return the report in parts that are whole by themselves, what matters most first: a head, units, a foot."""
+    """Return the report in parts of whole lines, the most important first: a head, units, a foot."""
     title = report.status if report.status == "interrupted" else report.verdict
-    head = [f"## gradctl {_escaped(report.command)}: {title}", "", _escaped(verdict_line(report)), ""]
-    units = list(report.units)
-    folded: list[str] = []
-    if len({unit.target for unit in units}) > 1:
-        head += [*_targets(units), ""]
-        skipped = [f"- {_escaped(line)}" for line in skip_lines(units)]
-        head += [*skipped, ""] if skipped else []
-        folded = _folded([unit for unit in units if unit.verdict == "pass"])
-        units = [unit for unit in worst_units_first(units) if unit.verdict in ("fail", "inconclusive")]
-    tool = f"{report.tool.name} {report.tool.version}"
-    foot = [f"<sub>{_escaped(tool)}, seed {report.seed}</sub>"]
-    return ["\n".join([*lines, ""]) for lines in (head, *map(_unit, units), folded, foot) if lines]
+    head = [f"## gradctl {_escaped(report.command)}: {title}", "", _escaped(wording.verdict_line(report)), ""]
+    foot = [f"<sub>{_escaped(f'{report.tool.name} {report.tool.version}')}, seed {report.seed}</sub>"]
+    if len({unit.target for unit in report.units}) > 1:
+        table, sections = _of_targets(report.units)
+    else:
+        table, sections = [], [_unit(unit) for unit in report.units]
+    return ["\n".join([*lines, ""]) for lines in ([*head, *table], *sections, foot)]
+
+
+def _of_targets(units: Sequence[Unit]) -> tuple[list[str], list[list[str]]]:
+    """Return the table of several targets, and the sections below it: units that do not pass, and the others folded."""
+    skipped = [f"- {_escaped(line)}" for line in wording.skip_lines(units)]
+    table = [*_targets(units), "", *skipped, *([""] if skipped else [])]
+    worst = [_unit(unit) for unit in wording.worst_units_first(units) if unit.verdict in ("fail", "inconclusive")]
+    folded = _folded([unit for unit in units if unit.verdict == "pass"])
+    return table, [*worst, *([folded] if folded else [])]
 
 
 def _targets(units: Sequence[Unit]) -> list[str]:
-    """Return the table of targets and forms, each cell what the form did."""
+    """Return the table of targets and forms, each cell the verdict."""
     forms = list(dict.fromkeys(unit.form for unit in units))
     done: dict[str, dict[str, list[str]]] = {}
     for unit in units:
-        done.setdefault(unit.target, {}).setdefault(unit.form, []).append(verdict_word(unit))
+        done.setdefault(unit.target, {}).setdefault(unit.form, []).append(wording.verdict_word(unit))
     lines = [f"| {' | '.join(['target', *map(_cell_code, forms)])} |", "|---" * (len(forms) + 1) + "|"]
     for target, by_form in done.items():
         cells = [_cell_code(target), *(", ".join(by_form.get(form, ["-"])) for form in forms)]
@@ -65,37 +55,43 @@ def _targets(units: Sequence[Unit]) -> list[str]:
 
 
 def _folded(units: Sequence[Unit]) -> list[str]:
-    """Return what was found in units that pass, folded."""
+    """Return the findings of units that pass, folded."""
     lines = []
     for unit in units:
         place = f"{_code(unit.target)}, {_code(unit.form)}"
-        lines += [f"- {place}: {_escaped(unit_line(unit))}"] if is_as_expected(unit) else []
-        lines += [f"- {place}: {_finding(finding).removeprefix('- ')}" for finding in worst_first(unit.findings)]
+        lines += [f"- {place}: {_escaped(wording.unit_line(unit))}"] if wording.is_as_expected(unit) else []
+        lines += [
+            f"- {place}: {_finding(finding).removeprefix('- ')}" for finding in wording.worst_first(unit.findings)
+        ]
     if not lines:
         return []
-    summary = f"{counted(len(lines), 'line')} about units that pass"
+    summary = f"{wording.counted(len(lines), 'line')} about units that pass"
     return ["<details>", f"<summary>{summary}</summary>", "", *lines, "", "</details>", ""]
 
 
 def _unit(unit: Unit) -> list[str]:
-    lines = [f"### {_code(unit.target)}, {_code(unit.form)}: {unit.verdict}", "", _escaped(unit_line(unit)), ""]
+    lines = [f"### {_code(unit.target)}, {_code(unit.form)}: {unit.verdict}", "", _escaped(wording.unit_line(unit)), ""]
     if unit.optimization is not None:
-        if rows := pass_rows(unit.optimization):
-            lines += [*_table(PASS_HEADINGS, rows, left=2), ""]
-        lines += [f"- {_escaped(line)}" for line in notes(unit.optimization)]
-        lines += ["", *_table(SIZE_HEADINGS, size_rows(unit.optimization), left=1), ""]
+        lines += _optimization(unit.optimization)
     if unit.structure is not None:
         headline, *changes = structure_lines(unit.structure)
-        lines += [_escaped(headline), "", *(f"- {_escaped(change.strip())}" for change in changes)]
-        lines += [""] if changes else []
-    if loud := differing_tensors(unit.tensors):
-        lines += ["| tensor | type | verdict | error | budget | elements wrong |", "|---|---|---|---:|---:|---:|"]
-        lines += [_row(unit, tensor) for tensor in loud]
-        lines.append("")
-    said = [_finding(finding) for finding in worst_first(unit.findings)]
-    said += [f"- {_escaped(line)}" for line in not_judged(unit.tensors)]
-    lines += [*said, ""] if said else []
-    return lines
+        lines += [_escaped(headline), "", *_items(changes), *([""] if changes else [])]
+    if different := wording.differing_tensors(unit.tensors):
+        lines += [f"| {' | '.join([*wording.TENSOR_HEADINGS, 'wrong elements'])} |"]
+        lines += ["|---|---|---|---:|---:|---:|", *(_row(unit, each) for each in different), ""]
+    items = [*map(_finding, wording.worst_first(unit.findings)), *_items(wording.not_judged(unit.tensors))]
+    return [*lines, *items, *([""] if items else [])]
+
+
+def _optimization(optimization: Optimization) -> list[str]:
+    rows = pass_rows(optimization)
+    lines = [*_table(PASS_HEADINGS, rows, left=2), ""] if rows else []
+    lines += [*_items(notes(optimization)), ""]
+    return [*lines, *_table(SIZE_HEADINGS, size_rows(optimization), left=1), ""]
+
+
+def _items(texts: Sequence[str]) -> list[str]:
+    return [f"- {_escaped(text.strip())}" for text in texts]
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
@@ -106,20 +102,17 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, left: int)
 
 
 def _row(unit: Unit, tensor: TensorResult) -> str:
-    numbers = format_number(tensor.error), format_number(tensor.budget)
+    name, kind, *cells = wording.tensor_row(unit, tensor)
     wrong = "-" if tensor.elements_wrong is None else str(tensor.elements_wrong)
-    name, kind = _cell_code(tensor.tensor), _cell_code(shape_and_dtype(tensor))
-    cells = (name, kind, tensor_words(unit)[tensor.verdict], *numbers, wrong)
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join([_cell_code(name), _cell_code(kind), *cells, wrong])} |"
 
 
 def _finding(finding: Finding) -> str:
-    word = "allowed" if finding.allowed else finding.severity
-    text = f"- **{word} {finding.code}** {_escaped(finding.message)}"
-    if finding.location is not None and str(finding.location):
-        text += f" ({_code(str(finding.location))})"
+    text = f"- **{wording.severity_word(finding)} {finding.code}** {_escaped(finding.message)}"
+    if location := wording.location_of(finding):
+        text += f" ({_code(location)})"
     if finding.allow and not finding.allowed:
-        text += f"; if it is meant: {_code(f'--allow {finding.allow}')}"
+        text += f"; if this is intentional, add {_code(f'--allow {finding.allow}')}"
     return text + (f"; {_escaped(finding.hint)}" if finding.hint and finding.severity != "note" else "")
 
 
@@ -129,7 +122,7 @@ def _cell_code(text: str) -> str:
 
 def _code(text: str) -> str:
     """Return ``text`` as a code span, fenced by more backticks than it holds."""
-    text = one_line(text)
+    text = wording.one_line(text)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence} {text} {fence}" if longest or not text else f"{fence}{text}{fence}"
@@ -137,4 +130,4 @@ def _code(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Return ``text`` as prose in which nothing is markup, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|#~@&])", r"\\\1", one_line(text))
+    return re.sub(r"([\\`*_\[\]<>|#~@&])", r"\\\1", wording.one_line(text))

@@ -1,4 +1,4 @@
-"""How two graphs differ, in a few lines for screen and Markdown; what is the same is counted."""
+"""How two graphs differ, in a few lines for screen and Markdown; equal nodes are only counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_CHANGES = 6
 _MOST_INITIALIZERS = 3
 _MOST_DIFFERENCES = 3
 _MOST_OPERATORS = 5
-# What computes nothing, and is counted among the operators only.
+# Operators without computation, which are only counted.
 _TRANSPARENT = ("Identity", "Constant")
 _KINDS: tuple[InitializerKind, ...] = ("changed", "removed", "added")
 
@@ -23,24 +23,24 @@ def structure_lines(structure: Structure) -> list[str]:
     initializers = _pair(structure.initializers_before, structure.initializers_after)
     count = f"{structure.nodes_before} nodes, {initializers} initializers"
     if not (structure.changes or structure.initializers or structure.model):
-        said = f" but for what computes nothing: {count}; {', '.join(aside)}" if aside else f": {count}"
-        return [f"the graphs are the same{said}"]
+        rest = f" except for nodes without computation: {count}; {', '.join(aside)}" if aside else f": {count}"
+        return [f"the graphs are equal{rest}"]
     nodes = _pair(structure.nodes_before, structure.nodes_after)
     headline = f"graph: {nodes} nodes, {structure.matched} of them matched; {initializers} initializers"
     lines = [*_changes(structure.changes), *_initializers(structure.initializers), *_model(structure.model)]
     lines += ["; ".join(aside)] if aside else []
-    lines += [f"and {structure.omitted} more, which no report has"] if structure.omitted else []
+    lines += [f"and {structure.omitted} more changes, which are not in the report"] if structure.omitted else []
     return [headline, *lines]
 
 
 def _aside(structure: Structure) -> list[str]:
-    said = [
+    counts = [
         f"{kind} {_pair(structure.operators_before.get(kind, 0), structure.operators_after.get(kind, 0))}"
         for kind in _TRANSPARENT
         if structure.operators_before.get(kind, 0) != structure.operators_after.get(kind, 0)
     ]
-    said += [f"{structure.renamed} values renamed"] if structure.renamed else []
-    return said + ([f"{structure.moved} constants renamed or moved"] if structure.moved else [])
+    counts += [f"{structure.renamed} values renamed"] if structure.renamed else []
+    return counts + ([f"{structure.moved} constants renamed or moved"] if structure.moved else [])
 
 
 def _changes(changes: Sequence[GraphChange]) -> list[str]:
@@ -50,7 +50,7 @@ def _changes(changes: Sequence[GraphChange]) -> list[str]:
     ordered = sorted(groups.values(), key=len, reverse=True)
     lines = [_group(group) for group in ordered[:_MOST_CHANGES]]
     more = sum(len(group) for group in ordered[_MOST_CHANGES:])
-    return lines + ([f"and {more} more changes of nodes (--format json has them)"] if more else [])
+    return lines + ([f"and {more} more changes of nodes (--format json has them all)"] if more else [])
 
 
 def _likeness(change: GraphChange) -> Hashable:
@@ -60,19 +60,23 @@ def _likeness(change: GraphChange) -> Hashable:
 
 
 def _group(group: Sequence[GraphChange]) -> str:
-    """Return ``12 x fused MatMul + Add -> Gemm``; a change that stands alone is told with its names and values."""
+    """Return ``12 x fused MatMul + Add -> Gemm``; for a single change, its names and values too."""
     change = group[0]
-    times = f"{len(group)} x " if len(group) > 1 else ""
-    before, after = (_operators(side) for side in (change.before, change.after))
-    kinds = f"{before} -> {after}" if change.before and change.after and not change.differences else before or after
-    named = ""
     if len(group) == 1:
-        node = next(iter((*change.before, *change.after)), None)
-        named = f" {_name(node)}" if node is not None else ""
-    known = [each for each in change.differences if len(group) == 1 or not _is_rewired(each)]
-    said = _differences(known) if known else ""
-    place = f" (in {change.inside})" if change.inside and len(group) == 1 else ""
-    return f"{times}{change.kind} {kinds}{named}{': ' if said else ''}{said}{place}".replace("  ", " ")
+        name = "".join(f" {_name(node)}" for node in (*change.before, *change.after)[:1])
+        inside = f" (in {change.inside})" if change.inside else ""
+        return f"{change.kind} {_kinds(change)}{name}{_listed(change.differences)}{inside}"
+    shared = [each for each in change.differences if not _is_rewired(each)]
+    return f"{len(group)} x {change.kind} {_kinds(change)}{_listed(shared)}"
+
+
+def _kinds(change: GraphChange) -> str:
+    before, after = _operators(change.before), _operators(change.after)
+    return f"{before} -> {after}" if before and after and not change.differences else before or after
+
+
+def _listed(differences: Sequence[Difference]) -> str:
+    return f": {_differences(differences)}" if differences else ""
 
 
 def _operators(nodes: Iterable[GraphNode]) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit
+from gradctl.core.inspection import Semantic
 from gradctl.core.names import NOT_JUDGED, SEVERITIES, TensorVerdict, UnitVerdict
-from gradctl.core.numbers import Number
+from gradctl.core.numbers import Number, format_number
 
-# The word of each tensor verdict on the screen, worst first; what is agreed is small, what is not is loud.
+# The word of each tensor verdict on the screen, worst first; those that need attention are in capitals.
 VERDICT_WORDS: dict[TensorVerdict, str] = {
     "missing": "MISSING",
     "reference-wrong": "WRONG",
@@ -36,9 +37,18 @@ _FORM_WORDS: dict[TensorVerdict, str] = {
     _RIGHT: "right (differs from eager)",
     **{verdict: word for verdict, word in VERDICT_WORDS.items() if not word.isupper()},
 }
-_AGREES = ("same", "non-differentiable")
-_FAILS = ("missing", "reference-wrong", "wrong", "differs")
-_NO_VERDICT = ("unresolved", "nondeterministic")
+_AGREES: tuple[TensorVerdict, ...] = ("same", "non-differentiable")
+_FAILS: tuple[TensorVerdict, ...] = ("missing", "reference-wrong", "wrong", "differs")
+_NO_VERDICT: tuple[TensorVerdict, ...] = ("unresolved", "nondeterministic")
+# How a tensor of a unit that passes agrees: plainly, or it was accepted otherwise.
+_HOW: dict[TensorVerdict, str] = {
+    **dict.fromkeys(_AGREES, ""),
+    "approximate": "approximately",
+    "less-accurate": "less accurate",
+    **dict.fromkeys(_FAILS, "wrong"),
+    **dict.fromkeys(_NO_VERDICT, "not judged"),
+}
+_OTHERS = ("approximately", "less accurate", "wrong", "not judged", "as expected", "skipped")
 # The text for one tensor that is not judged, and for several.
 _CLASSES: dict[TensorVerdict, tuple[str, str]] = {
     "frozen": ("frozen", "frozen"),
@@ -66,8 +76,8 @@ _NOT_WRITTEN = {"export": "NOT EXPORTED", "trace": "NOT CAPTURED"}  # by command
 
 def differing_tensors(tensors: Iterable[TensorResult]) -> list[TensorResult]:
     """Return the tensors that do not plainly agree, worst first: by verdict, then by error, not-a-number first."""
-    loud = [tensor for tensor in tensors if tensor.verdict not in (*_AGREES, *NOT_JUDGED)]
-    return sorted(loud, key=lambda tensor: (_RANK[tensor.verdict], -_size(tensor.error)))
+    different = [tensor for tensor in tensors if tensor.verdict not in (*_AGREES, *NOT_JUDGED)]
+    return sorted(different, key=lambda tensor: (_RANK[tensor.verdict], -_size(tensor.error)))
 
 
 def failing_findings(unit: Unit) -> list[Finding]:
@@ -91,6 +101,22 @@ def tensor_words(unit: Unit) -> dict[TensorVerdict, str]:
 def verdict_word(unit: Unit) -> str:
     """Return the word for a unit in a table of many."""
     return "expected" if is_as_expected(unit) else _WORDS_OF_UNITS[unit.verdict]
+
+
+def severity_word(finding: Finding) -> str:
+    """Return the word before the code of a finding."""
+    return "allowed" if finding.allowed else finding.severity
+
+
+def summary_of(finding: Finding) -> str:
+    """Return a finding in one line: severity, code, message and location."""
+    location = f" ({location_of(finding)})" if location_of(finding) else ""
+    return f"{severity_word(finding)} {finding.code} {finding.message}{location}"
+
+
+def location_of(each: Finding | Semantic) -> str:
+    """Return the location of a finding or of a part of the program, or an empty string."""
+    return str(each.location) if each.location is not None else ""
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
@@ -150,7 +176,7 @@ def shared_causes(
 def verdict_line(report: Report) -> str:
     """Return the verdict of the run in one line, with what a pass means, or how to go on.
 
-    Of a run that was interrupted it says so first, and the word PASS does not stand in it.
+    That of a run that was interrupted begins with this, and does not contain the word PASS.
     """
     line = unit_line(report.units[0]) if len(report.units) == 1 else _line_of_units(report)
     if report.command in _NOT_WRITTEN:
@@ -177,38 +203,44 @@ def _verdicts(units: Sequence[Unit]) -> str:
 
 def _line_of_units(report: Report) -> str:
     if not report.units or report.verdict == "skipped":
-        return "NOTHING CHECKED: no form of any target could be judged"
-    of_forms = len({unit.target for unit in report.units}) == 1
-    total = counted(len(report.units), "form" if of_forms else "unit")
-    summary = report.summary
+        return "NOTHING CHECKED: no form of any target could be checked"
+    total = counted(len(report.units), "form" if len({unit.target for unit in report.units}) == 1 else "unit")
     if report.verdict == "pass":
-        as_expected = sum(map(is_as_expected, report.units))
-        verb = "agrees" if summary.passed - as_expected == 1 else "agree"
-        others = {"as expected": as_expected, "skipped": summary.skipped}
-        rest = "".join(f", {count} {word}" for word, count in others.items() if count)
-        return f"PASS: {summary.passed - as_expected} of {total} {verb}{rest}"
+        return f"PASS: {_agreeing_units(report, total)}"
+    units = [unit for unit in report.units if unit.verdict == report.verdict]
     if report.verdict == "inconclusive":
-        inconclusive_unit = [unit for unit in report.units if unit.verdict == "inconclusive"]
-        return f"INCONCLUSIVE: {len(inconclusive_unit)} of {total} not decided{_how_to_go_on(inconclusive_unit)}"
-    return f"FAIL: {_failures(report, total, of_forms=of_forms)}"
+        return f"INCONCLUSIVE: {len(units)} of {total} not decided{_how_to_go_on(units)}"
+    return f"FAIL: {_failures(units, total)}"
 
 
-def _failures(report: Report, total: str, *, of_forms: bool) -> str:
-    """Return how many units fail, and which forms are right where eager is wrong."""
-    failed = [unit for unit in report.units if unit.verdict == "fail"]
+def _failures(failed: Sequence[Unit], total: str) -> str:
+    """Return how many units fail, and which forms are right although they differ from eager."""
     right = [unit for unit in failed if _is_right(unit)]
     wrong = [unit for unit in failed if unit not in right]
     if not wrong:
-        verb = "differs" if len(right) == 1 else "differ"
-        return f"{len(right)} of {total} {verb} from eager, which is wrong{_how_to_go_on(right)}"
-    gradients = all(any(_bad(unit, unit.tensors, "gradient")) for unit in wrong)
-    one, several = ("computes a wrong gradient", "compute a wrong gradient") if gradients else ("fails", "fail")
-    line = f"{len(wrong)} of {total} {one if len(wrong) == 1 else several}"
+        return f"{len(right)} of {total} {_verb(right, 'differ')} from eager, which is wrong{_how_to_go_on(right)}"
+    is_gradient = all(_bad(unit, unit.tensors, "gradient") for unit in wrong)
+    verb = f"{_verb(wrong, 'compute')} a wrong gradient" if is_gradient else _verb(wrong, "fail")
+    line = f"{len(wrong)} of {total} {verb}"
     if right:
-        names = ", ".join(one_line(unit.form) for unit in right) if of_forms else counted(len(right), "unit")
-        verbs = "is right and differs" if len(right) == 1 else "are right and differ"
-        line += f"; {names} {verbs} from eager"
+        names = ", ".join(one_line(unit.form) for unit in right) if "form" in total else counted(len(right), "unit")
+        line += f"; {names} {'is' if len(right) == 1 else 'are'} right and {_verb(right, 'differ')} from eager"
     return f"{line}{_how_to_go_on(wrong)}"
+
+
+def _verb(units: Sequence[Unit], verb: str) -> str:
+    return f"{verb}s" if len(units) == 1 else verb
+
+
+def _agreeing_units(report: Report, total: str) -> str:
+    as_expected = sum(map(is_as_expected, report.units))
+    agreeing = report.summary.passed - as_expected
+    rest = _others({"as expected": as_expected, "skipped": report.summary.skipped})
+    return f"{agreeing} of {total} {'agrees' if agreeing == 1 else 'agree'}{rest}"
+
+
+def _others(counts: Mapping[str, int]) -> str:
+    return "".join(f", {counts[word]} {word}" for word in _OTHERS if counts.get(word))
 
 
 def unit_line(unit: Unit) -> str:
@@ -216,10 +248,7 @@ def unit_line(unit: Unit) -> str:
     if is_as_expected(unit):
         return f"PASS: {_as_expected(unit)}{_allowed(unit)}"
     if unit.verdict == "pass":
-        classes = ", ".join(_counted_classes(unit.tensors))
-        if unit.tensors and all(tensor.verdict in NOT_JUDGED for tensor in unit.tensors):
-            return f"PASS: no gradient is large enough to compare{_allowed(unit)}; {classes}"
-        return f"PASS: {_agreement(unit)}{_allowed(unit)}{f'; {classes}' if classes else ''}"
+        return f"PASS: {_agreement(unit)}"
     if unit.verdict == "skipped":
         return f"NOTHING CHECKED: {one_line(why_skipped(unit))}"
     if unit.verdict == "inconclusive":
@@ -230,14 +259,12 @@ def unit_line(unit: Unit) -> str:
 
 
 def _wrong(tensors: Sequence[TensorResult], unit: Unit) -> str:
-    """Return how many of the unit's gradients, outputs or buffers are among ``tensors`` and wrong; empty if none is."""
+    """Return how many gradients, outputs or buffers among ``tensors`` of a unit are wrong; empty if all are right."""
     wrong = _bad(unit, tensors, "gradient") or _bad(unit, tensors, "output") or _bad(unit, tensors, "buffer")
     if not wrong:
-        right = [tensor for tensor in tensors if tensor.verdict == _RIGHT]
-        verb = "is" if len(right) == 1 else "are"
-        return (
-            f"{len(right)} of {counted_as_judged(unit, 'gradient')} {verb} right where eager is wrong" if right else ""
-        )
+        right = sum(tensor.verdict == _RIGHT for tensor in tensors)
+        verb, total = "is" if right == 1 else "are", counted_as_judged(unit, "gradient")
+        return f"{right} of {total} {verb} right where eager is wrong" if right else ""
     quantity = wrong[0].quantity
     total = counted_as_judged(unit, quantity)
     is_are = "is" if len(wrong) == 1 else "are"
@@ -254,18 +281,18 @@ def _as_expected(unit: Unit) -> str:
 
 
 def detection_limits(units: Sequence[Unit]) -> list[str]:
-    """Return what each unit that passes against finite differences could have missed, in a sentence each."""
-    told = []
+    """Return a sentence for each unit that passes against finite differences: the errors it could have missed."""
+    sentences = []
     for unit in units:
         probability = unit.oracle.missed_with_probability if unit.oracle else None
         if unit.oracle is None or unit.verdict != "pass" or not isinstance(probability, (int, float)):
             continue
         name = f"{one_line(unit.target)}, {one_line(unit.form)}: " if len(units) > 1 else ""
-        told.append(
+        sentences.append(
             f"{name}at this input, an error of {100 * unit.oracle.of_error:.3g} % in any one of these tensors would "
             f"have been missed with probability {f'{probability:.0e}' if 0 < probability < 1 else f'{probability:.0f}'}"
         )
-    return told
+    return sentences
 
 
 def not_judged(tensors: Sequence[TensorResult]) -> list[str]:
@@ -280,7 +307,7 @@ def not_judged(tensors: Sequence[TensorResult]) -> list[str]:
 
 def why_skipped(unit: Unit) -> str:
     """Return why nothing was checked."""
-    return unit.reason or ", ".join(_counted_classes(unit.tensors)) or "there was nothing to judge"
+    return unit.reason or ", ".join(_counted_classes(unit.tensors)) or "there was nothing to check"
 
 
 def _present(tensors: Sequence[TensorResult]) -> list[TensorVerdict]:
@@ -310,8 +337,17 @@ def shape_and_dtype(tensor: TensorResult) -> str:
     return f"{tensor.dtype}[{', '.join(map(str, tensor.shape))}]"
 
 
+TENSOR_HEADINGS = ("tensor", "type", "verdict", "relative error", "tolerance")
+
+
+def tensor_row(unit: Unit, tensor: TensorResult) -> list[str]:
+    """Return the cells of a unit's tensor below ``TENSOR_HEADINGS``."""
+    numbers = format_number(tensor.error), format_number(tensor.budget)
+    return [one_line(tensor.tensor), shape_and_dtype(tensor), tensor_words(unit)[tensor.verdict], *numbers]
+
+
 def printable(text: str) -> str:
-    """Return ``text`` with control characters written out: a name or message must not move the cursor or colour it."""
+    """Return ``text`` with control characters escaped: a name or message must not move the cursor or set a colour."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
@@ -321,7 +357,7 @@ def one_line(text: str) -> str:
 
 
 def _bad(unit: Unit, tensors: Sequence[TensorResult], quantity: str) -> list[TensorResult]:
-    """Return the tensors of a quantity that are wrong; a form's is not where it is eager's that is."""
+    """Return the tensors of a quantity that are wrong; a form's is not if eager's is."""
     wrong = _FAILS if unit.form == "eager" else tuple(verdict for verdict in _FAILS if verdict != _RIGHT)
     return [tensor for tensor in tensors if tensor.quantity == quantity and tensor.verdict in wrong]
 
@@ -334,25 +370,23 @@ def _is_right(unit: Unit) -> bool:
 
 
 def _agreement(unit: Unit) -> str:
-    """Return how many gradients match or agree, or outputs where there are no gradients.
+    """Return how many gradients agree, or outputs if there are no gradients; and how many do not, but are accepted."""
+    classes = ", ".join(_counted_classes(unit.tensors))
+    end = f"{_allowed(unit)}{f'; {classes}' if classes else ''}"
+    if unit.tensors and all(tensor.verdict in NOT_JUDGED for tensor in unit.tensors):
+        return f"no gradient is large enough to compare{end}"
+    quantities = {tensor.quantity for tensor in unit.tensors}
+    quantity = "gradient" if "gradient" in quantities else "output"
+    counts = Counter(_HOW.get(tensor.verdict, "apart") for tensor in unit.tensors if tensor.quantity == quantity)
+    agreeing = counts[""]
+    return f"{counted(agreeing, quantity)} {_agree_with_reference(unit, agreeing)}{_others(counts)}{end}"
 
-    One that was accepted as it is, wrong or not judged, is not among them.
-    """
-    quantity = "gradient" if any(tensor.quantity == "gradient" for tensor in unit.tensors) else "output"
-    verdicts = [tensor.verdict for tensor in unit.tensors if tensor.quantity == quantity]
-    judged_by = "finite differences" if unit.form == "eager" or unit.oracle is not None else "eager"
-    reference = printable(unit.reference) if unit.reference is not None else judged_by
-    agreeing = sum(verdict in _AGREES for verdict in verdicts)
-    others = {
-        "approximately": verdicts.count("approximate"),
-        "less accurate": verdicts.count("less-accurate"),
-        "wrong": sum(verdict in _FAILS for verdict in verdicts),
-        "not judged": sum(verdict in _NO_VERDICT for verdict in verdicts),
-    }
-    one, several = ("matches", "match") if reference == "finite differences" else ("agrees with", "agree with")
-    agree = one if agreeing == 1 else several
-    rest = "".join(f", {count} {how}" for how, count in others.items() if count)
-    return f"{counted(agreeing, quantity)} {agree} {reference}{rest}"
+
+def _agree_with_reference(unit: Unit, count: int) -> str:
+    if unit.reference is None and (unit.form == "eager" or unit.oracle is not None):
+        return f"{'matches' if count == 1 else 'match'} finite differences"
+    reference = "eager" if unit.reference is None else printable(unit.reference)
+    return f"{'agrees' if count == 1 else 'agree'} with {reference}"
 
 
 def _allowed(unit: Unit) -> str:

@@ -83,11 +83,11 @@ def test_two_files_that_differ_are_told_apart_down_to_the_weight(files):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("mlp.onnx",), "Error: mlp.onnx is a file and no program: give a TARGET and a FILE, or two .onnx files."),
+        (("mlp.onnx",), "Error: mlp.onnx is a model file: compare takes a TARGET and a FILE, or two .onnx files."),
         (("mlp.pt2", "mlp.onnx"),
-         "Error: mlp.pt2 is a file and no program: give a TARGET and a FILE, or two .onnx files."),
+         "Error: mlp.pt2 is a model file: compare takes a TARGET and a FILE, or two .onnx files."),
         (("mlp.onnx", "mlp.onnx", "--weights", "w.pt"),
-         "Error: --weights is for a program; two files are compared as they are."),
+         "Error: --weights applies to a program, not to two files."),
         (("mlp.onnx", "empty.onnx"), "GC142 empty.onnx is empty. Write it again."),
         (("mlp.onnx", "half.onnx"), "GC142 half.onnx is damaged, or no ONNX file. Write or copy it again."),
         (("mlp.onnx", "mpl.onnx"), "GC142 there is no file 'mpl.onnx' (did you mean 'mlp.onnx'?)."),
@@ -97,7 +97,7 @@ def test_two_files_that_differ_are_told_apart_down_to_the_weight(files):
          "GC901 mlp.pt2 is an exported program with pickled parts, code that runs when loaded. "
          "Pass --trust if you trust its author."),
         ((SAMPLES / "mlp.py", "mlp.onnx", "--form", "trace"),
-         "Error: --form captures TARGET; with a FILE there is nothing to capture. Give one of them."),
+         "Error: --form selects what is captured, and a FILE is captured already. Omit one of them."),
         ((SAMPLES / "mlp.py", "--form", "tensorrt"), "Error: Invalid value for '--form': 'tensorrt' is not one of"),
         ((SAMPLES / "mlp.py", "weights.pt"),
          "GC142 weights.pt holds no model: it is what torch.save wrote, weights or a pickled object. "

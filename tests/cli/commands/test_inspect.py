@@ -45,7 +45,7 @@ def test_a_plain_model_on_the_screen():
         "param:mix.bias          float32[12]\n"
         "\n"
         "3 parameters, 444 elements; 0 buffers; 1.78 kB\n"
-        "no custom Function, hook, cut, random number or branch on data\n"
+        "no custom Function, hook, detach, no_grad, random number or branch on data\n"
     )
 
 
@@ -79,7 +79,7 @@ def test_a_file_shows_its_graph_with_trust_and_nothing_without(form, suffix, ope
 def test_an_option_of_programs_is_not_passed_over_for_a_file(tmp_path):
     finished = gradctl("inspect", "net.onnx", "--input", "f32[1]", cwd=tmp_path)
     assert finished.returncode == 2
-    assert "Error: --input is for a program; a file has its own." in finished.stderr
+    assert "Error: --input applies to a program, not to a file." in finished.stderr
 
 
 def test_a_file_that_is_missing(tmp_path):

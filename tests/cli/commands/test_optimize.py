@@ -114,7 +114,7 @@ def test_a_conversion_that_is_none_fails_and_can_be_accepted(tmp_path):
     finished = gradctl("optimize", path, "--level", "safe", "--opset", 12, "-o", output)
     assert (finished.returncode, finished.stderr, output.exists()) == (1, "", False)
     assert finished.stdout.startswith(f"{output} is not written\n")
-    assert "if it is meant: --allow GC502:opset-12" in finished.stdout
+    assert "if this is intentional, add --allow GC502:opset-12" in finished.stdout
     assert finished.stdout.splitlines()[-1] == "FAIL: 1 finding (gradctl explain GC502)"
     finished = gradctl("optimize", path, "--level", "safe", "--opset", 12, "--allow", "GC502:opset-12", "-o", output)
     assert (finished.returncode, output.exists()) == (0, True)
@@ -149,9 +149,9 @@ def test_a_pass_that_is_named_and_not_there_is_a_mistake(plain, tmp_path):
         ),
         (
             ("--pass", "fold", "--level", "max"),
-            "Error: --level and --pass both say which passes run. Give one of them.",
+            "Error: --level and --pass both select the passes. Omit one of them.",
         ),
-        (("--arg", "k=1"), "Error: --arg is for a program; a file is optimised as it is."),
+        (("--arg", "k=1"), "Error: --arg applies to a program, not to a file."),
     ],
 )
 def test_options_that_do_not_go_together(arguments, said, plain, tmp_path):
@@ -219,7 +219,7 @@ def test_a_file_that_cannot_be_optimised_is_one_sentence_and_untouched(name, tmp
 def test_a_file_of_another_kind_is_named(tmp_path):
     finished = gradctl("optimize", tmp_path / "a.pb", "-o", tmp_path / "b.onnx")
     assert finished.returncode == 2
-    assert "a.pb is no ONNX file by its name, and no program: optimize takes .onnx, or a TARGET" in finished.stderr
+    assert "a.pb is neither an .onnx file nor a program: optimize takes an .onnx file, or a TARGET" in finished.stderr
 
 
 def test_an_output_of_another_kind_is_named(plain, tmp_path):

@@ -71,13 +71,13 @@ def refused(capfd, *arguments):
 def test_a_file_that_is_missing_is_named(tmp_path, capfd):
     assert refused(capfd, tmp_path / "run.json") == (
         f"GC132 '{tmp_path}/run.json' cannot be read: no such file or directory. "
-        "Give a report that --report json=FILE wrote.\n"
+        "FILE is a report written by --report json=FILE.\n"
     )
 
 
 def test_a_folder_is_no_report(tmp_path, capfd):
     assert refused(capfd, tmp_path) == (
-        f"GC132 '{tmp_path}' cannot be read: is a directory. Give a report that --report json=FILE wrote.\n"
+        f"GC132 '{tmp_path}' cannot be read: is a directory. FILE is a report written by --report json=FILE.\n"
     )
 
 

@@ -104,7 +104,7 @@ def test_the_report_as_json_has_one_unit_and_no_other_words(tmp_path):
     ("options", "said"),
     [
         ((), "Error: Missing option '-o' / '--output'."),
-        (("-o", "m.pt", "--dynamic", "x:0=batch"), "Error: --dynamic is for --form export, not for trace."),
+        (("-o", "m.pt", "--dynamic", "x:0=batch"), "Error: --dynamic applies to --form export, not to --form trace."),
         (("-o", "m.pt2"), "Error: m.pt2: --form trace writes .pt or .pth or .ts."),
         (("-o", "m.pt", "--form", "export"), "Error: m.pt: --form export writes .pt2."),
         (

@@ -16,13 +16,13 @@ from tests.report.any_report import reports
 
 WRONG_WEIGHT = """\
 WRONG  param:fc1.weight  float32[4, 3]  12 of 12 elements
-error 6.21e-01  budget 3.10e-07
+relative error 6.21e-01 (tolerance 3.10e-07)
 index    autograd  finite diff  abs error  rel error
 [2, 0]  -4.18e-01    -1.07e+00   6.52e-01   6.09e-01
 [0, 1]          0          nan        nan          -
   error GC401 autograd's gradient of param:fc1.weight is off by 62 %.
     at net.py:12, fc1
-    if it is meant: --allow GC401:param:fc1.weight
+    if this is intentional, add --allow GC401:param:fc1.weight
     Check the backward of fc1.
 
 note GC404 detach is held fixed. (net.py:20)
@@ -32,11 +32,12 @@ FAIL: 1 of 3 gradients is wrong (gradctl explain GC401)
 SPOILED = """\
 error GC408 LeakyReLU.backward is not the derivative of its forward.
   at net.py:14, act
-  if it is meant: --allow GC408:LeakyReLU
-  this spoils 2 of 3 gradients:
-  param:layers.1.weight  float32[4, 3]  WRONG  error 1.50e+00  budget 1.00e-07
-  param:layers.0.weight  float32[4, 3]  WRONG  error 5.00e-01  budget 1.00e-07
-  the worst elements of param:layers.1.weight:
+  if this is intentional, add --allow GC408:LeakyReLU
+  this makes 2 of 3 gradients wrong:
+  tensor                 type           verdict  relative error  tolerance
+  param:layers.1.weight  float32[4, 3]  WRONG          1.50e+00   1.00e-07
+  param:layers.0.weight  float32[4, 3]  WRONG          5.00e-01   1.00e-07
+  worst elements of param:layers.1.weight:
   index   autograd  finite diff  abs error  rel error
   [0, 1]  1.00e+00     2.00e+00   1.00e+00          -
 
@@ -55,7 +56,7 @@ eager    -        same       -
 compile  -        WRONG      -
 
 compile  WRONG  param:conv.weight  float32[4, 3]
-error 6.21e-01  budget 3.10e-07
+relative error 6.21e-01 (tolerance 3.10e-07)
 index       eager    compile  finite diff  abs error  rel error
 [2, 1]  -4.18e-01  -1.07e+00    -4.18e-01          -          -
 
@@ -89,10 +90,38 @@ def test_tensors_that_agree_are_only_counted():
 
 
 def test_what_a_pass_could_have_missed_is_said_if_it_is_asked_for():
-    assert render(examples.passing(), verbose=True) == (
+    screen = render(examples.passing(), detail="verbose")
+    assert screen.endswith(
         "at this input, an error of 1 % in any one of these tensors would have been\n"
         "missed with probability 6e-05\n"
         "PASS: 6 gradients match finite differences\n"
+    )
+
+
+def test_verbose_prints_every_tensor_also_those_that_agree():
+    tensors = [examples.gradient("param:a", error=2e-9, budget=1e-7), examples.gradient("param:b", "frozen")]
+    screen = render(examples.report_of(examples.unit("pass", tensors)), detail="verbose")
+    assert screen == (
+        "1 frozen (param:b)\n"
+        "tensor   type           verdict  relative error  tolerance\n"
+        "param:a  float32[4, 3]  same           2.00e-09   1.00e-07\n"
+        "param:b  float32[4, 3]  frozen                -          -\n"
+        "\n"
+        "PASS: 1 gradient matches finite differences; 1 frozen\n"
+    )
+
+
+def test_verbose_cuts_nothing_and_prints_the_traceback():
+    several = render(examples.spoiled(count=30), detail="verbose")
+    assert all(f"param:layers.{index}.weight" in several for index in range(30))
+    assert "more tensors" not in several
+    crashed = render(examples.crashed(), detail="verbose")
+    assert "Fatal Python error\\x1b[31m: Segmentation fault\n" in crashed
+
+
+def test_quiet_prints_the_verdict_line_only():
+    assert render(examples.wrong_weight(), detail="quiet") == (
+        "FAIL: 1 of 3 gradients is wrong (gradctl explain GC401)\n"
     )
 
 
@@ -116,7 +145,7 @@ def test_in_the_block_of_the_worst_spoiled_tensor_the_elements_are_counted():
     (unit,) = report.units
     tensor = msgspec.structs.replace(unit.tensors[1], elements_wrong=7)
     screen = render(examples.report_of(msgspec.structs.replace(unit, tensors=(unit.tensors[0], tensor))))
-    assert "  the worst elements of param:layers.0.weight (7 of 12 elements wrong):\n" in screen
+    assert "  worst elements of param:layers.0.weight (7 of 12 elements are wrong):\n" in screen
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow], derandomize=True, deadline=None)
@@ -148,9 +177,9 @@ def test_an_output_that_is_nan_comes_before_the_gradients_that_are_nan_for_it():
         message="so is it.",
     )
     screen = render(examples.report_of(examples.unit("fail", [spoiled], [of_gradient, of_output])))
-    first, second, third, *_ = screen.splitlines()
-    assert (first, second) == ("error GC407 output is NaN.", "  this spoils 1 of 1 gradient:")
-    assert third.startswith("  param:fc.weight  ")
+    first, second, _, fourth, *_ = screen.splitlines()
+    assert (first, second) == ("error GC407 output is NaN.", "  this makes 1 of 1 gradient wrong:")
+    assert fourth.startswith("  param:fc.weight  ")
     assert "so is it" not in screen
 
 
@@ -202,18 +231,30 @@ def test_tensors_that_are_wrong_for_no_known_cause_have_a_block_each():
     assert (screen.count("error GC401"), screen.count("index")) == (3, 3)
 
 
-def test_long_names_are_folded_and_numbers_never_cut():
+def test_a_terminal_folds_long_names_and_cuts_no_number():
     name = "param:" + ".".join(f"encoder_layer_{index}" for index in range(8)) + ".weight"
     report = examples.spoiled()
     tensor = examples.gradient(name, "reference-wrong", error=0.621, budget=3.1e-7)
     spoiling = Finding(code="GC401", cause="GC408", severity="error", message="…", tensor=name)
     unit = examples.unit("fail", [tensor], [*report.units[0].findings, spoiling])
-    screen = render(examples.report_of(unit))
+    screen = render(examples.report_of(unit), width=80)
     lines = screen.splitlines()[:-1]
     assert max(map(len, lines)) <= 80
-    assert any(line.endswith("WRONG  error 6.21e-01  budget 3.10e-07") for line in lines)
+    assert any(re.search(r"WRONG +6.21e-01 +3.10e-07$", line) for line in lines)
     start = next(index for index, line in enumerate(lines) if "param:encoder" in line)
     assert "".join(line.split()[0] for line in lines[start:-1]) == name
+
+
+def test_a_piped_report_breaks_no_name():
+    name = "param:" + ".".join(f"encoder_layer_{index}" for index in range(8)) + ".weight"
+    tensors = [examples.gradient(f"{name}{index}", "reference-wrong", error=1.0) for index in range(7)]
+    found = Finding(code="GC401", severity="error", message=f"the gradient of {name}0 is wrong.", tensor=f"{name}0")
+    one = render(examples.report_of(examples.unit("fail", tensors, [found])))
+    assert all(f"{name}{index}" in one for index in range(7))
+    assert f"gradient of\n  {name}0\n  is wrong." in one
+    target = "models/" + "folder_of_models/" * 6 + "net.py:make_model"
+    several = render(examples.report_of(examples.unit("pass", target=target), examples.unit("pass", target="b.py")))
+    assert any(line.startswith(f"{target}  eager") for line in several.splitlines())
 
 
 def test_what_is_there_to_be_pasted_stays_on_one_line():
@@ -223,7 +264,7 @@ def test_what_is_there_to_be_pasted_stays_on_one_line():
         code="GC408", severity="error", message="word " * 40, allow=long, location=Location(file=path, line=3)
     )
     lines = render(examples.report_of(examples.unit("fail", findings=[found]))).splitlines()
-    assert f"  if it is meant: --allow {long}" in lines
+    assert f"  if this is intentional, add --allow {long}" in lines
     assert f"  at {path}:3" in lines
     assert all(len(line) <= 80 for line in lines if "word" in line)
 
@@ -231,14 +272,14 @@ def test_what_is_there_to_be_pasted_stays_on_one_line():
 def test_a_wall_of_tensors_is_cut_and_counted():
     screen = render(examples.spoiled(count=30))
     assert screen.count("WRONG") == 20
-    assert "  and 10 more tensors (--format json has them all)\n" in screen
+    assert "  and 10 more tensors (--verbose prints all)\n" in screen
 
 
 def test_after_five_tensors_the_rest_is_one_line_each():
     tensors = [examples.gradient(f"param:{index}", "reference-wrong", error=1.0 / (index + 1)) for index in range(7)]
     screen = render(examples.report_of(examples.unit("fail", tensors)))
-    assert screen.count("\nerror ") == 5
-    assert "param:5  float32[4, 3]  WRONG  error 1.67e-01  budget -\n" in screen
+    assert screen.count("\nrelative error ") == 5
+    assert "\nparam:5  float32[4, 3]  WRONG          1.67e-01          -\n" in screen
 
 
 def test_notes_come_after_errors_without_hints():

@@ -44,7 +44,7 @@ def test_an_annotation_points_at_file_and_line():
     assert properties == {"file": "net.py", "line": "12", "title": "GC401 param:fc1.weight"}
     assert message == (
         "net.py:make_model, eager: autograd's gradient of param:fc1.weight is off by 62 %.\n"
-        "if it is meant: --allow GC401:param:fc1.weight"
+        "if this is intentional, add --allow GC401:param:fc1.weight"
     )
 
 
@@ -125,7 +125,7 @@ def test_a_step_summary_stays_below_its_limit_and_says_that_it_was_cut():
     assert summary.startswith("## gradctl gradcheck: fail\n")
     *_, finding, _, cut, foot = summary.splitlines()
     assert re.fullmatch(r"- \*\*error GC4\d\d\*\* finding \d+", finding)
-    assert cut == "(cut here: GitHub shows no longer page; --report markdown=FILE has the rest, 1 sections)"
+    assert cut == "(cut: GitHub limits the size of this page; --report markdown=FILE has the rest, 1 sections)"
     assert foot == "<sub>gradctl 0.1.0, seed 0</sub>"
 
 
@@ -135,10 +135,10 @@ def test_a_step_summary_of_500_failing_units_is_cut_between_units():
     assert 850_000 < len(summary.encode()) <= 900_000
     shown = summary.count("\n### ")
     assert summary.endswith(
-        f"\n(cut here: GitHub shows no longer page; --report markdown=FILE has the rest, {500 - shown} sections)\n"
+        f"\n(cut: GitHub limits the size of this page; --report markdown=FILE has the rest, {500 - shown} sections)\n"
         "<sub>gradctl 0.1.0, seed 0</sub>\n"
     )
-    assert summary.partition("\n(cut here")[0].endswith(" see the module.\n\n")
+    assert summary.partition("\n(cut: ")[0].endswith(" see the module.\n\n")
     assert summary.count("| WRONG |") == 50 * shown
 
 

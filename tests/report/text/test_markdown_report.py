@@ -29,7 +29,7 @@ def test_the_table_has_the_tensor_that_differs_and_only_that():
 
 
 def test_a_finding_has_the_line_to_paste():
-    assert "if it is meant: `--allow GC408:LeakyReLU`" in render(examples.spoiled())
+    assert "if this is intentional, add `--allow GC408:LeakyReLU`" in render(examples.spoiled())
 
 
 def test_an_allowed_finding_says_so_and_offers_no_line():

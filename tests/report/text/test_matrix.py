@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from rich.console import Console
 
 from gradctl.core.findings import Timing, Unit
 from gradctl.report.text.matrix import matrix_of_forms
+from gradctl.report.text.screen import Screen
 
 
 def shown(*timings):
     """Return the words of the table, line by line."""
     units = [Unit(target="net.py", form=f"form{k}", verdict="pass", timing=each) for k, each in enumerate(timings)]
-    console = Console(file=io.StringIO(), width=100)
-    console.print(matrix_of_forms(units))
-    return [line.split() for line in console.file.getvalue().splitlines()]
+    screen = Screen(100)
+    screen.table(*matrix_of_forms(units), names=4)
+    return [line.split() for line in screen.text().splitlines()]
 
 
 def timing(forward, noise, training=None, training_noise=None):

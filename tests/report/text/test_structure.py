@@ -31,11 +31,11 @@ def with_attribute(before, after, **more):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({}, "the graphs are the same: 8 nodes, 3 initializers"),
-        ({"initializers_after": 4}, "the graphs are the same: 8 nodes, 3 to 4 initializers"),
+        ({}, "the graphs are equal: 8 nodes, 3 initializers"),
+        ({"initializers_after": 4}, "the graphs are equal: 8 nodes, 3 to 4 initializers"),
         (
             {"renamed": 5, "moved": 1, "operators_before": {"Identity": 2}},
-            "the graphs are the same but for what computes nothing: 8 nodes, 3 initializers; Identity 2 to 0, "
+            "the graphs are equal except for nodes without computation: 8 nodes, 3 initializers; Identity 2 to 0, "
             "5 values renamed, 1 constants renamed or moved",
         ),
     ],
@@ -76,7 +76,7 @@ def test_many_changes_stay_short():
     weights = [InitializerChange(kind="changed", name=f"w{k}", name_after=f"w{k}", error=1.0) for k in range(100)]
     lines = structure_lines(Structure(**SIZES, changes=tuple(changes), initializers=tuple(weights)))
     assert len(lines) <= 12
-    assert "and 94 more changes of nodes (--format json has them)" in lines
+    assert "and 94 more changes of nodes (--format json has them all)" in lines
 
 
 @pytest.mark.parametrize("render", [console, markdown])

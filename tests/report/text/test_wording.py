@@ -120,7 +120,7 @@ LINES = {
         report_of(unit("skipped", reason="no float leaf asks\nfor a gradient")),
         "NOTHING CHECKED: no float leaf asks for a gradient",
     ),
-    "no units": (report_of(), "NOTHING CHECKED: no form of any target could be judged"),
+    "no units": (report_of(), "NOTHING CHECKED: no form of any target could be checked"),
     "one of two forms": (
         report_of(unit("pass", [SAME]), unit("fail", [OF_FORM], [found("GC402")], form="compile")),
         "FAIL: 1 of 2 forms computes a wrong gradient (gradctl explain GC402)",
