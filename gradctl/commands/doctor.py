@@ -1,5 +1,6 @@
-"""What a machine can run: asked of the packages themselves, each question on its own, so that one answer that is
-missing takes no other with it. ``torch._dynamo.is_dynamo_supported`` is private to torch (seen in 2.10 to 2.14).
+"""What a machine can run. Each package is tried by itself: one that is missing or broken hides no other.
+
+``torch._dynamo.is_dynamo_supported`` is private to torch (seen in 2.10 to 2.14).
 """
 
 from __future__ import annotations
@@ -9,22 +10,25 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from gradctl import __version__
 from gradctl.core.names import FORMS
 
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy", "safetensors")
+_OF_ONNX = ("onnx", "onnxscript", "onnxruntime")
+_IMPORT = "import sys; from gradctl.commands.doctor import import_failure; print(import_failure(*sys.argv[1:]))"
 _COMPILERS = ("cl",) if sys.platform == "win32" else ("g++", "clang++", "c++")
 
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether a form can run here, and why (not)."""
+    """Whether a form can run here, and the reason."""
 
     available: bool
     reason: str
@@ -32,7 +36,7 @@ class Availability:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What was found. A version is None where the package is missing; threads are None without torch."""
+    """Versions (None if a package is missing), threads (None without torch), devices, the C++ compiler, and forms."""
 
     versions: dict[str, str | None]
     platform: str
@@ -41,31 +45,44 @@ class Machine:
     compiler: str | None
     forms: dict[str, Availability]
 
-    def as_mapping(self) -> dict[str, Any]:
-        """Return the same as plain mappings, for JSON."""
-        return asdict(self)
-
 
 def examine() -> Machine:
-    """Return what this machine can run; nothing that is missing or broken raises."""
-    torch, why_no_torch = _imported("torch")
-    compiler = _compiler()
+    """Return what this machine can run; a missing or broken package raises nothing."""
+    # The packages of ONNX take a second to import: another process does that while torch is imported here.
+    command = [sys.executable, "-P", "-c", _IMPORT, *_OF_ONNX]
+    same_path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=same_path
+    ) as of_onnx:
+        failure = import_failure("torch")
+        torch = None if failure else importlib.import_module("torch")
+        compiler = _compiler()
+        forms = _forms(torch, failure, compiler, of_onnx)
     return Machine(
         versions={"gradctl": __version__, "python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
         platform=platform.platform(),
         threads=_answer(lambda: int(torch.get_num_threads())) if torch else None,
         devices=_devices(torch),
         compiler=compiler,
-        forms=_forms(torch, why_no_torch, compiler),
+        forms=forms,
     )
 
 
-def _forms(torch: Any, why_no_torch: str, compiler: str | None) -> dict[str, Availability]:
+def import_failure(*packages: str) -> str:
+    """Return why one of the packages cannot be imported, the first in order; or an empty string."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # a broken package raises anything
+            return f"{package} cannot be imported: {_first_line(error)}"
+    return ""
+
+
+def _forms(torch: Any, failure: str, compiler: str | None, of_onnx: subprocess.Popen[str]) -> dict[str, Availability]:
     if not torch:
-        missing = Availability(False, f"torch cannot be imported: {why_no_torch}")
-        return dict.fromkeys(FORMS, missing)
+        return dict.fromkeys(FORMS, Availability(False, failure))
     dynamo = _dynamo(torch)
-    onnx = _onnx() if dynamo.available else dynamo
+    onnx = _onnx(of_onnx) if dynamo.available else dynamo
     return {
         "eager": Availability(True, f"torch {torch.__version__}"),
         "trace": _torchscript(lambda: torch.jit.trace(torch.nn.Identity(), torch.ones(1))),
@@ -101,22 +118,20 @@ def _dynamo(torch: Any) -> Availability:
 
 def _inductor(compiler: str | None) -> Availability:
     if compiler is None:
-        return Availability(
-            False, f"inductor needs a C++ compiler: none of {', '.join(_COMPILERS)} on PATH, CXX not set"
-        )
+        missing = f"none of {', '.join(_COMPILERS)} is on PATH, and CXX is not set"
+        return Availability(False, f"inductor needs a C++ compiler: {missing}")
     return Availability(True, f"inductor with {compiler}")
 
 
-def _onnx() -> Availability:
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        module, why = _imported(package)
-        if not module:
-            return Availability(False, f"{package} cannot be imported: {why}")
-    return Availability(True, f"onnxruntime {_version('onnxruntime')}")
+def _onnx(of_onnx: subprocess.Popen[str]) -> Availability:
+    failure = of_onnx.communicate()[0].strip()
+    if of_onnx.returncode:
+        failure = f"importing {', '.join(_OF_ONNX)} ended the process with exit code {of_onnx.returncode}"
+    return Availability(not failure, failure or f"onnxruntime {_version('onnxruntime')}")
 
 
 def _devices(torch: Any) -> tuple[str, ...]:
-    """Return ``cpu`` and what else torch can compute on here."""
+    """Return ``cpu`` and the other devices on which torch can compute here."""
     if not torch:
         return ()
     cuda = _answer(lambda: [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())])
@@ -125,7 +140,7 @@ def _devices(torch: Any) -> tuple[str, ...]:
 
 
 def _compiler() -> str | None:
-    """Return the C++ compiler that inductor would take: ``CXX``, else the first on PATH."""
+    """Return the C++ compiler that inductor uses: ``CXX``, else the first on PATH."""
     named = os.environ.get("CXX")
     return shutil.which(named) if named else next(filter(None, map(shutil.which, _COMPILERS)), None)
 
@@ -135,14 +150,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _imported(package: str) -> tuple[Any, str]:
-    """Return the module and no reason, or None and why it cannot be imported; a broken package raises anything."""
-    try:
-        return importlib.import_module(package), ""
-    except Exception as error:
-        return None, _first_line(error)
 
 
 def _answer(question: Callable[[], Any]) -> Any:

@@ -6,6 +6,8 @@ import importlib.metadata
 import json
 import platform
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -59,6 +61,7 @@ def test_without_a_compiler_inductor_cannot_run_and_says_why(monkeypatch, tmp_pa
     assert machine.compiler is None
     assert machine.forms["compile"].available is False
     assert machine.forms["compile"].reason.startswith("inductor needs a C++ compiler: none of ")
+    assert machine.forms["compile"].reason.endswith(" is on PATH, and CXX is not set")
     assert machine.forms["aot"].available
 
 
@@ -84,3 +87,22 @@ def test_a_package_that_is_broken_is_a_reason_and_no_traceback(tmp_path, package
     forms = json.loads(finished.stdout)["forms"]
     assert [form for form, can in forms.items() if not can["available"]] == without
     assert {forms[form]["reason"] for form in without} == {reason}
+
+
+def test_a_package_whose_import_ends_the_process_is_a_reason_too(tmp_path):
+    (tmp_path / "onnxscript.py").write_text("import os\nos.abort()")
+    finished = gradctl("doctor", "--format", "json", PYTHONPATH=str(tmp_path))
+    assert (finished.returncode, finished.stderr) == (0, "")
+    forms = json.loads(finished.stdout)["forms"]
+    assert [form for form, can in forms.items() if not can["available"]] == ["onnx", "onnx-joint"]
+    assert forms["onnx"]["reason"] == "importing onnx, onnxscript, onnxruntime ended the process with exit code -6"
+
+
+def test_the_process_that_prints_imports_neither_onnx_nor_what_compiles():
+    script = (
+        "import sys; from gradctl.commands.doctor import examine; examine(); "
+        "print([name for name in ('onnx', 'onnxscript', 'onnxruntime', 'torch._inductor.compile_fx') "
+        "if name in sys.modules])"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert finished.stdout == "[]\n"
