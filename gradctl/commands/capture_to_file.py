@@ -94,18 +94,19 @@ def write(
     start = time.perf_counter()
     with staged_file(output) as beside:
         with around(), preserve_generators():
+            say("step 1 of 3: running eager")
             comparing = Comparing(
                 subject, accepted, fail_on=fail_on, outputs_only=kind.form in WITHOUT_GRADIENTS, wrt=kind.wrt
             )
             try:
-                say(f"capturing {kind.form}")
+                say(f"step 2 of 3: capturing {kind.form}")
                 captured = kind.capture(comparing.reference.instance())
                 kind.save(captured, beside)
                 loaded = _read_back(kind, captured, beside, comparing)
             except CannotCapture as refusal:
                 return Written(refused_unit(subject, kind.form, refusal, start), None, written=False)
             graph = kind.inspect(loaded, str(output))
-            say("comparing the file with eager")
+            say("step 3 of 3: comparing the file with eager")
             unit = comparing.captured(loaded, form_named(kind.form), start=start)
             unit = comparing.at_other_sizes(unit, loaded, dynamic or {})
         written = unit.verdict == "pass" or keep_unverified

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradctl.core.findings import Finding, Location, note
 from gradctl.diagnosis.causes import Cause, Intervention, Search
 from gradctl.inspection.model import hooks_on_modules, observe_call
 from gradctl.subject.frames import user_location
@@ -26,6 +27,7 @@ from gradctl.tracing.tracer import SourceLine
 
 # Of several places, each alone is a run of the model; beyond this all are named together.
 _MOST_PLACES = 8
+_KEEP_ONE_BRANCH = ("trace",)  # export refuses a branch on data, script keeps both, compile captures both
 _Kind = Literal["functions", "hooks", "no_grads", "detaches"]
 _Layers = type[nn.Module]
 _State = TypeVar("_State", bound=dict[Any, Any])
@@ -44,6 +46,19 @@ def experiments(search: Search) -> Iterator[Intervention]:
             yield from map(_undoing, combinations(kinds, size))
         yield from _answers(form, seen, search)
     yield from _attributes(form, search.reference.instance())
+
+
+def branch_notes(search: Search) -> list[Finding]:
+    """Return a note for each line where the program branches on data, if the form keeps only the branch it captured."""
+    form = search.comparison.captured.form
+    seen = _seen(search.reference.instance()) if form in _KEEP_ONE_BRANCH else None
+    tests = [each.question[1] for each in seen.answers if each.question[0] in _TRUTHS] if seen is not None else []
+    message = f"the program branches on data here: {form} always takes the branch of the example."
+    hint = "write it with torch.where or torch.cond, or use torch.jit.script, which keeps a branch."
+    return [
+        note("GC205", message, hint, location=Location(file=file, line=line))
+        for file, line in dict.fromkeys(filter(None, tests))
+    ][:_MOST_PLACES]
 
 
 def _seen(instance: Instance) -> ProgramEvents | None:

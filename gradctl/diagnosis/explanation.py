@@ -20,7 +20,7 @@ from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding
 from gradctl.core.names import Quantity
 from gradctl.diagnosis.causes import Cause, Intervention, Search, state_causes
-from gradctl.diagnosis.experiments import call_once, experiments, few, generators_moved, place_of_draw
+from gradctl.diagnosis.experiments import branch_notes, call_once, experiments, few, generators_moved, place_of_draw
 from gradctl.forms import eager
 from gradctl.forms.form import Captured, Outcome
 from gradctl.forms.onnx.from_file import without_optimizer
@@ -93,7 +93,7 @@ def explain_findings(
     """
     search = Search(comparison)
     if not search.open():
-        return list(findings)
+        return [*findings, *branch_notes(search)]
     causes = {**dict(_observed(comparison)), **witness.causes}
     search.causes(_started_otherwise(comparison.captured.form, witness), causes)
     search.causes(experiments(search), causes)

@@ -179,6 +179,7 @@ class _Check:
 
     def judge(self, thorough: bool, pattern: str, settings: dict[str, Any]) -> None:
         """Fill in a verdict for each leaf whose name matches."""
+        self.progress("step 1 of 4: running the model in float64")
         watch = FunctionWatch(linearised=lambda f: is_allowed(f, self.accepted))
         start = time.perf_counter()
         self.source = oracle_runner(self.subject, self.native.input_mode, watch)
@@ -186,7 +187,7 @@ class _Check:
         indices = self._matching(pattern)
         settings = {**settings, "seed": self.subject.seed, "epsilon": torch.finfo(self.source.dtype).eps}
         self.is_tolerant = bool(settings["atol"]) or (settings["rtol"] or 0.0) >= _OF_ERROR
-        self.progress(f"screening {len(indices)} tensors")
+        self.progress(f"step 2 of 4: checking {len(indices)} tensors together")
         try:
             self.probing = Judge(runner, **settings)
         except NoGradient as error:
@@ -209,7 +210,7 @@ class _Check:
 
     def _judge_each(self, indices: Sequence[int]) -> None:
         for count, i in enumerate(indices, 1):
-            self.progress(f"tensor {count} of {len(indices)}: {self._name(i)}")
+            self.progress(f"step 2 of 4: tensor {count} of {len(indices)}: {self._name(i)}")
             judged, missed = self.probing.each([i])
             self.judged |= judged
             self.missed = max(self.missed, missed)
@@ -238,7 +239,7 @@ class _Check:
         """Judge the custom Functions by themselves; return what is wrong besides them."""
         if not any(map(is_users, self.source.runner.watch.classes)):
             return wrong
-        self.progress("checking custom Functions alone")
+        self.progress("step 3 of 4: checking custom Functions alone")
         functions = FunctionCheck(self.source.runner, self.accepted, settings["epsilon"])
         tolerated = settings["rtol"] or 0.0
         with explaining("the custom Functions"):
@@ -275,14 +276,14 @@ class _Check:
         """Find the calls whose backward is wrong where no Function explains it, and those that make NaN."""
         runner = self.source.runner
         if any(self.judged[i].is_wrong for i in wrong):
-            self.progress("looking for the call whose backward is wrong")
+            self.progress("step 4 of 4: searching for the call whose backward is wrong")
             with explaining("the call whose backward is wrong"):
                 self.probing.site(next(i for i in wrong if self.judged[i].is_wrong))
                 start, seconds = time.perf_counter(), self._seconds()
                 self.wrong_calls += locate_wrong_backwards(runner, settings, seconds)
                 self.is_searched = time.perf_counter() - start < seconds
         if self._nonfinite() and not self._is_output_nonfinite():
-            self.progress("looking for the call that makes NaN")
+            self.progress("step 4 of 4: searching for the call that makes NaN")
             with explaining("the call whose backward makes NaN"):
                 self.probing.point.record()
                 self.nonfinite_calls = locate_nonfinite_backwards(runner, self.probing.samples[0].cotangents)

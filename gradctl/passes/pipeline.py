@@ -80,7 +80,9 @@ class Pipeline:
         A pass that adds nodes is kept on trial while others follow, which may remove more than it added. If they do
         not, all passes since are undone, and they run without it.
         """
+        total = len(self.outcomes) + len(passes)
         for index, each in enumerate(passes):
+            self.progress(f"pass {len(self.outcomes) + 1} of {total}: {each.name}")
             rest = passes[index + 1 :]
             before = self.current, list(self.stages), list(self.outcomes), list(self.findings), self.verified.trials
             grown = self._run(each, may_grow=on_trial and bool(rest))
@@ -98,7 +100,6 @@ class Pipeline:
 
     def _run(self, each: Pass, *, may_grow: bool) -> str:
         """Run one pass; if the pass was kept although the graph has grown, return by how much."""
-        self.progress(f"pass {each.name}")
         start = time.perf_counter()
         made = self._apply(each, start)
         if made is None:

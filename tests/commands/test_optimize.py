@@ -378,3 +378,11 @@ def test_a_graph_of_more_than_two_gigabytes_is_refused(tmp_path):
 def four_by_four(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.ones((4, 4), np.float32))
     return tmp_path / "x.npz"
+
+
+def test_progress_says_how_many_passes_there_are(tmp_path):
+    row = next(iter(PLANTED.values()))
+    path, said = written(tmp_path, graph(row.text, row.constants)), []
+    optimize_file(path, tmp_path / "b.onnx", Options(around(row), progress=said.append))
+    passes = [each for each in said if each.startswith("pass ")]
+    assert passes == ["pass 1 of 3: ir-identity", "pass 2 of 3: planted", "pass 3 of 3: onnxscript"]

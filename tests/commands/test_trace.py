@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -34,6 +36,12 @@ class Flattening(nn.Module):
 
     def forward(self, x):
         return x.reshape(int(x.shape[0]) * 4).sin()
+
+
+def line_of(text):
+    """Return the number of the only line of this file that begins with ``text``."""
+    (number,) = [k for k, line in enumerate(Path(__file__).read_text().splitlines(), 1) if line.strip() == text]
+    return number
 
 
 def two_layers():
@@ -178,3 +186,41 @@ def test_a_file_of_a_model_trained_one_step_further_does_not_verify(form, tmp_pa
     unit = comparing.captured(loaded, form_named(form))
     assert unit.verdict == "fail"
     assert {"output", "param:0.weight", "param:2.weight"} <= {finding.tensor for finding in unit.findings}
+
+
+# ------------------------------------------------------------------ branches on data, and progress
+
+
+class OnlyPositive(nn.Module):
+    """Branches on data, and both branches compute the same: no comparison can show that the trace keeps only one."""
+
+    def forward(self, x):
+        mask = x > 0
+        if mask.any():
+            return x.sin()
+        return x.sin()
+
+
+def test_a_trace_that_passes_notes_the_line_where_the_program_branches_on_data(tmp_path):
+    unit = trace(subject_of(OnlyPositive()), tmp_path / "net.pt").unit
+    (found,) = [each for each in unit.findings if each.code == "GC205"]
+    assert (unit.verdict, found.severity) == ("pass", "note")
+    assert found.message == "the program branches on data here: trace always takes the branch of the example."
+    assert (Path(found.location.file).name, found.location.line) == ("test_trace.py", line_of("if mask.any():"))
+
+
+@pytest.mark.parametrize("form", ["script", "trace"])
+def test_without_a_branch_on_data_or_with_both_sides_captured_there_is_no_note(tmp_path, form):
+    model = OnlyPositive() if form == "script" else two_layers()
+    unit = trace(subject_of(model), tmp_path / "net.pt", form=form).unit
+    assert [each.code for each in unit.findings] == []
+
+
+def test_progress_says_how_many_steps_there_are(tmp_path):
+    said = []
+    trace(subject_of(two_layers()), tmp_path / "net.pt", progress=said.append)
+    assert said == [
+        "step 1 of 3: running eager",
+        "step 2 of 3: capturing trace",
+        "step 3 of 3: comparing the file with eager",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import pytest
 
@@ -73,3 +74,13 @@ def test_a_published_architecture_passes(name):
     unit = judge(model, *args, kwargs=kwargs)
     assert_passes(unit)
     assert unit.oracle.forwards < 150
+
+
+def test_progress_says_how_many_steps_and_tensors_there_are():
+    said = []
+    sample_unit("linear", thorough=True, progress=said.append)
+    assert said[0] == "step 1 of 4: running the model in float64"
+    total = int(re.fullmatch(r"step 2 of 4: checking (\d+) tensors together", said[1])[1])
+    assert [each.rpartition(": ")[0] for each in said[2 : 2 + total]] == [
+        f"step 2 of 4: tensor {number} of {total}" for number in range(1, total + 1)
+    ]

@@ -79,8 +79,8 @@ def optimize(
     other sizes. A pass that changes an output is undone and reported, with the first value that it changes and the
     smallest graph that shows the difference. A TARGET is exported first, and the result is compared with eager.
 
-    OUT is written only if the verdict is pass; otherwise an existing OUT is not changed. Without -o this is a trial: the
-    report is the same, and no file is written.
+    OUT is written only if the verdict is pass; otherwise an existing OUT is not changed. Without -o this is a trial:
+    the report is the same, and no file is written.
     """
     if output is not None and output.suffix.lower() != ".onnx":
         raise click.UsageError(f"{output}: optimize writes .onnx.")
