@@ -32,14 +32,7 @@ _SUFFIXES = {"trace": (".pt", ".pth", ".ts"), "script": (".pt", ".pth", ".ts"), 
 @dynamic_option(", with --form export")
 @keep_unverified_option
 @report_options
-def trace(
-    checking: TargetOptions,
-    reporting: ReportOptions,
-    *,
-    output: Path,
-    form: str,
-    **options: Any,
-) -> int:
+def trace(checking: TargetOptions, reporting: ReportOptions, *, output: Path, form: str, **options: Any) -> int:
     """Capture TARGET as TorchScript or torch.export, in a verified file.
 
     The file is written, loaded again, and its outputs, gradients and state are compared with eager. If they differ, or
