@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from gradctl.cli.help import option
 from gradctl.cli.reporting import REPORT_PARAMETERS
@@ -15,8 +16,6 @@ from gradctl.cli.users_code import users_code
 from gradctl.core.target_options import DEFAULTS, OPTIONS, Option, TargetOptions
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from gradctl.subject.inputs.dynamic_sizes import Dynamic
     from gradctl.subject.subject import Subject
 
@@ -41,8 +40,6 @@ def target_options(command: _Command) -> _Command:
 
 def _complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Let the shell complete a TARGET as the name of a file; what follows the colon is in the file."""
-    from click.shell_completion import CompletionItem
-
     return [CompletionItem(incomplete, type="file")]
 
 

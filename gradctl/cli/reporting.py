@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _INTERRUPTED = 130
+_REPORT = "Also write a report in this format to FILE. May be repeated."
 _ALLOW = "Accept a finding that is intentional. May be repeated."
 _VERBOSE = "Print every tensor and finding, tracebacks, and how likely a pass has missed an error of 1 %."
 
@@ -89,14 +90,7 @@ def _allows(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
 _output = functools.partial(option, heading="Output")
 _OUTPUT = (
     choice_option("--format", "FORMAT", FORMATS, "Format of standard output", heading="Output"),
-    _output(
-        "--report",
-        "files",
-        metavar="FORMAT=FILE",
-        callback=_format_files,
-        multiple=True,
-        help="Also write a report in this format to FILE. May be repeated.",
-    ),
+    _output("--report", "files", metavar="FORMAT=FILE", callback=_format_files, multiple=True, help=_REPORT),
     _output("-q", "--quiet", is_flag=True, help="Print only the verdict, without progress."),
     _output("-v", "--verbose", is_flag=True, help=_VERBOSE),
 )
@@ -106,24 +100,14 @@ _JUDGEMENT = (
 )
 
 
-def output_options(command: _Command) -> _Command:
-    """Return ``command`` with the options of the heading "Output", passed as ``reporting``.
-
-    Whether files can be written is checked before the command starts: a long check must not end at a missing folder.
+def _with_options(command: _Command, *, options: Sequence[Callable[..., Any]]) -> _Command:
+    """Return ``command`` with ``options``, passed as ``reporting``; files are tried before the command starts.
 
     Raises:
         click.UsageError: when the command is called, if ``--quiet`` is combined with what it would suppress.
         ResourceError: GC131, when the command is called, if a file of ``--report`` cannot be written.
     """
-    return _with_options(command, _OUTPUT)
 
-
-def report_options(command: _Command) -> _Command:
-    """Return ``command`` with the options of ``output_options``, ``--allow`` and ``--fail-on``; raises as it does."""
-    return _with_options(command, (*_OUTPUT, *_JUDGEMENT))
-
-
-def _with_options(command: _Command, options: Sequence[Callable[..., Any]]) -> _Command:
     @functools.wraps(command)
     def with_reporting(*args: Any, **kwargs: Any) -> Any:
         from gradctl.report.formats import ensure_writable
@@ -139,6 +123,11 @@ def _with_options(command: _Command, options: Sequence[Callable[..., Any]]) -> _
     for each in reversed(options):
         with_reporting = each(with_reporting)
     return with_reporting  # type: ignore[return-value]  # click keeps the options in an attribute, the type stays
+
+
+# Decorators of a command: of one that judges nothing itself, and of any other.
+output_options = functools.partial(_with_options, options=_OUTPUT)
+report_options = functools.partial(_with_options, options=(*_OUTPUT, *_JUDGEMENT))
 
 
 def emit(report: Report, reporting: ReportOptions, *, preface: str = "") -> int:

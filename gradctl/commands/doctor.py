@@ -15,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gradctl import __version__
@@ -71,10 +72,17 @@ def examine() -> Machine:
 def import_failure(*packages: str) -> str:
     """Return why one of the packages cannot be imported, the first in order; or an empty string."""
     for package in packages:
-        try:
-            importlib.import_module(package)
-        except Exception as error:  # a broken package raises anything
-            return f"{package} cannot be imported: {_first_line(error)}"
+        if failure := _failure(partial(importlib.import_module, package)):
+            return f"{package} cannot be imported: {failure}"
+    return ""
+
+
+def _failure(attempt: Callable[[], Any]) -> str:
+    """Return the first line of what is raised: a broken package may raise anything; or an empty string."""
+    try:
+        attempt()
+    except Exception as error:
+        return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     return ""
 
 
@@ -97,30 +105,22 @@ def _forms(torch: Any, failure: str, compiler: str | None, of_onnx: subprocess.P
 
 
 def _torchscript(attempt: Callable[[], Any]) -> Availability:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript is deprecated, which is no reason here
-            attempt()
-    except Exception as error:
-        return Availability(False, f"TorchScript: {_first_line(error)}")
-    return Availability(True, "TorchScript works")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, which is no reason here
+        failure = _failure(attempt)
+    return Availability(not failure, f"TorchScript: {failure}" if failure else "TorchScript works")
 
 
 def _dynamo(torch: Any) -> Availability:
-    try:
-        importlib.import_module("torch._dynamo")
-        supported = torch._dynamo.is_dynamo_supported()
-    except Exception as error:
-        return Availability(False, f"Dynamo cannot be loaded: {_first_line(error)}")
-    version = platform.python_version()
+    if failure := _failure(lambda: importlib.import_module("torch._dynamo").is_dynamo_supported):
+        return Availability(False, f"Dynamo cannot be loaded: {failure}")
+    supported, version = torch._dynamo.is_dynamo_supported(), platform.python_version()
     return Availability(supported, f"Dynamo {'supports' if supported else 'does not support'} Python {version}")
 
 
 def _inductor(compiler: str | None) -> Availability:
-    if compiler is None:
-        missing = f"none of {', '.join(_COMPILERS)} is on PATH, and CXX is not set"
-        return Availability(False, f"inductor needs a C++ compiler: {missing}")
-    return Availability(True, f"inductor with {compiler}")
+    missing = f"inductor needs a C++ compiler: none of {', '.join(_COMPILERS)} is on PATH, and CXX is not set"
+    return Availability(compiler is not None, f"inductor with {compiler}" if compiler else missing)
 
 
 def _onnx(of_onnx: subprocess.Popen[str]) -> Availability:
@@ -145,20 +145,13 @@ def _compiler() -> str | None:
     return shutil.which(named) if named else next(filter(None, map(shutil.which, _COMPILERS)), None)
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _version(package: str) -> Any:
+    return _answer(lambda: importlib.metadata.version(package))
 
 
 def _answer(question: Callable[[], Any]) -> Any:
-    """Return an answer of torch, or None: a driver that is half installed may raise anything."""
+    """Return an answer, or None: a driver or package that is half installed may raise anything."""
     try:
         return question()
     except Exception:
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradctl.core.allows import Allows
     from gradctl.core.findings import Unit
 
+_Progress = Callable[[str], None]
 _STATIC_FORMS = [name for name in FORMS if name != "eager"]
 _MODEL_FILES = (".onnx", ".pt", ".pt2", ".pth", ".ts")
 # The parameters that apply to two files; the other options describe a program.
@@ -160,13 +161,7 @@ def _forms(
 
 
 def _file(
-    checking: TargetOptions,
-    file: Path,
-    allows: Allows,
-    reporting: ReportOptions,
-    *,
-    trust: bool,
-    progress: Callable[[str], None],
+    checking: TargetOptions, file: Path, allows: Allows, reporting: ReportOptions, *, trust: bool, progress: _Progress
 ) -> list[Unit]:
     from gradctl.commands.compare import Comparing
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import sys
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 from gradctl.cli.help import WITHOUT_VERDICT, HelpfulCommand
-
-if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
 
 
 def _complete_code(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the rule codes that begin as typed; with their titles, which zsh and fish show."""
-    from click.shell_completion import CompletionItem
-
     from gradctl.rules.catalogue import codes, title
 
     return [CompletionItem(code, help=title(code)) for code in codes() if code.startswith(incomplete.upper())]

@@ -271,7 +271,7 @@ def _print_elements(screen: Screen, unit: Unit, tensor: TensorResult, *, indent:
     for each in tensor.worst:
         values = [each.reference] if of_eager else [each.reference, each.candidate]
         numbers = [*values, each.finite_difference, each.absolute_error, each.relative_error]
-        rows.append([f"{list(each.index)} {each.component or ''}", *map(format_number, numbers)])
+        rows.append([f"{list(each.index)} {each.component or ''}".rstrip(), *map(format_number, numbers)])
     headings = ["index", *headings, "finite diff", "abs error", "rel error"]
     screen.table(headings, rows, names=1, indent=indent)
 

@@ -63,8 +63,8 @@ _REGIMES = ("GC416", "GC417")
 _MOST_NAMES = 8
 _FEW = 3  # options that one line lists
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
-_WORDS_OF_UNITS: dict[UnitVerdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "?", "skipped": "skipped"}
-_WORST_FIRST: tuple[UnitVerdict, ...] = ("fail", "inconclusive", "skipped", "pass")
+# Worst first.
+_WORDS_OF_UNITS: dict[UnitVerdict, str] = {"fail": "FAIL", "inconclusive": "?", "skipped": "skipped", "pass": "pass"}
 _VERBS: dict[UnitVerdict, tuple[str, str]] = {  # of one unit, and of several
     "pass": ("passes", "pass"),
     "fail": ("fails", "fail"),
@@ -128,7 +128,7 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 
 def worst_units_first(units: Iterable[Unit]) -> list[Unit]:
     """Return the units by verdict, those that fail first and those that pass last; else in their order."""
-    return sorted(units, key=lambda unit: _WORST_FIRST.index(unit.verdict))
+    return sorted(units, key=lambda unit: list(_WORDS_OF_UNITS).index(unit.verdict))
 
 
 def skip_lines(units: Iterable[Unit]) -> list[str]:
@@ -193,7 +193,7 @@ def verdict_line(report: Report) -> str:
 def _verdicts(units: Sequence[Unit]) -> str:
     """Return the verdicts of units after a comma, worst first, with the rule to read: ``, 1 fails, 2 pass``."""
     counts = Counter(unit.verdict for unit in units)
-    words = [f"{counts[each]} {_VERBS[each][counts[each] > 1]}" for each in _WORST_FIRST if counts[each]]
+    words = [f"{counts[each]} {_VERBS[each][counts[each] > 1]}" for each in _WORDS_OF_UNITS if counts[each]]
     if len(words) == 1:
         every = {1: "it", 2: "both"}.get(len(units), "all")
         words = [f"{every} {words[0].partition(' ')[2]}"]
@@ -385,8 +385,7 @@ def _agreement(unit: Unit) -> str:
 def _agree_with_reference(unit: Unit, count: int) -> str:
     if unit.reference is None and (unit.form == "eager" or unit.oracle is not None):
         return f"{'matches' if count == 1 else 'match'} finite differences"
-    reference = "eager" if unit.reference is None else printable(unit.reference)
-    return f"{'agrees' if count == 1 else 'agree'} with {reference}"
+    return f"{'agrees' if count == 1 else 'agree'} with {printable(unit.reference or 'eager')}"
 
 
 def _allowed(unit: Unit) -> str:
