@@ -28,7 +28,6 @@ from gradctl.core.names import FORMATS, SEVERITIES
 if TYPE_CHECKING:
     from gradctl.core.allows import Allows
     from gradctl.core.findings import Report, Unit
-    from gradctl.core.names import Detail
     from gradctl.core.target_options import TargetOptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -101,12 +100,7 @@ _JUDGEMENT = (
 
 
 def _with_options(command: _Command, *, options: Sequence[Callable[..., Any]]) -> _Command:
-    """Return ``command`` with ``options``, passed as ``reporting``; files are tried before the command starts.
-
-    Raises:
-        click.UsageError: when the command is called, if ``--quiet`` is combined with what it would suppress.
-        ResourceError: GC131, when the command is called, if a file of ``--report`` cannot be written.
-    """
+    """Return ``command`` with ``options``, passed as ``reporting``; files are tried before the command starts."""
 
     @functools.wraps(command)
     def with_reporting(*args: Any, **kwargs: Any) -> Any:
@@ -148,8 +142,8 @@ def emit(report: Report, reporting: ReportOptions, *, preface: str = "") -> int:
     if reporting.format == "console":
         from gradctl.report.text import console
 
-        detail: Detail = "quiet" if reporting.quiet else "verbose" if reporting.verbose else "normal"
-        text = console.render(report, width=terminal_width(), colour=_is_colourful(), detail=detail)
+        how = {"is_quiet": reporting.quiet, "is_verbose": reporting.verbose}
+        text = console.render(report, width=terminal_width(), colour=_is_colourful(), **how)
         _print(text if reporting.quiet else preface + text)
     else:
         _print(render(report, reporting.format))
@@ -246,12 +240,7 @@ def _append_step_summary(report: Report) -> None:
 
 def _is_colourful() -> bool:
     """Return whether standard output is a terminal that supports colour (https://no-color.org)."""
-    return (
-        sys.stdout is not None
-        and sys.stdout.isatty()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
-    )
+    return terminal_width() is not None and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def terminal_width() -> int | None:

@@ -21,14 +21,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def repro_option(command: _Command) -> _Command:
     """Return ``command`` with ``--repro DIR``, passed as ``repro``."""
-    return option(
-        "--repro",
-        heading="Output",
-        metavar="DIR",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Write a small program that uses only torch and reproduces the failure, for each kind of failing finding, "
-        "into its own folder in DIR.",
-    )(command)
+    text = "For each kind of failing finding, write a program in plain torch that reproduces it, in a folder in DIR."
+    kind: Any = click.Path(file_okay=False, path_type=Path)
+    return option("--repro", heading="Output", metavar="DIR", type=kind, help=text)(command)
 
 
 def add_repros(

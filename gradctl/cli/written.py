@@ -16,7 +16,6 @@ from gradctl.core.target_options import TargetOptions
 if TYPE_CHECKING:
     from gradctl.commands.capture_to_file import Written
 
-
 keep_unverified_option = option(
     "--keep-unverified", heading="Output", is_flag=True, help="Write FILE even if it does not agree with eager."
 )
@@ -55,6 +54,5 @@ def write_and_emit(
 
 
 def _result(output: Path, written: Written) -> str:
-    if not written.written:
-        return f"{output} is not written"
-    return f"{output} is written" if written.unit.verdict == "pass" else f"{output} is written, and not verified"
+    unverified = "" if written.unit.verdict == "pass" else ", and not verified"
+    return f"{output} is written{unverified}" if written.written else f"{output} is not written"

@@ -52,9 +52,8 @@ def examine() -> Machine:
     # The packages of ONNX take a second to import: another process does that while torch is imported here.
     command = [sys.executable, "-P", "-c", _IMPORT, *_OF_ONNX]
     same_path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=same_path
-    ) as of_onnx:
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=pipe, stderr=nowhere, text=True, env=same_path) as of_onnx:
         failure = import_failure("torch")
         torch = None if failure else importlib.import_module("torch")
         compiler = _compiler()

@@ -19,8 +19,6 @@ NEEDS_PROCESS: tuple[str, ...] = ("compile", "onnx", "onnx-joint")
 # the processes beside them. On 2 busy cores the eager runs of a small GPT took 7 s of CPU instead of 0.7 s.
 PASSIVE_WAIT = ("OMP_WAIT_POLICY", "PASSIVE")
 
-# How much a console report prints.
-Detail = Literal["quiet", "normal", "verbose"]
 FORMATS = ("console", "json", "jsonl", "markdown", "junit", "github")
 
 # The short dtype names of ``--input 'x=f32[8,784]'``; values are attribute names of torch.

@@ -55,6 +55,8 @@ class Option:
     minimum: int | None = None
 
 
+_ARGUMENT = "Argument of the class or factory. May be repeated."
+_THREADS = "Threads of torch.  [default: torch's]"
 _INPUT = (
     "Dtype and shape of a random input: x=f32[8,784], ids=i64[8,16]@0..100 (range), w=f32[4]~N(0,1) (distribution); or "
     "a value: flag=True. Without NAME= the input is positional. May be repeated."
@@ -64,9 +66,7 @@ _LOSS = "Function in the target's file from outputs to a scalar.  [default: sum 
 
 # By field of ``TargetOptions``, in the order of ``--help``.
 OPTIONS = {
-    "arguments": Option(
-        "--arg", "args", str, "Argument of the class or factory. May be repeated.", "KEY=VALUE", is_mapping=True
-    ),
+    "arguments": Option("--arg", "args", str, _ARGUMENT, "KEY=VALUE", is_mapping=True),
     "input_specs": Option("--input", "input", str, _INPUT, "[NAME=]SPEC", "Inputs"),
     "inputs_file": Option("--inputs", "inputs", Path, _INPUTS, "FILE", "Inputs"),
     "weights": Option("--weights", "weights", Path, "State dict to load: .safetensors or .pt.", "FILE"),
@@ -74,8 +74,6 @@ OPTIONS = {
     "loss": Option("--loss", "loss", str, _LOSS, "NAME"),
     "seed": Option("--seed", "seed", int, "Seed of all random generators.", "N", is_shared=True),
     "device": Option("--device", "device", str, "Device of the model and its inputs.", "DEVICE", is_shared=True),
-    "threads": Option(
-        "--threads", "threads", int, "Threads of torch.  [default: torch's]", "N", is_shared=True, minimum=1
-    ),
+    "threads": Option("--threads", "threads", int, _THREADS, "N", is_shared=True, minimum=1),
 }
 DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(TargetOptions) if each.name in OPTIONS}

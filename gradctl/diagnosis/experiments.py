@@ -55,10 +55,8 @@ def branch_notes(search: Search) -> list[Finding]:
     tests = [each.question[1] for each in seen.answers if each.question[0] in _TRUTHS] if seen is not None else []
     message = f"the program branches on data here: {form} always takes the branch of the example."
     hint = "write it with torch.where or torch.cond, or use torch.jit.script, which keeps a branch."
-    return [
-        note("GC205", message, hint, location=Location(file=file, line=line))
-        for file, line in dict.fromkeys(filter(None, tests))
-    ][:_MOST_PLACES]
+    places = [*dict.fromkeys(filter(None, tests))][:_MOST_PLACES]
+    return [note("GC205", message, hint, location=Location(file=file, line=line)) for file, line in places]
 
 
 def _seen(instance: Instance) -> ProgramEvents | None:

@@ -52,12 +52,7 @@ def matching_codes(text: str) -> list[str]:
 
 
 def allow_problem(text: str, given: str | None = None) -> str:
-    """Return the error in the ``CODE`` or ``CODE:NAME`` of an accepted finding, or an empty string.
-
-    Args:
-        text: with the code in capitals.
-        given: as the user wrote it, if that differs.
-    """
+    """Return the error in the ``CODE`` or ``CODE:NAME`` of an accepted finding, as it was ``given``; or nothing."""
     code, colon, name = text.partition(":")
     if not re.fullmatch(r"GC\d{3}", code) or (colon and not name):
         shown = text if given is None else given

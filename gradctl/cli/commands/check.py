@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 _MOST_JOBS = 8
 
 
+_CONFIG = "Configuration.  [default: the nearest gradctl.toml, or pyproject.toml with [tool.gradctl]]"
+_KEYWORDS = "Run only units with TEXT in 'TARGET FORM'. May be repeated."
+_FORM = f"Run only this form: {', '.join(FORMS)}. May be repeated."
+_JOBS = f"Processes at a time.  [default: one for each CPU, at most {_MOST_JOBS}]"
+_TIMEOUT = "Time limit of each unit.  [default: 300]"
+_MEMORY = "Memory limit of each process, on the CPU: 8GiB.  [default: no limit]"
+_WRITE_ALLOWS = "Write the findings that fail into the configuration, each accepted up to its present error."
+
+
 def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Return bytes."""
     if value is None:
@@ -47,40 +56,14 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     "  gradctl check --report junit=gradctl.xml --format github",
 )
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
-@click.option(
-    "--config",
-    "file",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="The configuration.  [default: the nearest gradctl.toml, or pyproject.toml with [tool.gradctl]]",
-)
-@click.option(
-    "-k", "keywords", metavar="TEXT", multiple=True, help="Run only units with TEXT in 'TARGET FORM'; may be repeated."
-)
-@click.option("--form", "forms", type=click.Choice(FORMS), multiple=True, help="Run only this form; may be repeated.")
+@click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help=_CONFIG)
+@click.option("-k", "keywords", metavar="TEXT", multiple=True, help=_KEYWORDS)
+@click.option("--form", "forms", metavar="FORM", type=click.Choice(FORMS), multiple=True, help=_FORM)
 @click.option("--list", "is_listed", is_flag=True, help="List the units that would run, and stop.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    help=f"Processes at a time.  [default: one for each CPU, at most {_MOST_JOBS}]",
-)
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="Time limit of each unit.  [default: 300]",
-)
-@click.option(
-    "--memory",
-    metavar="SIZE",
-    callback=_memory,
-    help="Memory limit of each process, on the CPU: 8GiB.  [default: no limit]",
-)
-@click.option(
-    "--write-allows",
-    is_flag=True,
-    help="Write the findings that fail into the configuration, each accepted up to its present error.",
-)
+@click.option("--jobs", metavar="N", type=click.IntRange(min=1), help=_JOBS)
+@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help=_TIMEOUT)
+@click.option("--memory", metavar="SIZE", callback=_memory, help=_MEMORY)
+@click.option("--write-allows", is_flag=True, help=_WRITE_ALLOWS)
 @report_options
 def check(
     reporting: ReportOptions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _Progress = Callable[[str], None]
 _STATIC_FORMS = [name for name in FORMS if name != "eager"]
+_FORM = f"Form to compare: {', '.join(_STATIC_FORMS)}. May be repeated.  [default: all without -joint]"
+_TIMEOUT = "Time limit of each form that runs in its own process: compile, onnx, onnx-joint."
+_BISECT = "If compile is wrong, find the module and the part of torch's compiler. Slow."
 _MODEL_FILES = (".onnx", ".pt", ".pt2", ".pth", ".ts")
 # The parameters that apply to two files; the other options describe a program.
 _OF_FILES = ("target", "file", "inputs_file", "seed", "threads")
@@ -37,26 +40,10 @@ _OF_FILES = ("target", "file", "inputs_file", "seed", "threads")
 )
 @target_options
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--form",
-    "forms",
-    type=click.Choice(_STATIC_FORMS),
-    metavar="FORM",
-    multiple=True,
-    help=f"Form to compare: {', '.join(_STATIC_FORMS)}. May be repeated.  [default: all without -joint]",
-)
+@click.option("--form", "forms", metavar="FORM", type=click.Choice(_STATIC_FORMS), multiple=True, help=_FORM)
 @click.option("--trust", is_flag=True, help="Load FILE (.pt2, TorchScript) although it contains code.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=1),
-    default=300.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Time limit of each form that runs in its own process: compile, onnx, onnx-joint.",
-)
-@click.option(
-    "--bisect", is_flag=True, help="If compile is wrong, find the module and the part of torch's compiler. Slow."
-)
+@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True, help=_TIMEOUT)
+@click.option("--bisect", is_flag=True, help=_BISECT)
 @repro_option
 @report_options
 def compare(
@@ -66,9 +53,8 @@ def compare(
     file: Path | None,
     forms: tuple[str, ...],
     trust: bool,
-    timeout: float,
-    bisect: bool,
     repro: Path | None,
+    **settings: Any,
 ) -> int:
     """Compare the static forms of TARGET with eager.
 
@@ -95,9 +81,7 @@ def compare(
         elif file is not None:
             units = _file(checking, file, allows, reporting, trust=trust, progress=progress)
         else:
-            units = _forms(
-                checking, forms, allows, reporting, timeout=timeout, bisect=bisect, repro=repro, progress=progress
-            )
+            units = _forms(checking, forms, allows, reporting, repro=repro, progress=progress, **settings)
     return emit_units(units, allows, checking, reporting)
 
 
@@ -110,7 +94,7 @@ def _forms(
     timeout: float,
     bisect: bool,
     repro: Path | None,
-    progress: Callable[[str], None],
+    progress: _Progress,
 ) -> list[Unit]:
     import msgspec
 
@@ -171,7 +155,7 @@ def _file(
 
 
 def _files(
-    checking: TargetOptions, file: Path, allows: Allows, reporting: ReportOptions, *, progress: Callable[[str], None]
+    checking: TargetOptions, file: Path, allows: Allows, reporting: ReportOptions, *, progress: _Progress
 ) -> Unit:
     from gradctl.commands.compare_files import compare_files
 

@@ -12,8 +12,7 @@ from gradctl.cli.help import WITHOUT_VERDICT, HelpfulCommand, choice_option
 def doctor(format: str) -> int:
     """Show which forms this machine can run.
 
-    A form that cannot run is shown with the reason. Versions of packages, threads, devices and the C++ compiler are
-    shown too.
+    Versions, threads, devices and the C++ compiler are shown too; a form that cannot run is shown with the reason.
     """
     import json
     from dataclasses import asdict

@@ -52,6 +52,6 @@ def inspect(checking: TargetOptions, trust: bool, format: str) -> int:
             subject = subject_from(checking)
             with users_code():
                 inspection = inspect_program(subject)
-    is_json = format == "json"
-    click.echo(render_json(inspection) if is_json else render(inspection, width=terminal_width()), nl=False)
+    text = render_json(inspection) if format == "json" else render(inspection, width=terminal_width())
+    click.echo(text, nl=False)
     return 0

@@ -35,7 +35,22 @@ _LEVEL = (
     "safe: remove unused nodes. default: also fold constants and fuse nodes into ONNX operators. max: also fuse into "
     "operators of onnxruntime, and optimise for this machine.  [default: default]"
 )
+_LIST = "List the passes with their levels, and exit."
+_PRINTS_AND_EXITS: Any = {"is_flag": True, "is_eager": True, "expose_value": False}
 _OPSET = "First convert the graph to this version of ONNX's operators."
+
+
+def _list_passes(context: click.Context, param: click.Parameter, value: bool) -> Any:
+    """Print a line for each pass (name, level, package, description), and exit."""
+    if not value:
+        return
+    from gradctl.passes.table import PASSES
+
+    for each in PASSES.values():
+        notes = [each.does, "tied to this machine" if each.tied_to_machine else "", each.missing().rstrip(".")]
+        text = "; ".join(note for note in notes if note)
+        click.echo(f"{each.name:<18}{each.level or '-':<9}{each.backend:<13}{text}")
+    context.exit(0)
 
 
 @click.command(
@@ -52,15 +67,7 @@ _OPSET = "First convert the graph to this version of ONNX's operators."
 @option("--pass", "passes", heading="Passes", metavar="NAME", multiple=True, help="Run this pass. May be repeated.")
 @option("--opset", heading="Passes", metavar="N", type=click.IntRange(min=1), help=_OPSET)
 @dynamic_option(", with a TARGET")
-@option(
-    "--list-passes",
-    heading="Passes",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=lambda context, _, value: _list_passes(context) if value else None,
-    help="List the passes with their levels, and exit.",
-)
+@option("--list-passes", heading="Passes", callback=_list_passes, help=_LIST, **_PRINTS_AND_EXITS)
 @report_options
 def optimize(
     checking: TargetOptions,
@@ -154,14 +161,3 @@ def _is_file(checking: TargetOptions) -> bool:
         return False
     refuse_other_options(_OF_FILES, "applies to a program, not to a file.")
     return True
-
-
-def _list_passes(context: click.Context) -> Any:
-    """Print a line for each pass (name, level, package, description), and exit."""
-    from gradctl.passes.table import PASSES
-
-    for each in PASSES.values():
-        notes = [each.does, "tied to this machine" if each.tied_to_machine else "", each.missing().rstrip(".")]
-        text = "; ".join(note for note in notes if note)
-        click.echo(f"{each.name:<18}{each.level or '-':<9}{each.backend:<13}{text}")
-    context.exit(0)

@@ -1,8 +1,7 @@
 """The report as JUnit XML: a test suite is a target, a test case one of its units.
 
 A failing unit is a ``failure``, an inconclusive one an ``error`` (never a pass), a skipped one has its reason. A run
-that was interrupted has one more suite, whose only case is an ``error``: readers show cases, and a partial run is not a
-pass.
+that was interrupted has one more suite, whose only case is an ``error``: readers show cases.
 Elements and attributes are those of https://github.com/jenkinsci/xunit-plugin, ``junit-10.xsd``.
 """
 

@@ -1,7 +1,4 @@
-"""The report on a screen: a matrix if there are several units, then differences, the worst first, and last the verdict.
-
-Lines to copy (a path, an ``--allow``, the verdict) are never broken; everything else keeps to the width.
-"""
+"""The report on a screen: a matrix of several units, then differences, the worst first, and last the verdict."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit
-from gradctl.core.names import NOT_JUDGED, VERDICTS, Detail
+from gradctl.core.names import NOT_JUDGED, VERDICTS
 from gradctl.core.numbers import format_number
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
@@ -22,8 +19,6 @@ from gradctl.report.text.matrix import matrix_of_forms, matrix_of_targets
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.screen import Screen
 from gradctl.report.text.structure import structure_lines
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +47,18 @@ _STYLES = {
 _BEFORE_NUMBERS = "GC220"
 
 
-def render(report: Report, *, width: int | None = None, colour: bool = False, detail: Detail = "normal") -> str:
+def render(
+    report: Report, *, width: int | None = None, colour: bool = False, is_quiet: bool = False, is_verbose: bool = False
+) -> str:
     """Return the report as text; colour only repeats what the words say.
 
-    ``width`` is that of the terminal, None for a pipe or a file. ``quiet`` prints only the verdict; ``verbose`` prints
+    ``width`` is that of the terminal, None for a pipe or a file. If quiet, only the verdict is printed; if verbose,
     everything, and what a pass could have missed.
     """
     screen = Screen(width, colour=colour)
-    if detail != "quiet":
-        _print_units(screen, report.units, _VERBOSE if detail == "verbose" else _NORMAL)
-    for line in wording.detection_limits(report.units) if detail == "verbose" else ():
+    if not is_quiet:
+        _print_units(screen, report.units, _VERBOSE if is_verbose else _NORMAL)
+    for line in wording.detection_limits(report.units) if is_verbose else ():
         screen.paragraph(line)
     screen.line(wording.verdict_line(report), _STYLES[report.verdict])
     return screen.text()
@@ -114,18 +111,13 @@ def _print_passing(screen: Screen, units: Sequence[Unit], limits: _Limits) -> No
     for unit in units:
         counts["not judged"] += sum(each.verdict in NOT_JUDGED and each.verdict != "frozen" for each in unit.tensors)
         for finding in wording.worst_first(unit.findings):
-            if _is_printed(finding):
+            if not finding.allowed and (finding.severity != "note" or finding.code.startswith("GC1")):
                 printed.append(f"{unit.target}, {unit.form}: {finding.severity} {finding.code} {finding.message}")
             else:
                 counts["allowed" if finding.allowed else "noted"] += 1
     _print_first(screen, printed, "finding", limits, Screen.paragraph)
     if words := [f"{counts[word]} {word}" for word in ("allowed", "noted", "not judged") if counts[word]]:
         screen.paragraph(f"in units that pass: {', '.join(words)}{_ELSEWHERE}")
-
-
-def _is_printed(finding: Finding) -> bool:
-    """Return whether a finding of a unit that passes is worth reading."""
-    return not finding.allowed and (finding.severity != "note" or finding.code.startswith("GC1"))
 
 
 def _section_of(finding: Finding, rows: Container[str | None], explained: Container[str | None]) -> str:
@@ -145,7 +137,6 @@ def _section_of(finding: Finding, rows: Container[str | None], explained: Contai
 
 
 def _sections_of(unit: Unit, rows: Container[str | None], explained: Container[str | None]) -> dict[str, list[Finding]]:
-    """Return the findings of a unit by section, each list worst first."""
     found: dict[str, list[Finding]] = defaultdict(list)
     for finding in wording.worst_first(unit.findings):
         found[_section_of(finding, rows, explained)].append(finding)
@@ -178,7 +169,6 @@ def _print_unit(screen: Screen, unit: Unit, *, is_named: bool, limits: _Limits) 
 
 
 def _print_heading(screen: Screen, unit: Unit, *, is_named: bool) -> None:
-    """Print why a unit is not complete, and what is known of its graph."""
     if is_named and unit.reason:
         screen.paragraph(f"{unit.form}  {unit.status}: {unit.reason}")
     if unit.optimization is not None:
@@ -188,7 +178,6 @@ def _print_heading(screen: Screen, unit: Unit, *, is_named: bool) -> None:
 
 
 def _print_optimization(screen: Screen, optimization: Optimization) -> None:
-    """Print the result of each pass, what changed, and the graph before and after."""
     if rows := pass_rows(optimization):
         screen.table(PASS_HEADINGS, rows, names=2)
         screen.line()
@@ -200,7 +189,6 @@ def _print_optimization(screen: Screen, optimization: Optimization) -> None:
 
 
 def _print_structure(screen: Screen, structure: Structure) -> None:
-    """Print how the graph differs from the one it was compared with."""
     headline, *lines = structure_lines(structure)
     screen.paragraph(headline)
     for line in lines:
@@ -279,7 +267,6 @@ def _print_elements(screen: Screen, unit: Unit, tensor: TensorResult, *, indent:
 def _print_rows(
     screen: Screen, unit: Unit, tensors: Sequence[TensorResult], limits: _Limits, *, indent: int = 0
 ) -> None:
-    """Print a line for each tensor."""
     if tensors:
         rows = [wording.tensor_row(unit, each) for each in tensors[: limits.lines]]
         screen.table(wording.TENSOR_HEADINGS, rows, names=3, indent=indent)
@@ -306,7 +293,7 @@ def _print_note(screen: Screen, note: Finding) -> None:
 
 
 def _print_first(
-    screen: Screen, items: Sequence[_T], noun: str, limits: _Limits, print_one: Callable[[Screen, _T], None]
+    screen: Screen, items: Sequence[Any], noun: str, limits: _Limits, print_one: Callable[[Screen, Any], None]
 ) -> None:
     for item in items[: limits.lines]:
         print_one(screen, item)

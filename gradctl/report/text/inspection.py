@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from gradctl.core.inspection import BufferRow, Inspection, ParameterRow, Semantic
+from gradctl.core.inspection import Inspection, ParameterRow, Semantic
 from gradctl.report.text.screen import Screen
-from gradctl.report.text.wording import counted, location_of
+from gradctl.report.text.wording import counted, location_of, shape_and_dtype
 
 # What is beyond these is counted; --format json has it.
 _MOST_ROWS = 40
@@ -28,9 +28,9 @@ def render(inspection: Inspection, *, width: int | None = None) -> str:
     screen = Screen(width)
     ports = [("input", port) for port in inspection.inputs] + [("output", port) for port in inspection.outputs]
     _print_rows(screen, ("", "name", "type"), [(kind, port.name or "-", port.type) for kind, port in ports])
-    parameters = [(row.name, _typed(row), _marks(row)) for row in inspection.parameters]
+    parameters = [(row.name, shape_and_dtype(row), _marks(row)) for row in inspection.parameters]
     _print_rows(screen, ("parameter", "type", ""), parameters)
-    buffers = [(row.name, _typed(row), "changes in a call" if row.changes else "") for row in inspection.buffers]
+    buffers = [(row.name, shape_and_dtype(row), "changes in a call" * bool(row.changes)) for row in inspection.buffers]
     _print_rows(screen, ("buffer", "type", ""), buffers)
     for line in summary(inspection):
         screen.paragraph(line)
@@ -88,10 +88,6 @@ def _print_rows(screen: Screen, headings: Sequence[str], rows: Sequence[Sequence
 def _print_more(screen: Screen, count: int) -> None:
     if count > 0:
         screen.paragraph(f"and {count} more (--format json has them all)")
-
-
-def _typed(row: ParameterRow | BufferRow) -> str:
-    return f"{row.dtype}[{', '.join(map(str, row.shape))}]"
 
 
 def _marks(row: ParameterRow) -> str:

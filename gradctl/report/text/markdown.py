@@ -42,7 +42,6 @@ def _of_targets(units: Sequence[Unit]) -> tuple[list[str], list[list[str]]]:
 
 
 def _targets(units: Sequence[Unit]) -> list[str]:
-    """Return the table of targets and forms, each cell the verdict."""
     forms = list(dict.fromkeys(unit.form for unit in units))
     done: dict[str, dict[str, list[str]]] = {}
     for unit in units:
@@ -55,7 +54,6 @@ def _targets(units: Sequence[Unit]) -> list[str]:
 
 
 def _folded(units: Sequence[Unit]) -> list[str]:
-    """Return the findings of units that pass, folded."""
     lines = []
     for unit in units:
         place = f"{_code(unit.target)}, {_code(unit.form)}"

@@ -18,10 +18,8 @@ _NARROWEST_NAME = 16
 class Screen:
     """A page that is printed piece by piece. No word is broken, so that a name can be found in a piped report.
 
-    Args:
-        width: columns of the terminal, in which tables fold the longest names; None for a pipe or a file, where tables
-            are as wide as their names, and paragraphs have 80 columns.
-        colour: whether styles (the numbers of ANSI codes, ``1;31``) are printed.
+    ``width`` is that of a terminal, in which tables fold the longest names; None stands for a pipe or a file.
+    Styles are ANSI codes, ``1;31``, and printed only with ``colour``.
     """
 
     def __init__(self, width: int | None = None, *, colour: bool = False) -> None:
@@ -46,7 +44,7 @@ class Screen:
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 9, indent: int = 0) -> None:
         """Print a table; its first ``names`` columns are text, to the left, and the others numbers, to the right."""
         cells = [[printable(cell) for cell in row] for row in (headings, *rows)]
-        widths = [max(map(_width_of, column)) for column in zip(*cells, strict=True)]
+        widths = [max(map(cell_len, "\n".join(column).split("\n"))) for column in zip(*cells, strict=True)]
         if self._width is not None:
             excess = sum(widths) + 2 * (len(widths) - 1) + indent - self._width
             for column in sorted(range(len(widths[:names])), key=widths.__getitem__, reverse=True):
@@ -61,10 +59,6 @@ class Screen:
     def text(self) -> str:
         """Return the page; at most one empty line stands between two others."""
         return re.sub("\n{3,}", "\n\n", "".join(f"{line}\n" for line in self._lines))
-
-
-def _width_of(cell: str) -> int:
-    return max(map(cell_len, cell.split("\n")))
 
 
 def _folded(cell: str, width: int) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit
-from gradctl.core.inspection import Semantic
+from gradctl.core.inspection import BufferRow, ParameterRow, Semantic
 from gradctl.core.names import NOT_JUDGED, SEVERITIES, TensorVerdict, UnitVerdict
 from gradctl.core.numbers import Number, format_number
 
@@ -332,7 +332,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def shape_and_dtype(tensor: TensorResult) -> str:
+def shape_and_dtype(tensor: TensorResult | ParameterRow | BufferRow) -> str:
     """Return ``float32[8, 3]``."""
     return f"{tensor.dtype}[{', '.join(map(str, tensor.shape))}]"
 

@@ -90,7 +90,7 @@ def test_tensors_that_agree_are_only_counted():
 
 
 def test_what_a_pass_could_have_missed_is_said_if_it_is_asked_for():
-    screen = render(examples.passing(), detail="verbose")
+    screen = render(examples.passing(), is_verbose=True)
     assert screen.endswith(
         "at this input, an error of 1 % in any one of these tensors would have been\n"
         "missed with probability 6e-05\n"
@@ -100,7 +100,7 @@ def test_what_a_pass_could_have_missed_is_said_if_it_is_asked_for():
 
 def test_verbose_prints_every_tensor_also_those_that_agree():
     tensors = [examples.gradient("param:a", error=2e-9, budget=1e-7), examples.gradient("param:b", "frozen")]
-    screen = render(examples.report_of(examples.unit("pass", tensors)), detail="verbose")
+    screen = render(examples.report_of(examples.unit("pass", tensors)), is_verbose=True)
     assert screen == (
         "1 frozen (param:b)\n"
         "tensor   type           verdict  relative error  tolerance\n"
@@ -112,15 +112,15 @@ def test_verbose_prints_every_tensor_also_those_that_agree():
 
 
 def test_verbose_cuts_nothing_and_prints_the_traceback():
-    several = render(examples.spoiled(count=30), detail="verbose")
+    several = render(examples.spoiled(count=30), is_verbose=True)
     assert all(f"param:layers.{index}.weight" in several for index in range(30))
     assert "more tensors" not in several
-    crashed = render(examples.crashed(), detail="verbose")
+    crashed = render(examples.crashed(), is_verbose=True)
     assert "Fatal Python error\\x1b[31m: Segmentation fault\n" in crashed
 
 
 def test_quiet_prints_the_verdict_line_only():
-    assert render(examples.wrong_weight(), detail="quiet") == (
+    assert render(examples.wrong_weight(), is_quiet=True) == (
         "FAIL: 1 of 3 gradients is wrong (gradctl explain GC401)\n"
     )
 
