@@ -226,6 +226,17 @@ def test_findings_of_one_cause_are_one_block_with_a_list_of_tensors(code, cause,
     assert screen.splitlines()[-1].endswith(f"(gradctl explain {cause or code})")
 
 
+def test_a_wrong_double_backward_stands_before_the_tensors_that_it_makes_wrong():
+    headline = Finding(code="GC414", severity="error", message="the double backward of Act is wrong.")
+    (unit,) = failed("GC401", "{name} is off by {error}.", NAMES, cause="GC414").units
+    unit = msgspec.structs.replace(unit, findings=(*unit.findings, headline))
+    lines = render(examples.report_of(unit)).splitlines()
+    assert lines[0] == "error GC414 the double backward of Act is wrong."
+    assert [line.split()[0] for line in lines if " DIFFERS " in line] == NAMES[::-1]
+    assert not any("GC401" in line for line in lines)
+    assert lines[-1].endswith("(gradctl explain GC414)")
+
+
 def test_tensors_that_are_wrong_for_no_known_cause_have_a_block_each():
     screen = render(failed("GC401", OTHER, NAMES))
     assert (screen.count("error GC401"), screen.count("index")) == (3, 3)
