@@ -129,7 +129,7 @@ def _checked(
     entries: list[Accepted] = []
 
     def judged(some: Sequence[Planned]) -> list[Unit]:
-        with unit_progress(len(some)) as said:
+        with unit_progress(len(some), is_shown=not reporting.quiet) as said:
             return run(some, jobs=jobs, on_result=said)
 
     with _terminable():
@@ -213,13 +213,13 @@ def _point_to_expect(units: Sequence[Unit]) -> None:
 
 
 @contextlib.contextmanager
-def unit_progress(total: int) -> Iterator[Callable[[Unit], None]]:
+def unit_progress(total: int, *, is_shown: bool = True) -> Iterator[Callable[[Unit], None]]:
     """Provide a function that shows each complete unit, with how many are and the elapsed time.
 
     On a terminal each line replaces the last one; a log has them all.
     """
     ended, started = 0, time.monotonic()
-    with progress_line() as progress:
+    with progress_line(is_shown=is_shown) as progress:
         progress(f"0 of {total} units")
 
         def said(unit: Unit) -> None:
@@ -228,7 +228,7 @@ def unit_progress(total: int) -> Iterator[Callable[[Unit], None]]:
             line = f"{unit.target}, {unit.form}: {unit.verdict}, {unit.seconds:.1f} s; {ended} of {total} units"
             if sys.stderr is not None and sys.stderr.isatty():
                 progress(line)
-            else:
+            elif is_shown:
                 click.echo(f"{line}, {format_clock(time.monotonic() - started)}", err=True)
 
         yield said

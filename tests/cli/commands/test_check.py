@@ -162,6 +162,8 @@ def test_discovery_needs_no_configuration(tmp_path):
     written(tmp_path / "net.py")
     finished = check(tmp_path, "--form", "eager")
     assert finished.returncode == 0
+    quiet = check(tmp_path, "--form", "eager", "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, finished.stdout.splitlines(keepends=True)[-1], "")
     assert re.fullmatch(r"net\.py, eager: pass, \d+\.\d s; 1 of 1 units, \d:\d\d\n", finished.stderr)
 
 
