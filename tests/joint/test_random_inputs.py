@@ -224,7 +224,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "seed": (seeded, r"the model sets the state of torch's random generator \(test_random_inputs.py, line \d+\)"),
     "python": (lambda hidden: hidden * random.random(), "the forward draws random numbers from python's generator"),
     "numpy": (lambda hidden: hidden * np.random.rand(), "the forward draws random numbers from numpy's generator"),
-    "backward": (NoisyBackward.apply, "the backward draws random numbers of its own"),
+    "backward": (NoisyBackward.apply, "the backward draws its own random numbers"),
 }
 
 
