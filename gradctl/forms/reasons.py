@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from pathlib import Path
+from typing import Any
 
 from gradctl.subject.frames import first_line, is_users
 
@@ -42,10 +43,7 @@ _LONG = 160
 
 
 def reason_of(error: BaseException) -> str:
-    """Return why torch rejects a model: one sentence without a full stop, with the user's line if torch names it.
-
-    If the cause is known, the sentence ends in the remedy.
-    """
+    """Return why torch rejects a model, where if torch names the line, and what to do if known; without a full stop."""
     error = getattr(error, "inner_exception", error)  # a backend's own, inside Dynamo's
     message = str(error)
     for pattern, meaning in _MEANINGS:
@@ -68,18 +66,19 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def _guard_place(error: BaseException, size: str) -> str:
-    """Return the user's line that restricts a symbolic size, which only the guards of torch.export's shapes have.
+    """Return the user's line that restricts a symbolic size; to the number ``size``, if that is a number."""
+    guards = [each for each in _guards(error) if not size.isdigit() or re.search(rf"\b{size}\b", str(each.expr))]
+    frames = (frame for each in guards for frame in (each.sloc.maybe_user_loc, each.sloc.framework_loc))
+    summaries = (frame for frame in frames if isinstance(frame, traceback.FrameSummary) and is_users(frame.filename))
+    first = next(summaries, None)
+    return f" ({Path(first.filename).name}, line {first.lineno})" if first is not None else ""
 
-    If it is restricted to one number, ``size``, other guards are not considered.
-    """
+
+def _guards(error: BaseException) -> list[Any]:
+    """Return the guards of symbolic sizes, from the frame of a failed torch.export that has its fake mode."""
     modes = (frame.f_locals.get("fake_mode") for frame, _ in traceback.walk_tb(error.__traceback__))
-    environments = (mode.shape_env for mode in modes if mode is not None and mode.shape_env is not None)
-    guards = getattr(next(environments, None), "guards", ())
-    for guard in (each for each in guards if not size.isdigit() or re.search(rf"\b{size}\b", str(each.expr))):
-        for frame in (guard.sloc.maybe_user_loc, guard.sloc.framework_loc):
-            if isinstance(frame, traceback.FrameSummary) and is_users(frame.filename):
-                return f" ({Path(frame.filename).name}, line {frame.lineno})"
-    return ""
+    environments = (mode.shape_env for mode in modes if mode is not None)
+    return getattr(next(environments, None), "guards", [])
 
 
 def _place(message: str) -> str:
