@@ -43,6 +43,8 @@ class Screen:
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 9, indent: int = 0) -> None:
         """Print a table; its first ``names`` columns are text, to the left, and the others numbers, to the right."""
+        most = max(heading.count("\n") for heading in headings)
+        headings = ["\n" * (most - heading.count("\n")) + heading for heading in headings]  # the last lines in one row
         cells = [[printable(cell) for cell in row] for row in (headings, *rows)]
         widths = [max(map(cell_len, "\n".join(column).split("\n"))) for column in zip(*cells, strict=True)]
         if self._width is not None:

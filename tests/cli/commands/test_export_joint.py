@@ -243,7 +243,7 @@ def test_a_dropout_mask_is_an_input_that_the_caller_draws(tmp_path):
     finished = gradctl("export", tmp_path / "net.py", "--graph", "joint", "--dynamic", "x:0=batch", "-o", path)
     assert finished.returncode == 0
     *_, drawn, written, _, verdict = finished.stdout.splitlines()
-    assert drawn == "random.drop is to be drawn: bernoulli, p = 0.75"
+    assert drawn == "random inputs: random.drop (bernoulli, p = 0.75)"
     assert (written, verdict) == (f"{path} is written", "PASS: 5 gradients agree with eager")
     session = onnxruntime.InferenceSession(path)
     said = json.loads(session.get_modelmeta().custom_metadata_map["random.drop"])
@@ -274,8 +274,12 @@ def test_a_dropout_mask_is_an_input_that_the_caller_draws(tmp_path):
             2,
             "--wrt input:z matches nothing that requires a gradient (did you mean 'input:x'?): there are param:",
         ),
-        (("mlp.py", "--graph", "joint", "--freeze", "-o", "joint.pt2"), 2, "--freeze is of .onnx; a .pt2 takes its"),
-        (("mlp.py", "-o", "joint.pt2"), 2, "joint.pt2: export writes .onnx, and .pt2 of --graph joint."),
+        (
+            ("mlp.py", "--graph", "joint", "--freeze", "-o", "joint.pt2"),
+            2,
+            "--freeze applies to an .onnx file, not to .pt2.",
+        ),
+        (("mlp.py", "-o", "joint.pt2"), 2, "joint.pt2: export writes .onnx, and .pt2 with --graph joint."),
         (
             ("control_flow.py", "--graph", "joint"),
             4,
