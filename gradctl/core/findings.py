@@ -29,6 +29,7 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was found, by rule code.
 
+    ``cause`` is the code of what brought it about, ``cause_message`` that in words: several findings can share it.
     ``error`` is its relative error (of norms), if it has one. ``allow`` is the value for ``--allow`` to
     accept it; ``allowed`` says that it was given. ``repro`` is the program that ``--repro`` wrote for it.
     """
@@ -38,6 +39,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     hint: str = ""
     cause: str | None = None
+    cause_message: str = ""
     quantity: Quantity | None = None
     tensor: str | None = None
     verdict: TensorVerdict | None = None

@@ -195,6 +195,7 @@ def _with_cause(finding: Finding, cause: Cause | None) -> Finding:
     return msgspec.structs.replace(
         finding,
         cause=cause.code,
+        cause_message=f"{cause.words}{where}.",
         message=f"{finding.message} This is because {cause.words} ({cause.code}){where}.",
         hint=finding.hint or cause.hint,
         location=finding.location or place,
