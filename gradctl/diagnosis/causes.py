@@ -191,7 +191,7 @@ def _with_cause(finding: Finding, cause: Cause | None) -> Finding:
     if cause is None or finding.severity != "error":
         return finding
     place = location(cause.place, module=cause.module)
-    where = f", {place.file}:{place.line}" if place is not None and place.file else ""
+    where = f", at {place.file}:{place.line}" if place is not None and place.file else ""
     return msgspec.structs.replace(
         finding,
         cause=cause.code,

@@ -74,15 +74,20 @@ def _seen(instance: Instance) -> ProgramEvents | None:
 
 
 def _modes(form: str, instance: Instance) -> Iterator[Intervention]:
-    """Yield the model in its other mode: its BatchNorm only, its dropout only, all of it."""
+    """Yield the model in its other mode: all of it, its BatchNorm only, its dropout only."""
     module = module_of(instance.model)
     if module is None:
         return
+    found = []
     for kind, layers in _MODE_DEPENDENT.items():
         matching = [(name, child) for name, child in module.named_modules() if isinstance(child, layers)]
         names = [name or type(child).__name__ for name, child in matching if child.training == module.training]
         if names or kind == _ALL:
-            yield _in_other_mode(form, kind, names, module.training)
+            found.append(_in_other_mode(form, kind, names, module.training))
+    whole, *parts = found
+    # The whole comes first: one cause for all tensors, which is a part of the model if that explains them all.
+    yield replace(whole, alone=tuple(parts))
+    yield from parts
 
 
 def _in_other_mode(form: str, kind: str, names: list[str], training: bool) -> Intervention:
@@ -112,9 +117,9 @@ def few(names: Collection[str], most: int) -> str:
 
 _ALL = "the model"
 _MODE_DEPENDENT: dict[str, _Layers] = {
+    _ALL: nn.Module,
     "BatchNorm": nn.modules.batchnorm._BatchNorm,
     "dropout": nn.modules.dropout._DropoutNd,
-    _ALL: nn.Module,
 }
 
 # ------------------------------------------------------------------ random numbers

@@ -146,12 +146,16 @@ def _sections_of(unit: Unit, rows: Container[str | None], explained: Container[s
 def _print_unit(screen: Screen, unit: Unit, *, is_named: bool, limits: _Limits) -> None:
     """Print what of a unit is worth reading: wrong Functions, tensors, the other findings, notes."""
     _print_heading(screen, unit, is_named=is_named)
-    different, explained = wording.differing_tensors(unit.tensors), wording.affected_tensors(unit)
+    different, causes = wording.differing_tensors(unit.tensors), wording.shared_causes(unit)
+    functions = wording.affected_tensors(unit)
+    explained = functions.union(*(cause.tensors for cause in causes))
     found = _sections_of(unit, {tensor.tensor for tensor in different}, explained)
     _print_first(screen, found["before"], "note", limits, _print_note)
     _print_first(screen, found["headline"], "finding", limits, _print_finding)
-    affected = [tensor for tensor in different if tensor.tensor in explained]
-    _print_affected(screen, unit, affected, len(found["headline"]), limits)
+    _print_affected(screen, unit, functions, len(found["headline"]), limits)
+    for cause in causes:
+        _print_finding(screen, cause.finding)
+        _print_affected(screen, unit, cause.tensors, 1, limits)
     tensors = [tensor for tensor in different if tensor.tensor not in explained]
     tensors = _print_shared(screen, unit, found, tensors, limits)
     for tensor in tensors[: limits.blocks]:
@@ -197,16 +201,20 @@ def _print_structure(screen: Screen, structure: Structure) -> None:
         screen.line()
 
 
-def _print_affected(screen: Screen, unit: Unit, affected: Sequence[TensorResult], causes: int, limits: _Limits) -> None:
-    """Print the tensors that a Function or output makes wrong, one a line, and the worst elements of the worst."""
+def _print_affected(screen: Screen, unit: Unit, names: Container[str], causes: int, limits: _Limits) -> None:
+    """Print the tensors that some causes make wrong, one a line, and the worst elements of the worst."""
+    affected = [tensor for tensor in wording.differing_tensors(unit.tensors) if tensor.tensor in names]
     if not affected:
         return
-    these, gradients = "this makes" if causes < 2 else "these make", wording.counted_as_judged(unit, "gradient")
-    screen.paragraph(f"{these} {len(affected)} of {gradients} wrong:", indent=2)
+    screen.paragraph(wording.affected_line(unit, affected, causes=causes), indent=2)
     _print_rows(screen, unit, affected, limits, indent=2)
     worst = affected[0]
     if worst.worst:
-        known = f" ({_of_elements(worst)} are wrong)" if worst.elements_wrong is not None else ""
+        known = (
+            f" ({_of_elements(worst)} {'are wrong' if unit.form == 'eager' else 'differ'})"
+            if worst.elements_wrong is not None
+            else ""
+        )
         screen.paragraph(f"worst elements of {worst.tensor}{known}:", indent=2)
         _print_elements(screen, unit, worst, indent=2)
     screen.line()

@@ -11,7 +11,7 @@ from itertools import accumulate
 from gradctl.core.findings import Finding, Report, Unit
 from gradctl.core.names import SEVERITIES
 from gradctl.report.text import markdown
-from gradctl.report.text.wording import counted, one_line, verdict_line, worst_first
+from gradctl.report.text.wording import counted, findings_by_cause, one_line, verdict_line
 
 _MOST_ANNOTATIONS = 10
 _CUT = "\n(cut: GitHub limits the size of this page; --report markdown=FILE has the rest, {} sections)\n"
@@ -75,7 +75,7 @@ def _annotation(unit: Unit, finding: Finding) -> str:
 def _annotations(unit: Unit) -> list[tuple[str, str]]:
     """Return severity and line of each annotation of a unit, worst first."""
     found: list[tuple[str, str]] = [
-        (finding.severity, _annotation(unit, finding)) for finding in worst_first(unit.findings) if not finding.allowed
+        (finding.severity, _annotation(unit, finding)) for finding in findings_by_cause(unit) if not finding.allowed
     ]
     is_told = any(severity == "error" for severity, _ in found)
     is_open = unit.verdict == "inconclusive" and unit.status != "complete" and not is_told

@@ -77,7 +77,7 @@ def _unit(unit: Unit) -> list[str]:
     if different := wording.differing_tensors(unit.tensors):
         lines += [f"| {' | '.join([*wording.TENSOR_HEADINGS, 'wrong elements'])} |"]
         lines += ["|---|---|---|---:|---:|---:|", *(_row(unit, each) for each in different), ""]
-    items = [*map(_finding, wording.worst_first(unit.findings)), *_items(wording.not_judged(unit.tensors))]
+    items = [*map(_finding, wording.findings_by_cause(unit)), *_items(wording.not_judged(unit.tensors))]
     return [*lines, *items, *([""] if items else [])]
 
 

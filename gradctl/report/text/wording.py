@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
 from gradctl.core.findings import Finding, Report, TensorResult, Unit
 from gradctl.core.inspection import BufferRow, ParameterRow, Semantic
-from gradctl.core.names import NOT_JUDGED, SEVERITIES, TensorVerdict, UnitVerdict
+from gradctl.core.names import NOT_JUDGED, SEVERITIES, Quantity, TensorVerdict, UnitVerdict
 from gradctl.core.numbers import Number, format_number
 
 # The word of each tensor verdict on the screen, worst first; those that need attention are in capitals.
@@ -124,6 +125,66 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(
         findings, key=lambda each: (each.allowed, SEVERITIES.index(each.severity), each.code not in FUNCTION_CODES)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SharedCause:
+    """The cause of several findings, as a finding with the cause's code, and these findings."""
+
+    finding: Finding
+    findings: tuple[Finding, ...]
+
+    @property
+    def tensors(self) -> list[str]:
+        """The names of the tensors that it affects."""
+        return list(dict.fromkeys(each.tensor for each in self.findings if each.tensor))
+
+
+def shared_causes(unit: Unit) -> list[SharedCause]:
+    """Return the causes that several findings of the unit have in common, those of the worst findings first."""
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for each in worst_first(unit.findings):
+        if each.cause and each.cause_message and each.tensor and not each.allowed and each.severity != "note":
+            groups.setdefault((each.cause, each.cause_message), []).append(each)
+    return [
+        SharedCause(
+            Finding(
+                code=code,
+                severity=group[0].severity,
+                message=message,
+                hint=group[0].hint,
+                location=group[0].location,
+                allow=" --allow ".join(sorted({each.code for each in group})),
+            ),
+            tuple(group),
+        )
+        for (code, message), group in groups.items()
+        if len(group) > 1
+    ]
+
+
+def findings_by_cause(unit: Unit) -> list[Finding]:
+    """Return the findings of a unit worst first, those that share a cause as one that names their tensors."""
+    shared = shared_causes(unit)
+    grouped = {each.fingerprint or id(each) for cause in shared for each in cause.findings}
+    causes = [
+        msgspec.structs.replace(
+            cause.finding, message=f"{cause.finding.message} This affects {_first_names(cause.tensors)}."
+        )
+        for cause in shared
+    ]
+    return worst_first([*causes, *(each for each in unit.findings if (each.fingerprint or id(each)) not in grouped)])
+
+
+def affected_line(unit: Unit, affected: Sequence[TensorResult], *, causes: int = 1) -> str:
+    """Return how many tensors of each quantity some causes affect, and how."""
+    quantities: tuple[Quantity, ...] = ("gradient", "output", "buffer")
+    numbers = Counter(tensor.quantity for tensor in affected)
+    counts = [f"{numbers[each]} of {counted_as_judged(unit, each)}" for each in quantities if numbers[each]]
+    words = " and ".join(filter(None, [", ".join(counts[:-1]), counts[-1]]))
+    if unit.form != "eager" and {tensor.verdict for tensor in affected} == {_RIGHT}:
+        return f"for this reason {words} differ from eager, which is wrong:"
+    return f"{'this makes' if causes < 2 else 'these make'} {words} wrong:"
 
 
 def worst_units_first(units: Iterable[Unit]) -> list[Unit]:
@@ -299,10 +360,13 @@ def not_judged(tensors: Sequence[TensorResult]) -> list[str]:
     """Return a line for each class of tensors that are not judged: how many there are, and the names of the first."""
     lines = []
     for verdict, line in zip(_present(tensors), _counted_classes(tensors), strict=True):
-        names = [one_line(tensor.tensor) for tensor in tensors if tensor.verdict == verdict]
-        more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        lines.append(f"{line} ({', '.join(names[:_MOST_NAMES])}{more})")
+        lines.append(f"{line} ({_first_names([tensor.tensor for tensor in tensors if tensor.verdict == verdict])})")
     return lines
+
+
+def _first_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{', '.join(map(one_line, names[:_MOST_NAMES]))}{more}"
 
 
 def why_skipped(unit: Unit) -> str:
