@@ -168,6 +168,9 @@ def _less_accurate(form: str, quantity: Quantity, each: ModelDifference) -> Find
         message=f"{_described(quantity, each.name)} is less accurate in {form} than in eager: relative error "
         f"{each.error:.2e} (tolerance {each.budget:.2e}). The two agree in float64, and on random inputs the error "
         f"averages out as rounding does (root mean square {each.rounding:.2e}).",
+        cause="GC305",
+        cause_message=f"{form} is less accurate than eager: the two agree in float64, and on random inputs the error "
+        "averages out as rounding does.",
         hint=f"compare the precision that you need with this error, or use another kernel in {form}.",
         error=number(each.error),
         allow=f"GC305:{each.name}",

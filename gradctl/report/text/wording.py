@@ -182,8 +182,11 @@ def affected_line(unit: Unit, affected: Sequence[TensorResult], *, causes: int =
     numbers = Counter(tensor.quantity for tensor in affected)
     counts = [f"{numbers[each]} of {counted_as_judged(unit, each)}" for each in quantities if numbers[each]]
     words = " and ".join(filter(None, [", ".join(counts[:-1]), counts[-1]]))
-    if unit.form != "eager" and {tensor.verdict for tensor in affected} == {_RIGHT}:
+    verdicts = {tensor.verdict for tensor in affected}
+    if unit.form != "eager" and verdicts == {_RIGHT}:
         return f"for this reason {words} differ from eager, which is wrong:"
+    if verdicts == {"less-accurate"}:
+        return f"this applies to {words}:"
     return f"{'this makes' if causes < 2 else 'these make'} {words} wrong:"
 
 
@@ -295,8 +298,10 @@ def _verb(units: Sequence[Unit], verb: str) -> str:
 
 def _agreeing_units(report: Report, total: str) -> str:
     as_expected = sum(map(is_as_expected, report.units))
-    agreeing = report.summary.passed - as_expected
-    rest = _others({"as expected": as_expected, "skipped": report.summary.skipped})
+    passed = [unit for unit in report.units if unit.verdict == "pass" and not is_as_expected(unit)]
+    less_accurate = sum(any(tensor.verdict == "less-accurate" for tensor in unit.tensors) for unit in passed)
+    agreeing = len(passed) - less_accurate
+    rest = _others({"less accurate": less_accurate, "as expected": as_expected, "skipped": report.summary.skipped})
     return f"{agreeing} of {total} {'agrees' if agreeing == 1 else 'agree'}{rest}"
 
 

@@ -55,6 +55,21 @@ def test_of_a_form_that_is_right_the_screen_says_that_eager_is_wrong():
     assert "right (differs from eager)" in screen
 
 
+def test_of_a_form_that_is_less_accurate_the_warning_has_a_list():
+    words = "compile is less accurate than eager."
+    findings = [
+        Finding(
+            code="GC305", severity="warning", message="…", tensor=name, cause="GC305", cause_message=words, allow="…"
+        )
+        for name in NAMES[:2]
+    ]
+    tensors = [gradient(name, "less-accurate", error=1e-4) for name in NAMES[:2]]
+    screen = render(report_of(unit("pass", [gradient("same"), *tensors], findings, form="compile")))
+    assert screen.startswith(f"warning GC305 {words}\n")
+    assert "this applies to 2 of 3 gradients:" in screen
+    assert screen.splitlines()[-1] == "PASS: 1 gradient agrees with eager, 2 less accurate"
+
+
 @pytest.mark.parametrize(
     "findings",
     [

@@ -141,6 +141,10 @@ LINES = {
         report_of(RIGHT),
         "FAIL: 1 of 2 gradients is right where eager is wrong (gradctl explain GC402)",
     ),
+    "less accurate, one of two forms": (
+        report_of(unit("pass", [SAME]), unit("pass", [SAME, gradient("b", "less-accurate")], form="compile")),
+        "PASS: 1 of 2 forms agrees, 1 less accurate",
+    ),
     "less accurate": (
         report_of(unit("pass", [SAME, gradient("b", "less-accurate")], [found("GC305", "warning")], form="compile")),
         "PASS: 1 gradient agrees with eager, 1 less accurate",
