@@ -146,16 +146,12 @@ def _sections_of(unit: Unit, rows: Container[str | None], explained: Container[s
 def _print_unit(screen: Screen, unit: Unit, *, is_named: bool, limits: _Limits) -> None:
     """Print what of a unit is worth reading: wrong Functions, tensors, the other findings, notes."""
     _print_heading(screen, unit, is_named=is_named)
-    different, causes = wording.differing_tensors(unit.tensors), wording.shared_causes(unit)
-    functions = wording.affected_tensors(unit)
-    explained = functions.union(*(cause.tensors for cause in causes))
+    different, explained = wording.differing_tensors(unit.tensors), wording.affected_tensors(unit)
     found = _sections_of(unit, {tensor.tensor for tensor in different}, explained)
     _print_first(screen, found["before"], "note", limits, _print_note)
     _print_first(screen, found["headline"], "finding", limits, _print_finding)
-    _print_affected(screen, unit, functions, len(found["headline"]), limits)
-    for cause in causes:
-        _print_finding(screen, cause.finding)
-        _print_affected(screen, unit, cause.tensors, 1, limits)
+    affected = [tensor for tensor in different if tensor.tensor in explained]
+    _print_affected(screen, unit, affected, len(found["headline"]), limits)
     tensors = [tensor for tensor in different if tensor.tensor not in explained]
     tensors = _print_shared(screen, unit, found, tensors, limits)
     for tensor in tensors[: limits.blocks]:
@@ -201,9 +197,8 @@ def _print_structure(screen: Screen, structure: Structure) -> None:
         screen.line()
 
 
-def _print_affected(screen: Screen, unit: Unit, names: Container[str], causes: int, limits: _Limits) -> None:
+def _print_affected(screen: Screen, unit: Unit, affected: Sequence[TensorResult], causes: int, limits: _Limits) -> None:
     """Print the tensors that some causes make wrong, one a line, and the worst elements of the worst."""
-    affected = [tensor for tensor in wording.differing_tensors(unit.tensors) if tensor.tensor in names]
     if not affected:
         return
     screen.paragraph(wording.affected_line(unit, affected, causes=causes), indent=2)
@@ -224,15 +219,14 @@ def _print_shared(
     screen: Screen, unit: Unit, found: dict[str, list[Finding]], tensors: Sequence[TensorResult], limits: _Limits
 ) -> list[TensorResult]:
     """Print findings of one cause once, with the tensors that they make wrong; return the other tensors."""
-    printed: set[tuple[str | None, str]] = set()
-    for causes, group in wording.shared_causes(found["tensor"], tensors):
-        _print_first(screen, causes, "finding", limits, _print_finding)
-        _print_affected(screen, unit, group, len(causes), limits)
-        printed |= {(tensor.tensor, cause.code) for tensor in group for cause in causes}
-    grouped = {name for name, _ in printed}
-    found["other"] += [
-        each for each in found["tensor"] if each.tensor in grouped and (each.tensor, each.code) not in printed
-    ]
+    printed: list[Finding] = []
+    grouped: set[str] = set()
+    for shared in wording.shared_causes(found["tensor"], tensors):
+        _print_first(screen, shared.stated, "finding", limits, _print_finding)
+        _print_affected(screen, unit, shared.tensors, len(shared.stated), limits)
+        printed += shared.findings
+        grouped |= {tensor.tensor for tensor in shared.tensors}
+    found["other"] += [each for each in found["tensor"] if each.tensor in grouped and each not in printed]
     return [tensor for tensor in tensors if tensor.tensor not in grouped]
 
 

@@ -127,55 +127,6 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SharedCause:
-    """The cause of several findings, as a finding with the cause's code, and these findings."""
-
-    finding: Finding
-    findings: tuple[Finding, ...]
-
-    @property
-    def tensors(self) -> list[str]:
-        """The names of the tensors that it affects."""
-        return list(dict.fromkeys(each.tensor for each in self.findings if each.tensor))
-
-
-def shared_causes(unit: Unit) -> list[SharedCause]:
-    """Return the causes that several findings of the unit have in common, those of the worst findings first."""
-    groups: dict[tuple[str, str], list[Finding]] = {}
-    for each in worst_first(unit.findings):
-        if each.cause and each.cause_message and each.tensor and not each.allowed and each.severity != "note":
-            groups.setdefault((each.cause, each.cause_message), []).append(each)
-    return [
-        SharedCause(
-            Finding(
-                code=code,
-                severity=group[0].severity,
-                message=message,
-                hint=group[0].hint,
-                location=group[0].location,
-                allow=" --allow ".join(sorted({each.code for each in group})),
-            ),
-            tuple(group),
-        )
-        for (code, message), group in groups.items()
-        if len(group) > 1
-    ]
-
-
-def findings_by_cause(unit: Unit) -> list[Finding]:
-    """Return the findings of a unit worst first, those that share a cause as one that names their tensors."""
-    shared = shared_causes(unit)
-    grouped = {each.fingerprint or id(each) for cause in shared for each in cause.findings}
-    causes = [
-        msgspec.structs.replace(
-            cause.finding, message=f"{cause.finding.message} This affects {_first_names(cause.tensors)}."
-        )
-        for cause in shared
-    ]
-    return worst_first([*causes, *(each for each in unit.findings if (each.fingerprint or id(each)) not in grouped)])
-
-
 def affected_line(unit: Unit, affected: Sequence[TensorResult], *, causes: int = 1) -> str:
     """Return how many tensors of each quantity some causes affect, and how."""
     quantities: tuple[Quantity, ...] = ("gradient", "output", "buffer")
@@ -210,31 +161,84 @@ def affected_tensors(unit: Unit) -> set[str]:
     return {finding.tensor for finding in unit.findings if finding.cause in causes and finding.tensor is not None}
 
 
-def shared_causes(
-    findings: Sequence[Finding], tensors: Sequence[TensorResult]
-) -> list[tuple[list[Finding], list[TensorResult]]]:
-    """Return causes that make several of the tensors wrong: a finding for each, the first one, and the tensors.
+@dataclass(frozen=True, slots=True)
+class SharedCause:
+    """What several findings have in common.
 
-    Findings have one cause if code, cause, line and text agree but for names and numbers; one that states only that a
-    tensor is wrong has none.
+    Attributes:
+        stated: the cause, as a finding; several if several causes affect the same tensors.
+        findings: those that it stands for.
+        tensors: their tensors, worst first.
+    """
+
+    stated: list[Finding]
+    findings: list[Finding]
+    tensors: list[TensorResult]
+
+
+def shared_causes(findings: Sequence[Finding], tensors: Sequence[TensorResult]) -> list[SharedCause]:
+    """Return causes that affect several of the tensors.
+
+    Findings have one cause if its text agrees; of a cause without a text, if code, line and message agree but for names
+    and numbers. A finding that states only that a tensor is wrong has none.
     """
     names = {tensor.tensor for tensor in tensors}
-    groups: dict[tuple[object, ...], dict[str, Finding]] = {}
+    groups: dict[tuple[object, ...], list[Finding]] = {}
     for each in findings:
-        line = (each.location.file, each.location.line) if each.location is not None and each.location.file else None
-        is_open = each.severity != "note" and not each.allowed
-        if each.tensor in names and is_open and (each.cause or line or each.code in _REGIMES):
-            text = re.sub(r"\d[\d.]*(e[-+]\d+)?", "", each.message.replace(each.tensor, ""))
-            groups.setdefault((each.code, each.cause, line, text), {})[each.tensor] = each
-    causes: dict[frozenset[str], list[Finding]] = {}
+        key = _cause_key(each)
+        if key is not None and each.tensor in names and each.severity != "note" and not each.allowed:
+            groups.setdefault(key, []).append(each)
+    causes: dict[frozenset[str | None], list[list[Finding]]] = {}
     for group in groups.values():
-        if len(group) > 1:
-            allows = [each.allow for each in group.values() if each.allow]
-            is_long = len(allows) > _FEW
-            allow = f"{allows[0]} (and {len(allows) - 1} more)" if is_long else " --allow ".join(allows)
-            shown = msgspec.structs.replace(next(iter(group.values())), allow=allow)
-            causes.setdefault(frozenset(group), []).append(shown)
-    return [(each, [tensor for tensor in tensors if tensor.tensor in group]) for group, each in causes.items()]
+        affected = frozenset(each.tensor for each in group)
+        if len(affected) > 1:
+            causes.setdefault(affected, []).append(group)
+    return [
+        SharedCause(
+            [_stated(group) for group in of_tensors],
+            [each for group in of_tensors for each in group],
+            [tensor for tensor in tensors if tensor.tensor in affected],
+        )
+        for affected, of_tensors in causes.items()
+    ]
+
+
+def _cause_key(finding: Finding) -> tuple[object, ...] | None:
+    if finding.cause_message:
+        return finding.cause, finding.cause_message
+    place = finding.location
+    line = (place.file, place.line) if place is not None and place.file else None
+    if finding.tensor is None or not (finding.cause or line or finding.code in _REGIMES):
+        return None
+    return (
+        finding.code,
+        finding.cause,
+        line,
+        re.sub(r"\d[\d.]*(e[-+]\d+)?", "", finding.message.replace(finding.tensor, "")),
+    )
+
+
+def _stated(group: Sequence[Finding]) -> Finding:
+    """Return the first finding of a group, or its cause if that has a text, with the options that accept them all."""
+    allows = list(dict.fromkeys(each.allow for each in group if each.allow))
+    if len(allows) > _FEW:
+        allows = sorted({each.code for each in group})
+    first = msgspec.structs.replace(group[0], allow=" --allow ".join(allows))
+    if first.cause is None or not first.cause_message:
+        return first
+    return msgspec.structs.replace(first, code=first.cause, cause=None, message=first.cause_message)
+
+
+def findings_by_cause(unit: Unit) -> list[Finding]:
+    """Return the findings of a unit worst first, those that share a cause as one that names their tensors."""
+    found = list(unit.findings)
+    for shared in shared_causes(unit.findings, unit.tensors):
+        names = _first_names([tensor.tensor for tensor in shared.tensors])
+        found = [each for each in found if each not in shared.findings]
+        found += [
+            msgspec.structs.replace(each, message=f"{each.message} This affects {names}.") for each in shared.stated
+        ]
+    return worst_first(found)
 
 
 def verdict_line(report: Report) -> str:

@@ -38,15 +38,20 @@ ONE_CAUSE = """\
 error GC209 export has the model in evaluation mode.
   if this is intentional, add --allow GC402 --allow GC403
   call train() before.
-  this makes 3 of 4 gradients wrong:
+  this makes 4 of 5 gradients wrong:
 """
 
 
 def test_the_screen_has_one_block_for_a_cause_and_the_verdict_cites_it():
-    screen = render(a_report([found(NAMES[0]), found(NAMES[1]), found(NAMES[2], code="GC403")]))
+    screen = render(a_report([*(found(name) for name in NAMES[:3]), found(NAMES[3], code="GC403")]))
     assert screen.startswith(ONE_CAUSE)
-    assert [screen.count(name) for name in NAMES[:3]] == [1, 1, 1]
-    assert screen.splitlines()[-1] == "FAIL: 3 of 4 gradients are wrong (gradctl explain GC209)"
+    assert [screen.count(name) for name in NAMES[:4]] == [1, 1, 1, 1]
+    assert screen.splitlines()[-1] == "FAIL: 4 of 5 gradients are wrong (gradctl explain GC209)"
+
+
+def test_up_to_three_findings_are_accepted_by_name():
+    screen = render(a_report([found(name) for name in NAMES[:2]]))
+    assert "add --allow GC402:param:0.weight --allow GC402:param:1.weight\n" in screen
 
 
 def test_of_a_form_that_is_right_the_screen_says_that_eager_is_wrong():
