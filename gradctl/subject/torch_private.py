@@ -6,8 +6,8 @@ differs. A name is looked up at its first use, because some of the modules take 
 Private attributes of torch's objects cannot be listed by name; these are used: ``Tensor._version``,
 ``OpOverload._schema``, ``UntypedStorage._cdata``, ``_forward_cls`` of a custom Function's node,
 ``Parameter._post_accumulate_grad_hooks``, ``TorchDispatchMode._should_skip_dynamo``, ``forward_ad._current_level``.
-What may be absent is looked for where it is used: the classes of ``torch._higher_order_ops`` (tracing/control_flow) and
-Dynamo (commands/doctor).
+What may be absent is looked for where it is used: the classes of ``torch._higher_order_ops`` (tracing/control_flow),
+Dynamo (commands/doctor) and ``torch.export._patches`` (forms/onnx/forward).
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ _NAMES = {
     "tree_unflatten": "torch.utils._pytree:tree_unflatten",
     "tree_flatten_spec": "torch.fx._pytree:tree_flatten_spec",
     "scan": "torch._higher_order_ops.scan:scan_op",
-    "export_patches": "torch.export._patches:",
     # Tracing: fake tensors, dispatch, decompositions, and autograd's numbering of nodes.
     "DispatchKey": "torch:_C.DispatchKey",
     "DisableTorchDispatch": "torch:_C._DisableTorchDispatch",

@@ -6,10 +6,11 @@ symbolic sizes those of ``--dynamic``, initializers those of their parameters.
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -34,7 +35,6 @@ from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
-from gradctl.subject.torch_private import export_patches
 from gradctl.subject.tree import leaves
 
 # Protobuf allows 2 GiB, of which 128 MiB are left for all but the weights.
@@ -198,11 +198,12 @@ def _symbolic_steps() -> Iterator[None]:
 
     There torch.onnx fixes it in the types of the graph; and it unrolls RNN (torch 2.13).
     """
-    with (
-        export_patches.register_gru_while_loop_decomposition(),
-        export_patches.register_lstm_while_loop_decomposition(),
-        ScannedLayers([torch.rnn_tanh, torch.rnn_relu]),
-    ):
+    # torch 2.10 has neither, and torch.onnx fixes the number of steps there.
+    found = importlib.util.find_spec("torch.export._patches") and importlib.import_module("torch.export._patches")
+    with ExitStack() as stack:
+        for layer in ("gru", "lstm"):
+            stack.enter_context(getattr(found, f"register_{layer}_while_loop_decomposition", nullcontext)())
+        stack.enter_context(ScannedLayers([torch.rnn_tanh, torch.rnn_relu]))
         yield
 
 
