@@ -231,7 +231,8 @@ def _restore_parameters(original: Any, copied: Any) -> None:
         own = copies.get(name)
         if own is None:
             continue
-        own.requires_grad_(parameter.requires_grad)
+        if own.requires_grad != parameter.requires_grad:  # a lazy parameter refuses to be set
+            own.requires_grad_(parameter.requires_grad)
         owner = first.setdefault(storage_key(parameter), own)
         if owner is not own:
             own.data = owner.data

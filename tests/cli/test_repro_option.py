@@ -36,4 +36,4 @@ def test_a_pass_writes_nothing(tmp_path):
 def test_a_file_is_not_captured_anew(tmp_path):
     finished = gradctl("compare", MODELS / "mlp.py", "mlp.pt2", "--repro", "bugs", cwd=tmp_path)
     assert finished.returncode == 2
-    assert "--repro is for what gradctl captures itself" in finished.stderr
+    assert "--repro applies to forms, not to a FILE" in finished.stderr

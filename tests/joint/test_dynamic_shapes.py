@@ -145,7 +145,7 @@ LINE = by_size.__code__.co_firstlineno + 1
     [
         (by_size, f"a branch, a loop or a number depends on batch (test_dynamic_shapes.py, line {LINE}): "),
         (lambda hidden: sum(row.sin() for row in hidden.split(4)), "what split does depends on batch: "),
-        (lambda hidden: torch.ones(20, 3, 4)[: hidden.shape[0]] * hidden, "a slice wants batch <= 20: assert "),
+        (lambda hidden: torch.ones(20, 3, 4)[: hidden.shape[0]] * hidden, "a slice requires batch <= 20: assert "),
     ],
 )
 def test_a_model_that_does_one_thing_at_some_sizes_and_another_at_others_is_refused(act, said):

@@ -162,8 +162,8 @@ BAD_INPUT = {
     "no differentiable output": (
         ["net.py:Cut", *X],
         5,
-        "GC110 no output of net.py:Cut has a gradient: each is an integer, a constant, or cut from every leaf (detach, "
-        "no_grad). There is nothing to check.",
+        "GC110 no output of net.py:Cut has a gradient: each is an integer, a constant, or detached from every "
+        "leaf (detach, no_grad). There is nothing to check.",
     ),
     "no differentiable leaf": (
         ["net.py:Counts", "--input", "n=i64[3]"],
@@ -463,5 +463,5 @@ def test_a_model_that_raises_in_a_later_call_is_not_gradctl_s_mistake(tmp_path):
 def test_a_tolerance_is_a_number_that_can_be_exceeded(tolerance):
     finished = gradctl("gradcheck", "net.py", "--rtol", tolerance)
     assert (finished.returncode, finished.stdout) == (2, "")
-    said = f"Error: Invalid value for '--rtol': {float(tolerance)!r} is not a finite number from 0.\n"
+    said = f"Error: Invalid value for '--rtol': {float(tolerance)!r} is not a finite number of at least 0.\n"
     assert finished.stderr.endswith(said)
