@@ -87,8 +87,9 @@ class TensorDifference(Generic[T]):
 
     @property
     def is_native_only(self) -> bool:
-        """Whether the tensor differs in the native dtype, and the difference is a thousandth of that in float64."""
-        return self.differs and self.exceeds and self.meaning is not None and self.meaning < _VANISHES * self.error
+        """Whether the tensor differs in the native dtype only: in float64 the error is less than a thousandth of it."""
+        is_error = self.differs and self.exceeds and math.isfinite(self.error) and self.requires_grad is None
+        return is_error and self.meaning is not None and self.meaning < _VANISHES * self.error
 
     @property
     def severity(self) -> float:

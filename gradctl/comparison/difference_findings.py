@@ -125,37 +125,37 @@ def _verdict(quantity: Quantity, each: ModelDifference, arbiter: Arbiter) -> Ten
 
 
 def _difference(form: str, quantity: Quantity, verdict: TensorVerdict, each: ModelDifference) -> Finding:
-    name = each.name
-    what = _described(quantity, name)
-    code = _CODES[quantity]
-    size: float | None = None
-    where = "" if each.trial.name == "example" else f" with {each.trial.name}"
-    where += f" at call {each.call}" if each.call > 1 else ""
-    if each.is_missing:
-        code = "GC403" if quantity == "gradient" else code
-        has, lacks = (form, "eager") if each.reference is None else ("eager", form)
-        message = f"{what} exists in {has}{where}, and not in {lacks}."
-    elif each.structure:
-        message = f"{what} is {each.structure} in {form}{where}."
-    elif each.requires_grad is not None and not (each.exceeds or each.means_another):
-        requires, does_not = (form, "eager") if each.requires_grad else ("eager", form)
-        message = f"{what} requires a gradient in {requires}, and not in {does_not}."
-    else:
-        size = each.error if each.exceeds or each.meaning is None else each.meaning
-        tolerance = f" (tolerance {each.budget:.2e})" if each.exceeds else " in float64"
-        side = f"; {_SIDES[verdict].format(form=form)}" if quantity == "gradient" else ""
-        message = f"{what} differs from eager's in {form}{where}: relative error {size:.2e}{tolerance}{side}."
+    code = "GC403" if each.is_missing and quantity == "gradient" else _CODES[quantity]
+    side = f"; {_SIDES[verdict].format(form=form)}" if verdict in _SIDES and quantity == "gradient" else ""
+    message, size = _message(form, _described(quantity, each.name), each, side)
     return Finding(
         code=code,
         severity="error",
         quantity=quantity,
-        tensor=name,
+        tensor=each.name,
         verdict=verdict,
         message=message,
         hint=_EAGER_IS_WRONG.format(form=form) if verdict == "reference-wrong" else "",
         error=number(size),
-        allow=f"{code}:{name}",
+        allow=f"{code}:{each.name}",
     )
+
+
+def _message(form: str, what: str, each: ModelDifference, side: str) -> tuple[str, float | None]:
+    """Return how a form differs from eager, and the relative error if that is how."""
+    where = "" if each.trial.name == "example" else f" with {each.trial.name}"
+    where += f" at call {each.call}" if each.call > 1 else ""
+    if each.is_missing:
+        has, lacks = (form, "eager") if each.reference is None else ("eager", form)
+        return f"{what} exists in {has}{where}, and not in {lacks}.", None
+    if each.structure:
+        return f"{what} is {each.structure} in {form}{where}.", None
+    if each.requires_grad is not None and not (each.exceeds or each.means_another):
+        requires, does_not = (form, "eager") if each.requires_grad else ("eager", form)
+        return f"{what} requires a gradient in {requires}, and not in {does_not}.", None
+    size = each.error if each.exceeds or each.meaning is None else each.meaning
+    tolerance = f" (tolerance {each.budget:.2e})" if each.exceeds else " in float64"
+    return f"{what} differs from eager's in {form}{where}: relative error {size:.2e}{tolerance}{side}.", size
 
 
 def _less_accurate(form: str, quantity: Quantity, each: ModelDifference) -> Finding:

@@ -6,11 +6,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from gradctl.comparison.compare import Comparison, call_differences, tensors_of
 from gradctl.comparison.difference import Key
-from gradctl.comparison.precision import relative_errors, rounding_error
+from gradctl.comparison.precision import relative_error_of, rounding_error
 from gradctl.comparison.program import FormProgram
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.trials import ModelTrial
@@ -106,25 +105,17 @@ class FormComparison(Comparison[ModelTrial]):
 
         A bias in one of them makes others wrong too, in which it can average out: then none of them is rounding.
         """
-        keys = [
-            key
-            for key, each in self.worst.items()
-            if each.is_native_only and not each.means_another and each.requires_grad is None
-        ]
-        if not keys:
+        number_of = {key: each.call - 1 for key, each in self.worst.items() if each.is_native_only}
+        trials = self.reference.fresh_trials(_RANDOM_INPUTS) if number_of else []
+        if len(trials) < _RANDOM_INPUTS:
             return
-        calls = max(self.worst[key].call for key in keys)
-        errors: dict[Key, list[tuple[Tensor, Tensor]]] = {key: [] for key in keys}
-        for trial in self.reference.fresh_trials(_RANDOM_INPUTS):
-            outcomes = self.program.run(trial, calls)
-            for key in keys:
-                number = self.worst[key].call - 1
-                if len(trial.native) > number < len(outcomes) and outcomes[number].error is None:
-                    errors[key] += relative_errors(trial.oracle[number], outcomes[number], key)
-        found = {key: rounding_error(pairs) if len(pairs) == _RANDOM_INPUTS else None for key, pairs in errors.items()}
+        runs = [(trial.oracle, self.program.run(trial, max(number_of.values()) + 1)) for trial in trials]
+        found = {
+            key: rounding_error([relative_error_of(key, oracle[n : n + 1], calls[n : n + 1]) for oracle, calls in runs])
+            for key, n in number_of.items()
+        }
         if None not in found.values():
-            for key, rounding in found.items():
-                self.worst[key] = replace(self.worst[key], rounding=rounding)
+            self.worst |= {key: replace(self.worst[key], rounding=rounding) for key, rounding in found.items()}
 
     def float64_program(self, form: Form) -> FormProgram | None:
         """Return the form in float64; None if it cannot be had."""

@@ -21,48 +21,60 @@ _TIMES_ROUNDING = 2.0
 _FEW_ELEMENTS = 16
 
 
-def relative_errors(oracle: Outcome, candidate: Outcome, key: Key) -> list[tuple[Tensor, Tensor]]:
-    """Return the error of a tensor and its reference, both relative to the reference's scale; empty if it is missing.
+def relative_error_of(
+    key: Key, oracle: Sequence[Outcome], candidate: Sequence[Outcome]
+) -> tuple[Tensor, Tensor] | None:
+    """Return the error of a tensor and its reference, relative to the reference's scale; None if either is missing.
+
+    The error is missing, too, if the candidate has NaN or infinity in other places than the reference.
 
     Args:
-        oracle: the outcome of the reference in float64.
-        candidate: the outcome of the candidate in its own dtype.
         key: quantity and name of the tensor.
+        oracle: the outcome of the reference in float64, or nothing.
+        candidate: the outcome of the candidate in its own dtype, or nothing.
     """
-    references = tensors_of(oracle, key[0])
-    reference, found = references.get(key[1]), tensors_of(candidate, key[0]).get(key[1])
+    if not oracle or not candidate:
+        return None
+    references = tensors_of(oracle[0], key[0])
+    reference, found = references.get(key[1]), tensors_of(candidate[0], key[0]).get(key[1])
     if reference is None or found is None or found.shape != reference.shape:
-        return []
+        return None
+    finite = torch.isfinite(reference)
+    if not torch.equal(finite, torch.isfinite(found)):
+        return None
     scale = scale_beside(reference, largest_scale(references.values()))
-    error = (found.to(reference.dtype) - reference) / scale
-    finite = torch.isfinite(error)
-    return [(torch.where(finite, error, 0), torch.where(finite, reference / scale, 0))]
+    error = torch.where(finite, found.to(reference.dtype) - reference, 0)
+    return error / scale, torch.where(finite, reference, 0) / scale
 
 
-def rounding_error(pairs: Sequence[tuple[Tensor, Tensor]]) -> float | None:
-    """Return the root mean square of a candidate's relative error over some inputs; None if the error is a bias.
+def rounding_error(pairs: Sequence[tuple[Tensor, Tensor] | None]) -> float | None:
+    """Return the root mean square of a candidate's relative error over some inputs; None if the error is no rounding.
 
     Rounding is independent of the input, so that its mean over n inputs falls as 1 / sqrt(n). A mean of twice that, of
     the errors or of their regression on the reference (a wrong factor), is a bias. Each slice along an axis whose error
     is above the average is tested alone, so that one wrong row does not hide in the rounding of the others.
 
     Args:
-        pairs: error and reference on each input, of one shape, as ``relative_errors`` returns them.
+        pairs: error and reference on each input, of one shape, as ``relative_error_of`` returns them.
     """
-    error, reference = (torch.stack(list(each)) for each in zip(*pairs, strict=True))
+    known = [pair for pair in pairs if pair is not None]
+    if len(known) < len(pairs):
+        return None
+    error, reference = (torch.stack(list(each)) for each in zip(*known, strict=True))
     n, axes = len(error), range(error.dim() - 1)
     energy = error.abs().square().sum(0)
     rms = math.sqrt(float(energy.sum()) / n)
-    if not 0 < rms < _LARGEST:
-        return None
     power = reference.abs().square().sum(0)
     products = (error * reference.conj()).sum(0).abs().square()
     biases = n * error.mean(0).abs().square(), torch.where(power > 0, products / power, 0)
-    for kept in (None, *axes):
-        summed = [axis for axis in axes if axis != kept]
-        total, *parts = (each.sum(summed) if summed else each for each in (energy, *biases))
-        is_known = kept is None or energy.numel() >= _FEW_ELEMENTS * total.numel()
-        is_large = total >= total.mean()
-        if is_known and any(bool((part > _TIMES_ROUNDING**2 / n * total)[is_large].any()) for part in parts):
-            return None
-    return rms
+    is_biased = any(_is_biased(energy, bias, kept, n) for bias in biases for kept in (None, *axes))
+    return rms if 0 < rms < _LARGEST and not is_biased else None
+
+
+def _is_biased(energy: Tensor, bias: Tensor, kept: int | None, n: int) -> bool:
+    """Return whether a bias is most of the error over ``n`` inputs: as a whole, or in a slice along an axis."""
+    summed = [axis for axis in range(energy.dim()) if axis != kept]
+    total, part = (each.sum(summed) if summed else each for each in (energy, bias))
+    if kept is not None and energy.numel() < _FEW_ELEMENTS * total.numel():
+        return False
+    return bool((part > _TIMES_ROUNDING**2 / n * total)[total >= total.mean()].any())

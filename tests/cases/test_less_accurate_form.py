@@ -52,6 +52,11 @@ class OneColumnTooLarge(Net):
         return torch.cat([h[:, :1] * 1.0003, h[:, 1:]], dim=1)
 
 
+class Overflowing(Net):
+    def kernel(self, h: Tensor) -> Tensor:
+        return h * torch.where(h.detach().abs() > 1.5, 1e38 * 1e38 * torch.ones(()), 1.0)
+
+
 class GradientTooLarge(Net):
     def kernel(self, h: Tensor) -> Tensor:
         return 1.0003 * h - (0.0003 * h).detach()
@@ -73,6 +78,13 @@ def test_a_kernel_that_is_wrong_in_float32_alone_is_an_error(form, model):
     assert unit.verdict == "fail"
     assert different(unit)["output"] == "GC301"
     assert different(unit)["input:x"] == "GC402"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_kernel_that_overflows_in_float32_alone_is_an_error(form):
+    unit = compared(form, Overflowing(), X)
+    assert unit.verdict == "fail"
+    assert "GC305" not in {each.code for each in unit.findings}
 
 
 @pytest.mark.parametrize("form", FORMS)

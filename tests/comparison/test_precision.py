@@ -55,6 +55,11 @@ def test_a_large_error_is_not_called_rounding():
     assert measured(noise(0, 2e-3), references(0)) is None
 
 
+def test_an_error_that_is_missing_on_an_input_is_no_rounding():
+    pairs = list(zip(noise(0, 1e-4), references(0), strict=True))
+    assert rounding_error([*pairs[:-1], None]) is None
+
+
 def test_an_element_that_is_always_zero_has_no_factor():
     reference = references(0)
     reference[:, 0, 0] = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -182,25 +182,27 @@ def shared_causes(findings: Sequence[Finding], tensors: Sequence[TensorResult]) 
     Findings have one cause if its text agrees; of a cause without a text, if code, line and message agree but for names
     and numbers. A finding that states only that a tensor is wrong has none.
     """
-    names = {tensor.tensor for tensor in tensors}
+    causes: dict[frozenset[str | None], list[list[Finding]]] = {}
+    for group in _groups_by_cause(findings, {tensor.tensor for tensor in tensors}):
+        if len(affected := frozenset(each.tensor for each in group)) > 1:
+            causes.setdefault(affected, []).append(group)
+    return [
+        SharedCause(
+            [_stated(group) for group in groups],
+            [each for group in groups for each in group],
+            [tensor for tensor in tensors if tensor.tensor in affected],
+        )
+        for affected, groups in causes.items()
+    ]
+
+
+def _groups_by_cause(findings: Sequence[Finding], names: Container[str | None]) -> Iterable[list[Finding]]:
     groups: dict[tuple[object, ...], list[Finding]] = {}
     for each in findings:
         key = _cause_key(each)
         if key is not None and each.tensor in names and each.severity != "note" and not each.allowed:
             groups.setdefault(key, []).append(each)
-    causes: dict[frozenset[str | None], list[list[Finding]]] = {}
-    for group in groups.values():
-        affected = frozenset(each.tensor for each in group)
-        if len(affected) > 1:
-            causes.setdefault(affected, []).append(group)
-    return [
-        SharedCause(
-            [_stated(group) for group in of_tensors],
-            [each for group in of_tensors for each in group],
-            [tensor for tensor in tensors if tensor.tensor in affected],
-        )
-        for affected, of_tensors in causes.items()
-    ]
+    return groups.values()
 
 
 def _cause_key(finding: Finding) -> tuple[object, ...] | None:
@@ -221,9 +223,9 @@ def _cause_key(finding: Finding) -> tuple[object, ...] | None:
 def _stated(group: Sequence[Finding]) -> Finding:
     """Return the first finding of a group, or its cause if that has a text, with the options that accept them all."""
     allows = list(dict.fromkeys(each.allow for each in group if each.allow))
-    if len(allows) > _FEW:
-        allows = sorted({each.code for each in group})
-    first = msgspec.structs.replace(group[0], allow=" --allow ".join(allows))
+    # Not the code alone: that would accept what other causes do as well.
+    allow = f"{allows[0]} (and {len(allows) - 1} more)" if len(allows) > _FEW else " --allow ".join(allows)
+    first = msgspec.structs.replace(group[0], allow=allow)
     if first.cause is None or not first.cause_message:
         return first
     return msgspec.structs.replace(first, code=first.cause, cause=None, message=first.cause_message)
