@@ -84,7 +84,7 @@ def draw_inputs(file: OnnxFile, seed: int, *, optimised: bool = True) -> dict[st
             else:
                 return feeds
     raise TargetError(
-        "GC104", f"{file.path} runs on no inputs that were drawn for it ({said}); give some with --inputs."
+        "GC104", f"{file.path} runs on no inputs that were drawn for it ({said}); pass some with --inputs."
     )
 
 
@@ -178,7 +178,7 @@ def _drawn(port: onnx.ValueInfoProto, size: int, largest: int, seed: int) -> Ten
     shape = [each if isinstance(each, int) else size for each in sizes or ()]
     if not isinstance(dtype, torch.dtype) or sizes is None or math.prod(shape) > _MOST_ELEMENTS:
         raise TargetError(
-            "GC104", f"nothing can be drawn for input {port.name!r} of {port_text(port)}; give it with --inputs."
+            "GC104", f"nothing can be drawn for input {port.name!r} of {port_text(port)}; pass it with --inputs."
         )
     generator = torch.Generator().manual_seed(seed)
     if dtype.is_floating_point:

@@ -126,7 +126,7 @@ def _observed(comparison: FormComparison) -> Iterator[tuple[Key, Cause]]:
                 who = f"{form} changes {name} in place, and eager does not"
             elif each.candidate is not None:
                 who = f"{form} changes {name} in place in another way than eager"
-            yield (quantity, name), Cause("GC213", who, "work on a copy of the input, and return what is to be used.")
+            yield (quantity, name), Cause("GC213", who, "change a copy of the input, and return it.")
 
 
 # ------------------------------------------------------------------ the form, run again
@@ -168,7 +168,7 @@ def _redrawn(comparison: FormComparison, wrong: set[Key]) -> Iterator[tuple[Key,
     place = place_of_draw(comparison.reference.instance(), ["torch"])
     explained: set[Key] = set()
     for runs, words in (
-        (_two_calls, "draws other random numbers at each call from one seed, and eager the same"),
+        (_two_calls, "draws other random numbers in each call from one seed, and eager draws the same"),
         (_moved_before_backward, "draws random numbers again in its backward, and eager reuses those of the forward"),
     ):
         forms, eagers = runs(comparison.captured, trial, comparison.program.state), runs(own, trial, State([]))

@@ -262,7 +262,7 @@ def _no_model(path: Path, what: str, remedy: str) -> TargetError:
 def unwritable(path: Path, error: OSError) -> ResourceError:
     """Return GC131 for a file that cannot be written."""
     if not path.parent.exists():
-        reason = f"there is no folder {str(path.parent)!r}. Create it, or give another path."
+        reason = f"there is no folder {str(path.parent)!r}. Create it, or use another path."
     else:
         reason = f"{error.strerror or type(error).__name__}. Give a path that you may write to."
     return ResourceError("GC131", f"{str(path)!r} cannot be written: {reason}", exit_code=2)

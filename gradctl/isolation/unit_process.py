@@ -171,10 +171,10 @@ def _without_answer(request: UnitRequest, exit_status: int, *, is_late: bool, sa
     last_words = (said.rpartition("Fatal Python error")[0] or said)[-2000:]
     if is_late:
         code, reason = "GC802", f"no answer in {request.timeout_seconds:g} s"
-        hint = "give a longer --timeout, or a smaller batch (it runs the same code)."
+        hint = "use a longer --timeout, or a smaller batch (it runs the same code)."
     elif mentions_out_of_memory(last_words):
         code, reason = "GC803", f"out of memory: {_ending(exit_status)}"
-        hint = "give a smaller batch (it runs the same code), or a larger memory limit."
+        hint = "use a smaller batch (it runs the same code), or a larger memory limit."
     else:
         code, reason = "GC801", _ending(exit_status)
         if exit_status == -getattr(signal, "SIGKILL", 9):

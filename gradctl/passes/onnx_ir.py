@@ -102,7 +102,7 @@ PASSES: dict[str, tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto]]] = {
         _run(lambda: [common.DeduplicateInitializersPass(), common.DeduplicateHashedInitializersPass()]),
     ),
     "subexpressions": (
-        "computes once what is computed twice",
+        "computes repeated subexpressions once",
         _run(lambda: [common.CommonSubexpressionEliminationPass(), common.RemoveUnusedNodesPass()]),
     ),
 }

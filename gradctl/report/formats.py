@@ -82,7 +82,7 @@ def _replace(path: Path, content: bytes) -> None:
 def _unwritable(path: Path, error: OSError) -> ResourceError:
     folder = path.parent
     if not folder.exists():
-        reason = f"there is no folder {str(folder)!r}. Create it, or give another path."
+        reason = f"there is no folder {str(folder)!r}. Create it, or use another path."
     else:
         reason = f"{error.strerror or type(error).__name__}. Give a path that you may write to."
     return ResourceError("GC131", f"{str(path)!r} cannot be written: {reason}", exit_code=2)

@@ -355,7 +355,7 @@ def _copied(subject: Subject) -> tuple[Any, tuple[Any, ...], dict[str, Any], Any
         raise TargetError(
             "GC112",
             f"{subject.target} cannot be copied, and a check never runs your own object: {first_line(error)}. "
-            "Build such members in forward, or give the class a __deepcopy__.",
+            "Build such members in forward, or define __deepcopy__ in the class.",
             details=user_frames(error),
         ) from error
     return (*copied, original_ids)

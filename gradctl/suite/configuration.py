@@ -235,14 +235,14 @@ def _has_table(path: Path) -> bool:
 def _problems(configuration: Configuration) -> Iterator[tuple[_Place, str]]:
     """Yield the place and a message for each value that has the right type and is wrong."""
     if configuration.jobs is not None and configuration.jobs < 1:
-        yield ("jobs",), f"jobs = {configuration.jobs} is too small; give at least 1"
+        yield ("jobs",), f"jobs = {configuration.jobs} is too small; the minimum is 1"
     yield from _of_settings(configuration, ())
     for index, accepted in enumerate(configuration.allow):
         yield from _of_accepted(accepted, ("allow", index))
     titles = [entry.title for entry in configuration.targets]
     for index, entry in enumerate(configuration.targets):
         if entry.title in titles[:index]:
-            message = f"{entry.title!r} is listed twice; give each entry a name of its own (name = …)"
+            message = f"{entry.title!r} is listed twice; add a unique name to each entry (name = …)"
             yield ("targets", index, "target"), message
         yield from _of_entry(entry, ("targets", index))
 
@@ -251,7 +251,7 @@ def _of_accepted(accepted: Accepted, place: _Place) -> Iterator[tuple[_Place, st
     if problem := allow_problem(accepted.finding):
         yield (*place, "finding"), problem
     if accepted.error is not None and not accepted.error >= 0:
-        yield (*place, "error"), f"error = {accepted.error} is not the size of an error; give a number from 0"
+        yield (*place, "error"), f"error = {accepted.error} is not the size of an error; use a number of at least 0"
 
 
 def _of_entry(entry: TargetEntry, place: _Place) -> Iterator[tuple[_Place, str]]:
@@ -267,9 +267,9 @@ def _of_settings(settings: _Settings, place: _Place) -> Iterator[tuple[_Place, s
     for option in OPTIONS.values():
         value = getattr(settings, option.key, None)
         if option.minimum is not None and value is not None and value < option.minimum:
-            yield (*place, option.key), f"{option.key} = {value} is too small; give at least {option.minimum}"
+            yield (*place, option.key), f"{option.key} = {value} is too small; the minimum is {option.minimum}"
     if settings.timeout is not None and not 0 < settings.timeout < float("inf"):
-        yield (*place, "timeout"), f"timeout = {settings.timeout:g} is not a duration; give seconds above 0"
+        yield (*place, "timeout"), f"timeout = {settings.timeout:g} is not a duration; use seconds above 0"
     if settings.memory is not None:
         try:
             parse_size(settings.memory)

@@ -39,7 +39,7 @@ from gradctl.isolation.protocol import (
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NOTHING_TO_CHECK = 5
 _REPORT_IT = "please report it with the traceback and the output of 'gradctl doctor'."
-_LESS_MEMORY = "give a smaller batch (it runs the same code), or a larger memory limit."
+_LESS_MEMORY = "use a smaller batch (it runs the same code), or a larger memory limit."
 
 
 def run_unit(request: UnitRequest) -> Unit:

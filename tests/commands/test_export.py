@@ -268,7 +268,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         export(subject_of(two_layers()), output)
     assert str(caught.value) == (
         f"GC131 {str(output)!r} cannot be written: there is no folder {str(output.parent)!r}. "
-        "Create it, or give another path."
+        "Create it, or use another path."
     )
 
 

@@ -28,7 +28,7 @@ def test_for_a_size_that_memory_cannot_have_nothing_is_drawn(tmp_path):
     with pytest.raises(TargetError) as caught:
         draw_inputs(file_of(tmp_path, 2**62), 0)
     assert str(caught.value) == (
-        "GC104 nothing can be drawn for input 'x' of float32[4611686018427387904]; give it with --inputs."
+        "GC104 nothing can be drawn for input 'x' of float32[4611686018427387904]; pass it with --inputs."
     )
 
 

@@ -317,7 +317,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path):
     assert caught.value.exit_code == 2
     assert str(caught.value) == (
         f"GC131 {str(target)!r} cannot be written: there is no folder {str(target.parent)!r}. "
-        "Create it, or give another "
+        "Create it, or use another "
         "path."
     )
 

@@ -88,7 +88,7 @@ def test_a_folder_that_is_missing_is_named(tmp_path, attempt):
     with pytest.raises(ResourceError) as raised:
         attempt(path)
     assert str(raised.value) == (
-        f"GC131 {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}. Create it, or give another "
+        f"GC131 {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}. Create it, or use another "
         "path."
     )
     assert raised.value.exit_code == 2

@@ -146,16 +146,16 @@ WRONG = {
     ),
     "a target twice": (
         '[[targets]]\ntarget = "a.py"\n[[targets]]\ntarget = "a.py"\n',
-        "line 4: 'a.py' is listed twice; give each entry a name of its own (name = …).",
+        "line 4: 'a.py' is listed twice; add a unique name to each entry (name = …).",
     ),
     "two modes": (
         '[[targets]]\ntarget = "a.py"\nmode = "eval"\ntrain = false\n',
         "line 4: 'train' and 'mode' both set the mode; remove 'train'.",
     ),
     "an unknown mode": ('mode = "evla"\n', "line 1: 'evla' is not a value of mode (did you mean 'eval'?)."),
-    "no time": ("timeout = 0\n", "line 1: timeout = 0 is not a duration; give seconds above 0."),
-    "no threads": ("threads = 0\n", "line 1: threads = 0 is too small; give at least 1."),
-    "no jobs": ("jobs = 0\n", "line 1: jobs = 0 is too small; give at least 1."),
+    "no time": ("timeout = 0\n", "line 1: timeout = 0 is not a duration; use seconds above 0."),
+    "no threads": ("threads = 0\n", "line 1: threads = 0 is too small; the minimum is 1."),
+    "no jobs": ("jobs = 0\n", "line 1: jobs = 0 is too small; the minimum is 1."),
     "no size": ('memory = "8 bananas"\n', "line 1: '8 bananas' is not a size. Write, for example, 8GiB or 500MB."),
     "a list": ("[[gradctl]]\n", "line 1: unknown key 'gradctl'; known keys: "),
 }

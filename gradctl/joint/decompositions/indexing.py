@@ -90,7 +90,9 @@ def _places(tensor: Tensor, size: Ints, stride: Ints, offset: int | None) -> lis
     for length, step in zip(size, stride, strict=True):
         places = [start + index * step for start in places for index in range(length)]
     if not tensor.is_contiguous() or tensor.storage_offset() or any(each >= tensor.numel() for each in places):
-        raise NotImplementedError("aten.as_strided of a tensor that is not contiguous, or of what is beside it")
+        raise NotImplementedError(
+            "aten.as_strided of a tensor that is not contiguous, or that reads other elements of its memory"
+        )
     return places
 
 

@@ -67,7 +67,7 @@ def notes(optimization: Optimization) -> list[str]:
         )
     if optimization.tied_to_machine:
         tied = ", ".join(each.name for each in optimization.passes if each.tied_to_machine)
-        lines.append(f"tied to this machine by {tied}: make it anew where it is to run")
+        lines.append(f"tied to this machine by {tied}: optimise it again on the machine that runs it")
     return lines
 
 

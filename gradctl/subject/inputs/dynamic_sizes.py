@@ -31,7 +31,7 @@ def parse_dynamic(texts: Iterable[str]) -> dict[str, dict[int, str]]:
             raise ValueError(f"{text!r} is not NAME:AXIS=SIZE, for example x:0=batch.")
         axes, axis = found.setdefault(match["input"], {}), int(match["axis"])
         if axis in axes:
-            raise ValueError(f"axis {axis} of {match['input']!r} is named twice; give it one size.")
+            raise ValueError(f"axis {axis} of {match['input']!r} is named twice; name it once.")
         axes[axis] = match["size"]
     return found
 

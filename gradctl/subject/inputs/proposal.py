@@ -35,7 +35,7 @@ def no_inputs(model: Callable[..., Any], options: TargetOptions) -> TargetError:
     is_module = isinstance(model, nn.Module)
     name = callee_name(model)
     beside = "example_inputs()" if is_module else f"{name.partition('.')[0]}_inputs()"
-    factory = "" if is_module or "." in name else f" If {name} makes a model, give its arguments by --arg."
+    factory = "" if is_module or "." in name else f" If {name} returns a model, pass its arguments with --arg."
     return TargetError(
         "GC107",
         f"{options.target} has no inputs. Define {beside} next to it, or adapt this to your data: {line}.{factory}",

@@ -122,7 +122,7 @@ def _range(text: str, dtype: str, values: str) -> tuple[tuple[float, float] | No
     if not values:
         return None, None
     if dtype == "bool":
-        raise _wrong(text, f"a bool takes no range, and {values!r} was given")
+        raise _wrong(text, f"a bool has no range, and {values!r} was given")
     if values[0] == "@" and ".." in values:
         return _bounds(text, dtype, values), None
     return None, _mean_and_deviation(text, dtype, values)

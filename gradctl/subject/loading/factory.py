@@ -60,7 +60,7 @@ def build_model(found: Any, name: str, arguments: dict[str, Any], inputs: KnownI
         )
     if callable(found) and not isinstance(found, nn.Module) and not is_function:
         if is_factory(found, name, arguments, inputs):
-            otherwise = f" If {name} is a function of tensors, give --input instead."
+            otherwise = f" If {name} is a function of tensors, use --input instead."
             return _module_or_function(call_with(found, name, arguments, otherwise=otherwise), f"{name}()")
         _refuse_arguments(arguments, f"{name!r} is taken as a function of tensors", as_input=True)
         return typing.cast(Callable[..., Any], found)
@@ -118,4 +118,4 @@ def _refuse_arguments(arguments: dict[str, Any], what: str, *, as_input: bool = 
     if arguments:
         key, value = next(iter(arguments.items()))
         option = f"Give --input {f'{key}={value!r}'!r} instead" if as_input else f"Leave out --arg {key}"
-        raise TargetError("GC108", f"{what}: it takes no constructor arguments. {option}.")
+        raise TargetError("GC108", f"{what}: it has no constructor arguments. {option}.")

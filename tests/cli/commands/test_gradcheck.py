@@ -198,7 +198,7 @@ BAD_INPUT = {
     "a report that cannot be written": (
         ["net.py:Net", *X, "--report", "json=no/such/report.json"],
         2,
-        "GC131 'no/such/report.json' cannot be written: there is no folder 'no/such'. Create it, or give another path.",
+        "GC131 'no/such/report.json' cannot be written: there is no folder 'no/such'. Create it, or use another path.",
     ),
     "a model that ends the process": (
         ["net.py:Leaves", *X],

@@ -123,7 +123,7 @@ def test_a_conversion_that_is_none_fails_and_can_be_accepted(tmp_path):
 def test_a_result_for_this_processor_says_so(plain, tmp_path):
     finished = gradctl("optimize", plain, "--pass", "ort-all", "-o", tmp_path / "b.onnx")
     assert finished.returncode == 0
-    assert "\ntied to this machine by ort-all: make it anew where it is to run\n" in finished.stdout
+    assert "\ntied to this machine by ort-all: optimise it again on the machine that runs it\n" in finished.stdout
 
 
 def test_the_passes_are_listed(tmp_path):

@@ -113,7 +113,7 @@ def test_the_report_as_json_has_one_unit_and_no_other_words(tmp_path):
         ),
         (
             ("-o", "m.pt2", "--form", "export", "--dynamic", "x:0=a", "--dynamic", "x:0=b"),
-            "Error: --dynamic axis 0 of 'x' is named twice; give it one size.",
+            "Error: --dynamic axis 0 of 'x' is named twice; name it once.",
         ),
         (
             ("-o", "m.pt2", "--form", "export", "--dynamic", "y:0=a"),

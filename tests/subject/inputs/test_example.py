@@ -378,8 +378,8 @@ def test_for_a_function_the_other_reading_is_named_too():
 
     assert str(no_inputs(blend, TargetOptions("m.py:blend"))) == (
         "GC107 m.py:blend has no inputs. Define blend_inputs() next to it, or adapt this to your data: "
-        "gradctl gradcheck m.py:blend --input 'x=f32[8,8]' --input 'y=f32[8,8]'. If blend makes a model, give its "
-        "arguments by --arg."
+        "gradctl gradcheck m.py:blend --input 'x=f32[8,8]' --input 'y=f32[8,8]'. If blend returns a model, pass "
+        "its arguments with --arg."
     )
     assert str(no_inputs(Scale.apply, TargetOptions("m.py:Scale"))) == (
         "GC107 m.py:Scale has no inputs. Define Scale_inputs() next to it, or adapt this to your data: "

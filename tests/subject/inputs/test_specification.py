@@ -189,7 +189,7 @@ DTYPE_NAMES = "there are f16, bf16, f32, f64, c64, c128, i8, i16, i32, i64, u8, 
         ("x=f32[3]~N(a,1)", "'a' is no number"),
         ("x=i64[3]~N(0,1)", "an integer tensor takes @low..high and no '~N(0,1)'"),
         ("x=c64[3]@0..1", "a complex tensor takes ~N(mean,std) and no '@0..1'"),
-        ("x=bool[3]@0..1", "a bool takes no range, and '@0..1' was given"),
+        ("x=bool[3]@0..1", "a bool has no range, and '@0..1' was given"),
         (
             "x=true",
             "'true' is neither a tensor like f32[8,784] nor a Python literal like 3, True or 'mean' "

@@ -438,7 +438,7 @@ def test_a_missing_argument_shows_the_option_to_type(write):
     write("two.py", "def make_model(width: int, act: str, depth=3): ...")
     assert message("two.py") == (
         "GC108 make_model needs 'width' and 'act'. Add --arg width=INT --arg act=STR. If make_model is a function of "
-        "tensors, give --input instead."
+        "tensors, use --input instead."
     )
 
 
@@ -477,10 +477,10 @@ def test_positional_only_arguments_are_given_by_position(write):
 def test_arguments_for_a_finished_model_are_refused(write):
     write("net.py", NET)
     assert message("net.py:net", "width=3") == (
-        "GC108 'net' is neither a class nor a factory: it takes no constructor arguments. Leave out --arg width."
+        "GC108 'net' is neither a class nor a factory: it has no constructor arguments. Leave out --arg width."
     )
     assert message("torch:relu", "inplace=True") == (
-        "GC108 'relu' is taken as a function of tensors: it takes no constructor arguments. Give --input "
+        "GC108 'relu' is taken as a function of tensors: it has no constructor arguments. Give --input "
         "'inplace=True' instead."
     )
 
@@ -537,7 +537,7 @@ def test_a_factory_of_plain_types_lacks_its_arguments(write):
     write("functions.py", FUNCTIONS)
     assert message("functions.py:plain_types") == (
         "GC108 plain_types needs 'width' and 'bias'. Add --arg width=INT --arg bias=BOOL. If plain_types is a function "
-        "of tensors, give --input instead."
+        "of tensors, use --input instead."
     )
 
 
