@@ -186,7 +186,7 @@ def test_a_file_that_runs_on_no_drawn_input_asks_for_some(tmp_path):
     a = written(
         tmp_path / "a.onnx", [node("Reshape", "x shape", "y")], {"shape": np.array([5, 16])},
     )  # fmt: skip
-    with pytest.raises(TargetError, match="runs on no inputs that were drawn for it .*; give some with --inputs"):
+    with pytest.raises(TargetError, match="runs on no inputs that were drawn for it .*; pass some with --inputs"):
         compare_files(a, a)
     torch.save({"x": torch.randn(5, 16)}, tmp_path / "x.pt")
     assert compare_files(a, a, inputs=tmp_path / "x.pt").verdict == "pass"
