@@ -217,12 +217,12 @@ def timed(spent: list[float]) -> Any:
 
         return wrapper
 
-    before = checking.FunctionCheck.blame, checking.locate_wrong_backwards
-    checking.FunctionCheck.blame, checking.locate_wrong_backwards = map(timing, before)
+    before = checking.FunctionCheck.judge_besides, checking.locate_wrong_backwards
+    checking.FunctionCheck.judge_besides, checking.locate_wrong_backwards = map(timing, before)
     try:
         yield
     finally:
-        checking.FunctionCheck.blame, checking.locate_wrong_backwards = before
+        checking.FunctionCheck.judge_besides, checking.locate_wrong_backwards = before
 
 
 def check(model: nn.Module, x: Tensor) -> Unit:
