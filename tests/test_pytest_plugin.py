@@ -298,6 +298,7 @@ def project(pytester, monkeypatch):
     return lambda *options: run_forked(pytester, *options)
 
 
+@pytest.mark.slow
 def test_targets_of_a_configuration_are_tests_in_processes_of_their_own(project):
     result = project("--gradctl", "-v")
     result.assert_outcomes(passed=4, failed=2)

@@ -83,6 +83,7 @@ def test_a_gradient_that_is_differentiated_again(kind: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_layers_both_ways_in_onnxruntime(kind: str) -> None:
     torch.manual_seed(0)
@@ -118,6 +119,7 @@ class Forces(nn.Module):
         return torch.autograd.grad(energy, x, create_graph=True)[0]
 
 
+@pytest.mark.slow
 def test_forces_of_a_recurrent_energy() -> None:
     torch.manual_seed(0)
     assert differing(Forces(), torch.randn(3, 2, 3)) == []

@@ -167,6 +167,7 @@ def assert_fails_until_mended(script, tmp_path, old, new):
     assert mended.returncode == 0, mended.stdout + mended.stderr
 
 
+@pytest.mark.slow
 def test_a_wrong_backward_comes_down_to_its_module_and_two_rows(tmp_path):
     units, said = written(tmp_path, MODELS / "wrong_backward.py")
     (script,) = scripts(units).values()
@@ -180,6 +181,7 @@ def test_a_wrong_backward_comes_down_to_its_module_and_two_rows(tmp_path):
     assert_fails_until_mended(script, tmp_path, ".mean(0)", ".sum(0)")
 
 
+@pytest.mark.slow
 def test_the_text_is_fit_for_a_report_upstream(tmp_path):
     units, _ = written(tmp_path, MODELS / "straight_through.py", forms=["export"])
     script = scripts(units)["export", "GC402"]

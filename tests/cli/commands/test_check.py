@@ -48,6 +48,7 @@ def worsened(folder, old, new):
     path.write_text(source.replace(old, new))
 
 
+@pytest.mark.slow
 def test_what_fails_is_accepted_until_it_gets_worse(wrong):
     run = ("models", "--form", "eager", "--form", "export")
     finished = check(wrong, *run, "--write-allows")
@@ -62,12 +63,14 @@ def test_what_fails_is_accepted_until_it_gets_worse(wrong):
     assert "and accepted is 8.75e-01" in failed["models/wrong_backward.py", "eager"]["findings"][0]["message"]
 
 
+@pytest.mark.slow
 def test_another_input_of_an_accepted_function_is_worse(wrong):
     assert check(wrong, "models", "--form", "eager", "--write-allows").returncode == 0
     worsened(wrong, "gradient * torch.where(x > 0, 1.0, slope)", "gradient * torch.where(x > 0, 1.1, slope)")
     assert check(wrong, "models", "--form", "eager").returncode == 1
 
 
+@pytest.mark.slow
 def test_an_entry_that_is_of_no_use_is_reported_and_removed(wrong):
     assert check(wrong, "models", "--form", "eager", "--write-allows").returncode == 0
     worsened(wrong, ".mean(0)", ".sum(0)")
@@ -88,6 +91,7 @@ def test_a_run_of_one_form_removes_nothing_that_another_needs(wrong):
     assert not [finding for unit in units(finished).values() for finding in unit["findings"]]
 
 
+@pytest.mark.slow
 def test_what_is_inconclusive_is_accepted_by_expect_and_not_by_allow(tmp_path):
     written(tmp_path / "net.py", "os.abort()")
     config = tmp_path / "gradctl.toml"
@@ -112,6 +116,7 @@ def test_a_configuration_that_cannot_be_written_is_said_before_the_run(wrong):
     assert "gradctl.toml' cannot be written: it is a folder" in finished.stderr
 
 
+@pytest.mark.slow
 def test_what_is_expected_to_fail_passes_while_it_fails(wrong):
     (wrong / "gradctl.toml").write_text(
         '[[targets]]\ntarget = "models/wrong_backward.py"\nforms = ["eager"]\nexpect = {eager = "fail"}\n'
