@@ -23,7 +23,7 @@ from gradctl.core.names import TensorVerdict
 from gradctl.core.numbers import number
 from gradctl.gradients.float64 import oracle_runner
 from gradctl.gradients.functions.attribution import is_allowed
-from gradctl.numerics.elements import component_of, components_of, element_slope
+from gradctl.numerics.elements import component_of, components_of, element_slope, index_of
 from gradctl.numerics.ladder import noise_floor, slope_at_zero
 from gradctl.numerics.measures import dot, norm
 from gradctl.numerics.point import Point, Sample
@@ -129,12 +129,11 @@ def _sample(point: Point, trial: ModelTrial) -> Sample:
 
 def _element_rows(eager: Tensor, form: Tensor, position: int, slope_of: Callable[..., float]) -> Iterator[Element]:
     """Yield the row of each component of one element; the position is that in the flat tensor."""
-    index = torch.unravel_index(torch.tensor(position), eager.shape) if eager.dim() else ()
     for component in components_of(eager):
         own, other = (component_of(each.reshape(-1)[position], component) for each in (eager, form))
         slope = slope_of(position, component)
         yield Element(
-            index=tuple(int(axis) for axis in index),
+            index=index_of(position, eager),
             component=component,
             reference=number(own),
             candidate=number(other),

@@ -33,8 +33,9 @@ def unit_verdict(
 
 
 def _is_undecided(tensor: TensorResult, findings: Iterable[Finding]) -> bool:
-    is_accepted = any(finding.allowed and finding.tensor == tensor.tensor for finding in findings)
-    return tensor.verdict in ("unresolved", "nondeterministic") and not is_accepted
+    return tensor.verdict in ("unresolved", "nondeterministic") and not any(
+        finding.allowed and finding.tensor == tensor.tensor for finding in findings
+    )
 
 
 def failing_severities(fail_on: str) -> tuple[str, ...]:

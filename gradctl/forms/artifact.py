@@ -20,7 +20,7 @@ from typing import Literal
 
 import torch
 
-from gradctl.core.errors import ResourceError, TargetError, TrustError, is_out_of_memory, nearest
+from gradctl.core.errors import ResourceError, TargetError, TrustError, is_out_of_memory, listed, nearest
 from gradctl.core.target_files import ensure_plain
 from gradctl.forms.exported.export import wrap_exported_program
 from gradctl.forms.form import CannotCapture, Captured, named_tensors
@@ -207,16 +207,12 @@ def ensure_fits(captured: Captured, instance: Instance, name: str = "the file") 
         if each in expected and tensor.shape != expected[each].shape
     ]
     kinds = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
-    if listed := "; ".join(f"{kind} {_listed(names)}" for kind, names in kinds.items() if names):
+    if differing := "; ".join(f"{kind} {listed(names, _FEW)}" for kind, names in kinds.items() if names):
         count = f"{sum(map(len, kinds.values()))} of {len(expected.keys() | found.keys())} names"
         frozen = " It holds none at all: was it frozen?" if missing and not found else ""
         raise TargetError(
-            "GC141", f"{name} is not a form of {instance.subject.target}: {count} differ: {listed}.{frozen}"
+            "GC141", f"{name} is not a form of {instance.subject.target}: {count} differ: {differing}.{frozen}"
         )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
 
 
 def _members(path: Path) -> list[str]:

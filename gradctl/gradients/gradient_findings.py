@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -306,9 +306,3 @@ def location(place: SourceLine | None, op: str | None = None, module: str | None
     here = Path.cwd()
     shown = str(file.relative_to(here) if file.is_relative_to(here) else file)
     return Location(file=shown, line=place[1], module=module, op=op)
-
-
-def listed(names: Sequence[str], most: int = 4) -> str:
-    """Return the first few names, and how many more there are."""
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gradctl.core.errors import listed
 from gradctl.core.findings import Finding, Location, note
-from gradctl.gradients.gradient_findings import listed, location
+from gradctl.gradients.gradient_findings import location
 from gradctl.subject.instance import Leaf
 from gradctl.tracing.graph import leaves_behind
 from gradctl.tracing.recording import Recording
@@ -33,7 +34,7 @@ def cut_notes(recording: Recording, leaves: Sequence[Leaf], without: set[str]) -
             lost.setdefault(cut.place, set()).update(reached)
     notes = []
     for place, names in lost.items():
-        behind = f"; it leaves {listed(sorted(names))} without gradient." if names else "."
+        behind = f"; it leaves {listed(sorted(names), 4)} without gradient." if names else "."
         notes.append(note("GC404", f"{_CUT}{behind}", location=location(place)))
     return notes + [
         note("GC404", _ESTIMATED, location=location(place)) for place in dict.fromkeys(recording.estimators)
@@ -59,7 +60,7 @@ def kink_note(names: Sequence[str]) -> Finding:
     """Return the note that the function has a kink at the user's point along these leaves."""
     message = (
         "the function has a kink or jump at this point (relu at 0, a tie in max); these gradients were checked 1e-3 "
-        f"away from it: {listed(names)}."
+        f"away from it: {listed(names, 4)}."
     )
     return note("GC405", message, verdict="non-differentiable", quantity="gradient")
 

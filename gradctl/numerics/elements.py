@@ -129,12 +129,18 @@ def element_slope(
     return ((phi(_STEP) - phi(-_STEP)) / (2 * _STEP) if once else central_slope(phi, _STEP)) / scale
 
 
+def index_of(position: int, tensor: Tensor) -> tuple[int, ...]:
+    """Return the index of an element by its position in the flat tensor."""
+    axes = torch.unravel_index(torch.tensor(position), tensor.shape) if tensor.dim() else ()
+    return tuple(int(axis) for axis in axes)
+
+
 def _measured(site: Site, i: int, position: int, *, once: bool = False) -> list[ElementDifference]:
     """Return the components of one element."""
     point, sample = site.point, site.samples[0]
     value = point.values[i]
     gradient = sample.gradients[i]
-    index = tuple(int(axis) for axis in torch.unravel_index(torch.tensor(position), value.shape)) if value.dim() else ()
+    index = index_of(position, value)
     found = []
     for component in components_of(value):
         stated = 0.0 if gradient is None else component_of(gradient.reshape(-1)[position], component)

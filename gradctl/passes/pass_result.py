@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from gradctl.gradients.gradient_findings import listed
+from gradctl.core.errors import listed
 from gradctl.graphdiff.graph_view import operators
 
 _MOST_OPERATORS = 6

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from gradctl.core.allows import Allows
-from gradctl.core.errors import NothingToCheck
+from gradctl.core.errors import NothingToCheck, listed
 from gradctl.core.findings import Finding
 from gradctl.gradients.functions.applications import Judged, judge_applications
 from gradctl.gradients.functions.function_contracts import contract_faults, first_order_fault, kink_fault
 from gradctl.gradients.functions.function_part import FunctionFault, fault_size, function_name
 from gradctl.gradients.functions.survey import COTANGENTS, Application, choose_sample, survey
-from gradctl.gradients.gradient_findings import function_finding, latent_finding, listed
+from gradctl.gradients.gradient_findings import function_finding, latent_finding
 from gradctl.gradients.guard import explaining
 from gradctl.numerics.judge import Judge, TensorJudgement
 from gradctl.numerics.point import NoGradient
@@ -101,7 +101,7 @@ class FunctionCheck:
         for function, fault in self.faults.items():
             names = sorted(set().union(*hidden.get(self._faulty[function].number, {}).values()) & set(hidden_from))
             if names:
-                said = f"{fault.message}; no gradient shows it at this point, but those of {listed(names)} pass it"
+                said = f"{fault.message}; no gradient shows it at this point, but those of {listed(names, 4)} pass it"
                 fault = replace(fault, message=said)  # noqa: PLW2901  # the same, with more said
             found.append(function_finding(fault, self._faulty[function].module))
         return [*found, *self._latent(is_explained=is_explained)]

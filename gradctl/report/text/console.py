@@ -18,6 +18,7 @@ from gradctl.report.text import wording
 from gradctl.report.text.matrix import matrix_of_forms, matrix_of_targets
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.screen import Screen
+from gradctl.report.text.shared_causes import affected_line, affected_tensors, shared_causes
 from gradctl.report.text.structure import structure_lines
 
 
@@ -146,7 +147,7 @@ def _sections_of(unit: Unit, rows: Container[str | None], explained: Container[s
 def _print_unit(screen: Screen, unit: Unit, *, is_named: bool, limits: _Limits) -> None:
     """Print what of a unit is worth reading: wrong Functions, tensors, the other findings, notes."""
     _print_heading(screen, unit, is_named=is_named)
-    different, explained = wording.differing_tensors(unit.tensors), wording.affected_tensors(unit)
+    different, explained = wording.differing_tensors(unit.tensors), affected_tensors(unit)
     found = _sections_of(unit, {tensor.tensor for tensor in different}, explained)
     _print_first(screen, found["before"], "note", limits, _print_note)
     _print_first(screen, found["headline"], "finding", limits, _print_finding)
@@ -201,7 +202,7 @@ def _print_affected(screen: Screen, unit: Unit, affected: Sequence[TensorResult]
     """Print the tensors that some causes make wrong, one a line, and the worst elements of the worst."""
     if not affected:
         return
-    screen.paragraph(wording.affected_line(unit, affected, causes=causes), indent=2)
+    screen.paragraph(affected_line(unit, affected, causes=causes), indent=2)
     _print_rows(screen, unit, affected, limits, indent=2)
     worst = affected[0]
     if worst.worst:
@@ -221,7 +222,7 @@ def _print_shared(
     """Print findings of one cause once, with the tensors that they make wrong; return the other tensors."""
     printed: list[Finding] = []
     grouped: set[str] = set()
-    for shared in wording.shared_causes(found["tensor"], tensors):
+    for shared in shared_causes(found["tensor"], tensors):
         _print_first(screen, shared.stated, "finding", limits, _print_finding)
         _print_affected(screen, unit, shared.tensors, len(shared.stated), limits)
         printed += shared.findings

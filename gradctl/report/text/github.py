@@ -11,7 +11,8 @@ from itertools import accumulate
 from gradctl.core.findings import Finding, Report, Unit
 from gradctl.core.names import SEVERITIES
 from gradctl.report.text import markdown
-from gradctl.report.text.wording import counted, findings_by_cause, one_line, verdict_line
+from gradctl.report.text.shared_causes import findings_by_cause
+from gradctl.report.text.wording import counted, one_line, verdict_line
 
 _MOST_ANNOTATIONS = 10
 _CUT = "\n(cut: GitHub limits the size of this page; --report markdown=FILE has the rest, {} sections)\n"

@@ -9,6 +9,7 @@ from gradctl.core.findings import Finding, Report, TensorResult, Unit
 from gradctl.core.optimization import Optimization
 from gradctl.report.text import wording
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
+from gradctl.report.text.shared_causes import findings_by_cause
 from gradctl.report.text.structure import structure_lines
 
 
@@ -77,7 +78,7 @@ def _unit(unit: Unit) -> list[str]:
     if different := wording.differing_tensors(unit.tensors):
         lines += [f"| {' | '.join([*wording.TENSOR_HEADINGS, 'wrong elements'])} |"]
         lines += ["|---|---|---|---:|---:|---:|", *(_row(unit, each) for each in different), ""]
-    items = [*map(_finding, wording.findings_by_cause(unit)), *_items(wording.not_judged(unit.tensors))]
+    items = [*map(_finding, findings_by_cause(unit)), *_items(wording.not_judged(unit.tensors))]
     return [*lines, *items, *([""] if items else [])]
 
 

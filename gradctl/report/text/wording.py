@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
-import msgspec
-
+from gradctl.core.errors import listed
 from gradctl.core.findings import Finding, Report, TensorResult, Unit
 from gradctl.core.inspection import BufferRow, ParameterRow, Semantic
-from gradctl.core.names import NOT_JUDGED, SEVERITIES, Quantity, TensorVerdict, UnitVerdict
+from gradctl.core.names import NOT_JUDGED, SEVERITIES, TensorVerdict, UnitVerdict
 from gradctl.core.numbers import Number, format_number
 
 # The word of each tensor verdict on the screen, worst first; those that need attention are in capitals.
@@ -32,10 +30,10 @@ VERDICT_WORDS: dict[TensorVerdict, str] = {
     "frozen": "frozen",
 }
 # In a unit of a form, ``reference-wrong`` says that finite differences agree with the form.
-_RIGHT: TensorVerdict = "reference-wrong"
+RIGHT: TensorVerdict = "reference-wrong"
 _FORM_WORDS: dict[TensorVerdict, str] = {
-    **{verdict: word for verdict, word in VERDICT_WORDS.items() if word.isupper() and verdict != _RIGHT},
-    _RIGHT: "right (differs from eager)",
+    **{verdict: word for verdict, word in VERDICT_WORDS.items() if word.isupper() and verdict != RIGHT},
+    RIGHT: "right (differs from eager)",
     **{verdict: word for verdict, word in VERDICT_WORDS.items() if not word.isupper()},
 }
 _AGREES: tuple[TensorVerdict, ...] = ("same", "non-differentiable")
@@ -59,10 +57,6 @@ _CLASSES: dict[TensorVerdict, tuple[str, str]] = {
 }
 # A wrong backward, and a wrong double backward: what they make wrong is listed below them.
 FUNCTION_CODES = ("GC408", "GC414")
-# Findings whose code states the cause: another way to train, in which the gradient differs.
-_REGIMES = ("GC416", "GC417")
-_MOST_NAMES = 8
-_FEW = 3  # options that one line lists
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICT_WORDS)}
 # Worst first.
 _WORDS_OF_UNITS: dict[UnitVerdict, str] = {"fail": "FAIL", "inconclusive": "?", "skipped": "skipped", "pass": "pass"}
@@ -127,20 +121,6 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
     )
 
 
-def affected_line(unit: Unit, affected: Sequence[TensorResult], *, causes: int = 1) -> str:
-    """Return how many tensors of each quantity some causes affect, and how."""
-    quantities: tuple[Quantity, ...] = ("gradient", "output", "buffer")
-    numbers = Counter(tensor.quantity for tensor in affected)
-    counts = [f"{numbers[each]} of {counted_as_judged(unit, each)}" for each in quantities if numbers[each]]
-    words = " and ".join(filter(None, [", ".join(counts[:-1]), counts[-1]]))
-    verdicts = {tensor.verdict for tensor in affected}
-    if unit.form != "eager" and verdicts == {_RIGHT}:
-        return f"for this reason {words} differ from eager, which is wrong:"
-    if verdicts == {"less-accurate"}:
-        return f"this applies to {words}:"
-    return f"{'this makes' if causes < 2 else 'these make'} {words} wrong:"
-
-
 def worst_units_first(units: Iterable[Unit]) -> list[Unit]:
     """Return the units by verdict, those that fail first and those that pass last; else in their order."""
     return sorted(units, key=lambda unit: list(_WORDS_OF_UNITS).index(unit.verdict))
@@ -153,94 +133,6 @@ def skip_lines(units: Iterable[Unit]) -> list[str]:
         f"{one_line(form)} skipped in {counted(count, 'target')}: {one_line(reason)}"
         for (form, reason), count in reasons.items()
     ]
-
-
-def affected_tensors(unit: Unit) -> set[str]:
-    """Return the names of the tensors that are wrong only because of a Function, or an output that is NaN."""
-    causes = (*FUNCTION_CODES, "GC407")
-    return {finding.tensor for finding in unit.findings if finding.cause in causes and finding.tensor is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class SharedCause:
-    """What several findings have in common.
-
-    Attributes:
-        stated: the cause, as a finding; several if several causes affect the same tensors.
-        findings: those that it stands for.
-        tensors: their tensors, worst first.
-    """
-
-    stated: list[Finding]
-    findings: list[Finding]
-    tensors: list[TensorResult]
-
-
-def shared_causes(findings: Sequence[Finding], tensors: Sequence[TensorResult]) -> list[SharedCause]:
-    """Return causes that affect several of the tensors.
-
-    Findings have one cause if its text agrees; of a cause without a text, if code, line and message agree but for names
-    and numbers. A finding that states only that a tensor is wrong has none.
-    """
-    causes: dict[frozenset[str | None], list[list[Finding]]] = {}
-    for group in _groups_by_cause(findings, {tensor.tensor for tensor in tensors}):
-        if len(affected := frozenset(each.tensor for each in group)) > 1:
-            causes.setdefault(affected, []).append(group)
-    return [
-        SharedCause(
-            [_stated(group) for group in groups],
-            [each for group in groups for each in group],
-            [tensor for tensor in tensors if tensor.tensor in affected],
-        )
-        for affected, groups in causes.items()
-    ]
-
-
-def _groups_by_cause(findings: Sequence[Finding], names: Container[str | None]) -> Iterable[list[Finding]]:
-    groups: dict[tuple[object, ...], list[Finding]] = {}
-    for each in findings:
-        key = _cause_key(each)
-        if key is not None and each.tensor in names and each.severity != "note" and not each.allowed:
-            groups.setdefault(key, []).append(each)
-    return groups.values()
-
-
-def _cause_key(finding: Finding) -> tuple[object, ...] | None:
-    if finding.cause_message:
-        return finding.cause, finding.cause_message
-    place = finding.location
-    line = (place.file, place.line) if place is not None and place.file else None
-    if finding.tensor is None or not (finding.cause or line or finding.code in _REGIMES):
-        return None
-    return (
-        finding.code,
-        finding.cause,
-        line,
-        re.sub(r"\d[\d.]*(e[-+]\d+)?", "", finding.message.replace(finding.tensor, "")),
-    )
-
-
-def _stated(group: Sequence[Finding]) -> Finding:
-    """Return the first finding of a group, or its cause if that has a text, with the options that accept them all."""
-    allows = list(dict.fromkeys(each.allow for each in group if each.allow))
-    # Not the code alone: that would accept what other causes do as well.
-    allow = f"{allows[0]} (and {len(allows) - 1} more)" if len(allows) > _FEW else " --allow ".join(allows)
-    first = msgspec.structs.replace(group[0], allow=allow)
-    if first.cause is None or not first.cause_message:
-        return first
-    return msgspec.structs.replace(first, code=first.cause, cause=None, message=first.cause_message)
-
-
-def findings_by_cause(unit: Unit) -> list[Finding]:
-    """Return the findings of a unit worst first, those that share a cause as one that names their tensors."""
-    found = list(unit.findings)
-    for shared in shared_causes(unit.findings, unit.tensors):
-        names = _first_names([tensor.tensor for tensor in shared.tensors])
-        found = [each for each in found if each not in shared.findings]
-        found += [
-            msgspec.structs.replace(each, message=f"{each.message} This affects {names}.") for each in shared.stated
-        ]
-    return worst_first(found)
 
 
 def verdict_line(report: Report) -> str:
@@ -334,7 +226,7 @@ def _wrong(tensors: Sequence[TensorResult], unit: Unit) -> str:
     """Return how many gradients, outputs or buffers among ``tensors`` of a unit are wrong; empty if all are right."""
     wrong = _bad(unit, tensors, "gradient") or _bad(unit, tensors, "output") or _bad(unit, tensors, "buffer")
     if not wrong:
-        right = sum(tensor.verdict == _RIGHT for tensor in tensors)
+        right = sum(tensor.verdict == RIGHT for tensor in tensors)
         verb, total = "is" if right == 1 else "are", counted_as_judged(unit, "gradient")
         return f"{right} of {total} {verb} right where eager is wrong" if right else ""
     quantity = wrong[0].quantity
@@ -371,13 +263,13 @@ def not_judged(tensors: Sequence[TensorResult]) -> list[str]:
     """Return a line for each class of tensors that are not judged: how many there are, and the names of the first."""
     lines = []
     for verdict, line in zip(_present(tensors), _counted_classes(tensors), strict=True):
-        lines.append(f"{line} ({_first_names([tensor.tensor for tensor in tensors if tensor.verdict == verdict])})")
+        lines.append(f"{line} ({first_names([tensor.tensor for tensor in tensors if tensor.verdict == verdict])})")
     return lines
 
 
-def _first_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return f"{', '.join(map(one_line, names[:_MOST_NAMES]))}{more}"
+def first_names(names: Sequence[str]) -> str:
+    """Return the first names on one line, and how many there are beside them."""
+    return listed([one_line(name) for name in names])
 
 
 def why_skipped(unit: Unit) -> str:
@@ -433,7 +325,7 @@ def one_line(text: str) -> str:
 
 def _bad(unit: Unit, tensors: Sequence[TensorResult], quantity: str) -> list[TensorResult]:
     """Return the tensors of a quantity that are wrong; a form's is not if eager's is."""
-    wrong = _FAILS if unit.form == "eager" else tuple(verdict for verdict in _FAILS if verdict != _RIGHT)
+    wrong = _FAILS if unit.form == "eager" else tuple(verdict for verdict in _FAILS if verdict != RIGHT)
     return [tensor for tensor in tensors if tensor.quantity == quantity and tensor.verdict in wrong]
 
 
@@ -441,7 +333,7 @@ def _is_right(unit: Unit) -> bool:
     """Return whether a form fails only because it differs from eager where eager is wrong."""
     differing = [tensor for tensor in unit.tensors if tensor.verdict in _FAILS]
     errors = [finding.verdict for finding in failing_findings(unit)]
-    return unit.form != "eager" and bool(differing) and {*errors, *(each.verdict for each in differing)} == {_RIGHT}
+    return unit.form != "eager" and bool(differing) and {*errors, *(each.verdict for each in differing)} == {RIGHT}
 
 
 def _agreement(unit: Unit) -> str:
