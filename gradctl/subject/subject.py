@@ -25,6 +25,7 @@ class Subject:
         loss: ``loss(outputs)`` or ``loss(outputs, *args, **kwargs)`` to a scalar; None takes random cotangents.
         seed: for every random generator, set anew before each call.
         notes: what was noted while loading (a model in training mode, for example).
+        inputs_beside: name and object of the source of the inputs beside the target, which may be a function of sizes.
     """
 
     target: str
@@ -35,6 +36,7 @@ class Subject:
     loss: Callable[..., Any] | None = None
     seed: int = 0
     notes: tuple[Finding, ...] = ()
+    inputs_beside: tuple[str, Any] | None = None
 
     @property
     def module(self) -> nn.Module | None:

@@ -42,14 +42,18 @@ def by_leaf(
     kwargs: dict[str, Any],
     dynamic: Dynamic,
     make: Callable[[Mapping[int, str]], Any],
+    *,
+    option: str = "--dynamic",
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the inputs with ``make(its free axes)`` in place of each tensor, and None in place of all else.
+
+    ``option`` names the sizes in messages.
 
     Raises:
         TargetError: GC104 if an input is unknown or no tensor, or has no such axis.
     """
     named = input_names(model, args, kwargs)
-    _ensure_axes({name: value for name, value in named if isinstance(value, Tensor)}, dynamic)
+    _ensure_axes({name: value for name, value in named if isinstance(value, Tensor)}, dynamic, option)
     names = iter([name for name, _ in named])
 
     def replaced(_: str, leaf: Any) -> Any:
@@ -60,12 +64,12 @@ def by_leaf(
     return args, kwargs
 
 
-def _ensure_axes(tensors: Mapping[str, Tensor], dynamic: Dynamic) -> None:
+def _ensure_axes(tensors: Mapping[str, Tensor], dynamic: Dynamic, option: str) -> None:
     for name, axes in dynamic.items():
         if name not in tensors:
             known = ", ".join(tensors) or "none"
-            raise TargetError("GC104", f"--dynamic names no input tensor {name!r}{nearest(name, tensors)}: {known}.")
+            raise TargetError("GC104", f"{option} names no input tensor {name!r}{nearest(name, tensors)}: {known}.")
         for axis in axes:
             if axis >= tensors[name].ndim:
                 shape = list(tensors[name].shape)
-                raise TargetError("GC104", f"--dynamic {name}:{axis}: {name!r} is {shape}, which has no axis {axis}.")
+                raise TargetError("GC104", f"{option} {name}:{axis}: {name!r} is {shape}, which has no axis {axis}.")

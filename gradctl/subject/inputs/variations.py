@@ -15,13 +15,13 @@ from gradctl.subject.tree import leaves, map_leaves
 
 def vary(subject: Subject, name: str) -> Subject:
     """Return the subject with its inputs varied: ``example``, ``seed``, ``flipped signs`` or ``non-contiguous``."""
-    return _mapped(subject, VARIATIONS[name])
+    return map_tensors(subject, VARIATIONS[name])
 
 
 def draw_inputs(subject: Subject, seed: int) -> Subject:
     """Return the subject with new random inputs of the same shapes, sizes and sets of integers."""
     generator = torch.Generator().manual_seed(seed)
-    return _mapped(subject, lambda tensor: redraw(tensor, generator))
+    return map_tensors(subject, lambda tensor: redraw(tensor, generator))
 
 
 def lengthen(subject: Subject, dynamic: Dynamic) -> Subject:
@@ -43,7 +43,8 @@ def lengthen(subject: Subject, dynamic: Dynamic) -> Subject:
     return dataclasses.replace(subject, args=args, kwargs=kwargs)
 
 
-def _mapped(subject: Subject, function: Callable[[Tensor], Tensor]) -> Subject:
+def map_tensors(subject: Subject, function: Callable[[Tensor], Tensor]) -> Subject:
+    """Return the subject with ``function(tensor)`` in place of each tensor among its inputs."""
     args, kwargs = map_leaves(
         lambda _, leaf: function(leaf.detach()) if isinstance(leaf, Tensor) else leaf, (subject.args, subject.kwargs)
     )

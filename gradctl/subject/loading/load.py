@@ -77,7 +77,9 @@ def load_subject(options: TargetOptions) -> Subject:
     model = adopt_modules(model)
     _place(model, options.target, device)
     args, kwargs = map_leaves(lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
-    return Subject(options.target, model, args, kwargs, function_class(model), loss, options.seed, notes)
+    is_given = bool(specs) or options.inputs_file is not None
+    source = None if is_given else beside
+    return Subject(options.target, model, args, kwargs, function_class(model), loss, options.seed, notes, source)
 
 
 def make_subject(
