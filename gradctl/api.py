@@ -151,24 +151,31 @@ def compare(
     inputs: Tensor | Sequence[Any] | Mapping[str, Any] = (),
     *,
     forms: str | Sequence[str] | None = None,
+    candidate: Callable[..., Any] | None = None,
+    map: Mapping[str, str] | None = None,
+    own_weights: bool = False,
     kwargs: Mapping[str, Any] | None = None,
     loss: Callable[..., Any] | None = None,
     seed: int = 0,
     allow: str | Sequence[str] = (),
     fail_on: Severity = "error",
 ) -> CheckReport:
-    """Return whether the static forms of ``model`` compute the same outputs, gradients and state, by name.
+    """Return whether static forms of ``model``, or another implementation, compute the same outputs, gradients, state.
 
-    Eager's own gradients are checked first. A form that cannot capture the model is skipped with the reason, or
-    inconclusive if it was named.
+    Without ``candidate``, eager's own gradients are checked first. A form that cannot capture the model is skipped with
+    the reason, or inconclusive if it was named.
 
     Args:
         model, inputs, kwargs, loss, seed, allow, fail_on: as in ``gradcheck``.
         forms: some of trace, script, export, aot, compile, onnx, export-joint, onnx-joint; None: all but the
             last two.
+        candidate: another implementation, which is compared with ``model`` in place of the forms. It runs on the inputs
+            and with the parameters of ``model``, which are paired by name, else by order and shape.
+        map: names of the parameters of ``model`` and of the candidate, where they differ; ``*`` stands for any text.
+        own_weights: whether the candidate keeps its own parameters.
 
     Raises:
-        GradctlError: as ``gradcheck``.
+        GradctlError: as ``gradcheck``; GC123 or GC124 if the candidate has other inputs, outputs or parameters.
     """
     __tracebackhide__ = True
 
@@ -176,6 +183,10 @@ def compare(
         from gradctl.commands.compare import DEFAULT_STATIC_FORMS, STATIC_FORMS
         from gradctl.commands.compare import compare as compare_forms
 
+        if candidate is not None:
+            if forms is not None:
+                raise _unfit("forms", forms, "A candidate is compared itself; omit one of them.")
+            return [_compare_candidate(subject, candidate, map or {}, allows, fail_on, own_weights=own_weights)]
         chosen = DEFAULT_STATIC_FORMS if forms is None else _texts(forms)
         for form in chosen:
             if form not in STATIC_FORMS:
@@ -183,6 +194,28 @@ def compare(
         return compare_forms(subject, forms=chosen, named=forms is not None, allows=allows, fail_on=fail_on)
 
     return _report("compare", check, model, inputs, kwargs=kwargs, loss=loss, seed=seed, allow=allow, fail_on=fail_on)
+
+
+def _compare_candidate(
+    subject: Subject,
+    candidate: Callable[..., Any],
+    renamed: Mapping[str, str],
+    allows: Allows,
+    fail_on: str,
+    *,
+    own_weights: bool,
+) -> Unit:
+    from gradctl.commands.compare_candidate import compare_candidate
+    from gradctl.comparison.pairing import parse_map
+    from gradctl.subject.loading.load import make_candidate
+
+    try:
+        pairs = parse_map(f"{old}={new}" for old, new in renamed.items())
+    except ValueError as error:
+        raise TargetError("GC118", f"map: {error}") from None
+    other = make_candidate(candidate, subject)
+    with _left_as_it_was(other):
+        return compare_candidate(subject, other, renamed=pairs, own_values=own_weights, allows=allows, fail_on=fail_on)
 
 
 def export(

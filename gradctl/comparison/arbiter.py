@@ -63,7 +63,7 @@ class Arbiter:
         if bench is None or bench.runner.recording.hooks or bench.runner.instance.disabled_hooks:
             return "differs"  # a hook changes the gradient on purpose: finite differences know nothing of it
         i = self._index(bench, difference.name)
-        eager, form = self._as_leaf(bench, i, difference.reference), self._as_leaf(bench, i, difference.candidate)
+        eager, form = (self._as_leaf(bench, i, gradient) for gradient in difference.judged)
         distance = norm(form - eager)
         if not distance or not bool(torch.isfinite(form - eager).all()):
             return "differs"
@@ -80,10 +80,11 @@ class Arbiter:
     def rows(self, difference: ModelDifference) -> tuple[tuple[Element, ...], int]:
         """Return the worst elements with finite differences, worst first, and how many elements differ."""
         bench = self._bench(difference.trial)
-        like = difference.reference if difference.reference is not None else difference.candidate
+        reference, candidate = difference.judged
+        like = reference if reference is not None else candidate
         assert like is not None
-        eager = torch.zeros_like(like) if difference.reference is None else difference.reference
-        form = torch.zeros_like(like) if difference.candidate is None else difference.candidate
+        eager = torch.zeros_like(like) if reference is None else reference
+        form = torch.zeros_like(like) if candidate is None else candidate
         if bench is None or eager.shape != form.shape:
             return (), 0
         i = self._index(bench, difference.name)

@@ -29,6 +29,7 @@ class Comparison(Generic[T]):
         raised: what the candidate raises where the reference runs, by variation.
         worst: the largest difference by quantity and name.
         outcomes: of the candidate, by variation, if they are kept.
+        differs_on: the variations on which a tensor differs.
         times_worse: a difference replaces one that is smaller by more than this factor, or within its budget.
     """
 
@@ -37,6 +38,7 @@ class Comparison(Generic[T]):
     raised: dict[str, Exception] = field(default_factory=dict)
     worst: dict[Key, TensorDifference[T]] = field(default_factory=dict)
     outcomes: dict[str, Sequence[Outcome]] = field(default_factory=dict)
+    differs_on: dict[Key, set[str]] = field(default_factory=dict)
     times_worse: float = 1.0
 
     def add(self, trials: Sequence[T], *, keep_outcomes: bool = False) -> None:
@@ -66,6 +68,8 @@ class Comparison(Generic[T]):
 
     def _keep(self, key: Key, found: TensorDifference[T]) -> None:
         known = self.worst.get(key)
+        if found.differs:
+            self.differs_on.setdefault(key, set()).add(found.trial.name)
         if known is None or (found.differs and not known.differs) or found.severity > self.times_worse * known.severity:
             keeps = known is not None and known.requires_grad is not None
             self.worst[key] = replace(found, requires_grad=known.requires_grad) if known and keeps else found

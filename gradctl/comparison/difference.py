@@ -36,6 +36,8 @@ class TensorDifference(Generic[T]):
         coarsest: machine epsilon of the coarsest dtype that constants of the candidate can have.
         requires_grad: for an output: whether the candidate's requires a gradient, if the reference's does not agree.
         rounding: root mean square of the error over random inputs, if it averages out and is not there in float64.
+        bias: relative size of an error that does not average out over random inputs, though each is within its budget.
+        float64: the tensors of reference and candidate in float64 where they differ most there, if that was asked.
         is_unstable: an integer that a change of the inputs by one ULP also changes: either value is right.
     """
 
@@ -51,6 +53,8 @@ class TensorDifference(Generic[T]):
     coarsest: float = 0.0
     requires_grad: bool | None = None
     rounding: float | None = None
+    bias: float | None = None
+    float64: tuple[Tensor, Tensor] | None = None
     is_unstable: bool = False
 
     @property
@@ -80,10 +84,22 @@ class TensorDifference(Generic[T]):
         return self.error > self.budget
 
     @property
-    def differs(self) -> bool:
-        """Whether the two programs do not agree on this tensor, whichever is right."""
+    def is_other_than_bias(self) -> bool:
+        """Whether the two programs differ in more than a bias within the budget."""
         structure = self.is_missing or bool(self.structure) or self.requires_grad is not None
         return structure or self.means_another or (self.exceeds and self.persists and self.rounding is None)
+
+    @property
+    def differs(self) -> bool:
+        """Whether the two programs do not agree on this tensor, whichever is right."""
+        return self.is_other_than_bias or self.bias is not None
+
+    @property
+    def judged(self) -> tuple[Tensor | None, Tensor | None]:
+        """The tensors on which it is decided who is right: in float64 if they differ there, and are known."""
+        if self.float64 is not None and self.means_another:
+            return self.float64
+        return self.reference, self.candidate
 
     @property
     def is_native_only(self) -> bool:

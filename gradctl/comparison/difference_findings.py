@@ -1,8 +1,9 @@
-"""The findings and rows of a comparison: GC301, GC302, GC303, GC304, GC305, GC402, GC403 and GC415."""
+"""The findings and rows of a comparison: GC301, GC302, GC303, GC304, GC305, GC306, GC402, GC403 and GC415."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from gradctl.comparison.arbiter import Arbiter
 from gradctl.comparison.difference import FileDifference, ModelDifference, TensorDifference, dtype_name
-from gradctl.comparison.form_comparison import FormComparison
+from gradctl.comparison.model_comparison import RANDOM_INPUTS, ModelComparison
+from gradctl.core.errors import listed
 from gradctl.core.findings import Element, Finding, TensorResult
 from gradctl.core.names import Quantity, TensorVerdict
 from gradctl.core.numbers import number
@@ -24,20 +26,41 @@ from gradctl.subject.frames import first_line
 _TENSORS_WITH_ROWS = 3
 _CODES: dict[Quantity, str] = {"output": "GC301", "buffer": "GC302", "gradient": "GC402"}
 _SIDES: dict[TensorVerdict, str] = {
-    "wrong": "finite differences agree with eager",
-    "reference-wrong": "finite differences agree with {form}: eager is wrong",
+    "wrong": "finite differences agree with {reference}",
+    "reference-wrong": "finite differences agree with {form}: {reference} is wrong",
     "differs": "finite differences cannot decide which is right",
 }
 
-_EAGER_IS_WRONG = "correct the backward in eager (gradctl gradcheck names it); {form} needs no change."
+_REFERENCE_IS_WRONG = "correct the backward in {reference} (gradctl gradcheck names it); {form} needs no change."
 
 
-def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[list[Finding], list[TensorResult]]:
-    """Return what a form gets wrong, worst first, and a row for each of its tensors."""
-    form = comparison.captured.form
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What messages call the two programs."""
+
+    reference: str
+    form: str
+
+    @property
+    def is_form(self) -> bool:
+        """Whether a form was captured from the reference; if not, the candidate is a program of its own."""
+        return self.reference == "eager"
+
+    @property
+    def made(self) -> str:
+        return "captures the model and " if self.is_form else ""
+
+    @property
+    def allowed(self) -> str:
+        return self.form.removeprefix("the ")
+
+
+def findings_and_rows(comparison: ModelComparison, arbiter: Arbiter) -> tuple[list[Finding], list[TensorResult]]:
+    """Return what a program gets wrong, worst first, and a row for each of its tensors."""
+    words = _Words(comparison.reference_name, comparison.candidate.name)
     findings, rows = [], []
     if comparison.raised:
-        findings.append(_raises(form, comparison.raised))
+        findings.append(_raises(words, comparison.raised))
     order = sorted(comparison.worst.items(), key=lambda item: (not item[1].differs, -item[1].severity))
     with_rows = [key for key, each in order if key[0] == "gradient" and each.differs][:_TENSORS_WITH_ROWS]
     for (quantity, name), each in order:
@@ -49,11 +72,11 @@ def findings_and_rows(comparison: FormComparison, arbiter: Arbiter) -> tuple[lis
                 elements, count = arbiter.rows(each)
         rows.append(_result(quantity, each, verdict, elements, count))
         if each.differs:
-            findings.append(_difference(form, quantity, verdict, each))
+            findings.append(_difference(words, quantity, verdict, each))
         elif each.rounding is not None:
-            findings.append(_less_accurate(form, quantity, each))
+            findings.append(_less_accurate(words, quantity, each))
         elif each.exceeds:
-            findings.append(_flipped(form, each))
+            findings.append(_flipped(words, each))
     return findings, rows
 
 
@@ -118,16 +141,19 @@ def _verdict(quantity: Quantity, each: ModelDifference, arbiter: Arbiter) -> Ten
         return "same" if each.rounding is None else "less-accurate"
     if each.is_missing:
         return "missing"
-    if quantity == "gradient" and not each.structure:
+    if quantity == "gradient" and not each.structure and each.is_other_than_bias:
         with explaining(f"whose gradient of {each.name} is right"):
             return arbiter.verdict(each)
     return "differs"
 
 
-def _difference(form: str, quantity: Quantity, verdict: TensorVerdict, each: ModelDifference) -> Finding:
+def _difference(words: _Words, quantity: Quantity, verdict: TensorVerdict, each: ModelDifference) -> Finding:
+    if each.bias is not None and not each.is_other_than_bias:
+        return _biased(words, quantity, verdict, each)
     code = "GC403" if each.is_missing and quantity == "gradient" else _CODES[quantity]
-    side = f"; {_SIDES[verdict].format(form=form)}" if verdict in _SIDES and quantity == "gradient" else ""
-    message, size = _message(form, _described(quantity, each.name), each, side)
+    is_decided = verdict in _SIDES and quantity == "gradient"
+    side = f"; {_SIDES[verdict].format(reference=words.reference, form=words.form)}" if is_decided else ""
+    message, size = _message(words, _described(quantity, each.name), each, side)
     return Finding(
         code=code,
         severity="error",
@@ -135,42 +161,63 @@ def _difference(form: str, quantity: Quantity, verdict: TensorVerdict, each: Mod
         tensor=each.name,
         verdict=verdict,
         message=message,
-        hint=_EAGER_IS_WRONG.format(form=form) if verdict == "reference-wrong" else "",
+        hint=_REFERENCE_IS_WRONG.format(reference=words.reference, form=words.form)
+        if verdict == "reference-wrong"
+        else "",
         error=number(size),
         allow=f"{code}:{each.name}",
     )
 
 
-def _message(form: str, what: str, each: ModelDifference, side: str) -> tuple[str, float | None]:
-    """Return how a form differs from eager, and the relative error if that is how."""
+def _message(words: _Words, what: str, each: ModelDifference, side: str) -> tuple[str, float | None]:
+    """Return how a form differs from the reference, and the relative error if that is how."""
+    form, reference = words.form, words.reference
     where = "" if each.trial.name == "example" else f" with {each.trial.name}"
     where += f" at call {each.call}" if each.call > 1 else ""
     if each.is_missing:
-        has, lacks = (form, "eager") if each.reference is None else ("eager", form)
+        has, lacks = (form, reference) if each.reference is None else (reference, form)
         return f"{what} exists in {has}{where}, and not in {lacks}.", None
     if each.structure:
         return f"{what} is {each.structure} in {form}{where}.", None
     if each.requires_grad is not None and not (each.exceeds or each.means_another):
-        requires, does_not = (form, "eager") if each.requires_grad else ("eager", form)
+        requires, does_not = (form, reference) if each.requires_grad else (reference, form)
         return f"{what} requires a gradient in {requires}, and not in {does_not}.", None
     size = each.error if each.exceeds or each.meaning is None else each.meaning
     tolerance = f" (tolerance {each.budget:.2e})" if each.exceeds else " in float64"
-    return f"{what} differs from eager's in {form}{where}: relative error {size:.2e}{tolerance}{side}.", size
+    return f"{what} differs from {reference}'s in {form}{where}: relative error {size:.2e}{tolerance}{side}.", size
 
 
-def _less_accurate(form: str, quantity: Quantity, each: ModelDifference) -> Finding:
+def _biased(words: _Words, quantity: Quantity, verdict: TensorVerdict, each: ModelDifference) -> Finding:
+    """Return GC306: an error within the tolerance that does not average out."""
+    return Finding(
+        code="GC306",
+        severity="error",
+        quantity=quantity,
+        tensor=each.name,
+        verdict=verdict,
+        message=f"{_described(quantity, each.name)} has a bias in {words.form}: over {RANDOM_INPUTS} random inputs an "
+        f"error of {each.bias:.2e} (relative) does not average out as rounding does, although each single error is "
+        f"within the tolerance of its dtype ({each.budget:.2e}).",
+        hint="look for a missing or wrong scale, a cast that truncates, or a sum in a narrow dtype.",
+        error=number(each.bias),
+        allow=f"GC306:{each.name}",
+    )
+
+
+def _less_accurate(words: _Words, quantity: Quantity, each: ModelDifference) -> Finding:
+    form, reference = words.form, words.reference
     return Finding(
         code="GC305",
         severity="warning",
         quantity=quantity,
         tensor=each.name,
         verdict="less-accurate",
-        message=f"{_described(quantity, each.name)} is less accurate in {form} than in eager: relative error "
+        message=f"{_described(quantity, each.name)} is less accurate in {form} than in {reference}: relative error "
         f"{each.error:.2e} (tolerance {each.budget:.2e}). The two agree in float64, and on random inputs the error "
         f"averages out as rounding does (root mean square {each.rounding:.2e}).",
         cause="GC305",
-        cause_message=f"{form} is less accurate than eager: the two agree in float64, and on random inputs the error "
-        "averages out as rounding does.",
+        cause_message=f"{form} is less accurate than {reference}: the two agree in float64, and on random inputs the "
+        "error averages out as rounding does.",
         hint=f"compare the precision that you need with this error, or use another kernel in {form}.",
         error=number(each.error),
         allow=f"GC305:{each.name}",
@@ -181,24 +228,24 @@ def _described(quantity: Quantity, name: str) -> str:
     return {"output": name, "buffer": f"{name} after the call", "gradient": f"the gradient of {name}"}[quantity]
 
 
-def _flipped(form: str, each: ModelDifference) -> Finding:
+def _flipped(words: _Words, each: ModelDifference) -> Finding:
     return Finding(
         code="GC415",
         severity="note",
         quantity="gradient",
         tensor=each.name,
         verdict="same",
-        message=f"the gradient of {each.name} differs in {form} with {each.trial.name} by {each.error:.2e} (relative), "
-        "and not on fresh inputs: a relu or a max took the other side because of rounding.",
+        message=f"the gradient of {each.name} differs in {words.form} with {each.trial.name} by {each.error:.2e} "
+        "(relative), and not on fresh inputs: a relu or a max took the other side because of rounding.",
     )
 
 
-def _raises(form: str, raised: Mapping[str, Exception]) -> Finding:
-    where = "" if "example" in raised else f" with {', '.join(raised)}"
+def _raises(words: _Words, raised: Mapping[str, Exception]) -> Finding:
+    where = "" if "example" in raised else f" with {listed(list(raised), 3)}"
+    error = first_line(next(iter(raised.values())))
     return Finding(
         code="GC303",
         severity="error",
-        message=f"{form} captures the model and raises{where} where eager runs: "
-        f"{first_line(next(iter(raised.values())))}.",
-        allow=f"GC303:{form}",
+        message=f"{words.form} {words.made}raises{where} where {words.reference} runs: {error}.",
+        allow=f"GC303:{words.allowed}",
     )

@@ -78,3 +78,15 @@ def _is_biased(energy: Tensor, bias: Tensor, kept: int | None, n: int) -> bool:
     if kept is not None and energy.numel() < _FEW_ELEMENTS * total.numel():
         return False
     return bool((part > _TIMES_ROUNDING**2 / n * total)[total >= total.mean()].any())
+
+
+def bias_of(
+    candidate: Sequence[tuple[Tensor, Tensor] | None], reference: Sequence[tuple[Tensor, Tensor] | None]
+) -> float | None:
+    """Return the relative size of a bias that neither noise nor the reference's own rounding explains; else None.
+
+    Args:
+        candidate: error and reference of the candidate on each input, as ``relative_error_of`` returns them.
+        reference: the same of the reference's own native run.
+    """
+    return None

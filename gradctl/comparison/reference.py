@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from itertools import chain
 from typing import Any, get_args
 
 import torch
@@ -30,19 +32,28 @@ class Reference:
     Args:
         subject: the model and its inputs.
         input_mode: how float inputs can be given to this model.
+        calls: how many in a row on each input but the example, which has three.
+        sized: more subjects by name: the same model on inputs of other sizes.
 
     Attributes:
         trials: by variation, the example first; another on which eager itself raises or is not finite is left out.
         skipped: those left out, with the reason.
     """
 
-    def __init__(self, subject: Subject, input_mode: InputMode) -> None:
-        self.subject, self.input_mode = subject, input_mode
+    def __init__(
+        self,
+        subject: Subject,
+        input_mode: InputMode,
+        *,
+        calls: int = CALLS,
+        sized: Iterable[tuple[str, Subject]] = (),
+    ) -> None:
+        self.subject, self.input_mode, self.calls = subject, input_mode, calls
         self.trials: list[ModelTrial] = []
         self.skipped: list[str] = []
         self._fresh: list[ModelTrial | str] = []
-        for name in VARIATIONS:
-            trial = self._trial(name, vary(subject, name))
+        for name, varied in chain(((name, vary(subject, name)) for name in VARIATIONS), sized):
+            trial = self._trial(name, varied)
             if isinstance(trial, ModelTrial):
                 self.trials.append(trial)
             else:
@@ -56,7 +67,7 @@ class Reference:
         """Return trials on new random inputs and cotangents, fewer where eager raises; each is run once."""
         for seed in range(2 + len(self._fresh), 2 + count):
             subject = dataclasses.replace(draw_inputs(self.subject, seed), seed=self.subject.seed + seed)
-            self._fresh.append(self._trial(f"fresh {seed}", subject))
+            self._fresh.append(self._trial(f"random inputs {seed - 1}", subject))
         return [trial for trial in self._fresh[:count] if isinstance(trial, ModelTrial)]
 
     def promoting(self) -> AbstractContextManager[Any]:
@@ -75,7 +86,8 @@ class Reference:
 
     def _trial(self, name: str, subject: Subject) -> ModelTrial | str:
         """Return a trial, or why there is none."""
-        instance, native, error = self._calls(subject, promoted=False, count=CALLS)
+        count = CALLS if name == "example" else self.calls
+        instance, native, error = self._calls(subject, promoted=False, count=count)
         if error is not None and (name != "example" or not native):
             return f"eager raises {first_line(error)}"
         if name != "example" and not _has_finite_value(native[0]):
@@ -83,7 +95,7 @@ class Reference:
         # Calls without state need no further float64 runs, which cost several native ones: what they keep from call to
         # call, if anything, has no effect on a bit of the native calls.
         is_repeated = all(_is_identical_call(native[0], call) for call in native[1:])
-        promoted, oracle, _ = self._calls(subject, promoted=True, count=1 if is_repeated else CALLS)
+        promoted, oracle, _ = self._calls(subject, promoted=True, count=1 if is_repeated else count)
         oracle = oracle * len(native) if is_repeated else oracle[: len(native)]
         if len(oracle) < len(native):
             return ModelTrial(name, native, native, instance=instance, float64=None)

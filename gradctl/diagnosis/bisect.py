@@ -16,7 +16,7 @@ from gradctl.comparison.reference import Reference
 from gradctl.core.findings import Finding
 from gradctl.diagnosis.causes import RAISES, key_of
 from gradctl.diagnosis.localise_form import with_place
-from gradctl.diagnosis.localise_modules import AloneModules
+from gradctl.diagnosis.localise_modules import AloneModules, capture_with
 from gradctl.forms.form import CannotCapture
 from gradctl.forms.silence import silenced
 from gradctl.forms.source_location import SourceLocation
@@ -49,7 +49,9 @@ def _place(errors: Sequence[Finding], comparison: FormComparison) -> SourceLocat
     for finding in errors:
         if key_of(finding) != RAISES:
             difference, form = comparison.worst[key_of(finding)], form_named("compile")
-            return AloneModules(comparison.reference, form, difference.trial, finding, difference).innermost()
+            return AloneModules(
+                comparison.reference, capture_with(form), difference.trial, finding, difference
+            ).innermost()
     return None
 
 

@@ -28,7 +28,7 @@ from gradctl.comparison.program import cotangents_of
 from gradctl.core.errors import is_out_of_memory
 from gradctl.core.findings import Finding, Location
 from gradctl.diagnosis.causes import key_of
-from gradctl.diagnosis.localise_modules import AloneModules
+from gradctl.diagnosis.localise_modules import AloneModules, capture_with
 from gradctl.diagnosis.paired_values import Divergence, PairedValues
 from gradctl.forms.exported import export, export_values
 from gradctl.forms.form import CannotCapture, Captured, Form, to_float64
@@ -236,7 +236,7 @@ def _of_modules(
         return SourceLocation(path.rpartition(".")[0]) if path != finding.tensor and "." in path else None
     if captured.form not in ("trace", "script", "aot"):
         return None
-    alone = AloneModules(comparison.reference, form, difference.trial, finding, difference, deadline)
+    alone = AloneModules(comparison.reference, capture_with(form), difference.trial, finding, difference, deadline)
     return alone.innermost()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,7 +58,7 @@ class AloneModules:
 
     Attributes:
         reference: of the whole model.
-        form: how a module is captured.
+        capture: makes a form of the module of a path, from its private copy.
         trial: the inputs on which the form differs; it is captured on the example's.
         finding: of the tensor that differs.
         difference: of that tensor.
@@ -66,7 +66,7 @@ class AloneModules:
     """
 
     reference: Reference
-    form: Form
+    capture: Callable[[str, Instance], Captured]
     trial: ModelTrial
     finding: Finding
     difference: ModelDifference
@@ -112,7 +112,7 @@ class AloneModules:
     def _differs(self, path: str, captured_on: _Call, run_on: list[_Call]) -> bool:
         """Return whether the form of one module differs from the module on some of these calls."""
         try:
-            captured = self.form.capture(self._instance(path, captured_on))
+            captured = self.capture(path, self._instance(path, captured_on))
             return any(self._differs_on(captured, self._instance(path, call)) for call in run_on)
         except CannotCapture:
             return False
@@ -153,6 +153,11 @@ class AloneModules:
         module = whole.get_submodule(path)
         own = Subject(target=f"{subject.target} {path}", model=module, args=call.args, kwargs=call.kwargs)
         return Instance(replace(own, seed=subject.seed), input_mode="clone", keep_hooks=True)
+
+
+def capture_with(form: Form) -> Callable[[str, Instance], Captured]:
+    """Return the function by which a form captures a module alone, wherever it is in the model."""
+    return lambda _, instance: form.capture(instance)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``gradctl compare``: every static form of a model, or a file, against eager: outputs, gradients and state."""
+"""``gradctl compare``: static forms of a model, a file, or another implementation against eager."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.help import HelpfulCommand
+from gradctl.cli.help import HelpfulCommand, option
 from gradctl.cli.options import refuse_other_options, subject_from, target_options, use_threads
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
@@ -26,9 +26,12 @@ _STATIC_FORMS = [name for name in FORMS if name != "eager"]
 _FORM = f"Form to compare: {', '.join(_STATIC_FORMS)}. May be repeated.  [default: all without -joint]"
 _TIMEOUT = "Time limit of each form that runs in its own process: compile, onnx, onnx-joint."
 _BISECT = "If compile is wrong, find the module and the part of torch's compiler. Slow."
+_PAIR = "Another implementation"
+_MAP = "Name of a parameter in TARGET and in CANDIDATE; '*' stands for any text. May be repeated."
+_OWN = "Leave the parameters of CANDIDATE as they are.  [default: those of TARGET are copied]"
 _MODEL_FILES = (".onnx", ".pt", ".pt2", ".pth", ".ts")
 # The parameters that apply to two files; the other options describe a program.
-_OF_FILES = ("target", "file", "inputs_file", "seed", "threads")
+_OF_FILES = ("target", "candidate", "inputs_file", "seed", "threads")
 
 
 @click.command(
@@ -36,12 +39,17 @@ _OF_FILES = ("target", "file", "inputs_file", "seed", "threads")
     epilog="\b\nExamples:\n"
     "  gradctl compare sample_models/mlp.py --form trace --form export\n"
     "  gradctl compare sample_models/mlp.py mlp.pt2 --trust\n"
+    "  gradctl compare sample_models/attention.py:reference sample_models/attention.py:fused\n"
     "  gradctl compare a.onnx b.onnx --inputs test_data_set_0",
 )
 @target_options
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("candidate", required=False, metavar="[CANDIDATE]", type=click.Path(path_type=Path))
 @click.option("--form", "forms", metavar="FORM", type=click.Choice(_STATIC_FORMS), multiple=True, help=_FORM)
-@click.option("--trust", is_flag=True, help="Load FILE (.pt2, TorchScript) although it contains code.")
+@option("--map", "renamed", heading=_PAIR, metavar="OLD=NEW", multiple=True, help=_MAP)
+@option("--own-weights", heading=_PAIR, is_flag=True, help=_OWN)
+@option("--candidate-device", heading=_PAIR, metavar="DEVICE", help="Device of CANDIDATE.  [default: --device]")
+@option("--reference-device", heading=_PAIR, metavar="DEVICE", help="Device of TARGET.  [default: --device]")
+@click.option("--trust", is_flag=True, help="Load a file (.pt2, TorchScript) although it contains code.")
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True, help=_TIMEOUT)
 @click.option("--bisect", is_flag=True, help=_BISECT)
 @repro_option
@@ -50,13 +58,17 @@ def compare(
     checking: TargetOptions,
     reporting: ReportOptions,
     *,
-    file: Path | None,
+    candidate: Path | None,
     forms: tuple[str, ...],
     trust: bool,
     repro: Path | None,
+    renamed: tuple[str, ...],
+    own_weights: bool,
+    candidate_device: str | None,
+    reference_device: str | None,
     **settings: Any,
 ) -> int:
-    """Compare the static forms of TARGET with eager.
+    """Compare the static forms of TARGET with eager, or another implementation with TARGET.
 
     A form is one way to capture the model: trace, script, export, aot, compile or onnx. First the gradients of eager
     are checked. Then each form is captured from a copy of the model and run three times on each of several inputs: the
@@ -64,11 +76,21 @@ def compare(
     differences decide which of the two is right. A form that cannot capture the model is skipped with the reason, and
     inconclusive if --form names it.
 
-    With FILE (.onnx, .pt2, TorchScript), TARGET is compared with that file. With two .onnx files, their outputs are
+    CANDIDATE is another target (a fused kernel, a refactored module), which gets the inputs, the seed and the
+    parameters of TARGET: they are paired by name, by --map, else by order and shape. Both run in their own dtype and in
+    float64, so that rounding is distinguished from an error.
+
+    CANDIDATE may be a file (.onnx, .pt2, TorchScript): is it this model? With two .onnx files, their outputs are
     compared on --inputs or on random inputs.
     """
     if Path(checking.target).suffix.lower() in _MODEL_FILES:
-        _ensure_two_onnx_files(checking, file)
+        _ensure_two_onnx_files(checking, candidate)
+    devices = candidate_device, reference_device
+    if candidate is not None and candidate.suffix.lower() not in _MODEL_FILES:
+        _refuse_form_options()
+        return _candidate(checking, str(candidate), renamed, devices, reporting, own_weights=own_weights)
+    _refuse_pair_options(candidate)
+    file = candidate
     if file is not None and forms:
         raise click.UsageError("--form selects what is captured, and a FILE is captured already. Omit one of them.")
     if file is not None and repro is not None:
@@ -83,6 +105,66 @@ def compare(
         else:
             units = _forms(checking, forms, allows, reporting, repro=repro, progress=progress, **settings)
     return emit_units(units, allows, checking, reporting)
+
+
+def _candidate(
+    checking: TargetOptions,
+    target: str,
+    renamed: tuple[str, ...],
+    devices: tuple[str | None, str | None],
+    reporting: ReportOptions,
+    *,
+    own_weights: bool,
+) -> int:
+    import dataclasses
+
+    own = dataclasses.replace(checking, target=target, input_specs=(), inputs_file=None)
+    for each in (checking, own):
+        ensure_files(each)
+    with judging(reporting) as (allows, progress), users_code():
+        from gradctl.commands.compare_candidate import compare_candidate
+        from gradctl.comparison.pairing import parse_map
+        from gradctl.subject.inputs.example import Inputs
+        from gradctl.subject.loading.load import load_subject, usable_device
+
+        try:
+            pairs = parse_map(renamed)
+        except ValueError as error:
+            raise click.UsageError(f"--map {error}") from error
+        on, other = (each or checking.device for each in devices)
+        reference = subject_from(dataclasses.replace(checking, device=other))
+        candidate = load_subject(dataclasses.replace(own, device=on), Inputs(reference.args, reference.kwargs))
+        unit = compare_candidate(
+            reference,
+            candidate,
+            renamed=pairs,
+            own_values=own_weights or checking.weights is not None,
+            device=None if on == other else usable_device(on),
+            allows=allows,
+            fail_on=reporting.fail_on,
+            progress=progress,
+        )
+    return emit_units([unit], allows, checking, reporting)
+
+
+def _refuse_form_options() -> None:
+    """Raise for an option that applies to forms and files only."""
+    for name in ("forms", "trust", "timeout", "bisect", "repro"):
+        _refuse(name, "applies to the forms of one TARGET, and CANDIDATE is another target. Omit one of them.")
+
+
+def _refuse_pair_options(candidate: Path | None) -> None:
+    """Raise for an option that applies to two targets only."""
+    said = "there is none" if candidate is None else f"{candidate} is a file"
+    for name in ("renamed", "own_weights", "candidate_device", "reference_device"):
+        _refuse(name, f"applies to another target as CANDIDATE, and {said}.")
+
+
+def _refuse(name: str, reason: str) -> None:
+    context = click.get_current_context()
+    if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        parameter = next(each for each in context.command.params if each.name == name)
+        raise click.UsageError(f"{parameter.opts[0]} {reason}")
 
 
 def _forms(

@@ -257,7 +257,7 @@ def _of_elements(tensor: TensorResult) -> str:
 
 def _print_elements(screen: Screen, unit: Unit, tensor: TensorResult, *, indent: int = 0) -> None:
     of_eager = unit.form == "eager"
-    headings = ["autograd"] if of_eager else ["eager", unit.form]
+    headings = ["autograd"] if of_eager else ["reference" if unit.reference else "eager", unit.form]
     rows = []
     for each in tensor.worst:
         values = [each.reference] if of_eager else [each.reference, each.candidate]

@@ -114,7 +114,7 @@ def affected_line(unit: Unit, affected: Sequence[TensorResult], *, causes: int =
     words = " and ".join(filter(None, [", ".join(counts[:-1]), counts[-1]]))
     verdicts = {tensor.verdict for tensor in affected}
     if unit.form != "eager" and verdicts == {RIGHT}:
-        return f"for this reason {words} differ from eager, which is wrong:"
+        return f"for this reason {words} differ from {'the reference' if unit.reference else 'eager'}, which is wrong:"
     if verdicts == {"less-accurate"}:
         return f"this applies to {words}:"
     return f"{'this makes' if causes < 2 else 'these make'} {words} wrong:"

@@ -90,7 +90,9 @@ def is_as_expected(unit: Unit) -> bool:
 
 def tensor_words(unit: Unit) -> dict[TensorVerdict, str]:
     """Return the word of each tensor verdict in this unit, worst first."""
-    return VERDICT_WORDS if unit.form == "eager" else _FORM_WORDS
+    if unit.form == "eager":
+        return VERDICT_WORDS
+    return _FORM_WORDS | {RIGHT: "right (the reference is wrong)"} if unit.reference else _FORM_WORDS
 
 
 def verdict_word(unit: Unit) -> str:
@@ -228,7 +230,8 @@ def _wrong(tensors: Sequence[TensorResult], unit: Unit) -> str:
     if not wrong:
         right = sum(tensor.verdict == RIGHT for tensor in tensors)
         verb, total = "is" if right == 1 else "are", counted_as_judged(unit, "gradient")
-        return f"{right} of {total} {verb} right where eager is wrong" if right else ""
+        reference = "the reference" if unit.reference else "eager"
+        return f"{right} of {total} {verb} right where {reference} is wrong" if right else ""
     quantity = wrong[0].quantity
     total = counted_as_judged(unit, quantity)
     is_are = "is" if len(wrong) == 1 else "are"

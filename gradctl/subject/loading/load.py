@@ -48,10 +48,11 @@ from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
 
-def load_subject(options: TargetOptions) -> Subject:
+def load_subject(options: TargetOptions, given: Inputs | None = None) -> Subject:
     """Return the model that the target names, with its inputs. Importing the target runs the user's code.
 
-    ``input_specs`` take precedence over ``inputs_file``, and that over the functions beside the target. The random
+    The inputs are those ``given``; else ``input_specs`` take precedence over ``inputs_file``, and that over the
+    functions beside the target. The random
     generators are seeded before the import, the factory and the inputs, and restored at the end.
 
     Raises:
@@ -61,7 +62,7 @@ def load_subject(options: TargetOptions) -> Subject:
     parsed = parse_target(options.target)
     values = parse_arguments(options.arguments)
     specs = [parse_input(text) for text in options.input_specs]
-    device = _usable_device(options.device)
+    device = usable_device(options.device)
     with on_import_path(parsed.root), preserve_generators():
         seed_generators(options.seed)
         module = import_target(parsed)
@@ -69,11 +70,12 @@ def load_subject(options: TargetOptions) -> Subject:
         loss = _loss(module, options.loss, parsed.place)
         beside = inputs_beside(module, name)
         seed_generators(options.seed)
-        model = build_model(found, name, values, _at_hand(specs, options.inputs_file, beside))
+        known = _at_hand(specs, options.inputs_file, beside) if given is None else KnownInputs(are_given=True)
+        model = build_model(found, name, values, known)
         if options.weights is not None:
             load_weights(model, options.weights, options.target)
         notes = _set_mode(model, options.training)
-        inputs = _inputs(model, specs, beside, options)
+        inputs = _inputs(model, specs, beside, options) if given is None else given
     model = adopt_modules(model)
     _place(model, options.target, device)
     args, kwargs = map_leaves(lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
@@ -97,6 +99,26 @@ def make_subject(
     Raises:
         TargetError: GC109 not a model, or one without values; GC104 the inputs do not fit; GC113 invalid ``loss``.
     """
+    model, name = _as_model(model)
+    if loss is not None:
+        ensure_loss(loss, "the loss")
+    args, named = inputs_from_call(inputs, kwargs or {}, model)
+    notes = training_notes(model, "call eval() first if this is not intended")
+    return Subject(name, model, args, named, function_class(model), loss, seed, notes)
+
+
+def make_candidate(model: Callable[..., Any], reference: Subject) -> Subject:
+    """Return another model on the inputs of the reference, whether they fit it or not.
+
+    Raises:
+        TargetError: GC109 not a model, or one without values.
+    """
+    model, name = _as_model(model)
+    return Subject(name, model, reference.args, reference.kwargs, function_class(model), reference.loss, reference.seed)
+
+
+def _as_model(model: Callable[..., Any]) -> tuple[Callable[..., Any], str]:
+    """Return what is run of an object in Python, and what a report calls it."""
     if is_subclass(model, Function):
         model = model.apply  # type: ignore[attr-defined]
     name = _name(model)
@@ -108,13 +130,9 @@ def make_subject(
             f"the model is of type {type(model).__name__!r}. Give an nn.Module, a function of tensors, or an "
             "autograd.Function.",
         )
-    if loss is not None:
-        ensure_loss(loss, "the loss")
     model = adopt_modules(model)
     refuse_meta(model, name)
-    args, named = inputs_from_call(inputs, kwargs or {}, model)
-    notes = training_notes(model, "call eval() first if this is not intended")
-    return Subject(name, model, args, named, function_class(model), loss, seed, notes)
+    return model, name
 
 
 def device_of(subject: Subject) -> str:
@@ -225,7 +243,7 @@ def ensure_loss(found: Any, name: str) -> None:
         raise TargetError("GC113", f"{name} is {kind}, not a function of the outputs.")
 
 
-def _usable_device(device: str) -> torch.device:
+def usable_device(device: str) -> torch.device:
     """Return the device, after placing a tensor on it."""
     try:
         where = torch.device(device)
