@@ -206,7 +206,7 @@ def _compare_candidate(
     own_weights: bool,
 ) -> Unit:
     from gradctl.commands.compare_candidate import compare_candidate
-    from gradctl.comparison.pairing import parse_map
+    from gradctl.comparison.candidates.pairing import parse_map
     from gradctl.subject.loading.load import make_candidate
 
     try:

@@ -11,7 +11,16 @@ import click
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 # In this order in every help text.
-HEADINGS = ("Target", "Inputs", "What to capture", "Passes", "What to check", "Output", "Other options")
+HEADINGS = (
+    "Target",
+    "Inputs",
+    "Another implementation",
+    "What to capture",
+    "Passes",
+    "What to check",
+    "Output",
+    "Other options",
+)
 
 EXIT_CODES = {
     0: "pass",

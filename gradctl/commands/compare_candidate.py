@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gradctl.comparison.arbiter import Arbiter
-from gradctl.comparison.candidate import (
+from gradctl.comparison.candidates.candidate import (
     CandidateComparison,
     CandidateProgram,
     bind_inputs,

@@ -123,7 +123,7 @@ def _candidate(
         ensure_files(each)
     with judging(reporting) as (allows, progress), users_code():
         from gradctl.commands.compare_candidate import compare_candidate
-        from gradctl.comparison.pairing import parse_map
+        from gradctl.comparison.candidates.pairing import parse_map
         from gradctl.subject.inputs.example import Inputs
         from gradctl.subject.loading.load import load_subject, usable_device
 

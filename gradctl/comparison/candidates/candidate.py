@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradctl.comparison.candidates.pairing import Pairing, copy_values, pair_tensors
 from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.model_comparison import RANDOM_INPUTS, ModelComparison, meaning_of
-from gradctl.comparison.pairing import Pairing, copy_values, pair_tensors
 from gradctl.comparison.precision import bias_of, relative_error_of
 from gradctl.comparison.program import CALLS, run_calls
 from gradctl.comparison.trials import ModelTrial

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradctl.comparison.pairing import copy_values, pair_tensors, parse_map
+from gradctl.comparison.candidates.pairing import copy_values, pair_tensors, parse_map
 from gradctl.core.errors import TargetError
 
 

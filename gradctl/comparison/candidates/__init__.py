@@ -1,0 +1,1 @@
+"""Another implementation as the candidate of a comparison."""
