@@ -12,6 +12,7 @@ from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.difference import Key
 from gradctl.forms.form import Outcome
 from gradctl.numerics.agreement import largest_scale, scale_beside
+from gradctl.numerics.measures import is_float
 
 # A root mean square above it is not called a loss of precision, however it averages out.
 _LARGEST = 1e-3
@@ -19,6 +20,19 @@ _LARGEST = 1e-3
 _TIMES_ROUNDING = 2.0
 # The share of bias in fewer elements is not known well enough: one of 8 inputs in 30 shows it by chance.
 _FEW_ELEMENTS = 16
+# A bias in standard deviations. With 8 inputs, Student's t exceeds 10 with a chance of 2e-5.
+_SIGNIFICANT = 10.0
+# A bias in root mean squares of the reference's own rounding. Right kernels (tests/benchmarks/kernel_corpus.py) have at
+# most 0.2 (0.9 in a tensor of 8 elements, where it is not significant); rounding towards zero has 1.2 to 1.7.
+_SHARE_OF_ROUNDING = 0.5
+# A wrong factor in a slice or an element, in the largest that the reference's rounding shows; right ones: at most 7.4.
+_TIMES_LOCAL = 16.0
+# A slice with so small a share of the average energy has no factor that rounding leaves known.
+_SHARE_OF_ENERGY = 0.1
+# Below it, a constant that was rounded to float32 is enough.
+_LEAST_BIAS = 1e-5
+# The squared norm of a tensor relative to its neighbours: below it, the tensor is rounding itself, and has no factor.
+_CANCELLED = 1e-6
 
 
 def relative_error_of(
@@ -26,7 +40,7 @@ def relative_error_of(
 ) -> tuple[Tensor, Tensor] | None:
     """Return the error of a tensor and its reference, relative to the reference's scale; None if either is missing.
 
-    The error is missing, too, if the candidate has NaN or infinity in other places than the reference.
+    The error is missing, too, if the candidate has NaN or infinity in other places than the reference, or integers.
 
     Args:
         key: quantity and name of the tensor.
@@ -37,7 +51,7 @@ def relative_error_of(
         return None
     references = tensors_of(oracle[0], key[0])
     reference, found = references.get(key[1]), tensors_of(candidate[0], key[0]).get(key[1])
-    if reference is None or found is None or found.shape != reference.shape:
+    if reference is None or found is None or found.shape != reference.shape or not is_float(reference):
         return None
     finite = torch.isfinite(reference)
     if not torch.equal(finite, torch.isfinite(found)):
@@ -83,10 +97,84 @@ def _is_biased(energy: Tensor, bias: Tensor, kept: int | None, n: int) -> bool:
 def bias_of(
     candidate: Sequence[tuple[Tensor, Tensor] | None], reference: Sequence[tuple[Tensor, Tensor] | None]
 ) -> float | None:
-    """Return the relative size of a bias that neither noise nor the reference's own rounding explains; else None.
+    """Return the relative size of a bias that rounding does not explain, the reference's own included; None without.
+
+    Three kinds of bias are looked for: a wrong factor (regression of the error on the reference) of the whole tensor; a
+    much larger one of a slice along an axis, or of one element; and a mean error of each element. Each must be
+    significant against the scatter over elements and inputs, and be large beside what the reference shows by the same
+    statistic. A bias that depends on the inputs in another way cannot be told from rounding.
 
     Args:
-        candidate: error and reference of the candidate on each input, as ``relative_error_of`` returns them.
+        candidate: error and reference on each random input, of one shape, as ``relative_error_of`` returns them.
         reference: the same of the reference's own native run.
+
+    Returns:
+        The norm of the bias, relative to the norm of the reference.
     """
-    return None
+    pairs, own = ([pair for pair in each if pair is not None] for each in (candidate, reference))
+    if len(pairs) < len(candidate) or len(own) < len(pairs) or len(pairs) < 2:
+        return None
+    error, true = (torch.stack([_as_real(each) for each in parts]) for parts in zip(*pairs, strict=True))
+    rounding = torch.stack([_as_real(each) for each, _ in own])
+    axes = range(1, error.dim())
+    found = [_persistent(error, rounding)]
+    if float(true.square().sum()) > _CANCELLED * len(true):
+        local = {(axis,) for axis in axes} | {tuple(axes)}
+        found += [_wrong_factor(error, rounding, true, kept) for kept in [(), *sorted(local)]]
+    return max(found) if max(found) > _LEAST_BIAS else None
+
+
+def _wrong_factor(error: Tensor, rounding: Tensor, reference: Tensor, kept: tuple[int, ...]) -> float:
+    """Return the relative size of a wrong factor: of the whole, or of the slices along some axes; 0 without."""
+    factor, deviation = _regression(error, reference, kept)
+    own, own_deviation = _regression(rounding, reference, kept)
+    energy = _summed(reference.square(), kept)
+    known = energy >= _SHARE_OF_ENERGY * energy.mean()
+    if kept:
+        limit = _TIMES_LOCAL * float((own.abs() + own_deviation)[known].max())
+    else:
+        limit = _SHARE_OF_ROUNDING * math.sqrt(float(rounding.square().sum() / energy)) + 2 * float(own.abs())
+    is_wrong = known & (factor.abs() > limit) & (factor.abs() > _SIGNIFICANT * deviation)
+    return math.sqrt(float((factor.square() * energy)[is_wrong].sum() / energy.sum()))
+
+
+def _regression(error: Tensor, reference: Tensor, kept: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return the factor by which an error follows the reference, and its standard deviation, for each slice.
+
+    The deviation is the larger of two estimates: from the scatter of the elements, which may depend on each other (one
+    rounded statistic of a row), and from that of the inputs, which are few.
+    """
+    energy = _summed(reference.square(), kept).clamp(min=torch.finfo(reference.dtype).tiny)
+    factor = _summed(error * reference, kept) / energy
+    shape = [size if axis in kept else 1 for axis, size in enumerate(error.shape)]
+    scatter = (error - factor.reshape(shape) * reference) * reference
+    n = len(error)
+    by_input = _summed(scatter, (0, *kept)).square().sum(0) * n / (n - 1)
+    return factor, torch.maximum(_summed(scatter.square(), kept), by_input).sqrt() / energy
+
+
+def _persistent(error: Tensor, rounding: Tensor) -> float:
+    """Return the norm of the elements' mean error over the inputs, less what independent errors leave; 0 without."""
+    size, is_significant = _common_part(error)
+    own, _ = _common_part(rounding)
+    limit = _SHARE_OF_ROUNDING * math.sqrt(float(rounding.square().sum()) / len(rounding)) + 2 * own
+    return size if is_significant and size > limit else 0.0
+
+
+def _common_part(error: Tensor) -> tuple[float, bool]:
+    """Return the norm of what the errors on all inputs have in common, and whether it is significant."""
+    flat = error.reshape(len(error), -1)
+    products = (flat @ flat.mT)[~torch.eye(len(flat), dtype=torch.bool, device=flat.device)]
+    mean = float(products.mean())
+    deviation = float(products.std()) / math.sqrt(len(products) / 2)
+    return math.sqrt(max(mean, 0.0)), mean > _SIGNIFICANT * deviation
+
+
+def _summed(tensor: Tensor, kept: tuple[int, ...]) -> Tensor:
+    """Return the sums over all axes but some."""
+    axes = [axis for axis in range(tensor.dim()) if axis not in kept]
+    return tensor.sum(axes) if axes else tensor
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -1,11 +1,12 @@
-"""Rounding averages out over random inputs; a bias does not, in one row either."""
+"""Rounding averages out over random inputs; a bias does not, in one row either, or inside of the rounding."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from gradctl.comparison.precision import rounding_error
+from gradctl.comparison.precision import bias_of, relative_error_of, rounding_error
+from gradctl.forms.form import Outcome
 
 N, SHAPE = 8, (16, 32)
 
@@ -70,3 +71,106 @@ def test_a_scalar_is_judged_by_its_inputs_alone():
     errors = 1e-4 * torch.tensor([1, -1, 1, -1, -1, 1, 1, -1], dtype=torch.float64)
     assert rounding_error([(each, torch.tensor(1.0).double()) for each in errors]) == pytest.approx(1e-4)
     assert rounding_error([(abs(each), torch.tensor(1.0).double()) for each in errors]) is None
+
+
+def rounded(values, dtype=torch.bfloat16):
+    return values.to(dtype).double()
+
+
+def towards_zero(values):
+    return (values.float().view(torch.int32) >> 16 << 16).view(torch.float32).double()
+
+
+def pairs_of(found, true):
+    """Return what ``relative_error_of`` returns of each input: true values have the norm 1 here."""
+    return list(zip(found - true, true, strict=True))
+
+
+def bias(found, true, own=None):
+    return bias_of(pairs_of(found, true), pairs_of(rounded(true) if own is None else own, true))
+
+
+def scaled(factor, seed, index=slice(None)):
+    """Return the bfloat16 values of a kernel that scales some of its results."""
+    values = references(seed).clone()
+    values[(slice(None), *index) if isinstance(index, tuple) else index] *= factor
+    return rounded(values)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rounding_at_another_place_is_no_bias(seed):
+    true = references(seed)
+    assert bias(rounded(true + noise(seed, 2e-3)), true) is None
+    assert bias(rounded(true), true, own=rounded(true + noise(seed, 2e-3))) is None
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.99, 1.003])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_wrong_factor_inside_of_the_rounding_of_bfloat16_is_a_bias_of_its_size(factor, seed):
+    assert bias(scaled(factor, seed), references(seed)) == pytest.approx(abs(factor - 1), rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rounding_towards_zero_is_a_bias(seed):
+    true = references(seed)
+    assert bias(towards_zero(true), true) == pytest.approx(0.0028, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rounding_down_is_a_bias_though_it_follows_no_factor(seed):
+    true = references(seed)
+    nearest = rounded(true)
+    down = torch.where(nearest > true, torch.nextafter(nearest.bfloat16(), torch.tensor(-1.0).bfloat16()), nearest)
+    assert bias(down.double(), true) > 1e-3
+
+
+@pytest.mark.parametrize("index", [(3,), (slice(None), 7), (3, 7)], ids=["row", "column", "element"])
+@pytest.mark.parametrize("seed", range(5))
+def test_one_row_column_or_element_that_is_zero_is_a_bias(index, seed):
+    assert bias(scaled(0, seed, index), references(seed)) > 0.01
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bias_that_the_reference_has_too_is_not_the_candidates(seed):
+    true = references(seed)
+    assert bias(towards_zero(true), true, own=towards_zero(true)) is None
+
+
+def test_a_factor_that_a_rounded_constant_explains_is_no_bias():
+    true = references(0)
+    assert bias(rounded(true * (1 + 6e-8), torch.float32), true, own=rounded(true, torch.float32)) is None
+
+
+def test_a_tensor_that_is_zero_by_cancellation_has_no_factor():
+    true = references(0) * 1e-8
+    assert bias(noise(0, 3e-3), true, own=noise(1, 2e-3)) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_scalar_has_a_bias_if_all_inputs_agree(seed):
+    true, one = 1 + torch.rand(N, dtype=torch.float64, generator=random(seed)), torch.ones(N, dtype=torch.float64)
+    nearest, larger = rounded(true) / true, rounded(1.05 * true) / true
+    assert bias(nearest, one, own=nearest) is None
+    assert bias(larger, one, own=nearest) == pytest.approx(0.05, rel=0.1)
+
+
+def test_a_complex_tensor_has_a_bias_too():
+    true = torch.view_as_complex(references(0).unflatten(-1, (16, 2)))
+    nearest = torch.view_as_complex(rounded(torch.view_as_real(true)))
+    assert bias(nearest, true, own=nearest) is None
+    assert bias(1.01 * nearest, true, own=nearest) == pytest.approx(0.01, rel=0.1)
+
+
+def test_without_an_error_on_each_input_no_bias_is_known():
+    true = references(0)
+    pairs, own = pairs_of(scaled(1.01, 0), true), pairs_of(rounded(true), true)
+    assert bias_of(pairs, own) is not None
+    assert bias_of([*pairs[:-1], None], own) is None
+    assert bias_of(pairs, [*own[:-1], None]) is None
+    assert bias_of(pairs[:1], own[:1]) is None
+
+
+def test_integers_and_booleans_have_no_error():
+    for value in (torch.tensor([1, 2]), torch.tensor([True, False])):
+        outcome = Outcome(outputs={"output": value})
+        assert relative_error_of(("output", "output"), [outcome], [outcome]) is None

@@ -1,0 +1,94 @@
+"""The corpus of kernels, judged by plain torch: the right twins are right, and each mistake is where it is said."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.kernels.corpus import PAIRS
+from tests.kernels.pairs import in_float64, relative_errors
+
+SAME, DIFFERENT = 1e-10, 1e-6
+
+
+def mistakes(kind=None, hidden=False):
+    """Return the parameters of a test: name of the pair and of each mistake of a kind, or that some sizes hide."""
+    return [
+        (pair, mistake)
+        for pair, each in PAIRS.items()
+        for mistake, wrong in each.wrong.items()
+        if (wrong.hidden_at if hidden else wrong.kind == kind)
+    ]
+
+
+def strided(inputs):
+    """Return the inputs with a stride of 2 in the last axis."""
+    return tuple(torch.stack([value, value], -1)[..., 0] for value in inputs)
+
+
+def errors(name, candidate, dtype=torch.float64, seed=0, on="example", **sizes):
+    """Return the errors of a candidate in a dtype against the reference in float64, by tensor."""
+    pair = PAIRS[name]
+    inputs = pair.draw(seed, dtype, **sizes)
+    inputs = strided(inputs) if on == "non-contiguous" else inputs
+    candidate = in_float64(candidate) if dtype == torch.float64 else candidate
+    true, found = pair.evaluate(candidate, inputs, dtype, seed)
+    return relative_errors(found, true)
+
+
+def test_the_corpus_has_its_size():
+    modules = [pair for pair in PAIRS.values() if pair.is_module]
+    assert len(PAIRS) >= 40
+    assert len(modules) >= 8
+    assert sum(len(pair.dtypes) == 3 for pair in PAIRS.values()) >= 30
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_right_twin_computes_what_the_reference_computes(name):
+    for seed in range(3):
+        found = errors(name, PAIRS[name].right, seed=seed)
+        assert max(found.values()) < SAME, found
+
+
+@pytest.mark.parametrize("name, mistake", mistakes("meaning"))
+def test_a_mistake_changes_the_tensors_that_are_named_and_no_others(name, mistake):
+    wrong = PAIRS[name].wrong[mistake]
+    found = errors(name, wrong.candidate, on=wrong.on)
+    assert {tensor for tensor, error in found.items() if error > DIFFERENT} == wrong.names, found
+    assert all(error < SAME for tensor, error in found.items() if tensor not in wrong.names)
+
+
+@pytest.mark.parametrize("name, mistake", mistakes(hidden=True))
+def test_some_sizes_hide_a_mistake(name, mistake):
+    wrong = PAIRS[name].wrong[mistake]
+    found = errors(name, wrong.candidate, **wrong.hidden_at)
+    assert max(found.values()) < SAME, found
+
+
+@pytest.mark.parametrize("name, mistake", mistakes("bias"))
+def test_a_bias_is_in_the_narrow_dtypes_and_in_the_mean_over_inputs(name, mistake):
+    pair, wrong = PAIRS[name], PAIRS[name].wrong[mistake]
+    assert max(errors(name, wrong.candidate).values()) < SAME
+    for dtype in wrong.dtypes:
+        own, found = (mean_factors(pair, each, dtype) for each in (pair.right, wrong.candidate))
+        assert {tensor for tensor in found if abs(found[tensor]) > 10 * abs(own[tensor])} == wrong.names, (own, found)
+
+
+def mean_factors(pair, candidate, dtype):
+    """Return by how much a candidate's tensors are too large, by regression on float64, in the mean over inputs."""
+    total = Counter()
+    for seed in range(8):
+        true, found = pair.evaluate(candidate, pair.draw(seed, dtype), dtype, seed)
+        total.update({k: float(((found[k] - t) * t).sum() / t.square().sum()) / 8 for k, t in true.items()})
+    return total
+
+
+@pytest.mark.parametrize("name, mistake", mistakes("precision"))
+def test_lost_precision_is_in_the_narrow_dtypes_only(name, mistake):
+    wrong = PAIRS[name].wrong[mistake]
+    assert max(errors(name, wrong.candidate).values()) < SAME
+    for dtype in wrong.dtypes:
+        found, own = (errors(name, each, dtype) for each in (wrong.candidate, PAIRS[name].right))
+        assert {tensor for tensor, error in found.items() if error > 2 * own[tensor]} == wrong.names, (own, found)
