@@ -84,7 +84,7 @@ def _readable(path: Path, code: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The parts of ``path/to/file.py:NAME`` or ``package.module:NAME``.
+    """The parts of ``path/to/file.py:NAME`` or ``package.module:NAME``; NAME can be ``ns::op``, an operator.
 
     Attributes:
         place: the file or module.
@@ -123,9 +123,14 @@ def parse_target(text: str) -> Target:
 def _split_name(text: str) -> tuple[str, str | None]:
     """Return what is before the colon, and the name after it."""
     place, colon, name = text.rpartition(":")
+    if place.endswith(":"):  # FILE.py:ns::op, an operator of torch.library
+        place, colon, namespace = place.removesuffix(":").rpartition(":")
+        parts, name = [namespace, *name.split(".")], f"{namespace}::{name}"
+    else:
+        parts = name.split(".")
     if not colon or (len(place) == 1 and name[:1] in ("\\", "/")):  # C:\net.py
         return text, None
-    if not all(part.isidentifier() or part.isdecimal() for part in name.split(".")):
+    if not all(part.isidentifier() or part.isdecimal() for part in parts):
         raise TargetError("GC102", f"{name!r} after the colon of {text!r} is not a name. Write FILE.py:NAME.")
     return place, name
 

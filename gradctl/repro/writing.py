@@ -41,6 +41,7 @@ from gradctl.repro.search import FAILING, RECIPE, SOURCES, WHOLE, state_of
 from gradctl.repro.sources import copy_sources
 from gradctl.subject.instance import loss_takes_inputs
 from gradctl.subject.loading.arguments import parse_arguments
+from gradctl.subject.loading.library_operator import operator_function
 from gradctl.subject.loading.target import find_target, import_target, on_import_path
 from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.subject import Subject
@@ -251,9 +252,13 @@ def _recipe(case: _Case, quantity: str, sources: Path) -> Recipe:
 def _build(target: Target, checking: TargetOptions, subject: Subject) -> str:
     """Return the expression of ``source`` that makes the model, as ``gradctl.subject.loading.factory`` does."""
     name, found = find_target(target, import_target(target))
+    if "::" in name:
+        return f"torch.ops.{name.replace('::', '.')}"  # registered by the import of source
     expression = functools.reduce(_attribute, name.split("."), "source")
     values = parse_arguments(checking.arguments)
     call = f"{expression}({', '.join(f'{key}={value!r}' for key, value in values.items())})"
+    if operator_function(found) is not None:
+        return expression
     if inspect.isclass(found):
         return f"{expression}.apply" if issubclass(found, Function) else call
     if isinstance(found, nn.Module):

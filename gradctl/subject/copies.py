@@ -21,6 +21,7 @@ from torch.nn.parameter import UninitializedBuffer
 from gradctl.subject.aliasing import storage_key
 from gradctl.subject.reach import GRAPH_ONLY, global_values, instance_dict, slot_values, walk
 from gradctl.subject.signature import optimized_inner, parameters_of
+from gradctl.subject.torch_private import CustomOpDef
 from gradctl.subject.tree import map_leaves
 
 _KEEPING = (types.FunctionType, functools._lru_cache_wrapper, weakref.ref)  # what deepcopy does not look into
@@ -57,16 +58,18 @@ def _deep_copy(originals: tuple[Any, ...], reached: Sequence[Any]) -> tuple[tupl
 
 def _is_refused(found: Any) -> bool:
     """Return whether ``copy.deepcopy`` refuses it: a tensor with a history (old weight_norm), a compressed sparse
-    tensor, a buffer without a shape.
+    tensor, a buffer without a shape, an operator.
     """
     if not isinstance(found, Tensor):
-        return False
+        return isinstance(found, CustomOpDef)
     return isinstance(found, UninitializedBuffer) or not (
         found.is_leaf and found.layout in (torch.strided, torch.sparse_coo)
     )
 
 
-def _copy_of(tensor: Tensor) -> Tensor:
+def _copy_of(tensor: Any) -> Any:
+    if not isinstance(tensor, Tensor):
+        return tensor  # an operator is registered once in a process
     if isinstance(tensor, UninitializedBuffer):
         return UninitializedBuffer(device=tensor.device, dtype=tensor.dtype)  # type: ignore[call-arg]  # of __new__
     return tensor.detach().clone()

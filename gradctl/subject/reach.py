@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.subject.signature import optimized_inner
+from gradctl.subject.torch_private import CustomOpDef, OpOverload, OpOverloadPacket
 
 # What holds nothing that a run could read or change.
 _ATOMS = (
@@ -184,4 +185,8 @@ _PARTS: tuple[tuple[type, Callable[[Any], list[tuple[str, Any]]]], ...] = (
     ),
     (functools._lru_cache_wrapper, lambda cached: [("", cached.__wrapped__)]),
     (weakref.ref, lambda reference: [("", reference())]),
+    # One for the process: a state that is put back would be that of another version of its kernels.
+    (OpOverload, lambda operator: []),
+    (OpOverloadPacket, lambda operator: []),
+    (CustomOpDef, lambda operator: []),
 )

@@ -46,6 +46,9 @@ _NAMES = {
     "standard_gamma": "torch:_standard_gamma",
     # Operators, and what they are given.
     "OpOverload": "torch._ops:OpOverload",
+    "OpOverloadPacket": "torch._ops:OpOverloadPacket",
+    "CustomOpDef": "torch._library.custom_ops:CustomOpDef",
+    "registered_operators": "torch:_C._dispatch_get_all_op_names",
     "pytree_nodes": "torch.utils._pytree:SUPPORTED_NODES",
     "tree_structure": "torch.utils._pytree:tree_structure",
     "tree_leaves": "torch.utils._pytree:tree_leaves",
@@ -59,6 +62,8 @@ _NAMES = {
     "enable_python_dispatcher": "torch._dispatch.python:enable_python_dispatcher",
     "detect_fake_mode": "torch._guards:detect_fake_mode",
     "FakeTensorMode": "torch._subclasses.fake_tensor:FakeTensorMode",
+    "MetadataMismatchError": "torch._subclasses.fake_tensor:MetadataMismatchError",
+    "UnsupportedOperatorException": "torch._subclasses.fake_tensor:UnsupportedOperatorException",
     "DataDependentOutputException": "torch._subclasses.fake_tensor:DataDependentOutputException",
     "DynamicOutputShapeException": "torch._subclasses.fake_tensor:DynamicOutputShapeException",
     "register_op_impl": "torch._subclasses.fake_impls:register_op_impl",

@@ -116,8 +116,11 @@ def inputs_from_file(path: Path, model: Callable[..., Any]) -> Inputs:
 
 
 def inputs_beside(module: ModuleType, name: str) -> tuple[str, Any] | None:
-    """Return name and object of the source of the inputs: ``NAME_inputs``, else ``example_inputs``, else None."""
-    for candidate in (f"{name.replace('.', '_')}_inputs", "example_inputs"):
+    """Return name and object of the source of the inputs: ``NAME_inputs``, else ``example_inputs``, else None.
+
+    Those of an operator ``ns::op`` are ``op_inputs``.
+    """
+    for candidate in (f"{name.rpartition('::')[2].replace('.', '_')}_inputs", "example_inputs"):
         if hasattr(module, candidate):
             return candidate, getattr(module, candidate)
     return None

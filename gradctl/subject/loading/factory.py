@@ -1,4 +1,5 @@
-"""From the object that a target names to a model: a module, a class, a factory, a function of tensors, a Function.
+"""From the object that a target names to a model: a module, a class, a factory, a function of tensors, a Function, an
+operator of ``torch.library``.
 
 Is a function a factory, which is called once for the model, or a function of tensors, which is the model? First rule
 that holds:
@@ -27,6 +28,7 @@ from torch.autograd import Function
 
 from gradctl.core.errors import TargetError
 from gradctl.subject.loading.arguments import call_with
+from gradctl.subject.loading.library_operator import operator_function
 from gradctl.subject.signature import is_subclass, own_signature, required_parameters
 
 _PLAIN_TYPES = (int, float, str, bool)
@@ -49,6 +51,9 @@ def build_model(found: Any, name: str, arguments: dict[str, Any], inputs: KnownI
         TargetError: GC108 if the arguments do not fit or the user's code raises; GC109 if ``found``, or what a
             factory returns, is no model.
     """
+    if (operator := operator_function(found)) is not None:
+        _refuse_arguments(arguments, f"{name!r} is an operator of torch.library", as_input=True)
+        return operator
     if is_subclass(found, nn.Module):
         return _module_or_function(call_with(found, name, arguments), f"{name}(…)")
     is_function = is_subclass(found, Function)

@@ -33,6 +33,7 @@ from gradctl.subject.inputs.specification import InputSpec, parse_input
 from gradctl.subject.loading.arguments import parse_arguments
 from gradctl.subject.loading.closure import adopt_modules
 from gradctl.subject.loading.factory import KnownInputs, build_model
+from gradctl.subject.loading.library_operator import operator_function
 from gradctl.subject.loading.target import find_in, find_target, import_target, on_import_path
 from gradctl.subject.loading.weights import load_weights
 from gradctl.subject.seeding import preserve_generators, seed_generators
@@ -121,6 +122,7 @@ def _as_model(model: Callable[..., Any]) -> tuple[Callable[..., Any], str]:
     """Return what is run of an object in Python, and what a report calls it."""
     if is_subclass(model, Function):
         model = model.apply  # type: ignore[attr-defined]
+    model = operator_function(model) or model
     name = _name(model)
     if inspect.isclass(model):
         raise TargetError("GC109", f"the model is the class {name!r}. Give an object of it: {name}(…).")

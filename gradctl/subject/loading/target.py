@@ -19,6 +19,7 @@ from torch import nn
 from gradctl.core.errors import TargetError, is_out_of_memory, nearest
 from gradctl.core.target_files import Target
 from gradctl.subject.frames import first_line, user_frames
+from gradctl.subject.loading.library_operator import find_operator
 from gradctl.subject.signature import is_subclass
 
 _FEW = 8  # names that a message lists; of more, only the nearest
@@ -68,6 +69,8 @@ def find_target(target: Target, module: ModuleType) -> tuple[str, Any]:
     Raises:
         TargetError: GC102 if there is no such name, with the nearest, or nothing to take, with the candidates.
     """
+    if target.name is not None and "::" in target.name:
+        return target.name, find_operator(target.name, target.place)
     if target.name is not None:
         return target.name, find_in(module, target.name, target.place, "GC102")
     for name in ("make_model", "model"):
