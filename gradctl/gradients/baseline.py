@@ -74,7 +74,7 @@ def run_native(subject: Subject) -> Baseline:
         subject = infer_shapes(subject)
     subject, watched, outputs, gradients = _with_all_leaves(subject)
     instance, first = watched.instance, watched.unknown_leaves
-    again_outputs, again_gradients = _run(watched, subject)
+    again_outputs, again_gradients = run_once(watched, subject)
     rows = [
         *(_unrepeated("output", name, value, again_outputs.get(name)) for name, value in outputs.items()),
         *(_unrepeated("gradient", name, value, again_gradients.get(name)) for name, value in gradients.items()),
@@ -146,7 +146,7 @@ def _first_run(subject: Subject) -> tuple[ObservedInstance, dict[str, Tensor], N
             )
         try:
             watched = ObservedInstance(instance)
-            return watched, *_run(watched, subject)
+            return watched, *run_once(watched, subject)
         except NoGradient as error:
             raise NothingToCheck(
                 "GC110",
@@ -170,8 +170,13 @@ def _model_raises(subject: Subject, error: BaseException) -> TargetError:
     return TargetError("GC111", message, details=user_frames(error))
 
 
-def _run(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
-    """Return outputs and gradients of one run with unit Gaussian cotangents."""
+def run_once(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Tensor], Named]:
+    """Return outputs and gradients of one run with unit Gaussian cotangents.
+
+    Raises:
+        TargetError: GC113 the loss is no scalar.
+        NoGradient: no output has a gradient.
+    """
     instance = watched.instance
     with instance.preserve_leaves(), torch.enable_grad():
         outputs = {name: t for name, t in instance.run() if is_float(t)}

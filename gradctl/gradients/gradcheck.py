@@ -48,6 +48,7 @@ from gradctl.gradients.gradient_notes import (
 )
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.gradients.hooked_gradients import leaves_behind_hooks
+from gradctl.gradients.operator_contracts import operator_findings
 from gradctl.gradients.regimes import Regimes, about, compare_regimes, output_noise, with_verdicts
 from gradctl.gradients.wrong_calls import (
     Explanation,
@@ -120,11 +121,15 @@ def gradcheck(
             finally_.callback(native.kept.put_back)
         alone = native.findings()
         notes = [*native.notes, *([constant_inputs_note()] if native.input_mode == "constant" else [])]
+        operators: list[Finding] = []
+        if form == "eager":
+            with explaining("what opcheck finds in the operators"):
+                operators = operator_findings(native)
         with explaining("the call that makes an output NaN"):
             alone = locate_nonfinite_outputs(alone, subject, native)
         if native.unrepeated:
             check = None
-            findings, tensors = [*subject.notes, *alone], list(native.unrepeated)
+            findings, tensors = [*subject.notes, *operators, *alone], list(native.unrepeated)
         else:
             regimes = Regimes()
             if form == "eager":
@@ -136,7 +141,7 @@ def gradcheck(
             check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
             found, tensors = of_form(form, check.findings(), check.results())
             tensors = with_verdicts(tensors, regimes.findings) + frozen_results(subject, tensor)
-            findings = [*subject.notes, *alone, *found, *about(regimes.findings, tensors), *check.notes()]
+            findings = [*subject.notes, *operators, *alone, *found, *about(regimes.findings, tensors), *check.notes()]
             findings += notes
         findings += failures.notes()
     return make_unit(

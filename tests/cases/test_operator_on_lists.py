@@ -19,6 +19,11 @@ def product(factors: list[Tensor], scale: float) -> list[Tensor]:
     return [factors[0] * factors[1], scale * factors[1]]
 
 
+@product.register_fake
+def _(factors, scale):
+    return [torch.empty_like(factors[0]), torch.empty_like(factors[1])]
+
+
 def backward(ctx, cotangents):
     first, second = ctx.saved_tensors
     by_first = ctx.wrong * cotangents[0] * second
