@@ -19,15 +19,19 @@ import msgspec
 from gradctl.core.errors import GradctlError, TargetError, nearest
 from gradctl.core.findings import Report, Unit
 from gradctl.core.names import SEVERITIES, Severity
+from gradctl.core.target_options import DEFAULTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gradctl.core.allows import Allows
     from gradctl.subject.inputs.dynamic_sizes import Dynamic
+    from gradctl.subject.inputs.sizes import Sizes
     from gradctl.subject.subject import Subject
 
 _Check = Callable[["Subject", "Allows"], Sequence[Unit]]
+_SizesGiven = str | Mapping[str, int | Sequence[int]]
+_MOST_SIZES: int = DEFAULTS["max_sizes"]
 
 
 class CheckReport(Report, frozen=True, kw_only=True):
@@ -101,6 +105,8 @@ def gradcheck(
     tensor: str = "*",
     rtol: float | None = None,
     atol: float | None = None,
+    sizes: _SizesGiven | None = None,
+    max_sizes: int = _MOST_SIZES,
 ) -> CheckReport:
     """Return whether autograd's gradients are the derivatives of ``model``, every parameter and float input by name.
 
@@ -116,6 +122,9 @@ def gradcheck(
         probes: number of random directions.
         tensor: glob of the names to judge, for example ``param:fc1.*``.
         rtol, atol: accept an error up to atol + rtol ||g|| (Euclidean norm of one gradient).
+        sizes: repeat the check at these sizes of the inputs, and in other layouts: ``{"batch": [1, 2, 7]}`` (axis 0),
+            ``{"seq@x:1": [1, 17]}``, or the text of ``--sizes``.
+        max_sizes: the most combinations of sizes; of more, a sample with each value.
 
     Raises:
         GradctlError: the model cannot be checked on these inputs, or an argument is invalid. It is raised from the
@@ -124,7 +133,7 @@ def gradcheck(
     __tracebackhide__ = True
 
     def check(subject: Subject, allows: Allows) -> list[Unit]:
-        from gradctl.gradients.gradcheck import gradcheck as judge
+        from gradctl.gradients.size_sweep import gradcheck_at_sizes as judge
 
         if probes < 1:
             raise _unfit("probes", probes, "Give a whole number from 1.")
@@ -133,6 +142,8 @@ def gradcheck(
                 raise _unfit(name, tolerance, "Give a finite number from 0.")
         unit = judge(
             subject,
+            _sizes(sizes, max_sizes),
+            limit=max_sizes,
             allows=allows,
             fail_on=fail_on,
             thorough=thorough,
@@ -159,6 +170,8 @@ def compare(
     seed: int = 0,
     allow: str | Sequence[str] = (),
     fail_on: Severity = "error",
+    sizes: _SizesGiven | None = None,
+    max_sizes: int = _MOST_SIZES,
 ) -> CheckReport:
     """Return whether static forms of ``model``, or another implementation, compute the same outputs, gradients, state.
 
@@ -166,7 +179,7 @@ def compare(
     the reason, or inconclusive if it was named.
 
     Args:
-        model, inputs, kwargs, loss, seed, allow, fail_on: as in ``gradcheck``.
+        model, inputs, kwargs, loss, seed, allow, fail_on, sizes, max_sizes: as in ``gradcheck``.
         forms: some of trace, script, export, aot, compile, onnx, export-joint, onnx-joint; None: all but the
             last two.
         candidate: another implementation, which is compared with ``model`` in place of the forms. It runs on the inputs
@@ -181,17 +194,26 @@ def compare(
 
     def check(subject: Subject, allows: Allows) -> list[Unit]:
         from gradctl.commands.compare import DEFAULT_STATIC_FORMS, STATIC_FORMS
-        from gradctl.commands.compare import compare as compare_forms
+        from gradctl.commands.compare_sizes import compare_at_sizes
 
         if candidate is not None:
             if forms is not None:
                 raise _unfit("forms", forms, "A candidate is compared itself; omit one of them.")
-            return [_compare_candidate(subject, candidate, map or {}, allows, fail_on, own_weights=own_weights)]
+            settings = {"sizes": _sizes(sizes, max_sizes), "max_sizes": max_sizes, "own_values": own_weights}
+            return [_compare_candidate(subject, candidate, map or {}, allows=allows, fail_on=fail_on, **settings)]
         chosen = DEFAULT_STATIC_FORMS if forms is None else _texts(forms)
         for form in chosen:
             if form not in STATIC_FORMS:
                 raise _unfit("forms", form, f"There are {', '.join(STATIC_FORMS)}.", nearest(form, STATIC_FORMS))
-        return compare_forms(subject, forms=chosen, named=forms is not None, allows=allows, fail_on=fail_on)
+        return compare_at_sizes(
+            subject,
+            _sizes(sizes, max_sizes),
+            limit=max_sizes,
+            forms=chosen,
+            named=forms is not None,
+            allows=allows,
+            fail_on=fail_on,
+        )
 
     return _report("compare", check, model, inputs, kwargs=kwargs, loss=loss, seed=seed, allow=allow, fail_on=fail_on)
 
@@ -200,10 +222,7 @@ def _compare_candidate(
     subject: Subject,
     candidate: Callable[..., Any],
     renamed: Mapping[str, str],
-    allows: Allows,
-    fail_on: str,
-    *,
-    own_weights: bool,
+    **settings: Any,
 ) -> Unit:
     from gradctl.commands.compare_candidate import compare_candidate
     from gradctl.comparison.candidates.pairing import parse_map
@@ -215,7 +234,7 @@ def _compare_candidate(
         raise TargetError("GC118", f"map: {error}") from None
     other = make_candidate(candidate, subject)
     with _left_as_it_was(other):
-        return compare_candidate(subject, other, renamed=pairs, own_values=own_weights, allows=allows, fail_on=fail_on)
+        return compare_candidate(subject, other, renamed=pairs, **settings)
 
 
 def export(
@@ -343,6 +362,14 @@ def _free_sizes(dynamic: str | Sequence[str]) -> Dynamic:
         return parse_dynamic(_texts(dynamic))
     except ValueError as error:
         raise TargetError("GC118", f"dynamic: {error}") from None
+
+
+def _sizes(sizes: _SizesGiven | None, most: int) -> Sizes:
+    from gradctl.subject.inputs.sizes import sizes_from
+
+    if most < 2:
+        raise _unfit("max_sizes", most, "Give a whole number from 2.")
+    return sizes_from(sizes) if sizes is not None else ()
 
 
 def _texts(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from gradctl.core.target_options import DEFAULTS, OPTIONS, Option, TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.subject.inputs.dynamic_sizes import Dynamic
+    from gradctl.subject.inputs.sizes import Sizes
     from gradctl.subject.subject import Subject
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -24,15 +25,16 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def target_options(command: _Command) -> _Command:
     """Return ``command`` with TARGET and the options that say what to check, given as ``checking``."""
+    names = [name for name, each in OPTIONS.items() if not each.commands or command.__name__ in each.commands]
 
     @functools.wraps(command)
     def with_options(*args: Any, target: str, **kwargs: Any) -> Any:
         context = click.get_current_context(silent=True)
         name = (context.command.name if context else None) or "gradcheck"
-        values = {each: kwargs.pop(each) for each in OPTIONS}
+        values = {each: kwargs.pop(each) for each in names}
         return command(*args, checking=TargetOptions(target, **values, command=name), **kwargs)
 
-    for name in reversed(OPTIONS):
+    for name in reversed(names):
         with_options = _click_option(name, OPTIONS[name], DEFAULTS[name])(with_options)
     # click keeps the options in an attribute of the function, whose type stays.
     return click.argument("target", shell_complete=_complete_file)(with_options)  # type: ignore[return-value]
@@ -89,6 +91,22 @@ def refuse_other_options(names: Collection[str], reason: str) -> None:
         source = context.get_parameter_source(parameter.name or "")
         if source is click.core.ParameterSource.COMMANDLINE and parameter.name not in applicable:
             raise click.UsageError(f"{parameter.opts[0]} {reason}")
+
+
+def sizes_of(checking: TargetOptions, repro: Path | None) -> Sizes:
+    """Return the sizes of ``--sizes``, none without the option.
+
+    Raises:
+        click.UsageError: ``--repro`` is given, too: a program is written for the inputs of the example.
+        TargetError: GC128 if the text is no sizes.
+    """
+    from gradctl.subject.inputs.sizes import sizes_from
+
+    if checking.sizes is None:
+        return ()
+    if repro is not None:
+        raise click.UsageError("--repro writes programs for the sizes of the example. Omit --sizes, and pass --input.")
+    return sizes_from(checking.sizes)
 
 
 def use_threads(checking: TargetOptions) -> None:

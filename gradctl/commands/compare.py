@@ -41,7 +41,7 @@ from gradctl.gradients.gradcheck import gradcheck
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.onnxio.onnx_file import read
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
-from gradctl.subject.inputs.variations import lengthen
+from gradctl.subject.inputs.variations import VARIATIONS, lengthen
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import module_of
 from gradctl.subject.subject import Subject
@@ -73,6 +73,7 @@ class Comparing:
         outputs_only: whether the forms give no gradients: then the model need not have any.
         bisect: whether torch is to say which part of its compiler is wrong, where ``compile`` is.
         wrt: which gradients the forms give, globs of names; the others are not asked of them.
+        is_brief: whether forms run on the example alone, without variations of it, and are not timed.
 
     Raises:
         TargetError, NothingToCheck: as ``gradcheck``.
@@ -87,9 +88,10 @@ class Comparing:
         outputs_only: bool = False,
         bisect: bool = False,
         wrt: Sequence[str] = ("*",),
+        is_brief: bool = False,
     ) -> None:
         self.allows, self.fail_on, self.outputs_only = allows, fail_on, outputs_only
-        self.bisect, self.wrt = bisect, wrt
+        self.bisect, self.wrt, self.is_brief = bisect, wrt, is_brief
         with _silenced():
             self.baseline: Baseline | None = None
             try:
@@ -99,20 +101,25 @@ class Comparing:
                 if not outputs_only:
                     raise
             self.subject = subject
-            self.reference = Reference(subject, self.baseline.input_mode if self.baseline else "constant")
+            input_mode = self.baseline.input_mode if self.baseline else "constant"
+            self.reference = Reference(subject, input_mode, variations=["example"] if is_brief else VARIATIONS)
         self.arbiter = Arbiter(self.reference, allows)
 
     def form(self, name: str, *, named: bool) -> Unit:
         """Return the verdict on one form; one that refuses the model is skipped, or inconclusive where ``named``."""
         start = time.perf_counter()
-        form = form_named(name)
+        captured = self.capture(name, named=named)
+        return captured if isinstance(captured, Unit) else self.captured(captured, form_named(name), start=start)
+
+    def capture(self, name: str, *, named: bool) -> Captured | Unit:
+        """Return the model in one form, or the unit of a form that refuses it, as ``form`` does."""
+        start = time.perf_counter()
         with _silenced():
             try:
-                captured = form.capture(self.reference.instance())
+                return form_named(name).capture(self.reference.instance())
             except CannotCapture as refusal:
                 unit = refused_unit(self.subject, name, refusal, start)
                 return unit if named else msgspec.structs.replace(unit, verdict="skipped")
-            return self.captured(captured, form, start=start)
 
     def file(self, path: Path, *, trusted: bool) -> Unit:
         """Return the verdict on a file that somebody wrote: is it this model, values and all?
@@ -173,7 +180,7 @@ class Comparing:
             with explaining(f"what {captured.form} does when it runs again"):
                 witness.ask(comparison)
             # Timed after the first calls were compared, which TorchScript specialises on.
-            timing = None if comparison.raised else timing_of(captured, self.reference)
+            timing = None if comparison.raised or self.is_brief else timing_of(captured, self.reference)
             comparison.compare_meaning(form)
             comparison.test_rounding()
             comparison.worst = {key: each for key, each in comparison.worst.items() if self._is_asked(*key)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -43,6 +43,7 @@ from gradctl.gradients.guard import explaining, unexplained
 from gradctl.numerics.measures import is_float
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.example import given_inputs
+from gradctl.subject.inputs.sizes import MOST_SIZES, Sizes, sized_subjects
 from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import call_signature, callee_name, parameters_of
@@ -64,7 +65,8 @@ def compare_candidate(
     renamed: Sequence[tuple[str, str]] = (),
     own_values: bool = False,
     device: torch.device | None = None,
-    sized: Iterable[tuple[str, Subject]] = (),
+    sizes: Sizes = (),
+    max_sizes: int = MOST_SIZES,
     allows: Allows | Sequence[str] = (),
     fail_on: str = "error",
     progress: Callable[[str], None] | None = None,
@@ -77,12 +79,13 @@ def compare_candidate(
         renamed: names of the reference's parameters and of the candidate's, where they differ.
         own_values: whether the candidate keeps its values; by default it gets the reference's.
         device: where the candidate runs; None: where the reference does.
-        sized: the reference on inputs of other sizes, by name, the smallest first.
+        sizes: of inputs on which both run, too.
+        max_sizes: the most combinations of them.
         allows, fail_on, progress: as in ``gradcheck``.
 
     Raises:
         TargetError: GC123 if the candidate takes other inputs or returns another structure; GC124 if parameters have no
-            partner; GC111 if a model raises on the example.
+            partner; GC111 if a model raises on the example; GC128 if an input has no such size.
     """
     start, say = time.perf_counter(), progress or (lambda text: None)
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
@@ -104,6 +107,7 @@ def compare_candidate(
         reason = "one of the two differs from itself when run twice from the same seed" if rows else None
         if not rows:
             say("comparing the candidate")
+            sized = sized_subjects(reference, sizes, limit=max_sizes) if sizes else ()
             eager = Reference(reference, mode, calls=1, sized=sized)
             reason = _left_open(eager)
             if reason is None:

@@ -15,6 +15,7 @@ from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.difference import is_identical
 from gradctl.comparison.program import CALLS, run_calls
 from gradctl.comparison.trials import ModelTrial
+from gradctl.core.errors import TargetError
 from gradctl.core.names import Quantity
 from gradctl.forms import eager
 from gradctl.forms.form import Outcome
@@ -33,7 +34,8 @@ class Reference:
         subject: the model and its inputs.
         input_mode: how float inputs can be given to this model.
         calls: how many in a row on each input but the example, which has three.
-        sized: more subjects by name: the same model on inputs of other sizes.
+        variations: of the inputs, the example first.
+        sized: more subjects by name: the same model on inputs of other sizes, or why there is none.
 
     Attributes:
         trials: by variation, the example first; another on which eager itself raises or is not finite is left out.
@@ -46,14 +48,15 @@ class Reference:
         input_mode: InputMode,
         *,
         calls: int = CALLS,
-        sized: Iterable[tuple[str, Subject]] = (),
+        variations: Iterable[str] = VARIATIONS,
+        sized: Iterable[tuple[str, Subject | TargetError]] = (),
     ) -> None:
         self.subject, self.input_mode, self.calls = subject, input_mode, calls
         self.trials: list[ModelTrial] = []
         self.skipped: list[str] = []
         self._fresh: list[ModelTrial | str] = []
-        for name, varied in chain(((name, vary(subject, name)) for name in VARIATIONS), sized):
-            trial = self._trial(name, varied)
+        for name, varied in chain(((name, vary(subject, name)) for name in variations), sized):
+            trial = varied.message if isinstance(varied, TargetError) else self._trial(name, varied)
             if isinstance(trial, ModelTrial):
                 self.trials.append(trial)
             else:

@@ -14,7 +14,7 @@ from typing import Any
 class TargetOptions:
     """What a user wants checked: the target, how to load it, and the subcommand that was called.
 
-    ``training`` sets the mode, None leaves it; ``threads`` None leaves torch's.
+    ``training`` sets the mode, None leaves it; ``threads`` None leaves torch's; ``sizes`` None leaves the example's.
     """
 
     target: str
@@ -27,6 +27,8 @@ class TargetOptions:
     seed: int = 0
     device: str = "cpu"
     threads: int | None = None
+    sizes: str | None = None
+    max_sizes: int = 12
     command: str = "gradcheck"
 
 
@@ -42,6 +44,7 @@ class Option:
         is_mapping: each value is ``KEY=VALUE``; a table in a configuration.
         is_shared: the key may also stand at the top of a configuration, for all targets.
         minimum: of a number.
+        commands: those that take it; empty for each with a TARGET.
     """
 
     flag: str
@@ -53,6 +56,7 @@ class Option:
     is_mapping: bool = False
     is_shared: bool = False
     minimum: int | None = None
+    commands: tuple[str, ...] = ()
 
 
 _ARGUMENT = "Argument of the class or factory. May be repeated."
@@ -62,6 +66,11 @@ _INPUT = (
     "a value: flag=True. Without NAME= the input is positional. May be repeated."
 )
 _INPUTS = "File of inputs by name: .npz, .safetensors or .pt; or the folder of an ONNX test data set (input_0.pb, …)."
+_SIZES = (
+    "Repeat the check at these sizes of the inputs and in other layouts: 'batch=1,2,7; seq@x:1=1,17' (names of "
+    "arguments of example_inputs, or axes NAME@INPUT:AXIS; batch is axis 0)."
+)
+_MAX_SIZES = "The most combinations of --sizes; of more, a sample with each value."
 _LOSS = "Function in the target's file from outputs to a scalar.  [default: sum of all outputs with random weights]"
 
 # By field of ``TargetOptions``, in the order of ``--help``.
@@ -75,5 +84,9 @@ OPTIONS = {
     "seed": Option("--seed", "seed", int, "Seed of all random generators.", "N", is_shared=True),
     "device": Option("--device", "device", str, "Device of the model and its inputs.", "DEVICE", is_shared=True),
     "threads": Option("--threads", "threads", int, _THREADS, "N", is_shared=True, minimum=1),
+    "sizes": Option("--sizes", "sizes", str, _SIZES, "SIZES", "Inputs", commands=("gradcheck", "compare")),
+    "max_sizes": Option(
+        "--max-sizes", "max_sizes", int, _MAX_SIZES, "N", "Inputs", minimum=2, commands=("gradcheck", "compare")
+    ),
 }
 DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(TargetOptions) if each.name in OPTIONS}

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+# Kernels that load several elements at once ask for at most 16 of them, or 128 bytes.
+_ALIGNED = 64
+
 
 def storage_key(tensor: Tensor) -> tuple[Any, ...]:
     """Return what two tensors share exactly when they are the same memory seen the same way."""
@@ -72,7 +75,7 @@ def flat_copy(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, in
 def clone_as_laid_out(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return a differentiable copy with the same strides, gaps and overlap included: programs read strides, or view.
 
-    Of an overlapping tensor the copy has no history.
+    Its place in the storage has the same alignment. Of an overlapping tensor the copy has no history.
     """
     dtype = dtype or tensor.dtype
     if tensor.layout != torch.strided or type(tensor) not in (Tensor, nn.Parameter):
@@ -80,6 +83,10 @@ def clone_as_laid_out(tensor: Tensor, dtype: torch.dtype | None = None) -> Tenso
     if overlaps(tensor):
         flat, _ = flat_copy([tensor], dtype)
         return flat.as_strided(tensor.shape, tensor.stride())
+    if offset := tensor.storage_offset() % _ALIGNED:
+        first, end = reach_of(tensor)
+        memory = torch.empty(offset + end - first, dtype=dtype, device=tensor.device)
+        return memory.as_strided(tensor.shape, tensor.stride(), offset).copy_(tensor)
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device=tensor.device).copy_(tensor)
 
 

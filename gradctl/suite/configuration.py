@@ -267,7 +267,8 @@ def _of_settings(settings: _Settings, place: _Place) -> Iterator[tuple[_Place, s
     for option in OPTIONS.values():
         value = getattr(settings, option.key, None)
         if option.minimum is not None and value is not None and value < option.minimum:
-            yield (*place, option.key), f"{option.key} = {value} is too small; the minimum is {option.minimum}"
+            key = option.key.replace("_", "-")
+            yield (*place, key), f"{key} = {value} is too small; the minimum is {option.minimum}"
     if settings.timeout is not None and not 0 < settings.timeout < float("inf"):
         yield (*place, "timeout"), f"timeout = {settings.timeout:g} is not a duration; use seconds above 0"
     if settings.memory is not None:

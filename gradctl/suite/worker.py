@@ -56,15 +56,21 @@ def run_unit(request: UnitRequest) -> Unit:
     if request.checking.threads is not None:
         torch.set_num_threads(request.checking.threads)
     subject = load_subject(request.checking)
+    from gradctl.subject.inputs.sizes import sizes_from
+
+    sizes = sizes_from(request.checking.sizes) if request.checking.sizes is not None else ()
+    limit = request.checking.max_sizes
     if request.form == "eager":
-        from gradctl.gradients.gradcheck import gradcheck
+        from gradctl.gradients.size_sweep import gradcheck_at_sizes
 
-        return gradcheck(subject, allows=request.allows, fail_on=request.fail_on)
-    from gradctl.commands.compare import compare_one
+        return gradcheck_at_sizes(subject, sizes, limit=limit, allows=request.allows, fail_on=request.fail_on)
+    from gradctl.commands.compare_sizes import compare_one_at_sizes
 
-    return compare_one(
+    return compare_one_at_sizes(
         subject,
         request.form,
+        sizes,
+        limit=limit,
         named=request.named,
         allows=request.allows,
         fail_on=request.fail_on,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradctl.cli.help import HelpfulCommand, option
-from gradctl.cli.options import refuse_other_options, subject_from, target_options, use_threads
+from gradctl.cli.options import refuse_other_options, sizes_of, subject_from, target_options, use_threads
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
@@ -76,6 +76,10 @@ def compare(
     differences decide which of the two is right. A form that cannot capture the model is skipped with the reason, and
     inconclusive if --form names it.
 
+    With --sizes, eager and the forms that pass are checked again at each size: script, aot and compile as captured on
+    the example; the other forms captured again, at the smallest, a middle and the largest size and in each layout.
+    A CANDIDATE runs at each size.
+
     CANDIDATE is another target (a fused kernel, a refactored module), which gets the inputs, the seed and the
     parameters of TARGET: they are paired by name, by --map, else by order and shape. Both run in their own dtype and in
     float64, so that rounding is distinguished from an error.
@@ -95,6 +99,8 @@ def compare(
         raise click.UsageError("--form selects what is captured, and a FILE is captured already. Omit one of them.")
     if file is not None and repro is not None:
         raise click.UsageError("--repro applies to forms, not to a FILE. Use --form with the form of the file instead.")
+    if file is not None and checking.sizes is not None:
+        raise click.UsageError("--sizes applies to forms, not to a FILE. Omit one of them.")
     is_onnx = _is_onnx(Path(checking.target))
     ensure_files(checking, file, is_program=not is_onnx)
     with judging(reporting) as (allows, progress), users_code():  # what model and compilers print is not the report
@@ -119,6 +125,7 @@ def _candidate(
     import dataclasses
 
     own = dataclasses.replace(checking, target=target, input_specs=(), inputs_file=None)
+    sizes = sizes_of(checking, None)
     for each in (checking, own):
         ensure_files(each)
     with judging(reporting) as (allows, progress), users_code():
@@ -140,6 +147,8 @@ def _candidate(
             renamed=pairs,
             own_values=own_weights or checking.weights is not None,
             device=None if on == other else usable_device(on),
+            sizes=sizes,
+            max_sizes=checking.max_sizes,
             allows=allows,
             fail_on=reporting.fail_on,
             progress=progress,
@@ -181,11 +190,12 @@ def _forms(
     import msgspec
 
     from gradctl.commands.compare import DEFAULT_STATIC_FORMS
-    from gradctl.commands.compare import compare as compare_forms
+    from gradctl.commands.compare_sizes import compare_at_sizes
     from gradctl.isolation.protocol import UnitRequest
     from gradctl.isolation.units import start_units
 
     chosen = forms or DEFAULT_STATIC_FORMS
+    sizes = sizes_of(checking, repro)
     subject = subject_from(checking)
     requests = [
         UnitRequest(
@@ -211,8 +221,10 @@ def _forms(
         say("")
 
     with start_units(requests) as wait:  # they run beside the forms that need no process of their own
-        units = compare_forms(
+        units = compare_at_sizes(
             subject,
+            sizes,
+            limit=checking.max_sizes,
             forms=[form for form in chosen if form not in NEEDS_PROCESS],
             named=bool(forms),
             allows=allows,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gradctl.cli.help import HelpfulCommand, choice_option
-from gradctl.cli.options import subject_from, target_options
+from gradctl.cli.options import sizes_of, subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
@@ -31,6 +31,7 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     cls=HelpfulCommand,
     epilog="\b\nExamples:\n"
     "  gradctl gradcheck sample_models/mlp.py\n"
+    "  gradctl gradcheck sample_models/mlp.py --sizes 'batch=1,2,7,64'\n"
     "  gradctl gradcheck sample_models/straight_through.py --allow GC408:RoundStraightThrough",
 )
 @target_options
@@ -53,14 +54,16 @@ def gradcheck(checking: TargetOptions, reporting: ReportOptions, *, repro: Path 
 
     The gradient of every parameter and float input is compared with finite differences in float64, along random
     directions. Values that the program excludes from gradients (detach, no_grad) are constants of that check, and
-    reported as notes.
+    reported as notes. With --sizes, this is done at each size, the smallest first.
     """
     ensure_files(checking)
     with judging(reporting) as (allows, progress):
-        from gradctl.gradients.gradcheck import gradcheck as check
+        from gradctl.gradients.size_sweep import gradcheck_at_sizes as check
 
+        sizes = sizes_of(checking, repro)
         subject = subject_from(checking)
+        settings |= {"limit": checking.max_sizes, "allows": allows, "fail_on": reporting.fail_on}
         with users_code():
-            unit = check(subject, allows=allows, fail_on=reporting.fail_on, progress=progress, **settings)
+            unit = check(subject, sizes, progress=progress, **settings)
             units = add_repros([unit], checking, subject, reporting, repro, progress=progress)
     return emit_units(units, allows, checking, reporting)

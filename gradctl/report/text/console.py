@@ -172,6 +172,8 @@ def _print_unit(screen: Screen, unit: Unit, *, is_named: bool, limits: _Limits) 
 def _print_heading(screen: Screen, unit: Unit, *, is_named: bool) -> None:
     if is_named and unit.reason:
         screen.paragraph(f"{unit.form}  {unit.status}: {unit.reason}")
+    elif unit.reason and unit.verdict in ("pass", "fail"):  # of others the last line has it
+        screen.paragraph(unit.reason)
     if unit.optimization is not None:
         _print_optimization(screen, unit.optimization)
     if unit.structure is not None:

@@ -349,7 +349,8 @@ def _agreement(unit: Unit) -> str:
     quantity = "gradient" if "gradient" in quantities else "output"
     counts = Counter(_HOW.get(tensor.verdict, "apart") for tensor in unit.tensors if tensor.quantity == quantity)
     agreeing = counts[""]
-    return f"{counted(agreeing, quantity)} {_agree_with_reference(unit, agreeing)}{_others(counts)}{end}"
+    sizes = f" at {counted(len(unit.variations), 'size')} and layouts" if unit.oracle and unit.variations else ""
+    return f"{counted(agreeing, quantity)} {_agree_with_reference(unit, agreeing)}{sizes}{_others(counts)}{end}"
 
 
 def _agree_with_reference(unit: Unit, count: int) -> str:

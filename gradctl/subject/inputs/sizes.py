@@ -8,7 +8,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradctl.core.errors import TargetError
+from gradctl.core.target_options import TargetOptions
 from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
 from gradctl.subject.inputs.example import Inputs, input_names, inputs_from_beside
 from gradctl.subject.inputs.variations import VARIATIONS, map_tensors, redraw
@@ -23,7 +24,7 @@ from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
-MOST_SIZES = 12
+MOST_SIZES = TargetOptions("").max_sizes
 
 _AXIS = r"(?:input:)?[\w.]+:\d+"
 _ITEM = re.compile(
@@ -73,6 +74,21 @@ def parse_sizes(text: str) -> Sizes:
         if repeated := next((each for each in given if given.count(each) > 1), None):
             raise ValueError(f"{what} {repeated!r} is given twice in {text!r}; give it once.")
     return tuple(sizes)
+
+
+def sizes_from(given: str | Mapping[str, int | Iterable[int]]) -> Sizes:
+    """Return the sizes of a text, or of a mapping from NAME, NAME@INPUT:AXIS or INPUT:AXIS to values.
+
+    Raises:
+        TargetError: GC128 as ``parse_sizes``.
+    """
+    if not isinstance(given, str):
+        listed = {name: [values] if isinstance(values, int) else values for name, values in given.items()}
+        given = "; ".join(f"{name}={','.join(map(str, values))}" for name, values in listed.items())
+    try:
+        return parse_sizes(given)
+    except ValueError as error:
+        raise TargetError("GC128", f"--sizes: {error}") from None
 
 
 def _parsed(item: str) -> Size:

@@ -80,7 +80,7 @@ def load_subject(options: TargetOptions, given: Inputs | None = None) -> Subject
     model = adopt_modules(model)
     _place(model, options.target, device)
     args, kwargs = map_leaves(lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
-    is_given = bool(specs) or options.inputs_file is not None
+    is_given = bool(specs) or options.inputs_file is not None or given is not None
     source = None if is_given else beside
     return Subject(options.target, model, args, kwargs, function_class(model), loss, options.seed, notes, source)
 
