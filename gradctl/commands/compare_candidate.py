@@ -275,7 +275,8 @@ def _with_functions(found: Sequence[Finding], comparison: CandidateComparison) -
 
 def _with_smallest(finding: Finding, comparison: CandidateComparison) -> Finding:
     """Return a finding with the smallest of the sizes on which its tensor differs, if it was tried on several."""
-    differs_on = comparison.differs_on.get(key_of(finding), set())
+    every = set().union(*comparison.differs_on.values())
+    differs_on = every if finding.code == "GC408" else comparison.differs_on.get(key_of(finding), set())
     sizes = [trial.name for trial in comparison.reference.trials if "=" in trial.name]
     smallest = next((name for name in sizes if name in differs_on), None)
     if smallest is None or finding.severity != "error":

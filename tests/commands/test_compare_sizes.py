@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import gradctl
 from gradctl.commands.compare_sizes import compare_at_sizes, compare_one_at_sizes
 from gradctl.core.allows import Allows
 from gradctl.subject.inputs.sizes import parse_sizes
@@ -168,3 +169,40 @@ def test_eager_is_checked_at_all_sizes_first():
     assert done == units
     assert any(text.startswith("1 of 6 sizes, batch=1: ") for text in said)
     assert "trace, 1 of 6 sizes, batch=1" in said
+
+
+class Scaled(torch.autograd.Function):
+    """Twice the input; the backward is wrong from batch 4 on."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return (2.0 if gradient.shape[0] < 4 else 3.0) * gradient
+
+
+def doubled(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize(("candidate", "verdict"), [(Scaled, "fail"), (torch.nn.Identity(), "fail"), (doubled, "pass")])
+def test_another_implementation_runs_at_each_size(candidate, verdict):
+    report = gradctl.compare(doubled, torch.randn(2, 3), candidate=candidate, sizes={"batch": [1, 3, 4, 7]})
+    (unit,) = report.units
+    assert unit.verdict == verdict
+    assert {"batch=1", "batch=3", "batch=4", "batch=7", "batch=3, transposed"} <= set(unit.variations)
+    smallest = [each.message.partition("The smallest size that differs is ")[2] for each in unit.findings]
+    if candidate is Scaled:
+        assert {text.partition(";")[0] for text in smallest} == {"batch=4"}
+
+
+def test_a_size_that_the_reference_refuses_is_not_tried_with_another_implementation():
+    def even(x):
+        return x.reshape(-1, 2, 3).sin()
+
+    report = gradctl.compare(even, torch.randn(2, 3), candidate=even, sizes="batch=3,4")
+    assert report.verdict == "pass"
+    assert "not tried: batch=3 (eager raises RuntimeError: " in report.units[0].reason
+    assert "batch=4" in report.units[0].variations
