@@ -244,6 +244,11 @@ def test_what_is_no_model_is_said_in_one_sentence(model, said):
             {"fail_on": "warn"},
             "GC118 fail_on='warn' cannot be (did you mean 'warning'?). There are error, ",
         ),
+        ("gradcheck", {"max_sizes": 1}, "GC118 max_sizes=1 cannot be. Give a whole number from 2."),
+        ("gradcheck", {"sizes": {"batch": [0]}}, "GC128 --sizes: 'batch=0' has the size 0; the smallest is 1."),
+        ("gradcheck", {"sizes": {}}, "GC128 --sizes: '' has no sizes. Write, for example, 'batch=1,2,7'."),
+        ("gradcheck", {"sizes": {"batch": [1.5]}}, "GC128 --sizes: 'batch=1.5' is not NAME=N,N or INPUT:AXIS=N,N. "),
+        ("compare", {"sizes": "width=3"}, "GC128 --sizes: no axis has the name 'width'. "),
         ("gradcheck", {"seed": 1.5}, "GC118 seed=1.5 cannot be. Give a whole number."),
         ("gradcheck", {"probes": 0}, "GC118 probes=0 cannot be. Give a whole number from 1."),
         ("gradcheck", {"rtol": float("nan")}, "GC118 rtol=nan cannot be. Give a finite number from 0."),
@@ -452,3 +457,17 @@ def test_a_model_that_cannot_be_exported_leaves_no_file_and_is_no_pass(tmp_path)
     report = gradctl.export(control_flow.make_model(), control_flow.example_inputs(), str(tmp_path / "m.onnx"))
     assert report.verdict == "inconclusive"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_are_a_mapping_or_the_text_of_the_command_line():
+    reports = [gradctl.gradcheck(torch.sin, rows(2, 3), sizes=sizes) for sizes in ({"batch": [1, 4]}, "batch=1,4")]
+    assert all(reports)
+    assert reports[0].units[0].variations == reports[1].units[0].variations
+    assert reports[0].units[0].variations[:2] == ("batch=1", "batch=4")
+
+
+def test_forms_are_compared_at_sizes():
+    report = gradctl.compare(nn.Linear(3, 2), rows(2, 3), forms="trace", sizes={"batch": 4})
+    assert report
+    assert [unit.form for unit in report.units] == ["eager", "trace"]
+    assert all("batch=4, transposed" in unit.variations for unit in report.units)

@@ -236,3 +236,17 @@ def test_a_tensor_that_is_given_twice_is_one_tensor_in_every_call(mode):
     (x, y), _ = instance.inputs()
     assert x is y
     assert x is not given
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+@pytest.mark.parametrize("input_mode", ["leaf", "clone", "constant"])
+def test_an_input_keeps_the_alignment_of_its_place_in_the_storage(input_mode, promoted):
+    x = torch.arange(200.0)[67:79].view(3, 4)
+    instance = Instance(Subject("sine", torch.sin, (x,)), input_mode=input_mode, promoted=promoted)
+    ((given,), _) = instance.inputs()
+    assert given.storage_offset() == 67 % 64
+    assert torch.equal(given.detach().float(), x)
+    if input_mode != "constant":
+        ((_, y),) = instance.run()
+        y.sum().backward()
+        assert torch.allclose(instance.leaves[0].take_gradient().float(), x.cos(), atol=1e-4)

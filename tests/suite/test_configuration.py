@@ -155,6 +155,10 @@ WRONG = {
     "an unknown mode": ('mode = "evla"\n', "line 1: 'evla' is not a value of mode (did you mean 'eval'?)."),
     "no time": ("timeout = 0\n", "line 1: timeout = 0 is not a duration; use seconds above 0."),
     "no threads": ("threads = 0\n", "line 1: threads = 0 is too small; the minimum is 1."),
+    "one size": (
+        '[[targets]]\ntarget = "a.py"\nmax-sizes = 1\n',
+        "line 3: max-sizes = 1 is too small; the minimum is 2.",
+    ),
     "no jobs": ("jobs = 0\n", "line 1: jobs = 0 is too small; the minimum is 1."),
     "no size": ('memory = "8 bananas"\n', "line 1: '8 bananas' is not a size. Write, for example, 8GiB or 500MB."),
     "a list": ("[[gradctl]]\n", "line 1: unknown key 'gradctl'; known keys: "),

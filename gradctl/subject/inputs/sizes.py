@@ -268,8 +268,9 @@ def _resized(subject: Subject, chosen: Mapping[str, int], dynamic: Dynamic) -> A
 def resize(tensor: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Return a tensor of another shape with values like those of this one; of the same shape, itself.
 
-    Masks are tiled. Integers are among those that are there. Floats have the same root mean square; if none is
-    negative (a probability, a variance), they are uniform between the smallest and the largest.
+    Masks are tiled: booleans, integers with two values at most, floats that are all whole numbers or infinite. Other
+    integers are drawn from those that are there. Other floats have the same root mean square; if none is negative (a
+    probability, a variance), they are uniform between the smallest and the largest.
 
     Raises:
         TargetError: GC128 if there is no value to begin with, or the tensor is sparse.
@@ -286,11 +287,15 @@ def resize(tensor: Tensor, shape: tuple[int, ...], generator: torch.Generator) -
 
 
 def _redrawn(tiled: Tensor, generator: torch.Generator) -> Tensor:
-    if tiled.dtype == torch.bool:
-        return tiled
+    if tiled.is_complex():
+        return redraw(tiled, generator)
     finite = torch.isfinite(tiled)
-    values = tiled[finite].double() if tiled.is_floating_point() else tiled.new_zeros(0)
-    if not values.numel() or float(values.min()) < 0:
+    values = tiled[finite]
+    is_float = tiled.is_floating_point()
+    is_mask = values == values.round() if is_float else (values == values.min()) | (values == values.max())
+    if bool(is_mask.all()):
+        return tiled
+    if not is_float or float(values.min()) < 0:
         return redraw(tiled, generator)
     low, high = float(values.min()), float(values.max())
     drawn = low + (high - low) * torch.rand(tiled.shape, generator=generator, dtype=torch.float64)
@@ -319,6 +324,8 @@ def sum_over_first_axis(outputs: Any) -> Tensor:
     for _, output in leaves(outputs):
         if isinstance(output, Tensor) and (output.is_floating_point() or output.is_complex()):
             parts = torch.view_as_real(output) if output.is_complex() else output
+            if not torch.isfinite(parts.detach()).all():  # masked logits of -inf
+                parts = torch.where(torch.isfinite(parts), parts, 0)
             summed = parts.sum(0) if parts.ndim else parts
             weights = torch.arange(1.0, summed.numel() + 1, dtype=torch.float64).cos().reshape(summed.shape)
             total = total.to(summed.device) + (summed * weights.to(summed)).sum()

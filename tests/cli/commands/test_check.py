@@ -163,6 +163,30 @@ def test_the_configuration_says_what_runs_and_how(tmp_path):
     assert [tensor["shape"] for tensor in unit["tensors"] if tensor["tensor"].startswith("input:")] == [[9, 3]]
 
 
+def test_the_sizes_of_a_target_are_checked_in_each_form(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Wrong(torch.autograd.Function):\n"
+        "    @staticmethod\n"
+        "    def forward(ctx, x): return 2 * x\n"
+        "    @staticmethod\n"
+        "    def backward(ctx, g): return (2 if len(g) < 4 else 3) * g\n"
+        "def net(x): return Wrong.apply(x)\n"
+        "def net_inputs(batch=2): return torch.randn(batch, 3)\n"
+    )
+    (tmp_path / "gradctl.toml").write_text(
+        'forms = ["eager", "trace"]\n[[targets]]\ntarget = "net.py:net"\nsizes = "batch=1,3,4,7"\nmax-sizes = 3\n'
+    )
+    finished = gradctl("check", "--format", "json", cwd=tmp_path)
+    units = {unit["form"]: unit for unit in json.loads(finished.stdout)["units"]}
+    assert finished.returncode == 1
+    assert units["eager"]["verdict"] == "fail"
+    assert {"batch=1", "batch=7"} < set(units["eager"]["variations"])
+    assert sum("," not in name for name in units["eager"]["variations"]) == 3
+    assert units["trace"]["verdict"] == "pass"
+    assert {"example", "batch=1", "batch=7"} < set(units["trace"]["variations"])
+
+
 def test_discovery_needs_no_configuration(tmp_path):
     written(tmp_path / "net.py")
     finished = check(tmp_path, "--form", "eager")

@@ -147,6 +147,12 @@ def folder(tmp_path_factory):
 X = ("--input", "x=f32[3,6]")
 
 BAD_INPUT = {
+    "a size without an axis": (
+        ["net.py:Net", *X, "--sizes", "batch=1,2; width=6"],
+        2,
+        "GC128 --sizes: no axis has the name 'width'. Name the axis, for example --sizes 'batch=1,2; width@x:1=6', or "
+        "let the function of inputs beside the target take width=.",
+    ),
     "a missing file": (
         ["nett.py", *X],
         2,
@@ -465,3 +471,29 @@ def test_a_tolerance_is_a_number_that_can_be_exceeded(tolerance):
     assert (finished.returncode, finished.stdout) == (2, "")
     said = f"Error: Invalid value for '--rtol': {float(tolerance)!r} is not a finite number of at least 0.\n"
     assert finished.stderr.endswith(said)
+
+
+def test_sizes_are_checked_and_counted(folder):
+    finished = gradctl("gradcheck", "net.py:Net", *X, "--sizes", "batch=1,2,9; x:1=6", cwd=folder)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert finished.stdout == "PASS: 5 gradients match finite differences at 7 sizes and layouts\n"
+
+
+def test_a_size_that_is_refused_is_printed_with_the_reason_of_the_model(folder):
+    finished = gradctl("gradcheck", "net.py:Net", *X, "--sizes", "x:1=6,7", cwd=folder)
+    assert finished.returncode == 0
+    assert finished.stdout.startswith("not tried: x:1=7; x:1=7, ")
+    assert "RuntimeError: mat1 and mat2" in finished.stdout
+    assert finished.stdout.endswith("PASS: 5 gradients match finite differences at 3 sizes and layouts\n")
+
+
+def test_no_program_is_written_for_other_sizes(folder):
+    finished = gradctl("gradcheck", "net.py:Net", *X, "--sizes", "batch=1", "--repro", "programs", cwd=folder)
+    assert finished.returncode == 2
+    assert "--repro writes programs for the sizes of the example. Omit --sizes, and pass --input." in finished.stderr
+
+
+def test_a_limit_of_one_size_is_a_usage_error(folder):
+    finished = gradctl("gradcheck", "net.py:Net", *X, "--sizes", "batch=1,2", "--max-sizes", "1", cwd=folder)
+    assert finished.returncode == 2
+    assert "1 is not in the range x>=2" in finished.stderr

@@ -137,13 +137,28 @@ def test_a_nested_input_is_resized_by_its_path():
     ("tensor", "is_legal"),
     [
         (torch.tensor([3, 5, 9]), lambda t: set(t.tolist()) <= {3, 5, 9}),
+        (torch.tensor([1, 1, 0]), lambda t: t[:5].tolist() == [1, 1, 0, 1, 1]),
+        (torch.tensor([1.0, 0.0, 1.0]), lambda t: t[:5].tolist() == [1.0, 0.0, 1.0, 1.0, 0.0]),
         (torch.tensor([True, False, True]), lambda t: t[:5].tolist() == [True, False, True, True, False]),
         (torch.tensor([0.2, 0.9, 0.4]), lambda t: bool(((t >= 0.2) & (t <= 0.9)).all())),
         (torch.tensor([-3.0, 4.0, 5.0]), lambda t: 2 < float(t.square().mean().sqrt()) < 8),
-        (torch.tensor([0.0, -torch.inf, 0.0]), lambda t: set(t.tolist()) == {0.0, -torch.inf}),
+        (torch.tensor([0.0, -torch.inf, 0.0]), lambda t: t[:4].tolist() == [0.0, -torch.inf, 0.0, 0.0]),
+        (torch.tensor([-0.5, torch.nan]), lambda t: t.isnan().nonzero().flatten().tolist() == list(range(1, 50, 2))),
+        (torch.randn(3, dtype=torch.complex64), lambda t: len(set(t.tolist())) == 50),
         (torch.ones(3), lambda t: bool((t == 1).all())),
     ],
-    ids=["integers", "mask", "probabilities", "floats", "additive mask", "constant"],
+    ids=[
+        "integers",
+        "integer mask",
+        "float mask",
+        "mask",
+        "probabilities",
+        "floats",
+        "additive mask",
+        "with NaN",
+        "complex",
+        "constant",
+    ],
 )
 def test_values_at_another_size_are_like_those_of_the_example(tensor, is_legal):
     larger = resize(tensor, (50,), torch.Generator().manual_seed(0))
@@ -201,6 +216,14 @@ def test_each_layout_occurs_once_at_the_smallest_sizes_above_one(subject):
     assert torch.equal(made["transposed"], found["batch=2"].args[0])
     assert torch.equal(made["offset storage"], found["batch=2"].args[0])
     assert torch.equal(made["strided"], found["batch=6"].args[0])
+
+
+def test_the_sum_over_the_first_axis_leaves_out_infinite_elements():
+    x = torch.randn(3, 4, requires_grad=True)
+    total = sum_over_first_axis(x.masked_fill(torch.eye(3, 4).bool(), -torch.inf))
+    total.backward()
+    assert total.isfinite()
+    assert (x.grad == 0).tolist() == torch.eye(3, 4).bool().tolist()
 
 
 def test_a_loss_of_the_user_leaves_out_the_expanded_cotangent():
