@@ -206,6 +206,7 @@ def _biased(words: _Words, quantity: Quantity, verdict: TensorVerdict, each: Mod
 
 def _less_accurate(words: _Words, quantity: Quantity, each: ModelDifference) -> Finding:
     form, reference = words.form, words.reference
+    limit = f"tolerance {each.budget:.2e}" if each.exceeds else f"more than four times {reference}'s own on all inputs"
     return Finding(
         code="GC305",
         severity="warning",
@@ -213,7 +214,7 @@ def _less_accurate(words: _Words, quantity: Quantity, each: ModelDifference) -> 
         tensor=each.name,
         verdict="less-accurate",
         message=f"{_described(quantity, each.name)} is less accurate in {form} than in {reference}: relative error "
-        f"{each.error:.2e} (tolerance {each.budget:.2e}). The two agree in float64, and on random inputs the error "
+        f"{each.error:.2e} ({limit}). The two agree in float64, and on random inputs the error "
         f"averages out as rounding does (root mean square {each.rounding:.2e}).",
         cause="GC305",
         cause_message=f"{form} is less accurate than {reference}: the two agree in float64, and on random inputs the "

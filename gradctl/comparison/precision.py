@@ -12,7 +12,7 @@ from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.difference import Key
 from gradctl.forms.form import Outcome
 from gradctl.numerics.agreement import largest_scale, scale_beside
-from gradctl.numerics.measures import is_float
+from gradctl.numerics.measures import is_float, norm
 
 # A root mean square above it is not called a loss of precision, however it averages out.
 _LARGEST = 1e-3
@@ -20,6 +20,12 @@ _LARGEST = 1e-3
 _TIMES_ROUNDING = 2.0
 # The share of bias in fewer elements is not known well enough: one of 8 inputs in 30 shows it by chance.
 _FEW_ELEMENTS = 16
+_NARROW = (torch.float16, torch.bfloat16)
+# Right kernels (tests/benchmarks/kernel_corpus.py) have in these, over 8 inputs, at most 1.6 times the reference's own
+# error; on a single input 2.3 times.
+_TIMES_OWN, _FLOOR_EPSILONS = 4.0, 0.5
+# The norm of fewer elements can be right by luck in the reference.
+_FEWEST = 8
 # A bias in standard deviations. With 8 inputs, Student's t exceeds 10 with a chance of 2e-5.
 _SIGNIFICANT = 10.0
 # A bias in root mean squares of the reference's own rounding. Right kernels (tests/benchmarks/kernel_corpus.py) have at
@@ -122,6 +128,27 @@ def bias_of(
         local = {(axis,) for axis in axes} | {tuple(axes)}
         found += [_wrong_factor(error, rounding, true, kept) for kept in [(), *sorted(local)]]
     return max(found) if max(found) > _LEAST_BIAS else None
+
+
+def lost_precision(
+    candidate: Sequence[tuple[Tensor, Tensor] | None],
+    reference: Sequence[tuple[Tensor, Tensor] | None],
+    dtype: torch.dtype,
+) -> float | None:
+    """Return the root mean square of a candidate's relative error, in a narrow dtype, if right kernels lose less.
+
+    On a single input the tolerance has a floor of some epsilons, which hides a sum in bfloat16 or float16; over several
+    inputs the reference's own error is known well enough to do without.
+
+    Args:
+        candidate, reference: as in ``bias_of``.
+        dtype: of the tensor.
+    """
+    errors, own = ([pair[0] for pair in each if pair is not None] for each in (candidate, reference))
+    if dtype not in _NARROW or not errors or errors[0].numel() < _FEWEST or len(errors) != len(own):
+        return None
+    found, least = (math.hypot(*map(norm, part)) / math.sqrt(len(part)) for part in (errors, own))
+    return found if found > _TIMES_OWN * least + _FLOOR_EPSILONS * torch.finfo(dtype).eps else None
 
 
 def _wrong_factor(error: Tensor, rounding: Tensor, reference: Tensor, kept: tuple[int, ...]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradctl.comparison.precision import bias_of, relative_error_of, rounding_error
+from gradctl.comparison.precision import bias_of, lost_precision, relative_error_of, rounding_error
 from gradctl.forms.form import Outcome
 
 N, SHAPE = 8, (16, 32)
@@ -168,6 +168,25 @@ def test_without_an_error_on_each_input_no_bias_is_known():
     assert bias_of([*pairs[:-1], None], own) is None
     assert bias_of(pairs, [*own[:-1], None]) is None
     assert bias_of(pairs[:1], own[:1]) is None
+
+
+def lost(found, true, dtype=torch.bfloat16):
+    return lost_precision(pairs_of(found, true), pairs_of(rounded(true, dtype), true), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("seed", range(5))
+def test_an_error_of_several_roundings_is_lost_precision_and_that_of_a_few_is_none(dtype, seed):
+    true, epsilon = references(seed), torch.finfo(dtype).eps
+    assert lost(rounded(true + noise(seed, 0.5 * epsilon), dtype), true, dtype) is None
+    assert lost(rounded(true + noise(seed, 2 * epsilon), dtype), true, dtype) == pytest.approx(2 * epsilon, rel=0.1)
+
+
+def test_a_wide_dtype_loses_no_precision_and_a_few_elements_are_not_known_well_enough():
+    true = references(0)
+    assert lost(true + noise(0, 1e-3), true, torch.float32) is None
+    assert lost((true + noise(0, 0.1))[:, 0, :7], true[:, 0, :7]) is None
+    assert lost((true + noise(0, 0.1))[:, 0, :8], true[:, 0, :8]) is not None
 
 
 def test_integers_and_booleans_have_no_error():

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from tests.kernels.pairs import ALL, Pair, Wrong, kernel, wide
+from tests.kernels.pairs import ALL, Pair, Wrong, kernel, normal, wide
 
 IGNORED = -100
 CHUNK = 8
@@ -167,24 +167,24 @@ def linear_cross_entropy(x, weight, target):
     return F.cross_entropy(x @ weight.mT, target)
 
 
-def _fused_inputs(generator, rows=256, width=16, classes=12):
-    x = torch.randn(rows, width, generator=generator)
-    return x, torch.randn(classes, width, generator=generator) / 2, torch.randint(classes, (rows,), generator=generator)
+def _fused_inputs(generator, rows=1024, width=16, classes=12):
+    x, weight = normal(generator, (rows, width), (classes, width))
+    return x, weight / 2, torch.randint(classes, (rows,), generator=generator)
 
 
 def _fused_forward(x, weight, target, accumulator=None, last_chunk=False):
-    loss, dx = 0, torch.empty_like(x)
-    dweight = torch.zeros_like(weight if accumulator == "narrow" else wide(weight))
-    for start in range(0, len(x), CHUNK):
-        part = slice(start, start + CHUNK)
-        logits = wide(x[part]) @ wide(weight).mT
-        lse = logits.logsumexp(-1, keepdim=True)
-        loss = loss + (lse - logits.gather(1, target[part, None])).sum() / len(x)
-        g = ((logits - lse).exp() - F.one_hot(target[part], len(weight))) / len(x)
-        dx[part] = (g @ wide(weight)).to(x.dtype)
-        step = (g.mT @ wide(x[part])).to(dweight.dtype)
-        dweight = step if last_chunk else dweight + step
-    return loss.to(x.dtype), [dx, dweight.to(weight.dtype)]
+    """Return the loss and, computed at once, both gradients; that of the weight is a sum over chunks of two rows."""
+    logits = wide(x) @ wide(weight).mT
+    lse = logits.logsumexp(-1, keepdim=True)
+    loss = (lse - logits.gather(1, target[:, None])).mean()
+    g = ((logits - lse).exp() - F.one_hot(target, len(weight))) / len(x)
+    chunks = torch.einsum("nro,nri->noi", g.unflatten(0, (-1, 2)), wide(x).unflatten(0, (-1, 2)))
+    dweight = chunks[-1] if last_chunk else chunks.sum(0)
+    if accumulator == "narrow":
+        dweight = torch.zeros_like(weight)
+        for chunk in chunks.to(weight.dtype):
+            dweight = dweight + chunk
+    return loss.to(x.dtype), [(g @ wide(weight)).to(x.dtype), dweight.to(weight.dtype)]
 
 
 def _fused_backward(saved, g):
@@ -197,7 +197,7 @@ FUSED = Pair(
     _fused_inputs,
     {
         "weight gradient of the last chunk": Wrong(
-            kernel(partial(_fused_forward, last_chunk=True), _fused_backward), "input:weight", hidden_at={"rows": CHUNK}
+            kernel(partial(_fused_forward, last_chunk=True), _fused_backward), "input:weight", hidden_at={"rows": 2}
         ),
         "weight gradient accumulated in the dtype of the weight": Wrong(
             kernel(partial(_fused_forward, accumulator="narrow"), _fused_backward),

@@ -96,6 +96,11 @@ class Pair:
         parts = ((name.partition(":"), value) for name, value in found.items())
         return true, {kind + colon + old.get(name, name): value for (kind, colon, name), value in parts}
 
+    def evaluate_reference(self, inputs: tuple[Any, ...], dtype: torch.dtype, seed: int) -> dict[str, Tensor]:
+        """Return what the reference itself computes in a dtype."""
+        reference, _ = self.programs(self.right, dtype)
+        return evaluate(reference, tuple(to_dtype(value, dtype) for value in inputs), seed, _input_names(reference))
+
 
 def to_dtype(value: Any, dtype: torch.dtype) -> Any:
     """Return a float tensor in another dtype, and anything else as it is."""

@@ -1,4 +1,7 @@
-"""The corpus of kernels, judged by plain torch: the right twins are right, and each mistake is where it is said."""
+"""The corpus of kernels: by plain torch, each mistake is where it is said; ``gradctl compare`` finds it, and no other.
+
+The benchmark tests/benchmarks/kernel_corpus.py tries the right twins from 20 seeds.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections import Counter
 import pytest
 import torch
 
+from tests.kernels.comparison import compare, found_in
 from tests.kernels.corpus import PAIRS
 from tests.kernels.pairs import in_float64, relative_errors
 
@@ -92,3 +96,47 @@ def test_lost_precision_is_in_the_narrow_dtypes_only(name, mistake):
     for dtype in wrong.dtypes:
         found, own = (errors(name, each, dtype) for each in (wrong.candidate, PAIRS[name].right))
         assert {tensor for tensor, error in found.items() if error > 2 * own[tensor]} == wrong.names, (own, found)
+
+
+def dtypes_of(name, mistake=None):
+    """Return the dtypes of a pair or a mistake, the narrow ones first."""
+    pair = PAIRS[name]
+    dtypes = pair.dtypes if mistake is None else pair.wrong[mistake].dtypes or pair.dtypes
+    return sorted(dtypes, key=lambda dtype: torch.finfo(dtype).eps, reverse=True)
+
+
+def cases(names):
+    """Return a parameter for each dtype; the first dtype of each sixth is tested always, the others are slow."""
+    for number, name in enumerate(names):
+        each = name if isinstance(name, tuple) else (name,)
+        for dtype in dtypes_of(*each):
+            is_fast = dtype is dtypes_of(*each)[0] and number % 6 == 0
+            marks = () if is_fast else pytest.mark.slow
+            yield pytest.param(*each, dtype, marks=marks, id="-".join((*each, str(dtype).removeprefix("torch."))))
+
+
+@pytest.mark.parametrize("name, dtype", cases(PAIRS))
+def test_compare_is_silent_on_a_right_twin(name, dtype):
+    unit = compare(PAIRS[name], PAIRS[name].right, dtype, seed=0)
+    assert (unit.verdict, found_in(unit)) == ("pass", {})
+
+
+@pytest.mark.parametrize("name, mistake, dtype", cases(mistakes("meaning")))
+def test_compare_names_the_tensors_that_a_mistake_changes_and_no_others(name, mistake, dtype):
+    unit = compare(PAIRS[name], PAIRS[name].wrong[mistake].candidate, dtype, seed=0)
+    assert unit.verdict == "fail"
+    assert set(found_in(unit)) == PAIRS[name].wrong[mistake].names
+
+
+@pytest.mark.parametrize("name, mistake", mistakes("bias"))
+def test_compare_finds_a_bias_inside_of_the_rounding(name, mistake):
+    wrong = PAIRS[name].wrong[mistake]
+    for dtype in wrong.dtypes:
+        assert found_in(compare(PAIRS[name], wrong.candidate, dtype, seed=0)) == dict.fromkeys(wrong.names, "GC306")
+
+
+@pytest.mark.parametrize("name, mistake", mistakes("precision"))
+def test_compare_names_what_lost_precision(name, mistake):
+    wrong = PAIRS[name].wrong[mistake]
+    for dtype in wrong.dtypes:
+        assert set(found_in(compare(PAIRS[name], wrong.candidate, dtype, seed=0))) == wrong.names

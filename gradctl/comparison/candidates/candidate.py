@@ -14,7 +14,7 @@ from torch import Tensor
 from gradctl.comparison.candidates.pairing import Pairing, copy_values, pair_tensors
 from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.model_comparison import RANDOM_INPUTS, ModelComparison, meaning_of
-from gradctl.comparison.precision import bias_of, relative_error_of
+from gradctl.comparison.precision import bias_of, lost_precision, relative_error_of
 from gradctl.comparison.program import CALLS, run_calls
 from gradctl.comparison.trials import ModelTrial
 from gradctl.core.errors import TargetError
@@ -268,7 +268,7 @@ class CandidateComparison(ModelComparison):
                 self.worst[key] = found
 
     def test_bias(self) -> None:
-        """Look for an error within the budget that does not average out over random inputs."""
+        """Look for an error within the budget that does not average out over random inputs, or is far above eager's."""
         trials = [each for each in self.reference.fresh_trials(RANDOM_INPUTS) if each.name in self.outcomes]
         if len(trials) < RANDOM_INPUTS or any(trial.float64 is None for trial in trials):
             return
@@ -282,6 +282,8 @@ class CandidateComparison(ModelComparison):
             bias = bias_of(own, eagers)
             if bias is not None:
                 self.worst[key] = replace(each, bias=bias)
+            elif each.meaning is not None and each.reference is not None:
+                self.worst[key] = replace(each, rounding=lost_precision(own, eagers, each.reference.dtype))
 
 
 def capture_submodule(paired: Paired, path: str, instance: Instance) -> Captured:
