@@ -17,6 +17,7 @@ OF_HELP |= {"gradctl.core", "gradctl.core.errors", "gradctl.core.names"}
 OF_EXPLAIN = OF_HELP | {"gradctl.cli.commands.explain", "gradctl.rules", "gradctl.rules.catalogue"}
 OF_OPTIONS = OF_HELP | {"gradctl.cli.reporting", "gradctl.core.names", "gradctl.core.target_options"}
 OF_TARGETS = OF_OPTIONS | {"gradctl.cli.options", "gradctl.cli.users_code", "gradctl.core.target_files"}
+OF_TARGETS |= {"gradctl.core.library_targets"}
 OF_REPRO = OF_TARGETS | {"gradctl.cli.repro"}
 OF_WRITTEN = OF_TARGETS | {"gradctl.cli.written"}
 LOADED = {
@@ -79,6 +80,11 @@ def test_every_command_has_its_help_on_the_list():
 
 MISSING_TARGET = "GC101 there is no file 'nett.py' (did you mean 'net.py'?). Paths start at '{folder}'."
 
+MISSING_TYPE = (
+    "GC125 transformers has no model type 'lama' (did you mean 'llama'?). A checkpoint is named by its folder: "
+    "hf:./FOLDER."
+)
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -94,6 +100,7 @@ MISSING_TARGET = "GC101 there is no file 'nett.py' (did you mean 'net.py'?). Pat
         (("optimize", "nett.py", "-o", "out.onnx"), MISSING_TARGET),
         (("optimize", "none.onnx", "-o", "out.onnx"), "GC142 there is no file 'none.onnx' (did you mean 'net.onnx'?)."),
         (("inspect", "nett.py"), MISSING_TARGET),
+        (("inspect", "hf:lama"), MISSING_TYPE),
         (("inspect", "none.onnx"), "GC142 there is no file 'none.onnx' (did you mean 'net.onnx'?)."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradctl.core.errors import TargetError, nearest
+from gradctl.core.library_targets import LibraryModel, is_library_target, parse_library_target
 from gradctl.core.target_options import TargetOptions
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -25,7 +26,7 @@ def ensure_files(options: TargetOptions, model_file: Path | None = None, *, is_p
         is_program: whether the target is a program; if not, it is such a file.
 
     Raises:
-        TargetError: GC101 or GC102 as ``parse_target``; GC122 as ``tensor_file``; GC142 for a model file.
+        TargetError: GC101, GC102 or GC125 as ``parse_target``; GC122 as ``tensor_file``; GC142 for a model file.
     """
     if is_program:
         parse_target(options.target)
@@ -84,7 +85,9 @@ def _readable(path: Path, code: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The parts of ``path/to/file.py:NAME`` or ``package.module:NAME``; NAME can be ``ns::op``, an operator.
+    """The parts of ``path/to/file.py:NAME`` or ``package.module:NAME``, or a model of a library (``hf:llama``).
+
+    NAME can be ``ns::op``, an operator.
 
     Attributes:
         place: the file or module.
@@ -92,6 +95,7 @@ class Target:
         file: the file, if ``place`` is one.
         module_name: for the import: within its package, if it is in one.
         root: the folder to import from.
+        model: the model of a library, which no file defines.
     """
 
     place: str
@@ -99,6 +103,7 @@ class Target:
     file: Path | None
     module_name: str
     root: Path
+    model: LibraryModel | None = None
 
 
 def parse_target(text: str) -> Target:
@@ -106,8 +111,10 @@ def parse_target(text: str) -> Target:
 
     Raises:
         TargetError: GC101 if the file is missing, a folder or not a Python file, or the module's name is invalid;
-            GC102 if what is after the colon is no name.
+            GC102 if what is after the colon is no name; GC125 as ``parse_library_target``.
     """
+    if is_library_target(text):
+        return Target(text, None, None, text, Path.cwd(), parse_library_target(text))
     place, name = _split_name(text)
     try:
         if _is_file_name(place):

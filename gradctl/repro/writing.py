@@ -224,6 +224,8 @@ def _recipe(case: _Case, quantity: str, sources: Path) -> Recipe:
     unit, finding, checking, subject = case.unit, case.finding, case.checking, case.subject
     try:
         target = parse_target(checking.target)
+        if target.model is not None:
+            raise _NoRepro(f"no file defines its model ({checking.target})")
         with on_import_path(target.root), preserve_generators():
             seed_generators(checking.seed)
             build = _build(target, checking, subject)

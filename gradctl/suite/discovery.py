@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gradctl.core.errors import NothingToCheck, TargetError
+from gradctl.core.library_targets import is_library_target
 from gradctl.suite.configuration import Project, TargetEntry
 
 _NOT_LOOKED_INTO = ("__pycache__", "node_modules", "site-packages", "build", "dist", "venv")
@@ -56,6 +57,8 @@ def find_models(project: Project) -> list[TargetEntry]:
 
 def module_and_name(target: str) -> tuple[str, str]:
     """Return file or module, and the name after the colon or nothing."""
+    if is_library_target(target):
+        return target, ""
     place, colon, name = target.rpartition(":")
     return (place, name) if colon and len(place) > 1 else (target, "")
 
@@ -64,11 +67,17 @@ def relative_target(root: Path, target: str) -> str:
     """Return a target of a configuration with its path relative to the current folder."""
     place, name = module_and_name(target)
     if not _is_file(place):
-        return target
+        return _with_absolute_folder(root, target)
     file = _absolute(root / place)
     here = Path.cwd()
     text = str(file.relative_to(here) if file.is_relative_to(here) else file)
     return f"{text}:{name}" if name else text
+
+
+def _with_absolute_folder(root: Path, target: str) -> str:
+    """Return a target with the absolute path of a checkpoint's folder (``hf:./FOLDER``); any other as it is."""
+    library, _, folder = target.partition(":")
+    return f"{library}:{_absolute(root / folder)}" if is_library_target(target) and folder[:1] == "." else target
 
 
 def _at(project: Project, path: str) -> list[TargetEntry]:
@@ -77,7 +86,7 @@ def _at(project: Project, path: str) -> list[TargetEntry]:
         return _in_folder(project, Path(path))
     place, name = module_and_name(path)
     is_there = Path(place).is_file() if _is_file(place) else _is_module(project, place)
-    if not is_there:
+    if not is_there and not is_library_target(path):
         raise TargetError("GC101", f"{place!r} does not exist. Give a folder, a file, or a target: FILE.py:NAME.")
     given = _named(project, path)
     place_of = partial(_place_of, project)
@@ -110,14 +119,14 @@ def _named(project: Project, target: str) -> TargetEntry:
         target.encode()
     except UnicodeEncodeError as error:
         raise TargetError("GC101", f"the name {target!r} is not UTF-8, which reports are. Rename it.") from error
-    place, name = module_and_name(target)
+    place, name = module_and_name(_with_absolute_folder(Path.cwd(), target))
     if _is_file(place):
         place = Path(os.path.relpath(place, project.root)).as_posix()
     return TargetEntry(target=f"{place}:{name}" if name else place)
 
 
 def _is_file(place: str) -> bool:
-    return place.endswith(".py") or "/" in place or os.sep in place
+    return not is_library_target(place) and (place.endswith(".py") or "/" in place or os.sep in place)
 
 
 def _place_of(project: Project, entry: TargetEntry) -> Path | str:

@@ -14,7 +14,7 @@ from gradctl.rules.catalogue import page
 
 CODES = [
     *("GC101", "GC102", "GC103", "GC104", "GC105", "GC106", "GC107", "GC108", "GC109"),
-    *("GC113", "GC121", "GC122", "GC128", "GC901", "GC903"),
+    *("GC113", "GC121", "GC122", "GC125", "GC128", "GC901", "GC903"),
 ]
 ROOT = Path(__file__).parents[2]
 

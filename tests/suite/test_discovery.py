@@ -79,6 +79,15 @@ def test_a_file_or_target_is_taken_as_it_is_or_as_it_is_configured(project):
     assert [entry.train for entry in select_entries(both, ["./a.py:two"])] == [True]
 
 
+def test_a_model_of_a_library_is_a_target(project, monkeypatch, tmp_path):
+    assert targets(project, "hf:llama@eager", "timm:resnet18", "a.py") == ["hf:llama@eager", "timm:resnet18", "a.py"]
+    assert [each.train for each in select_entries(configured(project, "hf:bert", "hf:gpt2"), ["hf:bert"])] == [True]
+    assert relative_target(tmp_path / "deep", "hf:../saved:BertModel") == f"hf:{tmp_path}/saved:BertModel"
+    monkeypatch.chdir(tmp_path / "deep")
+    assert targets(project, "hf:./saved@eager") == [f"hf:{tmp_path}/deep/saved@eager"]
+    assert relative_target(tmp_path, "hf:llama") == "hf:llama"
+
+
 def test_a_target_that_is_given_twice_is_one(project):
     assert targets(project, "a.py", "a.py", "./a.py") == ["a.py"]
 

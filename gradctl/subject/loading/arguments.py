@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradctl.core.errors import TargetError, is_out_of_memory, nearest
+from gradctl.core.errors import GradctlError, TargetError, is_out_of_memory, nearest
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.signature import VARIADIC, own_signature, required_parameters
 
@@ -54,7 +54,7 @@ def call_with(callee: Callable[..., Any], name: str, values: dict[str, Any], *, 
     try:
         return callee(*args, **kwargs)
     except (Exception, SystemExit) as error:
-        if is_out_of_memory(error):
+        if isinstance(error, GradctlError) or is_out_of_memory(error):
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in values.items())
         said = f"{name}({given}) raised {first_line(error)}."

@@ -19,6 +19,7 @@ from torch import nn
 from gradctl.core.errors import TargetError, is_out_of_memory, nearest
 from gradctl.core.target_files import Target
 from gradctl.subject.frames import first_line, user_frames
+from gradctl.subject.libraries.library_target import library_module
 from gradctl.subject.loading.library_operator import find_operator
 from gradctl.subject.signature import is_subclass
 
@@ -52,6 +53,8 @@ def import_target(target: Target) -> ModuleType:
         TargetError: GC101 if there is no such module; GC103 if the user's code raises, with their frames, or if
             python has another file under this name.
     """
+    if target.model is not None:
+        return library_module(target.model, target.place)
     try:
         if target.file is not None and target.root == target.file.parent:
             return _run_file(target.file, target.module_name)

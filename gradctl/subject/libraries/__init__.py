@@ -1,0 +1,1 @@
+"""Models of libraries, made small from their configuration classes: nothing is downloaded."""
