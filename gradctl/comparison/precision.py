@@ -26,6 +26,8 @@ _NARROW = (torch.float16, torch.bfloat16)
 _TIMES_OWN, _FLOOR_EPSILONS = 4.0, 0.5
 # The norm of fewer elements can be right by luck in the reference.
 _FEWEST = 8
+# The root mean square of an error of one rounding to nearest, in epsilons, relative to the root mean square.
+_ROUNDED_ONCE = 0.2
 # A bias in standard deviations. With 8 inputs, Student's t exceeds 10 with a chance of 2e-5.
 _SIGNIFICANT = 10.0
 # A bias in root mean squares of the reference's own rounding. Right kernels (tests/benchmarks/kernel_corpus.py) have at
@@ -101,7 +103,9 @@ def _is_biased(energy: Tensor, bias: Tensor, kept: int | None, n: int) -> bool:
 
 
 def bias_of(
-    candidate: Sequence[tuple[Tensor, Tensor] | None], reference: Sequence[tuple[Tensor, Tensor] | None]
+    candidate: Sequence[tuple[Tensor, Tensor] | None],
+    reference: Sequence[tuple[Tensor, Tensor] | None],
+    dtype: torch.dtype,
 ) -> float | None:
     """Return the relative size of a bias that rounding does not explain, the reference's own included; None without.
 
@@ -113,6 +117,7 @@ def bias_of(
     Args:
         candidate: error and reference on each random input, of one shape, as ``relative_error_of`` returns them.
         reference: the same of the reference's own native run.
+        dtype: of the tensor; a reference that is exact is taken to round its result once.
 
     Returns:
         The norm of the bias, relative to the norm of the reference.
@@ -122,11 +127,11 @@ def bias_of(
         return None
     error, true = (torch.stack([_as_real(each) for each in parts]) for parts in zip(*pairs, strict=True))
     rounding = torch.stack([_as_real(each) for each, _ in own])
-    axes = range(1, error.dim())
-    found = [_persistent(error, rounding)]
+    axes, once = range(1, error.dim()), _ROUNDED_ONCE * torch.finfo(dtype).eps
+    found = [_persistent(error, rounding, once)]
     if float(true.square().sum()) > _CANCELLED * len(true):
         local = {(axis,) for axis in axes} | {tuple(axes)}
-        found += [_wrong_factor(error, rounding, true, kept) for kept in [(), *sorted(local)]]
+        found += [_wrong_factor(error, rounding, true, kept, once) for kept in [(), *sorted(local)]]
     return max(found) if max(found) > _LEAST_BIAS else None
 
 
@@ -151,16 +156,17 @@ def lost_precision(
     return found if found > _TIMES_OWN * least + _FLOOR_EPSILONS * torch.finfo(dtype).eps else None
 
 
-def _wrong_factor(error: Tensor, rounding: Tensor, reference: Tensor, kept: tuple[int, ...]) -> float:
+def _wrong_factor(error: Tensor, rounding: Tensor, reference: Tensor, kept: tuple[int, ...], once: float) -> float:
     """Return the relative size of a wrong factor: of the whole, or of the slices along some axes; 0 without."""
     factor, deviation = _regression(error, reference, kept)
     own, own_deviation = _regression(rounding, reference, kept)
     energy = _summed(reference.square(), kept)
     known = energy >= _SHARE_OF_ENERGY * energy.mean()
     if kept:
-        limit = _TIMES_LOCAL * float((own.abs() + own_deviation)[known].max())
+        limit = _TIMES_LOCAL * max(float((own.abs() + own_deviation)[known].max()), once)
     else:
-        limit = _SHARE_OF_ROUNDING * math.sqrt(float(rounding.square().sum() / energy)) + 2 * float(own.abs())
+        size = math.sqrt(float(rounding.square().sum() / energy))
+        limit = _SHARE_OF_ROUNDING * max(size, once) + 2 * float(own.abs())
     is_wrong = known & (factor.abs() > limit) & (factor.abs() > _SIGNIFICANT * deviation)
     return math.sqrt(float((factor.square() * energy)[is_wrong].sum() / energy.sum()))
 
@@ -180,11 +186,12 @@ def _regression(error: Tensor, reference: Tensor, kept: tuple[int, ...]) -> tupl
     return factor, torch.maximum(_summed(scatter.square(), kept), by_input).sqrt() / energy
 
 
-def _persistent(error: Tensor, rounding: Tensor) -> float:
+def _persistent(error: Tensor, rounding: Tensor, once: float) -> float:
     """Return the norm of the elements' mean error over the inputs, less what independent errors leave; 0 without."""
     size, is_significant = _common_part(error)
     own, _ = _common_part(rounding)
-    limit = _SHARE_OF_ROUNDING * math.sqrt(float(rounding.square().sum()) / len(rounding)) + 2 * own
+    # What depends on the parameters alone is rounded in the same way on each input.
+    limit = _SHARE_OF_ROUNDING * math.sqrt(float(rounding.square().sum()) / len(rounding)) + 2 * max(own, once)
     return size if is_significant and size > limit else 0.0
 
 

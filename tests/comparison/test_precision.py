@@ -86,8 +86,8 @@ def pairs_of(found, true):
     return list(zip(found - true, true, strict=True))
 
 
-def bias(found, true, own=None):
-    return bias_of(pairs_of(found, true), pairs_of(rounded(true) if own is None else own, true))
+def bias(found, true, own=None, dtype=torch.bfloat16):
+    return bias_of(pairs_of(found, true), pairs_of(rounded(true) if own is None else own, true), dtype)
 
 
 def scaled(factor, seed, index=slice(None)):
@@ -117,11 +117,16 @@ def test_rounding_towards_zero_is_a_bias(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_rounding_down_is_a_bias_though_it_follows_no_factor(seed):
+def test_an_offset_is_a_bias_though_it_follows_no_factor(seed):
     true = references(seed)
-    nearest = rounded(true)
-    down = torch.where(nearest > true, torch.nextafter(nearest.bfloat16(), torch.tensor(-1.0).bfloat16()), nearest)
-    assert bias(down.double(), true) > 1e-3
+    assert bias(rounded(true + 8e-3 / (16 * 32) ** 0.5), true) == pytest.approx(8e-3, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_same_rounding_on_each_input_is_no_bias_though_the_reference_is_exact(seed):
+    true = references(seed)[:1].expand(N, *SHAPE)  # a tensor that depends on the parameters alone
+    assert bias(rounded(true), true, own=true) is None
+    assert bias(rounded(1.01 * true), true, own=true) == pytest.approx(0.01, rel=0.1)
 
 
 @pytest.mark.parametrize("index", [(3,), (slice(None), 7), (3, 7)], ids=["row", "column", "element"])
@@ -137,8 +142,8 @@ def test_a_bias_that_the_reference_has_too_is_not_the_candidates(seed):
 
 
 def test_a_factor_that_a_rounded_constant_explains_is_no_bias():
-    true = references(0)
-    assert bias(rounded(true * (1 + 6e-8), torch.float32), true, own=rounded(true, torch.float32)) is None
+    true, dtype = references(0), torch.float32
+    assert bias(rounded(true * (1 + 6e-8), dtype), true, own=rounded(true, dtype), dtype=dtype) is None
 
 
 def test_a_tensor_that_is_zero_by_cancellation_has_no_factor():
@@ -164,10 +169,10 @@ def test_a_complex_tensor_has_a_bias_too():
 def test_without_an_error_on_each_input_no_bias_is_known():
     true = references(0)
     pairs, own = pairs_of(scaled(1.01, 0), true), pairs_of(rounded(true), true)
-    assert bias_of(pairs, own) is not None
-    assert bias_of([*pairs[:-1], None], own) is None
-    assert bias_of(pairs, [*own[:-1], None]) is None
-    assert bias_of(pairs[:1], own[:1]) is None
+    assert bias_of(pairs, own, torch.bfloat16) is not None
+    assert bias_of([*pairs[:-1], None], own, torch.bfloat16) is None
+    assert bias_of(pairs, [*own[:-1], None], torch.bfloat16) is None
+    assert bias_of(pairs[:1], own[:1], torch.bfloat16) is None
 
 
 def lost(found, true, dtype=torch.bfloat16):

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from gradctl.commands.compare_candidate import compare_candidate
 from gradctl.core.findings import Unit
+from gradctl.subject.inputs.sizes import sizes_from
 from gradctl.subject.subject import Subject
 from tests.kernels.pairs import Pair
 
 
-def compare(pair: Pair, candidate: Callable[..., Any], dtype: torch.dtype, seed: int) -> Unit:
-    """Return the comparison of a candidate with the reference of its pair."""
+def compare(
+    pair: Pair,
+    candidate: Callable[..., Any],
+    dtype: torch.dtype,
+    seed: int,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+) -> Unit:
+    """Return the comparison of a candidate with the reference of its pair.
+
+    Args:
+        pair, candidate, dtype, seed: what is compared.
+        sizes: of the inputs; the example has the first of each. None: those of the pair.
+    """
+    draw = partial(pair.draw, seed, dtype)
     reference, program = pair.programs(candidate, dtype)
-    subjects = (
-        Subject(target, each, pair.draw(seed, dtype), seed=seed)
-        for target, each in (("reference", reference), ("candidate", program))
-    )
-    return compare_candidate(*subjects, renamed=list(pair.renamed.items()))
+    inputs = draw(**{name: values[0] for name, values in (sizes or {}).items()})
+    subject = Subject("reference", reference, inputs, seed=seed, inputs_beside=("example_inputs", draw))
+    own = Subject("candidate", program, inputs, seed=seed)
+    renamed = list(pair.renamed.items())
+    return compare_candidate(subject, own, renamed=renamed, sizes=sizes_from(sizes) if sizes else ())
 
 
 def found_in(unit: Unit) -> dict[str, str]:

@@ -5,6 +5,7 @@ The benchmark tests/benchmarks/kernel_corpus.py tries the right twins from 20 se
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 
 import pytest
@@ -140,3 +141,27 @@ def test_compare_names_what_lost_precision(name, mistake):
     wrong = PAIRS[name].wrong[mistake]
     for dtype in wrong.dtypes:
         assert set(found_in(compare(PAIRS[name], wrong.candidate, dtype, seed=0))) == wrong.names
+
+
+def hidden_by_sizes():
+    """Return the parameters of a test: each sixth mistake that a size of at least 1 hides; the others are slow."""
+    names = [(pair, each) for pair, each in mistakes(hidden=True) if min(PAIRS[pair].wrong[each].hidden_at.values())]
+    return [pytest.param(*each, marks=() if n % 6 == 0 else pytest.mark.slow) for n, each in enumerate(names)]
+
+
+@pytest.mark.parametrize("name, mistake", hidden_by_sizes())
+def test_compare_finds_at_another_size_what_the_example_hides(name, mistake):
+    pair, wrong = PAIRS[name], PAIRS[name].wrong[mistake]
+    usual = inspect.signature(pair.inputs).parameters
+    sizes = {size: (value, usual[size].default) for size, value in wrong.hidden_at.items()}
+    small = {size: values[:1] for size, values in sizes.items()}
+    assert found_in(compare(pair, wrong.candidate, torch.float32, 0, small)) == {}
+    assert found_in(compare(pair, pair.right, torch.float32, 0, sizes)) == {}
+    unit = compare(pair, wrong.candidate, torch.float32, 0, sizes)
+    assert set(found_in(unit)) == wrong.names
+    (size, (_, value)), *_ = sizes.items()
+    assert all(f"smallest size that differs is {size}={value}" in each.message for each in serious(unit))
+
+
+def serious(unit):
+    return [each for each in unit.findings if each.severity != "note" and each.tensor]

@@ -273,17 +273,18 @@ class CandidateComparison(ModelComparison):
         if len(trials) < RANDOM_INPUTS or any(trial.float64 is None for trial in trials):
             return
         for key, each in self.worst.items():
-            if each.differs or each.rounding is not None:
+            if each.differs or each.rounding is not None or each.reference is None:
                 continue
             own, eagers = (
                 [relative_error_of(key, trial.oracle[:1], calls(trial)[:1]) for trial in trials]
                 for calls in (lambda trial: self.outcomes[trial.name], lambda trial: trial.native)
             )
-            bias = bias_of(own, eagers)
+            dtype = each.reference.dtype
+            bias = bias_of(own, eagers, dtype)
             if bias is not None:
                 self.worst[key] = replace(each, bias=bias)
-            elif each.meaning is not None and each.reference is not None:
-                self.worst[key] = replace(each, rounding=lost_precision(own, eagers, each.reference.dtype))
+            elif each.meaning is not None:
+                self.worst[key] = replace(each, rounding=lost_precision(own, eagers, dtype))
 
 
 def capture_submodule(paired: Paired, path: str, instance: Instance) -> Captured:
