@@ -117,8 +117,9 @@ def test_a_form_with_fixed_sizes_is_captured_anew(form):
 
 
 @pytest.mark.parametrize("is_wrong", [True, False])
-def test_what_is_compiled_is_tried_with_a_transposed_input(is_wrong):
-    unit = judged(Compiled(is_wrong), "aot", "batch=3,7")
+@pytest.mark.parametrize("form", ["aot", pytest.param("compile", marks=pytest.mark.slow)])
+def test_what_is_compiled_is_tried_with_a_transposed_input(form, is_wrong):
+    unit = judged(Compiled(is_wrong), form, "batch=3,7")
     assert unit.verdict == ("fail" if is_wrong else "pass"), unit.reason
     found = {place.partition(", not at ")[0] for place in places(unit)}
     assert found == ({"at batch=3, transposed"} if is_wrong else set())

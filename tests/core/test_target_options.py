@@ -9,6 +9,7 @@ import click
 import pytest
 
 from gradctl import api
+from gradctl.cli.main import cli
 from gradctl.cli.options import target_options
 from gradctl.core.target_options import DEFAULTS, OPTIONS, TargetOptions
 from gradctl.suite.configuration import Configuration, TargetEntry
@@ -34,3 +35,12 @@ def test_an_option_is_on_the_command_line_and_a_key_of_the_configuration(name):
 def test_python_has_the_same_defaults(check):
     parameters = inspect.signature(check).parameters
     assert {name: parameters[name].default for name in DEFAULTS if name in parameters}.items() <= DEFAULTS.items()
+
+
+@pytest.mark.parametrize(
+    ("name", "has_sizes"), [("gradcheck", True), ("compare", True), ("trace", False), ("inspect", False)]
+)
+def test_an_option_may_belong_to_some_commands(name, has_sizes):
+    parameters = {each.name for each in cli.get_command(click.Context(cli), name).params}
+    assert ({"sizes", "max_sizes"} & parameters == {"sizes", "max_sizes"}) == has_sizes
+    assert {name for name, each in OPTIONS.items() if not each.commands} <= parameters

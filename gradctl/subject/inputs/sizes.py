@@ -21,6 +21,7 @@ from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
 from gradctl.subject.inputs.example import Inputs, input_names, inputs_from_beside
 from gradctl.subject.inputs.variations import VARIATIONS, map_tensors, redraw
 from gradctl.subject.seeding import preserve_generators, seed_generators
+from gradctl.subject.signature import own_signature
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 
@@ -163,13 +164,12 @@ def _pairs(values: Sequence[int]) -> set[tuple[Any, ...]]:
 
 def _is_asked(subject: Subject, size: Size) -> bool:
     """Return whether the function beside the target takes a size by keyword."""
-    if subject.inputs_beside is None or size.axes or not callable(subject.inputs_beside[1]):
-        return False
-    parameters = inspect.signature(subject.inputs_beside[1]).parameters.values()
+    source = subject.inputs_beside[1] if subject.inputs_beside is not None else None
+    signature = own_signature(source) if callable(source) and not size.axes else None
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return any(
+    return signature is not None and any(
         each.kind is inspect.Parameter.VAR_KEYWORD or (each.name == size.name and each.kind in by_keyword)
-        for each in parameters
+        for each in signature.parameters.values()
     )
 
 
@@ -322,7 +322,8 @@ def sum_over_first_axis(outputs: Any) -> Tensor:
     """
     total = torch.zeros(())
     for _, output in leaves(outputs):
-        if isinstance(output, Tensor) and (output.is_floating_point() or output.is_complex()):
+        is_strided = isinstance(output, Tensor) and output.layout == torch.strided
+        if is_strided and (output.is_floating_point() or output.is_complex()):
             parts = torch.view_as_real(output) if output.is_complex() else output
             if not torch.isfinite(parts.detach()).all():  # masked logits of -inf
                 parts = torch.where(torch.isfinite(parts), parts, 0)

@@ -235,7 +235,7 @@ def test_the_sum_over_the_first_axis_gives_an_expanded_cotangent():
     seen = []
     y = torch.randn(3, 4, requires_grad=True).sin()
     y.register_hook(seen.append)
-    sum_over_first_axis({"y": y, "n": 3}).backward()
+    sum_over_first_axis({"y": y, "n": 3, "sparse": torch.eye(2).to_sparse()}).backward()
     assert seen[0].stride()[0] == 0
     assert len(set(seen[0][0].tolist())) == 4
 
