@@ -109,10 +109,14 @@ class ModelComparison(Comparison[ModelTrial]):
         self.worst[key] = replace(each, meaning=meaning, coarsest=coarsest)
 
 
-def meaning_of(key: Key, oracle: Outcome, call: Outcome) -> float | None:
-    """Return the relative error of a tensor where both programs run in float64; None if either has no such tensor."""
+def meaning_of(key: Key, oracle: Outcome, call: Outcome, neighbours: float | None = None) -> float | None:
+    """Return the relative error of a tensor where both programs run in float64; None if either has no such tensor.
+
+    ``neighbours`` is the largest scale of the tensors of this kind, if it is known.
+    """
     references: dict[str, torch.Tensor | None] = tensors_of(oracle, key[0])
     reference, candidate = references.get(key[1]), tensors_of(call, key[0]).get(key[1])
     if reference is None or candidate is None or reference.shape != candidate.shape:
         return None
-    return agreement(reference, reference, candidate, largest_scale(references.values()))[0]
+    scale = largest_scale(references.values()) if neighbours is None else neighbours
+    return agreement(reference, reference, candidate, scale)[0]

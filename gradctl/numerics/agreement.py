@@ -54,7 +54,8 @@ def scale_of(tensor: Tensor) -> float:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return 0.0
     wide = _wide(tensor)
-    return norm(torch.where(torch.isfinite(wide), wide, 0))
+    found = norm(wide)
+    return found if math.isfinite(found) else norm(torch.where(torch.isfinite(wide), wide, 0))
 
 
 def largest_scale(tensors: Iterable[Tensor | None]) -> float:
@@ -73,6 +74,9 @@ def _floor(native: Tensor, oracle: Tensor) -> float:
 def _distance(left: Tensor, right: Tensor, scale: float) -> float:
     """Return ||left - right|| / scale over finite elements; infinite where NaN and Inf are not in the same places."""
     left, right = _wide(left), _wide(right)
+    distance = norm(left - right)
+    if math.isfinite(distance):  # then each element is
+        return distance / scale
     finite = torch.isfinite(right)
     if not torch.equal(finite, torch.isfinite(left)):
         return math.inf

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from gradctl.core.errors import TargetError
 from gradctl.core.names import Quantity, buffer_name, input_name, parameter_name
 from gradctl.forms import eager
 from gradctl.forms.form import CannotCapture, Captured, Outcome, named_tensors
+from gradctl.numerics.agreement import largest_scale
 from gradctl.subject.inputs.example import Inputs, input_names
 from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.signature import POSITIONAL, call_signature, function_class, module_of
@@ -255,7 +257,9 @@ class CandidateComparison(ModelComparison):
     def _keep_meaning(self, trial: ModelTrial, number: int, call: Outcome) -> None:
         oracle = trial.oracle[number]
         for key, each in self.worst.items():
-            meaning = meaning_of(key, oracle, call)
+            tensors = tensors_of(oracle, key[0]).values()
+            neighbours = trial.compute_once((number, key[0]), partial(largest_scale, tensors))
+            meaning = meaning_of(key, oracle, call, neighbours)
             if meaning is None:
                 continue
             reference, candidate = (tensors_of(outcome, key[0])[key[1]] for outcome in (oracle, call))
