@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -26,15 +26,17 @@ from gradctl.comparison.candidates.candidate import (
     capture_submodule,
     pair,
 )
-from gradctl.comparison.difference import dtype_name
+from gradctl.comparison.difference import ModelDifference, dtype_name
 from gradctl.comparison.difference_findings import findings_and_rows
 from gradctl.comparison.reference import Reference
+from gradctl.comparison.trials import ModelTrial
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import NothingToCheck, TargetError, listed
 from gradctl.core.findings import Finding, TensorResult, Unit, note
 from gradctl.core.names import parameter_name
 from gradctl.diagnosis.causes import key_of
+from gradctl.diagnosis.explanation import usual_reasons
 from gradctl.diagnosis.localise_form import with_place
 from gradctl.diagnosis.localise_modules import AloneModules
 from gradctl.gradients.baseline import Baseline, run_native
@@ -103,12 +105,13 @@ def compare_candidate(
         )
         rows: Sequence[TensorResult] = [row for each in (first, own) if each for row in each.unrepeated]
         variations: Sequence[str] = ()
-        findings = [*notes, *(each for run in (first, own) if run for each in run.findings())]
+        seen = {(each.code, each.tensor): each for run in (own, first) if run for each in run.findings()}
+        findings = [*notes, *seen.values()]
         reason = "one of the two differs from itself when run twice from the same seed" if rows else None
         if not rows:
             say("comparing the candidate")
             sized = sized_subjects(reference, sizes, limit=max_sizes) if sizes else ()
-            eager = Reference(reference, mode, calls=1, sized=sized)
+            eager = Reference(reference, mode, calls=1, name="the reference", sized=sized)
             reason = _left_open(eager)
             if reason is None:
                 comparison = CandidateComparison(program, reference=eager, program=program, times_worse=_TIMES_WORSE)
@@ -218,7 +221,9 @@ def _compare(
         found = _located(found, comparison, time.perf_counter() - start)
     with explaining("which Function has the wrong backward"):
         found = _with_functions(found, comparison)
-    return [_with_smallest(each, comparison) for each in found], rows
+    with explaining("the usual reasons for a difference"):
+        found = [*usual_reasons(comparison.reference, found), *found]
+    return [_with_details(each, comparison) for each in found], rows
 
 
 def _ensure_same_structure(comparison: CandidateComparison) -> None:
@@ -273,19 +278,38 @@ def _with_functions(found: Sequence[Finding], comparison: CandidateComparison) -
     return [*faults, *named]
 
 
-def _with_smallest(finding: Finding, comparison: CandidateComparison) -> Finding:
-    """Return a finding with the smallest of the sizes on which its tensor differs, if it was tried on several."""
-    every = set().union(*comparison.differs_on.values())
-    differs_on = every if finding.code == "GC408" else comparison.differs_on.get(key_of(finding), set())
-    sizes = [trial.name for trial in comparison.reference.trials if "=" in trial.name]
-    smallest = next((name for name in sizes if name in differs_on), None)
-    if smallest is None or finding.severity != "error":
+def _with_details(finding: Finding, comparison: CandidateComparison) -> Finding:
+    """Return an error with its kind, bias or not, and with the smallest of the sizes that were tried that has it."""
+    if finding.severity != "error" or finding.code == "GC306":
         return finding
-    right = sizes[: sizes.index(smallest)]
-    beside = f"; it agrees with {listed(right, 3)}" if right else ""
-    return msgspec.structs.replace(
-        finding, message=f"{finding.message} The smallest size that differs is {smallest}{beside}."
-    )
+    of_all = finding.code == "GC408"
+    rows = comparison.differing if of_all else [comparison.worst.get(key_of(finding))]
+    differs_on = comparison.differs_on
+    names = set().union(*differs_on.values()) if of_all else differs_on.get(key_of(finding), set())
+    said = [_kind([row for row in rows if row is not None]), _smallest(comparison.reference.trials, names)]
+    return msgspec.structs.replace(finding, message=" ".join(filter(None, [finding.message, *said])))
+
+
+def _kind(rows: Sequence[ModelDifference]) -> str:
+    """Return whether an error is a bias, as far as it was tried in float64."""
+    if any(row.means_another for row in rows):
+        return "The error is a bias: it is there in float64 too."
+    dtypes = [dtype_name(each.reference.dtype) for each in rows if each.is_native_only and each.reference is not None]
+    if dtypes:
+        return f"The error is a bias of {dtypes[0]}: the two agree in float64, and it does not average out."
+    return ""
+
+
+def _smallest(trials: Sequence[ModelTrial], names: Collection[str]) -> str:
+    """Return the smallest size with an error, of the trials that are named by their sizes and layout."""
+    sizes = [trial.name for trial in trials if "=" in trial.name]
+    smallest = next((name for name in sizes if name in names), None)
+    if smallest is None:
+        return ""
+    without_layout = [", ".join(part for part in name.split(", ") if "=" in part) for name in sizes]
+    end = without_layout.index(without_layout[sizes.index(smallest)])
+    right = listed([f"at {name}" for name in dict.fromkeys(without_layout[:end])], 3)
+    return f"The smallest size that differs is {smallest}{f'; the two agree {right}' if end else ''}."
 
 
 def _notes(comparison: CandidateComparison, first: Baseline | None) -> Iterator[Finding]:

@@ -191,9 +191,9 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def cotangents_of(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Return a Gaussian cotangent for each float output, the same in every form and dtype."""
+    """Return a Gaussian cotangent for each float output, the same in every form and dtype, whatever their order."""
     generator = torch.Generator().manual_seed(seed)
-    floats = {name: t.detach() for name, t in outputs.items() if t.is_floating_point() or t.is_complex()}
+    floats = {name: t.detach() for name, t in sorted(outputs.items()) if t.is_floating_point() or t.is_complex()}
     doubles = {name: t.to(torch.complex128 if t.is_complex() else torch.float64) for name, t in floats.items()}
     return {name: gaussian_like(doubles[name], generator).to(t.dtype) for name, t in floats.items()}
 

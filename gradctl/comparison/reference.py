@@ -35,6 +35,7 @@ class Reference:
         input_mode: how float inputs can be given to this model.
         calls: how many in a row on each input but the example, which has three.
         variations: of the inputs, the example first.
+        name: what messages call it.
         sized: more subjects by name: the same model on inputs of other sizes, or why there is none.
 
     Attributes:
@@ -48,19 +49,20 @@ class Reference:
         input_mode: InputMode,
         *,
         calls: int = CALLS,
+        name: str = "eager",
         variations: Iterable[str] = VARIATIONS,
         sized: Iterable[tuple[str, Subject | TargetError]] = (),
     ) -> None:
-        self.subject, self.input_mode, self.calls = subject, input_mode, calls
+        self.subject, self.input_mode, self.calls, self.name = subject, input_mode, calls, name
         self.trials: list[ModelTrial] = []
         self.skipped: list[str] = []
         self._fresh: list[ModelTrial | str] = []
-        for name, varied in chain(((name, vary(subject, name)) for name in variations), sized):
-            trial = varied.message if isinstance(varied, TargetError) else self._trial(name, varied)
+        for trial_name, varied in chain(((each, vary(subject, each)) for each in variations), sized):
+            trial = varied.message if isinstance(varied, TargetError) else self._trial(trial_name, varied)
             if isinstance(trial, ModelTrial):
                 self.trials.append(trial)
             else:
-                self.skipped.append(f"{name} ({trial})")
+                self.skipped.append(f"{trial_name} ({trial})")
 
     def instance(self, *, promoted: bool = False) -> Instance:
         """Return a new private copy on the example's inputs, hooks and all."""
@@ -92,9 +94,9 @@ class Reference:
         count = CALLS if name == "example" else self.calls
         instance, native, error = self._calls(subject, promoted=False, count=count)
         if error is not None and (name != "example" or not native):
-            return f"eager raises {first_line(error)}"
+            return f"{self.name} raises {first_line(error)}"
         if name != "example" and not _has_finite_value(native[0]):
-            return "eager's outputs are not finite"
+            return f"{self.name}'s outputs are not finite"
         # Calls without state need no further float64 runs, which cost several native ones: what they keep from call to
         # call, if anything, has no effect on a bit of the native calls.
         is_repeated = all(_is_identical_call(native[0], call) for call in native[1:])

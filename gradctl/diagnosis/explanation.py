@@ -17,7 +17,7 @@ from gradctl.comparison.program import run_calls
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.trials import ModelTrial
 from gradctl.core.errors import TargetError
-from gradctl.core.findings import Finding
+from gradctl.core.findings import Finding, note
 from gradctl.core.names import Quantity
 from gradctl.diagnosis.causes import Cause, Intervention, Search, state_causes
 from gradctl.diagnosis.experiments import branch_notes, call_once, experiments, few, generators_moved, place_of_draw
@@ -98,16 +98,16 @@ def explain_findings(
     search.causes(_started_otherwise(comparison.captured.form, witness), causes)
     search.causes(experiments(search), causes)
     found = state_causes(findings, causes)
-    usual = "; ".join(_usual(comparison.reference))
-    if not usual or all(each.cause or each.severity != "error" for each in found):
-        return found
-    note = Finding(
-        code="GC220",
-        severity="note",
-        message=f"before the numbers: {usual}.",
-        hint="rule these out first: --eval, float32 or float64.",
-    )
-    return [note, *found]
+    return [*usual_reasons(comparison.reference, found), *found]
+
+
+def usual_reasons(reference: Reference, findings: Sequence[Finding]) -> list[Finding]:
+    """Return a note with the usual reasons for a difference that apply here, if an error has no cause: GC220."""
+    if all(each.cause or each.severity != "error" for each in findings):
+        return []
+    usual = "; ".join(_usual(reference))
+    hint = "rule these out first: --eval, float32 or float64."
+    return [note("GC220", f"before the numbers: {usual}.", hint)] if usual else []
 
 
 def _observed(comparison: FormComparison) -> Iterator[tuple[Key, Cause]]:

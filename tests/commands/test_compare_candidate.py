@@ -253,3 +253,63 @@ def test_another_shape_of_the_output_is_a_difference():
 def test_forms_and_a_candidate_exclude_each_other():
     with pytest.raises(TargetError, match="omit one of them"):
         compared(torch.tanh, right, forms="trace")
+
+
+def test_the_smallest_size_that_differs_is_named():
+    def faulty(x):
+        return x.tanh() if len(x) < 4 else Scaled.apply(x, 1.1)
+
+    unit = compared(torch.tanh, faulty, X[:2], sizes={"batch": [1, 2, 3, 4, 7]})
+    found = next(each.message for each in unit.findings if each.code == "GC402")
+    assert "The smallest size that differs is batch=4; the two agree at batch=1, at batch=2, at batch=3" in found
+    assert compared(torch.tanh, right, X[:2], sizes={"batch": [1, 2, 3, 4, 7]}).verdict == "pass"
+
+
+@pytest.mark.parametrize("kind", ["module", "function", "inside", "closure", "method"])
+def test_a_candidate_that_uses_torch_compile_is_refused_since_its_copy_would_run_without_it(kind):
+    net = Net()
+    compiled = torch.compile(Net())
+    if kind == "method":
+        net.compile()
+    candidate = {
+        "module": compiled,
+        "function": torch.compile(torch.tanh),
+        "inside": nn.Sequential(compiled),
+        "closure": lambda x: compiled(x) + 0,
+        "method": net,
+    }[kind]
+    with pytest.raises(TargetError, match=r"uses torch\.compile, and the copy that is compared would run without it"):
+        compared(torch.tanh, candidate)
+
+
+def test_outputs_in_another_order_of_their_keys_agree():
+    unit = compared(lambda x: {"a": x, "b": x.exp()}, lambda x: {"b": x.exp(), "a": x * 1})
+    assert unit.verdict == "pass"
+
+
+def test_a_parameter_that_the_reference_freezes_is_reported_if_the_candidate_trains_it():
+    unit = compared(Net().requires_grad_(False), Net())
+    assert ("GC403", "param:up.weight") in errors(unit)
+    assert not [each for each in unit.findings if each.code == "GC419"]
+
+
+class Dropout(nn.Module):
+    """Dropout that draws in its own way."""
+
+    def forward(self, x):
+        return x * 2 * (torch.rand(x.shape) > 0.5) if self.training else x
+
+
+def test_different_draws_of_dropout_differ_with_a_note_on_random_numbers_and_agree_in_evaluation_mode():
+    unit = compared(nn.Dropout(), Dropout())
+    assert unit.verdict == "fail"
+    assert "random numbers are drawn" in next(each.message for each in unit.findings if each.code == "GC220")
+    assert compared(nn.Dropout().eval(), Dropout().eval()).verdict == "pass"
+
+
+def test_values_that_are_not_finite_in_both_are_an_error():
+    def masked(x):
+        return x.masked_fill(torch.ones_like(x, dtype=torch.bool), -torch.inf).softmax(-1)
+
+    unit = compared(masked, masked)
+    assert [each.code for each in unit.findings if each.severity == "error"] == ["GC407"]

@@ -124,7 +124,7 @@ def _candidate(
 ) -> int:
     import dataclasses
 
-    own = dataclasses.replace(checking, target=target, input_specs=(), inputs_file=None)
+    own = dataclasses.replace(checking, target=target, input_specs=(), inputs_file=None, loss=None)
     sizes = sizes_of(checking, None)
     for each in (checking, own):
         ensure_files(each)

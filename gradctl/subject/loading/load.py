@@ -36,6 +36,7 @@ from gradctl.subject.loading.factory import KnownInputs, build_model
 from gradctl.subject.loading.library_operator import operator_function
 from gradctl.subject.loading.target import find_in, find_target, import_target, on_import_path
 from gradctl.subject.loading.weights import load_weights
+from gradctl.subject.reach import walk
 from gradctl.subject.seeding import preserve_generators, seed_generators
 from gradctl.subject.signature import (
     call_signature,
@@ -77,6 +78,8 @@ def load_subject(options: TargetOptions, given: Inputs | None = None) -> Subject
             load_weights(model, options.weights, options.target)
         notes = _set_mode(model, options.training)
         inputs = _inputs(model, specs, beside, options) if given is None else given
+    if given is not None:
+        _refuse_compiled(model, options.target)
     model = adopt_modules(model)
     _place(model, options.target, device)
     args, kwargs = map_leaves(lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
@@ -112,10 +115,26 @@ def make_candidate(model: Callable[..., Any], reference: Subject) -> Subject:
     """Return another model on the inputs of the reference, whether they fit it or not.
 
     Raises:
-        TargetError: GC109 not a model, or one without values.
+        TargetError: GC109 not a model, or one without values; GC123 if it has parts that torch.compile wraps.
     """
+    _refuse_compiled(model, _name(model))
     model, name = _as_model(model)
     return Subject(name, model, reference.args, reference.kwargs, function_class(model), reference.loss, reference.seed)
+
+
+def _refuse_compiled(model: Any, name: str) -> None:
+    """Raise for a candidate that reaches what ``torch.compile`` wraps: a private copy runs without the wrapper."""
+    if any(_is_compiled(found) for _, found in walk([((), model)])):
+        raise TargetError(
+            "GC123",
+            f"{name} uses torch.compile, and the copy that is compared would run without it. Compare the form instead: "
+            "gradctl compare TARGET --form compile.",
+        )
+
+
+def _is_compiled(found: Any) -> bool:
+    by_method = isinstance(found, nn.Module) and vars(found).get("_compiled_call_impl") is not None
+    return by_method or optimized_inner(found) is not found
 
 
 def _as_model(model: Callable[..., Any]) -> tuple[Callable[..., Any], str]:
