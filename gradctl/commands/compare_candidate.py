@@ -55,6 +55,8 @@ from gradctl.subject.tree import map_leaves
 FORM = "candidate"
 # The example is what a person tries: another input must be clearly worse to be named in its place.
 _TIMES_WORSE = 2.0
+# If an output differs, gradients differ for that reason; if a gradient does, so do buffers.
+_FIRST_CAUSES = ("GC301", "GC402", "GC403", "GC302")
 _NARROW = (torch.float16, torch.bfloat16)
 # Seconds in which the module that differs is looked for, at least and in multiples of the comparison.
 _LEAST_SECONDS, _TIMES_THE_COMPARISON = 5.0, 1.0
@@ -240,13 +242,11 @@ def _ensure_same_structure(comparison: CandidateComparison) -> None:
 
 
 def _located(found: Sequence[Finding], comparison: CandidateComparison, seconds: float) -> list[Finding]:
-    """Return the findings, the first of each quantity with the innermost module that differs alone."""
+    """Return the findings, the first of each quantity with the innermost module that differs alone; it is the cause."""
     deadline = time.perf_counter() + max(_LEAST_SECONDS, _TIMES_THE_COMPARISON * seconds)
-    first: dict[str | None, int] = {}
-    for number, each in enumerate(found):
-        if each.severity == "error" and key_of(each) in comparison.worst:
-            first.setdefault(each.quantity, number)
-    located = list(found)
+    errors = [n for n, each in enumerate(found) if each.severity == "error" and key_of(each) in comparison.worst]
+    first = {found[number].quantity: number for number in reversed(errors)}
+    located, places = list(found), {}
     for number in first.values():
         difference = comparison.worst[key_of(found[number])]
         capture = partial(capture_submodule, comparison.program.paired)
@@ -254,7 +254,15 @@ def _located(found: Sequence[Finding], comparison: CandidateComparison, seconds:
         place = alone.innermost()
         if place is not None and place.module:
             located[number] = with_place(found[number], place)
-    return located
+            places[found[number].code] = place
+    code, place = next(((code, places[code]) for code in _FIRST_CAUSES if code in places), ("", None))
+    if place is None:
+        return located
+    said = f"{place.module} ({place.op}) of the candidate differs from the reference's if both are run alone."
+    return [
+        msgspec.structs.replace(each, cause=code, cause_message=said) if number in errors else each
+        for number, each in enumerate(located)
+    ]
 
 
 def _with_functions(found: Sequence[Finding], comparison: CandidateComparison) -> list[Finding]:

@@ -313,3 +313,21 @@ def test_values_that_are_not_finite_in_both_are_an_error():
 
     unit = compared(masked, masked)
     assert [each.code for each in unit.findings if each.severity == "error"] == ["GC407"]
+
+
+class Detached(Net):
+    def forward(self, x):
+        return x.detach() + super().forward(x)
+
+
+class Residual(Net):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_all_tensors_that_one_module_makes_wrong_are_one_cause():
+    stack = nn.Sequential(Residual(), Residual(), Residual())
+    unit = compared(stack, nn.Sequential(Residual(), Detached(), Residual()))
+    causes = {each.cause_message for each in unit.findings if each.severity == "error"}
+    assert causes == {"1 (Residual) of the candidate differs from the reference's if both are run alone."}
+    assert len(errors(unit)) == 7  # the input, and six parameters of the first module
