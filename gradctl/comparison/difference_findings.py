@@ -207,6 +207,8 @@ def _biased(words: _Words, quantity: Quantity, verdict: TensorVerdict, each: Mod
 def _less_accurate(words: _Words, quantity: Quantity, each: ModelDifference) -> Finding:
     form, reference = words.form, words.reference
     limit = f"tolerance {each.budget:.2e}" if each.exceeds else f"more than four times {reference}'s own on all inputs"
+    agree = "the two agree in float64, and on" if each.meaning is not None else "on"
+    said = f"{agree} random inputs the error averages out as rounding does"
     return Finding(
         code="GC305",
         severity="warning",
@@ -214,11 +216,9 @@ def _less_accurate(words: _Words, quantity: Quantity, each: ModelDifference) -> 
         tensor=each.name,
         verdict="less-accurate",
         message=f"{_described(quantity, each.name)} is less accurate in {form} than in {reference}: relative error "
-        f"{each.error:.2e} ({limit}). The two agree in float64, and on random inputs the error "
-        f"averages out as rounding does (root mean square {each.rounding:.2e}).",
+        f"{each.error:.2e} ({limit}). {said[0].upper()}{said[1:]} (root mean square {each.rounding:.2e}).",
         cause="GC305",
-        cause_message=f"{form} is less accurate than {reference}: the two agree in float64, and on random inputs the "
-        "error averages out as rounding does.",
+        cause_message=f"{form} is less accurate than {reference}: {said}.",
         hint=f"compare the precision that you need with this error, or use another kernel in {form}.",
         error=number(each.error),
         allow=f"GC305:{each.name}",

@@ -94,7 +94,13 @@ SPLIT_K = Pair(
             kind="precision",
             dtypes=ALL[1:],
             source="axolotl 1601",
-        )
+        ),
+        "the same, compiled": Wrong(
+            narrow_only(kernel(partial(_linear_forward, blocks=4), _linear_backward)),
+            "output",
+            kind="precision",
+            dtypes=ALL[1:],
+        ),
     },
 )
 

@@ -285,10 +285,8 @@ class CandidateComparison(ModelComparison):
             )
             dtype = each.reference.dtype
             bias = bias_of(own, eagers, dtype)
-            if bias is not None:
-                self.worst[key] = replace(each, bias=bias)
-            elif each.meaning is not None:
-                self.worst[key] = replace(each, rounding=lost_precision(own, eagers, dtype))
+            lost = lost_precision(own, eagers, dtype) if bias is None else None
+            self.worst[key] = replace(each, bias=bias, rounding=lost)
 
 
 def capture_submodule(paired: Paired, path: str, instance: Instance) -> Captured:
