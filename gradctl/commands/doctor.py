@@ -37,13 +37,16 @@ class Availability:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Versions (None if a package is missing), threads (None without torch), devices, the C++ compiler, and forms."""
+    """Versions (None if a package is missing), threads (None without torch), devices, the C++ compiler, where Triton
+    kernels run, and forms.
+    """
 
     versions: dict[str, str | None]
     platform: str
     threads: int | None
     devices: tuple[str, ...]
     compiler: str | None
+    triton: str
     forms: dict[str, Availability]
 
 
@@ -64,6 +67,7 @@ def examine() -> Machine:
         threads=_answer(lambda: int(torch.get_num_threads())) if torch else None,
         devices=_devices(torch),
         compiler=compiler,
+        triton=_triton(torch),
         forms=forms,
     )
 
@@ -136,6 +140,15 @@ def _devices(torch: Any) -> tuple[str, ...]:
     cuda = _answer(lambda: [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())])
     mps = _answer(lambda: ["mps"] if torch.backends.mps.is_available() else [])
     return ("cpu", *(cuda or []), *(mps or []))
+
+
+def _triton(torch: Any) -> str:
+    """Return where Triton kernels run: ``subject/loading/triton_interpreter.py`` decides as this."""
+    version = _version("triton")
+    if version is None:
+        return "missing; pip install 'gradctl[triton]' runs Triton kernels on the CPU"
+    has_gpu = torch and _answer(lambda: torch.cuda.is_available() or torch.xpu.is_available())
+    return f"{version}, kernels run {'on the GPU' if has_gpu else 'on the CPU, by its interpreter'}"
 
 
 def _compiler() -> str | None:

@@ -21,6 +21,7 @@ from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs.example import first_layer_remedy, given_inputs
 from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.lazy_layers import build_layers, has_lazy_parameters, infer_shapes
+from gradctl.subject.loading.triton_interpreter import bfloat16_refused, interpreter_refusal
 from gradctl.subject.reach import walk
 from gradctl.subject.subject import Subject
 
@@ -67,7 +68,8 @@ def run_native(subject: Subject) -> Baseline:
     them in place), else as constants (it turns them to numpy, say).
 
     Raises:
-        TargetError: GC111 the model raises, GC113 the loss is no scalar, GC114 no tensor comes out.
+        TargetError: GC111 the model raises, GC113 the loss is no scalar, GC114 no tensor comes out, GC127 Triton's
+            interpreter cannot run a kernel of it.
         NothingToCheck: GC110 no differentiable leaf or output.
     """
     if has_lazy_parameters(subject):
@@ -163,7 +165,9 @@ def _first_run(subject: Subject) -> tuple[ObservedInstance, dict[str, Tensor], N
 
 
 def _model_raises(subject: Subject, error: BaseException) -> TargetError:
-    """Return GC111 for what the user's model raises."""
+    """Return GC111 for what the user's model raises, or GC127 if that is because of Triton's interpreter."""
+    if refusal := interpreter_refusal(error):
+        return refusal
     given = given_inputs(subject.model, subject.args, subject.kwargs)
     remedy = first_layer_remedy(subject.model, subject.args, subject.kwargs) if isinstance(error, Exception) else ""
     message = f"{subject.target} raises on {given}: {first_line(error)}.{remedy}"
@@ -174,11 +178,11 @@ def run_once(watched: ObservedInstance, subject: Subject) -> tuple[dict[str, Ten
     """Return outputs and gradients of one run with unit Gaussian cotangents.
 
     Raises:
-        TargetError: GC113 the loss is no scalar.
+        TargetError: GC113 the loss is no scalar; GC127 a kernel would run on bfloat16 in Triton's interpreter.
         NoGradient: no output has a gradient.
     """
     instance = watched.instance
-    with instance.preserve_leaves(), torch.enable_grad():
+    with instance.preserve_leaves(), bfloat16_refused(), torch.enable_grad():
         outputs = {name: t for name, t in instance.run() if is_float(t)}
         if subject.loss is not None:
             _ensure_scalar(outputs.values())

@@ -9,6 +9,7 @@ import torch
 
 from gradctl.numerics.runner import Outputs
 from gradctl.subject.instance import Instance, Leaf
+from gradctl.subject.loading.triton_interpreter import kernels_in_float64
 from gradctl.tracing.control_flow import plain_control_flow
 from gradctl.tracing.functions import FunctionWatch
 from gradctl.tracing.graph import modules_by_identity
@@ -69,6 +70,7 @@ class ModelRunner:
             if self.promotion is not None:
                 stack.enter_context(default_dtype(torch.float64))
                 stack.enter_context(self.promotion)
+                stack.enter_context(kernels_in_float64())
             yield
 
     def run(self, program: Recorder, *, is_plain: bool = False) -> Outputs:
@@ -78,5 +80,9 @@ class ModelRunner:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(program.functions())
             stack.enter_context(plain_control_flow())
-            stack.enter_context(default_dtype(torch.float64) if is_plain else self.promoted())
+            if is_plain:
+                stack.enter_context(default_dtype(torch.float64))
+                stack.enter_context(kernels_in_float64())
+            else:
+                stack.enter_context(self.promoted())
             return self.instance.run(program)

@@ -29,6 +29,7 @@ def doctor(format: str) -> int:
         f"{'threads':<12} {examined.threads if examined.threads is not None else '-'}",
         f"{'devices':<12} {', '.join(examined.devices) or '-'}",
         f"{'C++ compiler':<12} {examined.compiler or '-'}",
+        f"{'Triton':<12} {examined.triton}",
         "",
         *(f"{form:<12} {'yes' if can.available else 'no '}  {can.reason}" for form, can in examined.forms.items()),
     ]

@@ -21,6 +21,7 @@ from gradctl.core.target_files import Target
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.libraries.library_target import library_module
 from gradctl.subject.loading.library_operator import find_operator
+from gradctl.subject.loading.triton_interpreter import switch_on_interpreter
 from gradctl.subject.signature import is_subclass
 
 _FEW = 8  # names that a message lists; of more, only the nearest
@@ -55,6 +56,7 @@ def import_target(target: Target) -> ModuleType:
     """
     if target.model is not None:
         return library_module(target.model, target.place)
+    switch_on_interpreter()
     try:
         if target.file is not None and target.root == target.file.parent:
             return _run_file(target.file, target.module_name)

@@ -47,6 +47,16 @@ def test_every_form_has_an_answer_and_a_reason(examined):
     assert all(can["reason"] for can in examined["forms"].values())
 
 
+def test_triton_is_missing_or_runs_here(examined):
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        assert examined["triton"] == "missing; pip install 'gradctl[triton]' runs Triton kernels on the CPU"
+    else:
+        where = "on the GPU" if torch.cuda.is_available() else "on the CPU, by its interpreter"
+        assert examined["triton"] == f"{version}, kernels run {where}"
+
+
 def test_the_console_says_the_same(examined):
     screen = gradctl("doctor").stdout
     assert f"torch        {torch.__version__.partition('+')[0]}" in screen
