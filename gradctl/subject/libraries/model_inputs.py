@@ -24,6 +24,10 @@ _OPTIONAL = {"input_ids", "bbox", "past_values", "past_observed_mask", "bool_mas
 }
 
 
+class UnknownInput(Exception):
+    """A model requires an input of which nothing is known."""
+
+
 class ModelInputs:
     """Values for the parameters of one model's forward; the same for the same seed, whatever was drawn before."""
 
@@ -41,12 +45,12 @@ class ModelInputs:
         """Yield inputs by name, first those with images for a model of text and images.
 
         Raises:
-            LookupError: forward requires a parameter for which no input is known.
+            UnknownInput: forward requires a parameter for which no input is known.
         """
         yield from self._with_images()
         least = self._least()
         if unknown := sorted(least - _MAKERS.keys()):
-            raise LookupError(f"its forward requires {', '.join(unknown)}, for which gradctl has no inputs")
+            raise UnknownInput(f"its forward requires {', '.join(unknown)}, for which gradctl has no inputs")
         for more in ((), *((name,) for name in _MEDIA if name in self.parameters.keys() - least)):
             names = [name for name in self.parameters if name in least or name in more]
             for variant in range(max((len(_MAKERS[name]) for name in names), default=0)):

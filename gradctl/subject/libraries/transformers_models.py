@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ from gradctl.core.errors import GradctlError, TargetError, TrustError, is_out_of
 from gradctl.core.library_targets import LibraryModel
 from gradctl.core.target_files import ensure_plain
 from gradctl.subject.frames import first_line
-from gradctl.subject.libraries.model_inputs import ModelInputs
+from gradctl.subject.libraries.model_inputs import ModelInputs, UnknownInput
 from gradctl.subject.libraries.tiny_configuration import is_configuration, tiny_configuration
 from gradctl.subject.tree import leaves
 
@@ -34,8 +35,14 @@ _FIRST_TASKS = (
     *("SEQUENCE_CLASSIFICATION", "IMAGE_CLASSIFICATION", "VIDEO_CLASSIFICATION", "OBJECT_DETECTION"),
     *("SEMANTIC_SEGMENTATION", "CTC", "AUDIO_CLASSIFICATION"),
 )
+_MOST_CLASSES = 3  # of a type, that are tried in turn
 _WITHOUT_HEAD = {"BACKBONE", "TEXT_ENCODING", "IMAGE"}
 _MAPPING = re.compile(r"MODEL_FOR_(\w+)_MAPPING_NAMES")
+
+
+class _Unfit(Exception):
+    """A model that could be built, and is of no use: too large, or without a gradient."""
+
 
 _Result = TypeVar("_Result")
 Built = tuple[nn.Module, dict[str, Any]]
@@ -54,9 +61,9 @@ def tiny_model(named: LibraryModel, settings: Mapping[str, Any]) -> Built:
     for name in settings:
         if name not in fields:
             raise TargetError("GC108", f"{kind.__name__} has no field {name!r}{nearest(name, fields)}.")
-    model_class = _class(named, library)
+    classes = _classes(named, library)
 
-    def attempt(keep_lists: bool) -> Built:
+    def attempt(model_class: Any, keep_lists: bool) -> Built:
         configuration = _of_class(tiny_configuration(kind, settings, keep_lists=keep_lists), model_class)
         _refuse_large(model_class, configuration)
         model = model_class._from_config(configuration, **_options(named, model_class))
@@ -64,13 +71,11 @@ def tiny_model(named: LibraryModel, settings: Mapping[str, Any]) -> Built:
         return model.eval(), runnable_inputs(model)
 
     try:
-        return _first_success(lambda: attempt(False), lambda: attempt(True))
-    except GradctlError:
-        raise
+        return _first_success(*(partial(attempt, each, keep) for each in classes for keep in (False, True)))
     except Exception as error:  # of the library, on sizes of this program
-        if is_out_of_memory(error):
+        if isinstance(error, GradctlError) or is_out_of_memory(error):
             raise
-        said = f"{model_class.__name__} of hf:{named.name} cannot be built or run with small sizes"
+        said = f"{classes[0].__name__} of hf:{named.name} cannot be built or run with small sizes"
         raise TargetError("GC125", f"{said} ({_reason(error)}). Write a factory for it: FILE.py:NAME.") from error
 
 
@@ -81,7 +86,7 @@ def runnable_inputs(model: Any) -> dict[str, Any]:
         Exception: what the model raises on the first ones.
     """
     inputs = ModelInputs(model, torch.initial_seed()).candidates()
-    return _first_success(*(lambda each=each: _run(model, each) for each in inputs))
+    return _first_success(*(partial(_run, model, each) for each in inputs))
 
 
 def heads(model_type: str) -> list[str]:
@@ -107,20 +112,18 @@ def _library() -> Any:
     return library
 
 
-def _class(named: LibraryModel, library: Any) -> Any:
-    """Return the class that is named, or the default one."""
-    names = heads(named.name)
-    name = named.head or next(iter(names), None)
-    if name is None:
-        raise TargetError(
-            "GC125", f"transformers has no class with a head for 'hf:{named.name}'. Name one: hf:{named.name}:CLASS."
-        )
-    found = getattr(library, name, None)
-    if not (inspect.isclass(found) and issubclass(found, library.PreTrainedModel)):
-        near = nearest(name, names)
-        raise TargetError(
-            "GC125", f"transformers has no model class {name!r}{near}. For hf:{named.name}: {listed(names)}."
-        )
+def _classes(named: LibraryModel, library: Any) -> list[Any]:
+    """Return the class that is named, or the first ones of the model type, of which the default one may not run."""
+    known = heads(named.name)
+    most = _MOST_CLASSES if named.attention is None else 1  # or two implementations could have two classes
+    names = known[:most] if named.head is None else [named.head]
+    if not names:
+        said = f"transformers has no class with a head for 'hf:{named.name}'"
+        raise TargetError("GC125", f"{said}. Name one: hf:{named.name}:CLASS.")
+    found = [getattr(library, name, None) for name in names]
+    if not all(inspect.isclass(each) and issubclass(each, library.PreTrainedModel) for each in found):
+        said = f"transformers has no model class {names[0]!r}{nearest(names[0], known)}"
+        raise TargetError("GC125", f"{said}. For hf:{named.name}: {listed(known)}.")
     return found
 
 
@@ -160,7 +163,7 @@ def _refuse_large(model_class: Any, configuration: Any) -> None:
             return
     count = sum(each.numel() for each in model.parameters())
     if count > _MOST_PARAMETERS:
-        raise ValueError(f"{count:.1e} parameters are left")
+        raise _Unfit(f"{count:.1e} parameters are left")
 
 
 def _draw_weights(model: nn.Module) -> None:
@@ -189,7 +192,7 @@ def _run(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         return _run(model, {**inputs, "use_cache": False})
     trained = [each for _, each in outputs if isinstance(each, Tensor) and each.requires_grad]
     if not trained:
-        raise ValueError("no output has a gradient")
+        raise _Unfit("no output has a gradient")
     total = torch.stack([each.abs().sum() for each in trained]).sum()
     torch.autograd.grad(total, [each for each in copied.parameters() if each.requires_grad], allow_unused=True)
     return inputs
@@ -205,13 +208,18 @@ def _first_success(*attempts: Callable[[], _Result]) -> _Result:
             if isinstance(error, GradctlError) or is_out_of_memory(error):
                 raise
             first = first or error
-    raise first or ValueError("there are no inputs for it")
+    raise first or _Unfit("it takes no inputs that gradctl knows")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Return why the library refused: a package that is missing, or the first line of what it says."""
-    missing = re.search(r"requires the (\S+) library", str(error))
-    return f"it needs the package {missing[1]}" if missing else first_line(error).rstrip(".")
+    if isinstance(error, ModuleNotFoundError):
+        return f"it needs the package {error.name}"
+    if missing := re.search(r"requires the (\S+) library", str(error)):
+        return f"it needs the package {missing[1]}"
+    if "Validation" in type(error).__name__ and error.__cause__ is not None:
+        return _reason(error.__cause__)  # its own first line names a validator
+    return str(error) if isinstance(error, _Unfit | UnknownInput) else first_line(error).rstrip(".")
 
 
 def checkpoint(named: LibraryModel, settings: Mapping[str, Any]) -> Built:
@@ -240,7 +248,7 @@ def checkpoint(named: LibraryModel, settings: Mapping[str, Any]) -> Built:
             raise TrustError("GC901", f"{said}. Save them with save_pretrained(folder, safe_serialization=True).")
         raise TargetError("GC125", f"{folder} has no weights: no *.safetensors file is in it.")
     default = next(iter(content.get("architectures") or ()), None)
-    model_class = _class(dataclasses.replace(named, name=model_type, head=named.head or default), library)
+    model_class = _classes(dataclasses.replace(named, name=model_type, head=named.head or default), library)[0]
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         configuration = library.AutoConfig.from_pretrained(folder, use_cache=False, **local)
