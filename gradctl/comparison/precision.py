@@ -20,6 +20,8 @@ _LARGEST = 1e-3
 _TIMES_ROUNDING = 2.0
 # The share of bias in fewer elements is not known well enough: one of 8 inputs in 30 shows it by chance.
 _FEW_ELEMENTS = 16
+# The statistics of eight inputs take some 400 bytes and 4 µs for each element.
+_MOST_ELEMENTS = 2**16
 _NARROW = (torch.float16, torch.bfloat16)
 # Right kernels (tests/benchmarks/kernel_corpus.py) have in these, over 8 inputs, at most 1.6 times the reference's own
 # error; on a single input 2.3 times.
@@ -48,7 +50,8 @@ def relative_error_of(
 ) -> tuple[Tensor, Tensor] | None:
     """Return the error of a tensor and its reference, relative to the reference's scale; None if either is missing.
 
-    The error is missing, too, if the candidate has NaN or infinity in other places than the reference, or integers.
+    The error is missing, too, if the candidate has NaN or infinity in other places than the reference, or integers. Of
+    a large tensor both are a sample of its slices.
 
     Args:
         key: quantity and name of the tensor.
@@ -66,7 +69,16 @@ def relative_error_of(
         return None
     scale = scale_beside(reference, largest_scale(references.values()))
     error = torch.where(finite, found.to(reference.dtype) - reference, 0)
-    return error / scale, torch.where(finite, reference, 0) / scale
+    return _thinned(error) / scale, _thinned(torch.where(finite, reference, 0)) / scale
+
+
+def _thinned(tensor: Tensor) -> Tensor:
+    """Return every third slice along the longest axis until few elements are left, scaled to the norm of all."""
+    thinned = tensor
+    while thinned.numel() > _MOST_ELEMENTS:
+        axis = max(range(thinned.dim()), key=thinned.size)
+        thinned = thinned[(*[slice(None)] * axis, slice(None, None, 3))]
+    return thinned * math.sqrt(tensor.numel() / thinned.numel()) if thinned is not tensor else tensor
 
 
 def rounding_error(pairs: Sequence[tuple[Tensor, Tensor] | None]) -> float | None:

@@ -198,3 +198,17 @@ def test_integers_and_booleans_have_no_error():
     for value in (torch.tensor([1, 2]), torch.tensor([True, False])):
         outcome = Outcome(outputs={"output": value})
         assert relative_error_of(("output", "output"), [outcome], [outcome]) is None
+
+
+def test_a_large_tensor_is_sampled_and_has_the_bias_of_the_whole():
+    key, candidates, own = ("output", "output"), [], []
+    for seed in range(N):
+        true = torch.randn(700, 1001, dtype=torch.float64, generator=random(seed))
+        values = true, rounded(true), rounded(1.01 * true)
+        oracle, native, wrong = ([Outcome(outputs={"output": each})] for each in values)
+        candidates.append(relative_error_of(key, oracle, wrong))
+        own.append(relative_error_of(key, oracle, native))
+    assert own[0][0].numel() < 700 * 1001 / 2
+    assert own[0][1].norm() == pytest.approx(1, rel=0.01)
+    assert bias_of(candidates, own, torch.bfloat16) == pytest.approx(0.01, rel=0.02)
+    assert bias_of(own, own, torch.bfloat16) is None
