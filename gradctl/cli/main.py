@@ -21,7 +21,10 @@ from gradctl.core.names import PASSIVE_WAIT
 # Name → (module that defines a click command of the same name, its line in ``gradctl --help``).
 COMMANDS: dict[str, tuple[str, str]] = {
     "gradcheck": ("gradctl.cli.commands.gradcheck", "Check whether autograd's gradient is the derivative of TARGET."),
-    "compare": ("gradctl.cli.commands.compare", "Compare the static forms of TARGET with eager."),
+    "compare": (
+        "gradctl.cli.commands.compare",
+        "Compare the static forms of TARGET with eager, or another implementation with TARGET.",
+    ),
     "trace": ("gradctl.cli.commands.trace", "Capture TARGET as TorchScript or torch.export, in a verified file."),
     "export": ("gradctl.cli.commands.export", "Export TARGET to a verified ONNX file."),
     "optimize": ("gradctl.cli.commands.optimize", "Optimise the ONNX graph of FILE or TARGET; verify each pass."),

@@ -65,7 +65,7 @@ def test_the_help_of_a_command_has_the_exit_codes(name, capsys):
     ("name", "headings"),
     [
         ("gradcheck", ["Target", "Inputs", "What to check", "Output", "Other options"]),
-        ("compare", ["Target", "Inputs", "What to check", "Output", "Other options"]),
+        ("compare", ["Target", "Inputs", "Another implementation", "What to check", "Output", "Other options"]),
         ("trace", ["Target", "Inputs", "What to capture", "What to check", "Output", "Other options"]),
         ("export", ["Target", "Inputs", "What to capture", "What to check", "Output", "Other options"]),
         ("optimize", ["Target", "Inputs", "Passes", "What to check", "Output", "Other options"]),
