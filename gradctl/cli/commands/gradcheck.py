@@ -49,8 +49,8 @@ def gradcheck(checking: TargetOptions, reporting: ReportOptions, *, repro: Path 
     """Check whether autograd's gradient is the derivative of TARGET.
 
     TARGET is path/to/file.py:NAME or package.module:NAME. NAME is an nn.Module, a class or factory of one, a function
-    of tensors, or an autograd.Function; by default make_model, model, or the only module in the file. Loading TARGET
-    runs its file. hf:TYPE, for example hf:llama, is a small model of transformers.
+    of tensors, an autograd.Function, or an operator (ns::op); by default make_model, model, or the only module in the
+    file. Loading TARGET runs its file. hf:TYPE, for example hf:llama, is a small model of transformers.
 
     The gradient of every parameter and float input is compared with finite differences in float64, along random
     directions. Values that the program excludes from gradients (detach, no_grad) are constants of that check, and
