@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
@@ -46,7 +46,7 @@ from gradctl.numerics.measures import is_float
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.example import given_inputs
 from gradctl.subject.inputs.sizes import MOST_SIZES, Sizes, sized_subjects
-from gradctl.subject.instance import Instance, native_dtype
+from gradctl.subject.instance import InputMode, Instance, native_dtype
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import call_signature, callee_name, parameters_of
 from gradctl.subject.subject import Subject
@@ -96,46 +96,88 @@ def compare_candidate(
     with preserve_generators(), warnings.catch_warnings(), unexplained() as failures, ExitStack() as finally_:
         warnings.simplefilter("ignore")
         say("running the reference and the candidate")
-        reference, notes = _in_dtype_of(reference, candidate)
-        first = _first_run(reference, finally_)
-        reference = first.subject if first else reference
-        candidate, own = _bound(candidate, reference, device, finally_)
-        mode = first.input_mode if first else "constant"
-        paired = pair(reference, candidate, renamed, own_values=own_values)
-        program = CandidateProgram(
-            paired=paired, reference=reference, input_mode=own.input_mode if own else mode, device=device
-        )
-        rows: Sequence[TensorResult] = [row for each in (first, own) if each for row in each.unrepeated]
-        variations: Sequence[str] = ()
-        seen = {(each.code, each.tensor): each for run in (own, first) if run for each in run.findings()}
-        findings = [*notes, *seen.values()]
-        reason = "one of the two differs from itself when run twice from the same seed" if rows else None
-        if not rows:
-            say("comparing the candidate")
-            sized = sized_subjects(reference, sizes, limit=max_sizes) if sizes else ()
-            eager = Reference(reference, mode, calls=1, name="the reference", sized=sized)
-            reason = _left_open(eager)
-            if reason is None:
-                comparison = CandidateComparison(program, reference=eager, program=program, times_worse=_TIMES_WORSE)
-                found, rows = _compare(comparison, Arbiter(eager, accepted), own_values=own_values, start=start)
-                findings += [*found, *_notes(comparison, first)]
-                variations = comparison.tried
-                reason = "; ".join(f"not tried: {each}" for each in eager.skipped) or None
-        findings += failures.notes()
+        both = _run_both(reference, candidate, renamed, device, finally_, own_values=own_values)
+        say("comparing the candidate")
+        sized = sized_subjects(both.reference, sizes, limit=max_sizes) if sizes else ()
+        found = _judge(both, sized, accepted, own_values=own_values, start=start)
+        notes = failures.notes()
     unit = make_unit(
         candidate.target,
         FORM,
-        findings,
-        rows,
+        [*both.findings, *found.findings, *notes],
+        found.rows,
         allows=accepted,
         fail_on=fail_on,
         reference=reference.target,
-        reason=reason,
+        reason=found.reason,
         details=failures.details(),
         seconds=time.perf_counter() - start,
-        variations=tuple(variations),
+        variations=tuple(found.variations),
     )
-    return unit if variations or unit.verdict == "fail" else msgspec.structs.replace(unit, verdict="inconclusive")
+    is_open = not found.variations and unit.verdict != "fail"
+    return msgspec.structs.replace(unit, verdict="inconclusive") if is_open else unit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Both:
+    """Two models that run, each twice; what was seen, and is wrong without a comparison."""
+
+    reference: Subject
+    first: Baseline | None
+    program: CandidateProgram
+    unrepeated: list[TensorResult]
+    findings: list[Finding]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """What a comparison found; the reason says why there is none, or what was not tried."""
+
+    findings: Sequence[Finding] = ()
+    rows: Sequence[TensorResult] = ()
+    variations: Sequence[str] = ()
+    reason: str | None = None
+
+
+def _run_both(
+    reference: Subject,
+    candidate: Subject,
+    renamed: Sequence[tuple[str, str]],
+    device: torch.device | None,
+    finally_: ExitStack,
+    *,
+    own_values: bool,
+) -> _Both:
+    reference, notes = _in_dtype_of(reference, candidate)
+    first = _first_run(reference, finally_)
+    reference = first.subject if first else reference
+    candidate, own = _bound(candidate, reference, device, finally_)
+    paired = pair(reference, candidate, renamed, own_values=own_values)
+    mode = own.input_mode if own else _mode(first)
+    program = CandidateProgram(paired=paired, reference=reference, input_mode=mode, device=device)
+    runs = [run for run in (own, first) if run is not None]
+    seen = {(each.code, each.tensor): each for run in runs for each in run.findings()}
+    return _Both(reference, first, program, [row for run in runs for row in run.unrepeated], [*notes, *seen.values()])
+
+
+def _mode(first: Baseline | None) -> InputMode:
+    return first.input_mode if first else "constant"
+
+
+def _judge(
+    both: _Both, sized: Iterable[tuple[str, Subject | TargetError]], allows: Allows, *, own_values: bool, start: float
+) -> _Found:
+    if both.unrepeated:
+        reason = "one of the two differs from itself when run twice from the same seed"
+        return _Found(rows=both.unrepeated, reason=reason)
+    eager = Reference(both.reference, _mode(both.first), calls=1, name="the reference", sized=sized)
+    if reason := _left_open(eager):
+        return _Found(reason=reason)
+    comparison = CandidateComparison(both.program, reference=eager, program=both.program, times_worse=_TIMES_WORSE)
+    found, rows = _compare(comparison, Arbiter(eager, allows), own_values=own_values, start=start)
+    findings = [*found, *_notes(comparison, both.first)]
+    skipped = "; ".join(f"not tried: {each}" for each in eager.skipped)
+    return _Found(findings, rows, comparison.tried, skipped or None)
 
 
 def _first_run(subject: Subject, finally_: ExitStack) -> Baseline | None:
@@ -193,8 +235,8 @@ def _float_dtypes(subject: Subject) -> set[torch.dtype]:
     return {each.dtype for each in parameters_of(subject.model).values() if is_float(each)}
 
 
-def _left_open(reference: Reference) -> str | None:
-    """Return why nothing can be compared, or None."""
+def _left_open(reference: Reference) -> str:
+    """Return why nothing can be compared, or nothing."""
     if not reference.trials:
         return f"the reference has no result to compare with: {reference.skipped[0]}"
     dtype = native_dtype(reference.subject)
@@ -203,7 +245,7 @@ def _left_open(reference: Reference) -> str | None:
             f"the reference does not run in float64, so that rounding in {dtype_name(dtype)} cannot be told from an "
             "error; compare in float32"
         )
-    return None
+    return ""
 
 
 def _compare(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradctl.comparison.candidates.pairing import Pairing, copy_values, pair_tensors
 from gradctl.comparison.compare import tensors_of
+from gradctl.comparison.difference import Key, ModelDifference
 from gradctl.comparison.model_comparison import RANDOM_INPUTS, ModelComparison, meaning_of
 from gradctl.comparison.precision import bias_of, lost_precision, relative_error_of
 from gradctl.comparison.program import CALLS, run_calls
@@ -277,16 +278,18 @@ class CandidateComparison(ModelComparison):
         if len(trials) < RANDOM_INPUTS or any(trial.float64 is None for trial in trials):
             return
         for key, each in self.worst.items():
-            if each.differs or each.rounding is not None or each.reference is None:
-                continue
-            own, eagers = (
-                [relative_error_of(key, trial.oracle[:1], calls(trial)[:1]) for trial in trials]
-                for calls in (lambda trial: self.outcomes[trial.name], lambda trial: trial.native)
-            )
-            dtype = each.reference.dtype
-            bias = bias_of(own, eagers, dtype)
-            lost = lost_precision(own, eagers, dtype) if bias is None else None
-            self.worst[key] = replace(each, bias=bias, rounding=lost)
+            if not each.differs and each.rounding is None and each.reference is not None:
+                self.worst[key] = self._with_bias(key, each, trials)
+
+    def _with_bias(self, key: Key, each: ModelDifference, trials: Sequence[ModelTrial]) -> ModelDifference:
+        assert each.reference is not None
+        own, eagers = (
+            [relative_error_of(key, trial.oracle[:1], calls(trial)[:1]) for trial in trials]
+            for calls in (lambda trial: self.outcomes[trial.name], lambda trial: trial.native)
+        )
+        dtype = each.reference.dtype
+        bias = bias_of(own, eagers, dtype)
+        return replace(each, bias=bias, rounding=lost_precision(own, eagers, dtype) if bias is None else None)
 
 
 def capture_submodule(paired: Paired, path: str, instance: Instance) -> Captured:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,23 +66,28 @@ def pair_tensors(
     """
     tensors, own_tensors = ({**parameters, **buffers} for parameters, buffers in (reference, candidate))
     partners = dict(_renamed(tensors, own_tensors, renamed))
-    taken = set(partners.values())
-    for name in own_tensors.keys() & tensors.keys() - taken - partners.keys():
-        if name in reference[0] or own_tensors[name].shape == tensors[name].shape:
-            partners[name] = name
-    for own, name in partners.items():
-        if own_tensors[own].shape != tensors[name].shape:
-            shapes = f"{list(own_tensors[own].shape)}, and {name!r} of the reference has {list(tensors[name].shape)}"
-            raise TargetError("GC124", f"{own!r} of the candidate has the shape {shapes}. Name its partner with --map.")
+    partners |= _of_one_name(tensors, own_tensors, partners, reference[0])
+    _ensure_shapes(tensors, own_tensors, partners)
     taken = set(partners.values())
     left, own_left = [n for n in reference[0] if n not in taken], [n for n in candidate[0] if n not in partners]
     ordered = dict(_by_order(tensors, own_tensors, left, own_left))
-    return Pairing(
-        partners | ordered,
-        tuple(ordered),
-        tuple(name for name in left if name not in ordered.values()),
-        tuple(name for name in own_left if name not in ordered),
-    )
+    unpaired = tuple(name for name in left if name not in ordered.values())
+    return Pairing(partners | ordered, tuple(ordered), unpaired, tuple(n for n in own_left if n not in ordered))
+
+
+def _of_one_name(
+    reference: Tensors, candidate: Tensors, partners: Mapping[str, str], parameters: Collection[str]
+) -> dict[str, str]:
+    """Return the names that both models have and no map names; buffers only if their shapes agree."""
+    names = candidate.keys() & reference.keys() - set(partners.values()) - partners.keys()
+    return {each: each for each in names if each in parameters or candidate[each].shape == reference[each].shape}
+
+
+def _ensure_shapes(reference: Tensors, candidate: Tensors, partners: Mapping[str, str]) -> None:
+    for own, name in partners.items():
+        if candidate[own].shape != reference[name].shape:
+            shapes = f"{list(candidate[own].shape)}, and {name!r} of the reference has {list(reference[name].shape)}"
+            raise TargetError("GC124", f"{own!r} of the candidate has the shape {shapes}. Name its partner with --map.")
 
 
 def _renamed(reference: Tensors, candidate: Tensors, renamed: Sequence[tuple[str, str]]) -> Iterable[tuple[str, str]]:
