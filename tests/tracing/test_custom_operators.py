@@ -11,7 +11,8 @@ from gradctl.tracing.custom_operators import OperatorCalls, has_users_operators,
 
 MODULES = (
     "torch._dynamo, torch._inductor.compile_fx, torch.onnx, torch.export, torch.distributed.tensor, "
-    "torch.testing._internal.optests, torch.nn.attention.flex_attention, torch.ao.quantization.fx"
+    "transformers.integrations.moe, torch.testing._internal.optests, torch.nn.attention.flex_attention, "
+    "torch.ao.quantization.fx"
 )
 
 
