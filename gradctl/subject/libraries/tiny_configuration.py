@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 HIDDEN, HEADS, VOCABULARY = 32, 2, 128
@@ -100,34 +100,29 @@ class _Shrinker:
         """Return a small configuration of the class of ``default``."""
         kind = type(default)
         given = {**_EXCEPTIONS.get(default.model_type, {}), **given}
-        fields = {each.name: each.default for each in dataclasses.fields(kind) if not each.name.startswith("_")}
         values = _values(default)
+        fields = [each.name for each in dataclasses.fields(kind) if not each.name.startswith("_")]
         layers = _Layers(values, fields)
-        plain = _values(kind())
-        settings = {}
-        for name in (each for each in fields if each in values and each not in given):
-            value = values[name]
-            is_computed = fields[name] is None and type(value) is int and value == plain[name]
-            if not is_computed:  # from other fields
-                settings[name] = self._setting(name, value, values, layers)
-        if layers.name and layers.name not in given:
-            settings[layers.name] = len(layers.chosen)
-        if values.get("_out_indices"):
-            settings["out_indices"] = layers.stages(values["_out_indices"], values.get("stage_names") or ())
-        return kind(**settings, **given)
+        left = given.keys() | _computed(default)
+        names = [name for name in fields if name in values and name not in left]
+        settings = {name: self._setting(name, values[name], values, layers) for name in names}
+        return kind(**{**settings, **layers.settings(values), **given})
 
     def _setting(self, name: str, value: Any, values: Mapping[str, Any], layers: _Layers) -> Any:
         """Return the value of one field."""
-        if _TOKEN.fullmatch(name):
-            return self.token(name) if name in _TOKENS_ALWAYS or type(value) is int else value
         if name in ("rope_parameters", "use_cache"):
             return _rotary(value, values) if name == "rope_parameters" else False
         if is_configuration(value):
             return self.shrunk(_supported(value), {})
-        if _INDEXES.fullmatch(name):
+        if _INDEXES.fullmatch(name) and not _TOKEN.fullmatch(name):
             return layers.indexes(value)
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple) and not _TOKEN.fullmatch(name):
             return layers.one_for_each(value) or self._list(name, value)
+        return self._number(name, value, values)
+
+    def _number(self, name: str, value: Any, values: Mapping[str, Any]) -> Any:
+        if _TOKEN.fullmatch(name):
+            return self.token(name) if name in _TOKENS_ALWAYS or type(value) is int else value
         return limit(name) if value is None and name in _SIZES_ALWAYS else _size(name, value, values)
 
     def _list(self, name: str, value: Any) -> Any:
@@ -141,16 +136,13 @@ class _Shrinker:
 class _Layers:
     """Which layers stay: one of each kind, and as many as the longest list of layers that are read elsewhere."""
 
-    def __init__(self, values: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], fields: Sequence[str]) -> None:
         self.name = next((each for each in _LAYERS if each in fields and type(values.get(each)) is int), None)
         self.count = values[self.name] if self.name else 0
         lists = [each for each in values.values() if self.is_one_for_each(each)]
         of_kinds = {each: index for index, each in reversed(list(enumerate(zip(*lists, strict=True))))}
-        read = [
-            len(each) for name, each in values.items() if _INDEXES.fullmatch(name) and isinstance(each, list | tuple)
-        ]
         chosen = sorted(of_kinds.values())[:_MOST_LAYERS] or [0]
-        self.chosen = chosen + chosen[-1:] * (max(2, *read, 0) - len(chosen))
+        self.chosen = chosen + chosen[-1:] * (max(2, _most_read(values)) - len(chosen))
 
     def is_one_for_each(self, value: Any) -> bool:
         """Return whether a value is a list with the kind of each layer."""
@@ -167,10 +159,16 @@ class _Layers:
             return type(value)(range(len(self.chosen))[-len(value) :]) if value else value
         return min(value, len(self.chosen) - 1) if type(value) is int and self.name else value
 
-    def stages(self, indexes: Any, names: Any) -> list[int]:
-        """Return the stages of a backbone that are read; the stem is stage 0, and each layer or group of layers one."""
-        is_layer = self.name is not None and len(names) == self.count + 1
-        return list(range(len(self.chosen) + 1))[-len(indexes) :] if is_layer else list(indexes)
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the number of layers, and the stages of a backbone that are read.
+
+        The stem is stage 0, and each layer or group of layers is one.
+        """
+        settings: dict[str, Any] = {self.name: len(self.chosen)} if self.name else {}
+        if read := values.get("_out_indices"):
+            is_layer = self.name is not None and len(values.get("stage_names") or ()) == self.count + 1
+            settings["out_indices"] = list(range(len(self.chosen) + 1))[-len(read) :] if is_layer else list(read)
+        return settings
 
 
 def _values(configuration: Any) -> dict[str, Any]:
@@ -183,9 +181,23 @@ def _values(configuration: Any) -> dict[str, Any]:
     return {**renamed, **values}
 
 
+def _computed(default: Any) -> set[str]:
+    """Return the integer fields that have no default: the class computes them from others, unless they are set."""
+    kind = type(default)
+    values, plain = _values(default), _values(kind())
+    without = [each.name for each in dataclasses.fields(kind) if each.default is None]
+    return {name for name in without if type(plain.get(name)) is int and values.get(name) == plain[name]}
+
+
 def is_configuration(value: Any) -> bool:
     """Return whether a value of a configuration is a configuration itself."""
     return hasattr(value, "model_type") and dataclasses.is_dataclass(value)
+
+
+def _most_read(values: Mapping[str, Any]) -> int:
+    """Return the length of the longest list of layers that are read elsewhere."""
+    lists = [each for name, each in values.items() if _INDEXES.fullmatch(name) and isinstance(each, list | tuple)]
+    return max(map(len, lists), default=0)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -190,12 +190,16 @@ def _run(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     takes = inspect.signature(model.forward).parameters
     if has_cache and "use_cache" in takes and "use_cache" not in inputs:
         return _run(model, {**inputs, "use_cache": False})
-    trained = [each for _, each in outputs if isinstance(each, Tensor) and each.requires_grad]
-    if not trained:
-        raise _Unfit("no output has a gradient")
-    total = torch.stack([each.abs().sum() for each in trained]).sum()
-    torch.autograd.grad(total, [each for each in copied.parameters() if each.requires_grad], allow_unused=True)
+    _run_backward(copied, [each for _, each in outputs if isinstance(each, Tensor) and each.requires_grad])
     return inputs
+
+
+def _run_backward(model: nn.Module, outputs: Sequence[Tensor]) -> None:
+    """Raise unless a backward runs from the outputs."""
+    if not outputs:
+        raise _Unfit("no output has a gradient")
+    total = torch.stack([each.abs().sum() for each in outputs]).sum()
+    torch.autograd.grad(total, [each for each in model.parameters() if each.requires_grad], allow_unused=True)
 
 
 def _first_success(*attempts: Callable[[], _Result]) -> _Result:
@@ -235,19 +239,10 @@ def checkpoint(named: LibraryModel, settings: Mapping[str, Any]) -> Built:
     if settings:
         raise TargetError("GC108", f"{folder} has a configuration of its own. Leave out --arg {min(settings)}.")
     content = _configuration_file(folder)
-    model_type = str(content.get("model_type"))
-    if model_type not in library.CONFIG_MAPPING:
-        if "auto_map" in content:
-            said = f"{folder} has a model in code of its own ({model_type!r}), which runs when it is loaded"
-            raise TrustError("GC901", f"{said}. If you trust its author, load it in a factory: FILE.py:NAME.")
-        near = nearest(model_type, library.CONFIG_MAPPING.keys())
-        raise TargetError("GC125", f"{folder}/config.json has the unknown model_type {model_type!r}{near}.")
-    if not any(folder.glob("*.safetensors")):
-        if any(folder.glob("*.bin")):
-            said = f"{folder} has pickled weights only (*.bin), which can run code when loaded"
-            raise TrustError("GC901", f"{said}. Save them with save_pretrained(folder, safe_serialization=True).")
-        raise TargetError("GC125", f"{folder} has no weights: no *.safetensors file is in it.")
-    default = next(iter(content.get("architectures") or ()), None)
+    model_type = _known_type(content, folder, library)
+    _ensure_weights(folder)
+    saved = content.get("architectures")
+    default = saved[0] if isinstance(saved, list) and saved else None
     model_class = _classes(dataclasses.replace(named, name=model_type, head=named.head or default), library)[0]
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -269,6 +264,28 @@ def checkpoint(named: LibraryModel, settings: Mapping[str, Any]) -> Built:
             raise
         said = f"{folder} cannot be loaded as {model_class.__name__} and run ({_reason(error)})"
         raise TargetError("GC125", f"{said}. Load it in a factory: FILE.py:NAME.") from error
+
+
+def _known_type(content: Mapping[str, Any], folder: Path, library: Any) -> str:
+    """Return the model type of a configuration, for which the library itself has the code."""
+    model_type = str(content.get("model_type"))
+    if model_type in library.CONFIG_MAPPING:
+        return model_type
+    if "auto_map" in content:
+        said = f"{folder} has a model in code of its own ({model_type!r}), which runs when it is loaded"
+        raise TrustError("GC901", f"{said}. If you trust its author, load it in a factory: FILE.py:NAME.")
+    near = nearest(model_type, library.CONFIG_MAPPING.keys())
+    raise TargetError("GC125", f"{folder}/config.json has the unknown model_type {model_type!r}{near}.")
+
+
+def _ensure_weights(folder: Path) -> None:
+    """Raise unless there are weights that are no pickles."""
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("*.bin")):
+        said = f"{folder} has pickled weights only (*.bin), which can run code when loaded"
+        raise TrustError("GC901", f"{said}. Save them with save_pretrained(folder, safe_serialization=True).")
+    raise TargetError("GC125", f"{folder} has no weights: no *.safetensors file is in it.")
 
 
 def _configuration_file(folder: Path) -> dict[str, Any]:
