@@ -242,7 +242,7 @@ def checkpoint(named: LibraryModel, settings: Mapping[str, Any]) -> Built:
     model_type = _known_type(content, folder, library)
     _ensure_weights(folder)
     saved = content.get("architectures")
-    default = saved[0] if isinstance(saved, list) and saved else None
+    default = str(saved[0]) if isinstance(saved, list) and saved else None
     model_class = _classes(dataclasses.replace(named, name=model_type, head=named.head or default), library)[0]
     local = {"local_files_only": True, "trust_remote_code": False}
     try:

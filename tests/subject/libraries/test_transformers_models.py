@@ -264,6 +264,19 @@ def test_damaged_weights_and_settings_are_refused(saved):
     )
 
 
+@pytest.mark.parametrize(
+    ("architectures", "said"),
+    [
+        ([3], "GC125 transformers has no model class '3'. For hf:bert: BertForMaskedLM, "),
+        (3, "GC121 {folder} has no weights for "),  # for the default class, whose head was not saved
+    ],
+)
+def test_a_class_that_the_configuration_cannot_mean_is_refused(architectures, said, saved):
+    file = saved[1] / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": architectures}))
+    assert message(f"hf:{saved[1]}").startswith(said.format(folder=saved[1]))
+
+
 # All types
 
 
