@@ -201,6 +201,9 @@ def compare(
                 raise _unfit("forms", forms, "A candidate is compared itself; omit one of them.")
             settings = {"sizes": _sizes(sizes, max_sizes), "max_sizes": max_sizes, "own_values": own_weights}
             return [_compare_candidate(subject, candidate, map or {}, allows=allows, fail_on=fail_on, **settings)]
+        for name, given in (("map", map), ("own_weights", own_weights)):
+            if given:
+                raise _unfit(name, given, "It applies to a candidate, and there is none.")
         chosen = DEFAULT_STATIC_FORMS if forms is None else _texts(forms)
         for form in chosen:
             if form not in STATIC_FORMS:
@@ -228,6 +231,8 @@ def _compare_candidate(
     from gradctl.comparison.candidates.pairing import parse_map
     from gradctl.subject.loading.load import make_candidate
 
+    if not isinstance(renamed, Mapping):
+        raise _unfit("map", renamed, "Give a mapping from names of the model to names of the candidate.")
     try:
         pairs = parse_map(f"{old}={new}" for old, new in renamed.items())
     except ValueError as error:

@@ -71,8 +71,16 @@ def pair_tensors(
     taken = set(partners.values())
     left, own_left = [n for n in reference[0] if n not in taken], [n for n in candidate[0] if n not in partners]
     ordered = dict(_by_order(tensors, own_tensors, left, own_left))
-    unpaired = tuple(name for name in left if name not in ordered.values())
-    return Pairing(partners | ordered, tuple(ordered), unpaired, tuple(n for n in own_left if n not in ordered))
+    partners |= ordered
+    # A tied tensor has several names, of which one partner is enough.
+    paired = {id(tensors[name]) for name in partners.values()}
+    own_paired = {id(own_tensors[name]) for name in partners}
+    return Pairing(
+        partners,
+        tuple(ordered),
+        tuple(name for name in left if id(tensors[name]) not in paired),
+        tuple(name for name in own_left if id(own_tensors[name]) not in own_paired),
+    )
 
 
 def _of_one_name(
@@ -92,6 +100,7 @@ def _ensure_shapes(reference: Tensors, candidate: Tensors, partners: Mapping[str
 
 def _renamed(reference: Tensors, candidate: Tensors, renamed: Sequence[tuple[str, str]]) -> Iterable[tuple[str, str]]:
     """Yield the pairs of candidate and reference that a map names."""
+    partners: dict[str, str] = {}
     for old, new in renamed:
         pattern = re.compile("(.*)".join(map(re.escape, old.split("*"))))
         found = [(name, match) for name in reference if (match := pattern.fullmatch(name))]
@@ -99,10 +108,15 @@ def _renamed(reference: Tensors, candidate: Tensors, renamed: Sequence[tuple[str
             near = nearest(old, reference)
             raise TargetError("GC124", f"--map {old}={new}: the reference has no parameter {old!r}{near}.")
         for name, match in found:
-            own = new.replace("*", "{}").format(*match.groups())
+            texts = iter(match.groups())
+            own = "".join(next(texts) if each == "*" else each for each in new)
             if own not in candidate:
                 near = nearest(own, candidate)
                 raise TargetError("GC124", f"--map {old}={new}: the candidate has no parameter {own!r}{near}.")
+            other = partners.setdefault(own, name)
+            if reference[other] is not reference[name]:
+                said = f"{own!r} of the candidate is the partner of both {other!r} and {name!r}"
+                raise TargetError("GC124", f"--map {old}={new}: {said}; give it one.")
             yield own, name
 
 

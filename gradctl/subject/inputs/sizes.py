@@ -84,7 +84,9 @@ def sizes_from(given: str | Mapping[str, int | Iterable[int]]) -> Sizes:
         TargetError: GC128 as ``parse_sizes``.
     """
     if not isinstance(given, str):
-        listed = {name: [values] if isinstance(values, int) else values for name, values in given.items()}
+        if not isinstance(given, Mapping):
+            raise TargetError("GC128", f"--sizes: {given!r} is no mapping. Give, for example, {{'batch': [1, 2, 7]}}.")
+        listed = {name: values if isinstance(values, Iterable) else [values] for name, values in given.items()}
         given = "; ".join(f"{name}={','.join(map(str, values))}" for name, values in listed.items())
     try:
         return parse_sizes(given)
