@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import msgspec
 import torch
@@ -29,7 +30,7 @@ from gradctl.comparison.candidates.candidate import (
 from gradctl.comparison.difference import ModelDifference, dtype_name
 from gradctl.comparison.difference_findings import findings_and_rows
 from gradctl.comparison.reference import Reference
-from gradctl.comparison.trials import ModelTrial
+from gradctl.comparison.trials import NO_GRAD, ModelTrial
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import NothingToCheck, TargetError, listed
@@ -45,7 +46,7 @@ from gradctl.gradients.guard import explaining, unexplained
 from gradctl.numerics.measures import is_float
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.example import given_inputs
-from gradctl.subject.inputs.sizes import MOST_SIZES, Sizes, sized_subjects
+from gradctl.subject.inputs.sizes import MOST_SIZES, Sizes, sized_subjects, sum_over_first_axis
 from gradctl.subject.instance import InputMode, Instance, native_dtype
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import call_signature, callee_name, parameters_of
@@ -170,7 +171,8 @@ def _judge(
     if both.unrepeated:
         reason = "one of the two differs from itself when run twice from the same seed"
         return _Found(rows=both.unrepeated, reason=reason)
-    eager = Reference(both.reference, _mode(both.first), calls=1, name="the reference", sized=sized)
+    more = chain(_other_uses(both.reference), sized)
+    eager = Reference(both.reference, _mode(both.first), calls=1, name="the reference", more=more, with_numbers=True)
     if reason := _left_open(eager):
         return _Found(reason=reason)
     comparison = CandidateComparison(both.program, reference=eager, program=both.program, times_worse=_TIMES_WORSE)
@@ -178,6 +180,13 @@ def _judge(
     findings = [*found, *_notes(comparison, both.first)]
     skipped = "; ".join(f"not tried: {each}" for each in eager.skipped)
     return _Found(findings, rows, comparison.tried, skipped or None)
+
+
+def _other_uses(reference: Subject) -> Iterator[tuple[str, Subject]]:
+    """Yield the reference as it is used otherwise, by name: ``y.sum(0)`` gives expanded cotangents, as losses do."""
+    yield NO_GRAD, reference
+    if reference.loss is None:
+        yield "expanded cotangent", replace(reference, loss=sum_over_first_axis)
 
 
 def _first_run(subject: Subject, finally_: ExitStack) -> Baseline | None:

@@ -5,7 +5,7 @@ A run is three calls in a row, from the same state and seed, forward and backwar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradctl.comparison.trials import FileTrial, ModelTrial, Trial
 from gradctl.core.errors import is_out_of_memory
-from gradctl.core.names import Quantity, buffer_name, input_name
+from gradctl.core.names import Quantity, buffer_name, input_name, output_name
 from gradctl.forms.form import Captured, Outcome, take_gradient
 from gradctl.numerics.measures import gaussian_like, same_values
 from gradctl.onnxio.session import run
@@ -128,6 +128,8 @@ def run_calls(
     differentiable: frozenset[str] | None = None,
     calls: int = CALLS,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    is_recorded: bool = True,
+    with_numbers: bool = False,
 ) -> list[Outcome]:
     """Return the outcomes of calls in a row; after one that raised there is no other.
 
@@ -138,13 +140,19 @@ def run_calls(
         differentiable: outputs that get a cotangent; None: each that requires a gradient.
         calls: how many in a row.
         context: entered around each call and its backward.
+        is_recorded: whether autograd records the calls.
+        with_numbers: whether Python's numbers are outputs, too.
     """
     instance.restore()
     state.restore()
     found = []
     for _ in range(calls):
         try:
-            found.append(_one_call(captured, instance, differentiable, context))
+            found.append(
+                _one_call(
+                    captured, instance, differentiable, context, is_recorded=is_recorded, with_numbers=with_numbers
+                )
+            )
         except Exception as error:  # the form or the user's model may raise anything
             if is_out_of_memory(error):
                 raise
@@ -159,14 +167,19 @@ def _one_call(
     instance: Instance,
     differentiable: frozenset[str] | None,
     context: Callable[[], AbstractContextManager[Any]],
+    *,
+    is_recorded: bool,
+    with_numbers: bool,
 ) -> Outcome:
     _take_gradients(instance, captured)
     args, kwargs = instance.inputs()
     given = _named(instance, args, kwargs)
     before = _copies(given)
-    with context(), torch.enable_grad():
+    with context(), torch.set_grad_enabled(is_recorded):
         outputs = dict(instance.call(captured.call, args, kwargs))
-    requiring = [name for name, t in outputs.items() if t.requires_grad]
+        if with_numbers:
+            outputs |= dict(_numbers(instance.closed_outputs))
+    requiring = [name for name, t in outputs.items() if t.requires_grad and is_recorded]
     # Drawn outside the context: under the promotion random numbers are drawn in the native dtype, and are others.
     cotangents = cotangents_of(outputs, instance.subject.seed)
     asked = [name for name in requiring if differentiable is None or name in differentiable]
@@ -176,6 +189,13 @@ def _one_call(
     buffers = {buffer_name(name): buffer for name, buffer in captured.buffers_now().items()}
     state = _copies({**buffers, **_changed(given, before)})
     return Outcome(_copies(outputs), _take_gradients(instance, captured), state, frozenset(requiring))
+
+
+def _numbers(outputs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield Python's numbers among the outputs as tensors, floats in the default dtype."""
+    for path, value in outputs:
+        if isinstance(value, float | complex) or (isinstance(value, int) and abs(value) < 2**63):
+            yield output_name(path), torch.tensor(value)
 
 
 def _take_gradients(instance: Instance, captured: Captured) -> dict[str, Tensor | None]:

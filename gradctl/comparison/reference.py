@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any, get_args
 
@@ -14,7 +15,7 @@ import torch
 from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.difference import is_identical
 from gradctl.comparison.program import CALLS, run_calls
-from gradctl.comparison.trials import ModelTrial
+from gradctl.comparison.trials import NO_GRAD, ModelTrial
 from gradctl.core.errors import TargetError
 from gradctl.core.names import Quantity
 from gradctl.forms import eager
@@ -36,7 +37,8 @@ class Reference:
         calls: how many in a row on each input but the example, which has three.
         variations: of the inputs, the example first.
         name: what messages call it.
-        sized: more subjects by name: the same model on inputs of other sizes, or why there is none.
+        more: more subjects by name: the same model on inputs of other sizes, say, or why there is none.
+        with_numbers: whether Python's numbers are outputs, too.
 
     Attributes:
         trials: by variation, the example first; another on which eager itself raises or is not finite is left out.
@@ -51,13 +53,15 @@ class Reference:
         calls: int = CALLS,
         name: str = "eager",
         variations: Iterable[str] = VARIATIONS,
-        sized: Iterable[tuple[str, Subject | TargetError]] = (),
+        more: Iterable[tuple[str, Subject | TargetError]] = (),
+        with_numbers: bool = False,
     ) -> None:
         self.subject, self.input_mode, self.calls, self.name = subject, input_mode, calls, name
+        self.with_numbers = with_numbers
         self.trials: list[ModelTrial] = []
         self.skipped: list[str] = []
         self._fresh: list[ModelTrial | str] = []
-        for trial_name, varied in chain(((each, vary(subject, each)) for each in variations), sized):
+        for trial_name, varied in chain(((each, vary(subject, each)) for each in variations), more):
             trial = varied.message if isinstance(varied, TargetError) else self._trial(trial_name, varied)
             if isinstance(trial, ModelTrial):
                 self.trials.append(trial)
@@ -92,7 +96,8 @@ class Reference:
     def _trial(self, name: str, subject: Subject) -> ModelTrial | str:
         """Return a trial, or why there is none."""
         count = CALLS if name == "example" else self.calls
-        instance, native, error = self._calls(subject, promoted=False, count=count)
+        calls = partial(self._calls, subject, is_recorded=name != NO_GRAD)
+        instance, native, error = calls(promoted=False, count=count)
         if error is not None and (name != "example" or not native):
             return f"{self.name} raises {first_line(error)}"
         if name != "example" and not _has_finite_value(native[0]):
@@ -100,19 +105,27 @@ class Reference:
         # Calls without state need no further float64 runs, which cost several native ones: what they keep from call to
         # call, if anything, has no effect on a bit of the native calls.
         is_repeated = all(_is_identical_call(native[0], call) for call in native[1:])
-        promoted, oracle, _ = self._calls(subject, promoted=True, count=1 if is_repeated else count)
+        promoted, oracle, _ = calls(promoted=True, count=1 if is_repeated else count)
         oracle = oracle * len(native) if is_repeated else oracle[: len(native)]
         if len(oracle) < len(native):
             return ModelTrial(name, native, native, instance=instance, float64=None)
         return ModelTrial(name, native, oracle, instance=instance, float64=promoted)
 
     def _calls(
-        self, subject: Subject, *, promoted: bool, count: int
+        self, subject: Subject, *, promoted: bool, count: int, is_recorded: bool
     ) -> tuple[Instance, list[Outcome], Exception | None]:
         """Return a new private copy, the calls of it that do not raise, and the error of the one that does."""
-        instance = Instance(subject, promoted=promoted, input_mode=self.input_mode, keep_hooks=True)
-        context = self.promoting if promoted else nullcontext
-        found = run_calls(eager.capture(instance), instance, State([]), calls=count, context=context)
+        mode = self.input_mode if is_recorded else "constant"
+        instance = Instance(subject, promoted=promoted, input_mode=mode, keep_hooks=True)
+        found = run_calls(
+            eager.capture(instance),
+            instance,
+            State([]),
+            calls=count,
+            context=self.promoting if promoted else nullcontext,
+            is_recorded=is_recorded,
+            with_numbers=self.with_numbers,
+        )
         return instance, [call for call in found if call.error is None], found[-1].error
 
 

@@ -12,6 +12,8 @@ from gradctl.forms.form import Outcome
 from gradctl.subject.instance import Instance
 
 R = TypeVar("R")
+# The name of the trial whose calls autograd does not record: many kernels have another path for inference.
+NO_GRAD = "no_grad"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +51,11 @@ class ModelTrial(Trial):
 
     instance: Instance
     float64: Instance | None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether autograd records the calls."""
+        return self.name != NO_GRAD
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

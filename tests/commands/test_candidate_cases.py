@@ -81,3 +81,63 @@ def test_of_the_names_of_a_tied_parameter_one_needs_a_partner(reference, candida
     assert unit.verdict == "pass"
     assert "param:a" in {each.tensor for each in unit.tensors if each.quantity == "gradient"}
     assert not unit.findings
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [lambda x: x.tanh() * (1 if x.requires_grad else 2), lambda x: x.tanh() * (1 if torch.is_grad_enabled() else 2)],
+    ids=["requires_grad", "is_grad_enabled"],
+)
+def test_another_result_without_gradients_is_found(candidate):
+    assert (
+        "differs from the reference's in the candidate with no_grad"
+        in errors(compared(torch.tanh, candidate))["GC301", "output"].message
+    )
+
+
+def test_a_candidate_that_runs_with_gradients_only_is_reported_unless_the_reference_does_so_too():
+    def force(x):
+        return -torch.autograd.grad((x**2).sum(), x, create_graph=True)[0]
+
+    unit = compared(lambda x: -2 * x, force)
+    assert "the candidate raises with no_grad where the reference runs" in errors(unit)["GC303", None].message
+    assert compared(force, force).verdict == "pass"
+
+
+class Exp(torch.autograd.Function):
+    """exp; ``is_dense``: the backward reads the memory of its gradient in one piece, without a look at the strides."""
+
+    @staticmethod
+    def forward(ctx, x, is_dense):
+        ctx.save_for_backward(x)
+        ctx.is_dense = is_dense
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        if ctx.is_dense:
+            there = min(gradient.untyped_storage().nbytes() // gradient.element_size(), gradient.numel())
+            kept = torch.zeros(gradient.numel(), dtype=gradient.dtype)
+            kept[:there] = gradient.as_strided((there,), (1,), 0)
+            gradient = kept.view(gradient.shape)
+        return gradient * x.exp(), None
+
+
+def test_a_backward_that_does_not_look_at_the_strides_of_an_expanded_gradient_is_found():
+    unit = compared(torch.exp, lambda x: Exp.apply(x, True))
+    assert "in the candidate with expanded cotangent" in errors(unit)["GC402", "input:args.0"].message
+    assert compared(torch.exp, lambda x: Exp.apply(x, False)).verdict == "pass"
+
+
+def test_numbers_among_the_outputs_are_compared():
+    def counted(factor):
+        return lambda x: {"y": x.tanh(), "mean": factor * float(x.detach().mean()), "rows": len(x)}
+
+    def counted_from_the_end(x):
+        return {"y": x.tanh(), "mean": float(x.detach().flip(0).sum()) / x.numel(), "rows": x.shape[0]}
+
+    assert set(errors(compared(counted(1.0), counted(1.01)))) == {("GC301", "output.mean")}
+    assert compared(counted(1.0), counted_from_the_end).verdict == "pass"
+    with pytest.raises(TargetError, match="Return the same structure"):
+        compared(counted(1.0), lambda x: {"y": x.tanh()})

@@ -171,10 +171,17 @@ class CandidateProgram:
     ) -> list[Outcome]:
         """Return the outcomes of some calls in a row; after one that raised there is no other."""
         own = self.subject_on(trial.instance.subject)
-        instance = Instance(own, promoted=self.is_float64, input_mode=self.input_mode, keep_hooks=True)
-        asked = trial.native[0].differentiable if differentiable is None else differentiable
+        mode = self.input_mode if trial.is_recorded else "constant"
+        instance = Instance(own, promoted=self.is_float64, input_mode=mode, keep_hooks=True)
         found = run_calls(
-            eager.capture(instance), instance, State([]), differentiable=asked, calls=calls, context=self.context
+            eager.capture(instance),
+            instance,
+            State([]),
+            differentiable=trial.native[0].differentiable if differentiable is None else differentiable,
+            calls=calls,
+            context=self.context,
+            is_recorded=trial.is_recorded,
+            with_numbers=True,
         )
         names = self._names_on(trial, own)
         device = _device_of(trial.native[0])
