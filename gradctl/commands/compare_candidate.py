@@ -46,7 +46,7 @@ from gradctl.gradients.guard import explaining, unexplained
 from gradctl.numerics.measures import is_float
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.example import given_inputs
-from gradctl.subject.inputs.sizes import MOST_SIZES, Sizes, sized_subjects, sum_over_first_axis
+from gradctl.subject.inputs.sizes import EXPANDED, MOST_SIZES, Sizes, sized_subjects, sum_over_first_axis
 from gradctl.subject.instance import InputMode, Instance, native_dtype
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import call_signature, callee_name, parameters_of
@@ -186,7 +186,7 @@ def _other_uses(reference: Subject) -> Iterator[tuple[str, Subject]]:
     """Yield the reference as it is used otherwise, by name: ``y.sum(0)`` gives expanded cotangents, as losses do."""
     yield NO_GRAD, reference
     if reference.loss is None:
-        yield "expanded cotangent", replace(reference, loss=sum_over_first_axis)
+        yield EXPANDED, replace(reference, loss=sum_over_first_axis)
 
 
 def _first_run(subject: Subject, finally_: ExitStack) -> Baseline | None:

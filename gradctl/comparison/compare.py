@@ -82,7 +82,7 @@ def call_differences(
 ) -> Iterator[tuple[Key, TensorDifference[T]]]:
     """Yield the difference of each tensor of one call, the ``number``-th from 0."""
     native = trial.native[number]
-    for quantity in quantities:
+    for quantity in quantities & trial.quantities:
         reference, candidate = tensors_of(native, quantity), tensors_of(call, quantity)
         oracle = tensors_of(trial.oracle[number], quantity)
         noisy = [tensors_of(outcome, quantity) for outcome in trial.noisy]

@@ -104,8 +104,13 @@ class TensorDifference(Generic[T]):
     @property
     def is_native_only(self) -> bool:
         """Whether the tensor differs in the native dtype only: in float64 the error is less than a thousandth of it."""
+        return self.is_open and self.meaning is not None and self.meaning < _VANISHES * self.error
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the error is finite, over its budget, and known in float64."""
         is_error = self.differs and self.exceeds and math.isfinite(self.error) and self.requires_grad is None
-        return is_error and self.meaning is not None and self.meaning < _VANISHES * self.error
+        return is_error and self.meaning is not None
 
     @property
     def severity(self) -> float:

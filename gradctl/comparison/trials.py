@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from gradctl.core.names import Quantity
 from gradctl.forms.form import Outcome
+from gradctl.subject.inputs.sizes import EXPANDED
 from gradctl.subject.instance import Instance
 
 R = TypeVar("R")
+ALL_QUANTITIES: frozenset[Quantity] = frozenset({"output", "gradient", "buffer"})
 # The name of the trial whose calls autograd does not record: many kernels have another path for inference.
 NO_GRAD = "no_grad"
 
@@ -33,6 +36,11 @@ class Trial:
     noisy: Sequence[Outcome] = ()
     _kept: dict[Hashable, Any] = field(default_factory=dict, init=False)
 
+    @property
+    def quantities(self) -> frozenset[Quantity]:
+        """What is compared."""
+        return ALL_QUANTITIES
+
     def compute_once(self, key: Hashable, compute: Callable[[], R]) -> R:
         """Return what depends on the reference alone: computed for the first candidate, and kept for the others."""
         if key not in self._kept:
@@ -51,6 +59,11 @@ class ModelTrial(Trial):
 
     instance: Instance
     float64: Instance | None
+
+    @property
+    def quantities(self) -> frozenset[Quantity]:
+        """What is compared; no sum of the outputs, which may be zero by cancellation (over a batch norm)."""
+        return ALL_QUANTITIES - {"output"} if self.name.endswith(EXPANDED) else ALL_QUANTITIES
 
     @property
     def is_recorded(self) -> bool:

@@ -1,7 +1,9 @@
 """The error of a form in one tensor, and its tolerance: the error that rounding explains.
 
 The tolerance is measured, not guessed: four times the error of eager's own native run, against float64. A tensor whose
-true value is zero by cancellation (attention's key bias) is judged relative to the scale of its neighbours.
+true value is zero by cancellation (attention's key bias) is judged relative to the scale of its neighbours. Elements
+beside others that are a thousand times larger (a mask of -1e9) are judged by themselves. Eager's own error shows which
+is which.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ _NARROW_FLOOR_EPSILONS = 8.0
 # n = 1, 0.01 for 4, 3e-4 for 8.
 _FEW_ELEMENTS = 8
 _CANCELLED = 1e-6
+# Eager's own error in a tensor that is zero by cancellation is many times the tensor's scale.
+_KNOWN = 0.1
+# Powers of two without an element, between elements that are judged by themselves and larger ones.
+_GAP = 10
 
 
 def agreement(native: Tensor, oracle: Tensor, candidate: Tensor, neighbours: float) -> tuple[float, float]:
@@ -39,14 +45,54 @@ def agreement(native: Tensor, oracle: Tensor, candidate: Tensor, neighbours: flo
     """
     if not (native.is_floating_point() or native.is_complex()):
         return (0.0 if torch.equal(native, candidate) else math.inf), 0.0
-    scale = scale_beside(oracle, neighbours)
-    return _distance(candidate, oracle, scale), _TIMES_EAGER * _distance(native, oracle, scale) + _floor(native, oracle)
+    found = _agreement(native, oracle, candidate, neighbours)
+    small = _small_elements(native, oracle) if math.isfinite(found[0]) else None
+    if small is None:
+        return found
+    alone = _agreement(native[small], oracle[small], candidate[small], 0.0)
+    return max(found, alone, key=lambda each: each[0] / each[1])
 
 
-def scale_beside(oracle: Tensor, neighbours: float) -> float:
-    """Return the norm that errors of this tensor are relative to: that of its neighbours if its own is cancellation."""
+def _agreement(native: Tensor, oracle: Tensor, candidate: Tensor, neighbours: float) -> tuple[float, float]:
+    off = _distance(native, oracle, 1.0)
+    is_known = native.dtype != oracle.dtype and math.isfinite(off)
+    scale = scale_beside(oracle, neighbours, off if is_known else None, torch.finfo(native.dtype).eps)
+    return _distance(candidate, oracle, scale), _TIMES_EAGER * off / scale + _floor(native, oracle)
+
+
+def scale_beside(oracle: Tensor, neighbours: float, off: float | None = None, machine_epsilon: float = 1.0) -> float:
+    """Return the norm that errors of this tensor are relative to; if it is zero by cancellation, that of its terms.
+
+    Args:
+        oracle: the tensor.
+        neighbours: the largest norm among tensors of its kind: that of the terms, if nothing else is known.
+        off: norm of eager's own error, if it is known. It is small if the tensor is no cancellation, but only smaller
+            than its neighbours; larger than the tensor, it shows the terms, which eager rounds.
+        machine_epsilon: of eager's dtype.
+    """
     own = scale_of(oracle)
-    return (own if own >= _CANCELLED * neighbours else neighbours) or 1.0
+    is_known = off is not None and off < _KNOWN * own
+    if own < _CANCELLED * neighbours and not is_known:
+        own = neighbours
+    return (max(own, off / machine_epsilon) if off is not None and off > own else own) or 1.0
+
+
+def _small_elements(native: Tensor, oracle: Tensor) -> Tensor | None:
+    """Return where elements are, of which eager has the values, below a gap in magnitude; None without."""
+    size = oracle.abs()
+    is_value = torch.isfinite(size) & (size > 0)
+    if native.dtype == oracle.dtype or not bool(is_value.any()):
+        return None
+    exponents = torch.frexp(size[is_value]).exponent
+    occupied = torch.bincount(exponents - exponents.min()).nonzero().flatten()
+    gaps = occupied.diff()
+    if not len(gaps) or int(gaps.max()) <= _GAP:
+        return None
+    limit = 2.0 ** (int(occupied[gaps.argmax()]) + int(exponents.min()))
+    small = is_value & (size <= limit)
+    own, part = native[small], oracle[small]
+    is_known = part.numel() >= _FEW_ELEMENTS and _distance(own, part, scale_of(part)) < _floor(own, part)
+    return small if is_known else None
 
 
 def scale_of(tensor: Tensor) -> float:

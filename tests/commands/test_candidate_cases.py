@@ -141,3 +141,52 @@ def test_numbers_among_the_outputs_are_compared():
     assert compared(counted(1.0), counted_from_the_end).verdict == "pass"
     with pytest.raises(TargetError, match="Return the same structure"):
         compared(counted(1.0), lambda x: {"y": x.tanh()})
+
+
+class NormByHand(nn.Module):
+    """A batch norm in its own operations: its sum over the batch is zero by cancellation."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(6)), nn.Parameter(torch.zeros(6))
+
+    def forward(self, x):
+        variance = (x * x).mean(0) - x.mean(0) ** 2
+        return (x - x.mean(0)) * torch.rsqrt(variance + 1e-5) * self.weight + self.bias
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_outputs_whose_sum_is_zero_by_cancellation_agree(dtype):
+    reference = nn.BatchNorm1d(6, track_running_stats=False).to(dtype)
+    assert compared(reference, NormByHand().to(dtype), X.to(dtype), sizes={"batch": [3, 5]}).verdict == "pass"
+
+
+class Times(torch.autograd.Function):
+    """The product with a factor, and the gradient of the input itself: wrong in the forward only, unless it is 1."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        return x * factor
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+@pytest.mark.parametrize("fill", [-1e4, -1e9, torch.finfo(torch.float32).min])
+def test_an_error_beside_a_mask_of_large_values_is_found(fill):
+    masked = torch.arange(24).reshape(4, 6) % 2 == 0
+
+    def of(factor):
+        return lambda x: Times.apply(x, factor).masked_fill(masked, fill)
+
+    assert ("GC301", "output") in errors(compared(of(1.0), of(1.001)))
+    assert compared(of(1.0), lambda x: torch.where(masked, fill, x.clone())).verdict == "pass"
+
+
+def test_an_error_in_a_tensor_that_is_much_smaller_than_others_is_found():
+    def of(factor):
+        return lambda x: (x.clone(), Times.apply(x * 1e-8, factor))
+
+    assert set(errors(compared(of(1.0), of(1.01)))) == {("GC301", "output.1")}
+    assert compared(of(1.0), lambda x: (x.clone(), x / 1e8)).verdict == "pass"

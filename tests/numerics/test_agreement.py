@@ -90,3 +90,37 @@ def test_integers_and_flags_are_equal_or_infinitely_far():
     counts = torch.tensor([1, 2, 3])
     assert agreement(counts, counts, counts.clone(), 0.0) == (0.0, 0.0)
     assert agreement(counts, counts, counts + 1, 0.0) == (math.inf, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_small_tensor_that_eager_has_right_is_judged_by_itself(dtype):
+    oracle = 1e-7 * truth(20)
+    assert exceeds(oracle.to(dtype), oracle, (1.1 * oracle).to(dtype), neighbours=1.0)
+    assert not exceeds(oracle.to(dtype), oracle, oracle.to(dtype), neighbours=1.0)
+
+
+@pytest.mark.parametrize("fill", [-1e4, -1e9, torch.finfo(torch.float32).min])
+def test_elements_beside_a_mask_are_judged_by_themselves(fill):
+    oracle = truth(20).repeat(2)
+    oracle[20:] = fill
+    wrong, rounded = oracle.clone(), oracle.clone()
+    wrong[:20] *= 1.001
+    rounded[:20] *= 1 + 1e-7
+    assert exceeds(oracle.float(), oracle, wrong.float())
+    assert agreement(oracle.float(), oracle, wrong, 0.0)[0] == pytest.approx(1e-3)  # both in float64
+    assert not exceeds(oracle.float(), oracle, rounded.float())
+
+
+def test_elements_that_are_zero_by_cancellation_are_judged_by_the_others():
+    oracle, noise = truth(40), 1e-9 * torch.ones(20)
+    oracle[20:] *= 1e-17
+    native, candidate = oracle.float(), oracle.float()
+    native[20:], candidate[20:] = noise, -2 * noise
+    assert not exceeds(native, oracle, candidate)
+
+
+def test_a_sum_that_is_zero_by_cancellation_is_judged_by_its_terms():
+    terms = torch.tensor([0.1, 0.7, -0.3, -0.5], dtype=torch.float64)
+    oracle, native = terms.sum().reshape(1) + 3e-17, terms.float().sum().reshape(1) + 3e-8
+    assert agreement(native, oracle, -2 * oracle, 0.0)[0] < 1e-9
+    assert agreement(native, oracle, oracle + 1e-5, 0.0)[0] > 1e-6

@@ -31,6 +31,8 @@ _AXIS = r"(?:input:)?[\w.]+:\d+"
 _ITEM = re.compile(
     rf"(?:(?P<name>[A-Za-z]\w*)(?:@(?P<axes>{_AXIS}(?:,{_AXIS})*))?|(?P<axis>{_AXIS}))=(?P<values>\d+(?:,\d+)*)"
 )
+# The layout whose loss is a sum of the outputs.
+EXPANDED = "expanded cotangent"
 # Candidates for the next combination of a sample, of which the one with the most new pairs of values is taken.
 _DRAWS = 64
 
@@ -344,5 +346,5 @@ _LAYOUTS: dict[str, Callable[[Subject], Subject | None]] = {
     "transposed": functools.partial(_relaid, _transposed),
     "strided": functools.partial(_relaid, VARIATIONS["non-contiguous"]),
     "offset storage": functools.partial(_relaid, _with_offset),
-    "expanded cotangent": _expanded,
+    EXPANDED: _expanded,
 }
