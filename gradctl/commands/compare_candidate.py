@@ -154,7 +154,8 @@ def _run_both(
     reference = first.subject if first else reference
     candidate, own = _bound(candidate, reference, device, finally_)
     paired = pair(reference, candidate, renamed, own_values=own_values)
-    mode = own.input_mode if own else _mode(first)
+    # One that takes constants only raises where the reference runs: that is said, with its error.
+    mode = own.input_mode if own and own.input_mode != "constant" else _mode(first)
     program = CandidateProgram(paired=paired, reference=reference, input_mode=mode, device=device)
     runs = [run for run in (own, first) if run is not None]
     seen = {(each.code, each.tensor): each for run in runs for each in run.findings()}

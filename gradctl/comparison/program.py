@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor
@@ -192,9 +193,9 @@ def _one_call(
 
 
 def _numbers(outputs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
-    """Yield Python's numbers among the outputs as tensors, floats in the default dtype."""
+    """Yield Python's and numpy's numbers among the outputs as tensors, Python's floats in the default dtype."""
     for path, value in outputs:
-        if isinstance(value, float | complex) or (isinstance(value, int) and abs(value) < 2**63):
+        if isinstance(value, float | complex | np.number) or (isinstance(value, int) and abs(value) < 2**63):
             yield output_name(path), torch.tensor(value)
 
 

@@ -190,3 +190,18 @@ def test_an_error_in_a_tensor_that_is_much_smaller_than_others_is_found():
 
     assert set(errors(compared(of(1.0), of(1.01)))) == {("GC301", "output.1")}
     assert compared(of(1.0), lambda x: (x.clone(), x / 1e8)).verdict == "pass"
+
+
+class Decaying(nn.Linear):
+    """A layer that changes its weight after its use, which autograd refuses in the backward."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        with torch.no_grad():
+            self.weight.mul_(0.9)
+        return y
+
+
+def test_the_error_of_a_candidate_that_takes_constants_only_is_shown():
+    unit = compared(nn.Linear(6, 3), Decaying(6, 3))
+    assert "modified by an inplace operation" in errors(unit)["GC303", None].message
