@@ -84,6 +84,13 @@ class TensorDifference(Generic[T]):
         return self.error > self.budget
 
     @property
+    def overflows(self) -> bool:
+        """Whether the candidate has NaN or infinity where the reference is finite, which no flipped relu makes."""
+        if self.reference is None or self.candidate is None or math.isfinite(self.error):
+            return False
+        return bool(torch.isfinite(self.reference).all()) and not bool(torch.isfinite(self.candidate).all())
+
+    @property
     def is_other_than_bias(self) -> bool:
         """Whether the two programs differ in more than a bias within the budget."""
         structure = self.is_missing or bool(self.structure) or self.requires_grad is not None

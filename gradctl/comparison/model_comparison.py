@@ -67,7 +67,8 @@ class ModelComparison(Comparison[ModelTrial]):
     def test_persistence(self) -> None:
         """Try gradients over their budget on fresh inputs, if outputs agree: one rounding may have flipped a relu."""
         over = {key for key, each in self.worst.items() if key[0] == "gradient" and each.exceeds}
-        persisting = {key for key in over if not self.worst[key].is_missing}
+        over = {key for key in over if not (self.worst[key].is_missing or self.worst[key].overflows)}
+        persisting = set(over)
         if not persisting or not self.outputs_agree:
             return
         for trial in self.reference.fresh_trials(_PERSISTS):

@@ -205,3 +205,10 @@ class Decaying(nn.Linear):
 def test_the_error_of_a_candidate_that_takes_constants_only_is_shown():
     unit = compared(nn.Linear(6, 3), Decaying(6, 3))
     assert "modified by an inplace operation" in errors(unit)["GC303", None].message
+
+
+def test_a_gradient_that_overflows_on_other_values_is_an_error():
+    x = torch.linspace(-6, 6, 40)[None]
+    unit = compared(lambda x: (-x * x).exp(), lambda x: 1 / (x * x).exp(), x)  # infinite from 9.4 on
+    assert "relative error inf" in errors(unit)["GC402", "input:x"].message
+    assert compared(lambda x: (-x * x).exp(), lambda x: torch.exp(-(x**2)), x).verdict == "pass"
