@@ -31,6 +31,8 @@ _AXIS = r"(?:input:)?[\w.]+:\d+"
 _ITEM = re.compile(
     rf"(?:(?P<name>[A-Za-z]\w*)(?:@(?P<axes>{_AXIS}(?:,{_AXIS})*))?|(?P<axis>{_AXIS}))=(?P<values>\d+(?:,\d+)*)"
 )
+# As reports write it before the name of an input, which may be ``input``, too.
+_PREFIX = re.compile(r"^input:(?=.*:)")
 # The layout whose loss is a sum of the outputs.
 EXPANDED = "expanded cotangent"
 # Candidates for the next combination of a sample, of which the one with the most new pairs of values is taken.
@@ -105,9 +107,9 @@ def _parsed(item: str) -> Size:
     if values[0] == 0:
         raise ValueError(f"{item.strip()!r} has the size 0; the smallest is 1.")
     texts = (match["axes"] or match["axis"] or "").split(",")
-    pairs = [each.removeprefix("input:").rpartition(":") for each in texts if each]
-    axes = tuple((name, int(axis)) for name, _, axis in pairs)
-    return Size(match["name"] or match["axis"].removeprefix("input:"), values, axes)
+    plain = [_PREFIX.sub("", each) for each in texts if each]
+    axes = tuple((name, int(axis)) for name, _, axis in (each.rpartition(":") for each in plain))
+    return Size(match["name"] or plain[0], values, axes)
 
 
 def sized_subjects(

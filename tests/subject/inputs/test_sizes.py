@@ -42,6 +42,8 @@ def shapes(subject):
         ("seq@x:1,mask:1=7", ["seq@x:1,mask:1=7"]),
         (" x:0 = 1, 2 ;", ["x:0=1,2"]),
         ("input:batch.x:0=2", ["batch.x:0=2"]),
+        ("seq@input:1=3; input:0=2", ["seq@input:1=3", "input:0=2"]),  # as torch's own modules call their input
+        ("input:input:2=4", ["input:2=4"]),
         ("batch=2,2", ["batch=2"]),
     ],
 )
