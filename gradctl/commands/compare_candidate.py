@@ -30,7 +30,7 @@ from gradctl.comparison.candidates.candidate import (
 from gradctl.comparison.difference import ModelDifference, dtype_name
 from gradctl.comparison.difference_findings import findings_and_rows
 from gradctl.comparison.reference import Reference
-from gradctl.comparison.trials import NO_GRAD, ModelTrial
+from gradctl.comparison.trials import AFTER_EXAMPLE, NO_GRAD, ModelTrial
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import NothingToCheck, TargetError, listed
@@ -47,6 +47,7 @@ from gradctl.numerics.measures import is_float
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.example import given_inputs
 from gradctl.subject.inputs.sizes import EXPANDED, MOST_SIZES, Sizes, sized_subjects, sum_over_first_axis
+from gradctl.subject.inputs.variations import vary
 from gradctl.subject.instance import InputMode, Instance, native_dtype
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import call_signature, callee_name, parameters_of
@@ -186,6 +187,7 @@ def _judge(
 def _other_uses(reference: Subject) -> Iterator[tuple[str, Subject]]:
     """Yield the reference as it is used otherwise, by name: ``y.sum(0)`` gives expanded cotangents, as losses do."""
     yield NO_GRAD, reference
+    yield AFTER_EXAMPLE, vary(reference, "seed")
     if reference.loss is None:
         yield EXPANDED, replace(reference, loss=sum_over_first_axis)
 

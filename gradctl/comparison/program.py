@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -161,6 +161,17 @@ def run_calls(
             break
     _take_gradients(instance, captured)
     return found
+
+
+def run_before(captured: Captured, other: Instance) -> Captured:
+    """Return a form each of whose calls follows a call on the inputs of another instance."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        other_args, other_kwargs = other.inputs()
+        captured.call(*other_args, **other_kwargs)
+        return captured.call(*args, **kwargs)
+
+    return replace(captured, call=call)
 
 
 def _one_call(

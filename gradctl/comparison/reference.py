@@ -14,8 +14,8 @@ import torch
 
 from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.difference import is_identical
-from gradctl.comparison.program import CALLS, run_calls
-from gradctl.comparison.trials import NO_GRAD, ModelTrial
+from gradctl.comparison.program import CALLS, run_before, run_calls
+from gradctl.comparison.trials import AFTER_EXAMPLE, NO_GRAD, ModelTrial
 from gradctl.core.errors import TargetError
 from gradctl.core.names import Quantity
 from gradctl.forms import eager
@@ -96,7 +96,7 @@ class Reference:
     def _trial(self, name: str, subject: Subject) -> ModelTrial | str:
         """Return a trial, or why there is none."""
         count = CALLS if name == "example" else self.calls
-        calls = partial(self._calls, subject, is_recorded=name != NO_GRAD)
+        calls = partial(self._calls, name, subject)
         instance, native, error = calls(promoted=False, count=count)
         if error is not None and (name != "example" or not native):
             return f"{self.name} raises {first_line(error)}"
@@ -112,13 +112,17 @@ class Reference:
         return ModelTrial(name, native, oracle, instance=instance, float64=promoted)
 
     def _calls(
-        self, subject: Subject, *, promoted: bool, count: int, is_recorded: bool
+        self, name: str, subject: Subject, *, promoted: bool, count: int
     ) -> tuple[Instance, list[Outcome], Exception | None]:
         """Return a new private copy, the calls of it that do not raise, and the error of the one that does."""
+        is_recorded = name != NO_GRAD
         mode = self.input_mode if is_recorded else "constant"
         instance = Instance(subject, promoted=promoted, input_mode=mode, keep_hooks=True)
+        captured = eager.capture(instance)
+        if name == AFTER_EXAMPLE:
+            captured = run_before(captured, Instance(self.subject, promoted=promoted, input_mode=mode))
         found = run_calls(
-            eager.capture(instance),
+            captured,
             instance,
             State([]),
             calls=count,

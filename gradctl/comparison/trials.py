@@ -17,6 +17,8 @@ R = TypeVar("R")
 ALL_QUANTITIES: frozenset[Quantity] = frozenset({"output", "gradient", "buffer"})
 # The name of the trial whose calls autograd does not record: many kernels have another path for inference.
 NO_GRAD = "no_grad"
+# The name of the trial whose model ran on the example before, on inputs of the same shapes: caches may be stale.
+AFTER_EXAMPLE = "seed after example"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

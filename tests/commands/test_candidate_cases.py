@@ -212,3 +212,23 @@ def test_a_gradient_that_overflows_on_other_values_is_an_error():
     unit = compared(lambda x: (-x * x).exp(), lambda x: 1 / (x * x).exp(), x)  # infinite from 9.4 on
     assert "relative error inf" in errors(unit)["GC402", "input:x"].message
     assert compared(lambda x: (-x * x).exp(), lambda x: torch.exp(-(x**2)), x).verdict == "pass"
+
+
+def test_a_result_that_is_kept_for_a_shape_is_stale_on_other_values():
+    class Cached(nn.Module):
+        def __init__(self, by_values):
+            super().__init__()
+            self.by_values, self.results = by_values, {}
+
+        def forward(self, x):
+            key = (x.shape, float(x.detach().sum()) if self.by_values else None)
+            if key not in self.results:
+                self.results[key] = x.detach().tanh()
+            return x.tanh() + self.results[key]
+
+    def reference(x):
+        return x.tanh() + x.detach().tanh()
+
+    unit = compared(reference, Cached(by_values=False))
+    assert "with seed after example" in errors(unit)["GC301", "output"].message
+    assert compared(reference, Cached(by_values=True)).verdict == "pass"

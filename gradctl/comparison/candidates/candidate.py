@@ -17,8 +17,8 @@ from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.difference import Key, ModelDifference
 from gradctl.comparison.model_comparison import RANDOM_INPUTS, ModelComparison, meaning_of
 from gradctl.comparison.precision import bias_of, lost_precision, relative_error_of
-from gradctl.comparison.program import CALLS, run_calls
-from gradctl.comparison.trials import ALL_QUANTITIES, ModelTrial
+from gradctl.comparison.program import CALLS, run_before, run_calls
+from gradctl.comparison.trials import AFTER_EXAMPLE, ALL_QUANTITIES, ModelTrial
 from gradctl.core.errors import TargetError
 from gradctl.core.names import Quantity, buffer_name, input_name, parameter_name
 from gradctl.forms import eager
@@ -171,8 +171,12 @@ class CandidateProgram:
         own = self.subject_on(trial.instance.subject)
         mode = self.input_mode if trial.is_recorded else "constant"
         instance = Instance(own, promoted=self.is_float64, input_mode=mode, keep_hooks=True)
+        captured = eager.capture(instance)
+        if trial.name == AFTER_EXAMPLE:
+            example = self.subject_on(self.reference)
+            captured = run_before(captured, Instance(example, promoted=self.is_float64, input_mode=mode))
         found = run_calls(
-            eager.capture(instance),
+            captured,
             instance,
             State([]),
             differentiable=trial.native[0].differentiable if differentiable is None else differentiable,
