@@ -15,8 +15,9 @@ from gradctl.tracing.tracer import SourceLine, map_nested, tensors_in
 
 # Of torch 2.10 to 2.14 and of packages beside it; so are those that begin with an underscore.
 _LIBRARIES = {
-    *("aten", "c10d", "c10d_functional", "debug_mode_ops", "debugprims", "export", "fbgemm", "flex_lib", "fsdp"),
-    *("inductor", "inductor_prims", "mkl", "mkldnn", "mkldnn_prepacked", "onednn", "onnx", "onnx_symbolic", "prim"),
+    *("aten", "c10d", "c10d_functional", "coor", "debug_mode_ops", "debugprims", "export", "fbgemm", "flex_lib"),
+    *("fsdp", "inductor", "inductor_prims", "mempool", "mkl", "mkldnn", "mkldnn_prepacked", "onednn", "onnx"),
+    *("onnx_symbolic", "prim"),
     *("prims", "profiler", "quantization", "quantized", "quantized_decomposed", "rngprims", "sparse"),
     *("static_runtime", "streams", "symm_mem", "torchao", "torchaudio", "torchvision", "transformers"),
 }

@@ -23,9 +23,10 @@ from gradctl.subject.loading.load import make_subject
 sys.path.insert(0, str(Path(__file__).parents[2] / "sample_models"))
 import attention  # type: ignore[import-not-found]
 
-# Natively: two first runs of each, three calls of the example, three variations, eight random inputs. In float64: the
-# reference on each input, the candidate on the example and the variations.
-NATIVE_RUNS, REFERENCE_FLOAT64_RUNS, CANDIDATE_FLOAT64_RUNS = 16, 12, 4
+# Natively: two first runs of each, three calls of the example, three variations, without gradients, after the example
+# (two calls), an expanded cotangent, eight random inputs. In float64: the reference on each input, the candidate on all
+# but the random ones.
+NATIVE_RUNS, REFERENCE_FLOAT64_RUNS, CANDIDATE_FLOAT64_RUNS = 20, 16, 10
 
 
 def train(function: Callable[..., Tensor], inputs: Sequence[Tensor], dtype: torch.dtype) -> None:

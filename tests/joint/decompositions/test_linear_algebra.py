@@ -300,7 +300,7 @@ class Flow(nn.Module):
 
 @pytest.mark.parametrize(
     ("layer", "size"),
-    sampled(product([Flow, Gaussian, Mixing], [3, 9]), always=[(Flow, 9), (Gaussian, 3), (Mixing, 3)]),
+    sampled(product([Flow, Gaussian, Mixing], [3, 9]), always=[(Flow, 9), (Gaussian, 3)]),
 )
 def test_layers_are_right_in_onnxruntime(layer, size):
     assert differing(layer(size), drawn(2, 5, size).float()) == []
