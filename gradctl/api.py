@@ -374,7 +374,7 @@ def _sizes(sizes: _SizesGiven | None, most: int) -> Sizes:
 
     if most < 2:
         raise _unfit("max_sizes", most, "Give a whole number from 2.")
-    return sizes_from(sizes) if sizes is not None else ()
+    return sizes_from(sizes)
 
 
 def _texts(given: str | Sequence[str]) -> tuple[str, ...]:

@@ -102,9 +102,7 @@ def sizes_of(checking: TargetOptions, repro: Path | None) -> Sizes:
     """
     from gradctl.subject.inputs.sizes import sizes_from
 
-    if checking.sizes is None:
-        return ()
-    if repro is not None:
+    if checking.sizes is not None and repro is not None:
         raise click.UsageError("--repro writes programs for the sizes of the example. Omit --sizes, and pass --input.")
     return sizes_from(checking.sizes)
 

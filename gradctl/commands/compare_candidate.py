@@ -46,7 +46,14 @@ from gradctl.gradients.guard import explaining, unexplained
 from gradctl.numerics.measures import is_float
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.example import given_inputs
-from gradctl.subject.inputs.sizes import EXPANDED, MOST_SIZES, Sizes, sized_subjects, sum_over_first_axis
+from gradctl.subject.inputs.sizes import (
+    EXPANDED,
+    MOST_SIZES,
+    Sizes,
+    sized_subjects,
+    sum_over_first_axis,
+    without_layout,
+)
 from gradctl.subject.inputs.variations import vary
 from gradctl.subject.instance import InputMode, Instance, native_dtype
 from gradctl.subject.seeding import preserve_generators
@@ -133,7 +140,7 @@ class _Both:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """What a comparison found; the reason says why there is none, or what was not tried."""
+    """The result of a comparison; the reason says why nothing was compared, or what was not tried."""
 
     findings: Sequence[Finding] = ()
     rows: Sequence[TensorResult] = ()
@@ -368,9 +375,9 @@ def _smallest(trials: Sequence[ModelTrial], names: Collection[str]) -> str:
     smallest = next((name for name in sizes if name in names), None)
     if smallest is None:
         return ""
-    without_layout = [", ".join(part for part in name.split(", ") if "=" in part) for name in sizes]
-    end = without_layout.index(without_layout[sizes.index(smallest)])
-    right = listed([f"at {name}" for name in dict.fromkeys(without_layout[:end])], 3)
+    plain = [without_layout(name) for name in sizes]
+    end = plain.index(without_layout(smallest))
+    right = listed([f"at {name}" for name in dict.fromkeys(plain[:end])], 3)
     return f"The smallest size that differs is {smallest}{f'; the two agree {right}' if end else ''}."
 
 

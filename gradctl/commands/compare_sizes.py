@@ -1,4 +1,4 @@
-"""Static forms held against eager at other sizes of the inputs: ``compare --sizes``.
+"""Static forms compared with eager at other sizes of the inputs: ``compare --sizes``.
 
 A form with free sizes is captured once, on the example, and run at each size. Any other is captured anew, which takes
 longer: at the smallest size, at the largest and at one between them, and in each layout.
@@ -20,7 +20,7 @@ from gradctl.core.errors import TargetError
 from gradctl.core.findings import Unit
 from gradctl.forms.table import form_named
 from gradctl.gradients.size_sweep import gradcheck_at_sizes, merged
-from gradctl.subject.inputs.sizes import MOST_SIZES, Sizes, sized_subjects
+from gradctl.subject.inputs.sizes import MOST_SIZES, Sizes, sized_subjects, without_layout
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
 from gradctl.subject.torch_private import dynamo_config
@@ -31,7 +31,7 @@ _RECOMPILATIONS = 128
 
 
 class ComparingSizes:
-    """The example and other sizes, each with its reference, and the forms that are held against these.
+    """The example and other sizes, each with its reference, and the forms that are compared with these.
 
     Args:
         comparing: the reference on the example.
@@ -89,7 +89,7 @@ class ComparingSizes:
         return list(self._subjects) if form in _FREE_SIZES else _few(self._subjects)
 
     def _comparing(self, at: str) -> Comparing | str:
-        """Return the reference at a size, made for the first form, or why there is none."""
+        """Return the reference at a size, made for the first form, or the reason why it cannot be made."""
         if at not in self._at:
             subject, example = self._subjects[at], self.example
             try:
@@ -103,7 +103,7 @@ class ComparingSizes:
 
 def _few(names: Mapping[str, object]) -> list[str]:
     """Return the smallest, a middle and the largest size, and all layouts, in order."""
-    plain: Sequence[str] = [name for name in names if "=" in name.rpartition(", ")[2]]
+    plain: Sequence[str] = [name for name in names if name == without_layout(name)]
     few = {plain[0], plain[len(plain) // 2], plain[-1]}
     return [name for name in names if name in few or name not in plain]
 
@@ -149,7 +149,7 @@ def compare_at_sizes(
 def compare_one_at_sizes(
     subject: Subject, form: str, sizes: Sizes, *, limit: int, allows: Sequence[str], named: bool = True, **options: Any
 ) -> Unit:
-    """Return the verdict on one form at all sizes, or on the example if there are none: what a process of its own does.
+    """Return the verdict on one form at all sizes, or without sizes on the example: what a process of its own does.
 
     ``options`` are those of ``Comparing``.
     """

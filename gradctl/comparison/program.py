@@ -15,15 +15,17 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from gradctl.comparison.trials import FileTrial, ModelTrial, Trial
+from gradctl.comparison.trials import AFTER_EXAMPLE, NO_GRAD, FileTrial, ModelTrial, Trial
 from gradctl.core.errors import is_out_of_memory
 from gradctl.core.names import Quantity, buffer_name, input_name, output_name
+from gradctl.forms import eager
 from gradctl.forms.form import Captured, Outcome, take_gradient
 from gradctl.numerics.measures import gaussian_like, same_values
 from gradctl.onnxio.session import run
 from gradctl.subject.inputs.example import input_names
-from gradctl.subject.instance import Instance
+from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.state import State
+from gradctl.subject.subject import Subject
 
 # TorchScript's own autodiff starts at the second or third call, and state that is not put back accumulates.
 CALLS = 3
@@ -163,7 +165,48 @@ def run_calls(
     return found
 
 
-def run_before(captured: Captured, other: Instance) -> Captured:
+def run_copy(
+    trial: str,
+    subject: Subject,
+    example: Subject,
+    *,
+    promoted: bool,
+    input_mode: InputMode,
+    calls: int,
+    context: Callable[[], AbstractContextManager[Any]],
+    differentiable: frozenset[str] | None = None,
+    with_numbers: bool,
+) -> tuple[Instance, list[Outcome]]:
+    """Return a new private copy of a model, hooks and all, and the outcomes of calls in a row on one trial.
+
+    Args:
+        trial: its name, by which a model runs without gradients, or after a call on the example.
+        subject: the model on the inputs of the trial.
+        example: the model on the inputs of the example.
+        promoted: whether it runs in float64.
+        input_mode: how the model takes float inputs.
+        calls, context, differentiable, with_numbers: as in ``run_calls``.
+    """
+    is_recorded = trial != NO_GRAD
+    mode = input_mode if is_recorded else "constant"
+    instance = Instance(subject, promoted=promoted, input_mode=mode, keep_hooks=True)
+    captured = eager.capture(instance)
+    if trial == AFTER_EXAMPLE:
+        captured = _run_before(captured, Instance(example, promoted=promoted, input_mode=mode))
+    found = run_calls(
+        captured,
+        instance,
+        State([]),
+        differentiable=differentiable,
+        calls=calls,
+        context=context,
+        is_recorded=is_recorded,
+        with_numbers=with_numbers,
+    )
+    return instance, found
+
+
+def _run_before(captured: Captured, other: Instance) -> Captured:
     """Return a form each of whose calls follows a call on the inputs of another instance."""
 
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -14,8 +14,8 @@ import torch
 
 from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.difference import is_identical
-from gradctl.comparison.program import CALLS, run_before, run_calls
-from gradctl.comparison.trials import AFTER_EXAMPLE, NO_GRAD, ModelTrial
+from gradctl.comparison.program import CALLS, run_calls, run_copy
+from gradctl.comparison.trials import ModelTrial
 from gradctl.core.errors import TargetError
 from gradctl.core.names import Quantity
 from gradctl.forms import eager
@@ -37,7 +37,7 @@ class Reference:
         calls: how many in a row on each input but the example, which has three.
         variations: of the inputs, the example first.
         name: what messages call it.
-        more: more subjects by name: the same model on inputs of other sizes, say, or why there is none.
+        more: more subjects by name: the same model on other inputs, or the reason why they cannot be made.
         with_numbers: whether Python's numbers are outputs, too.
 
     Attributes:
@@ -115,19 +115,14 @@ class Reference:
         self, name: str, subject: Subject, *, promoted: bool, count: int
     ) -> tuple[Instance, list[Outcome], Exception | None]:
         """Return a new private copy, the calls of it that do not raise, and the error of the one that does."""
-        is_recorded = name != NO_GRAD
-        mode = self.input_mode if is_recorded else "constant"
-        instance = Instance(subject, promoted=promoted, input_mode=mode, keep_hooks=True)
-        captured = eager.capture(instance)
-        if name == AFTER_EXAMPLE:
-            captured = run_before(captured, Instance(self.subject, promoted=promoted, input_mode=mode))
-        found = run_calls(
-            captured,
-            instance,
-            State([]),
+        instance, found = run_copy(
+            name,
+            subject,
+            self.subject,
+            promoted=promoted,
+            input_mode=self.input_mode,
             calls=count,
             context=self.promoting if promoted else nullcontext,
-            is_recorded=is_recorded,
             with_numbers=self.with_numbers,
         )
         return instance, [call for call in found if call.error is None], found[-1].error

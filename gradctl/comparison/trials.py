@@ -67,11 +67,6 @@ class ModelTrial(Trial):
         """What is compared; no sum of the outputs, which may be zero by cancellation (over a batch norm)."""
         return ALL_QUANTITIES - {"output"} if self.name.endswith(EXPANDED) else ALL_QUANTITIES
 
-    @property
-    def is_recorded(self) -> bool:
-        """Whether autograd records the calls."""
-        return self.name != NO_GRAD
-
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class FileTrial(Trial):

@@ -11,7 +11,7 @@ import msgspec
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Finding, TensorResult, Unit
 from gradctl.gradients.gradcheck import gradcheck
-from gradctl.subject.inputs.sizes import MOST_SIZES, Sizes, sized_subjects
+from gradctl.subject.inputs.sizes import MOST_SIZES, Sizes, sized_subjects, without_layout
 from gradctl.subject.subject import Subject
 
 _MOST_NAMES = 6
@@ -93,7 +93,7 @@ def merged(units: dict[str, Unit], refused: Mapping[str, str]) -> Unit:
     """
     chosen = min(units.values(), key=_rank)
     if not _is_loud(chosen):
-        plain = [unit for name, unit in units.items() if "=" in name.rpartition(", ")[2]]  # a layout has none
+        plain = [unit for name, unit in units.items() if name == without_layout(name)]
         chosen = next((unit for unit in reversed(plain) if _rank(unit) == _rank(chosen)), chosen)
     findings, rows = _with_others(chosen, list(units.values()))
     names = {reason: [name for name, each in refused.items() if each == reason] for reason in refused.values()}

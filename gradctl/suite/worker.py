@@ -51,14 +51,13 @@ def run_unit(request: UnitRequest) -> Unit:
     ensure_files(request.checking)
     import torch
 
+    from gradctl.subject.inputs.sizes import sizes_from
     from gradctl.subject.loading.load import load_subject
 
     if request.checking.threads is not None:
         torch.set_num_threads(request.checking.threads)
     subject = load_subject(request.checking)
-    from gradctl.subject.inputs.sizes import sizes_from
-
-    sizes = sizes_from(request.checking.sizes) if request.checking.sizes is not None else ()
+    sizes = sizes_from(request.checking.sizes)
     limit = request.checking.max_sizes
     if request.form == "eager":
         from gradctl.gradients.size_sweep import gradcheck_at_sizes

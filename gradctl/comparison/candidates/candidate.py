@@ -17,17 +17,15 @@ from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.difference import Key, ModelDifference
 from gradctl.comparison.model_comparison import RANDOM_INPUTS, ModelComparison, meaning_of
 from gradctl.comparison.precision import bias_of, lost_precision, relative_error_of
-from gradctl.comparison.program import CALLS, run_before, run_calls
-from gradctl.comparison.trials import AFTER_EXAMPLE, ALL_QUANTITIES, ModelTrial
+from gradctl.comparison.program import CALLS, run_copy
+from gradctl.comparison.trials import ALL_QUANTITIES, ModelTrial
 from gradctl.core.errors import TargetError
 from gradctl.core.names import Quantity, buffer_name, input_name, parameter_name
-from gradctl.forms import eager
 from gradctl.forms.form import CannotCapture, Captured, Outcome, named_tensors
 from gradctl.numerics.agreement import largest_scale
 from gradctl.subject.inputs.example import Inputs, input_names
 from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.signature import POSITIONAL, call_signature, function_class, module_of
-from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import map_leaves
 
@@ -169,20 +167,15 @@ class CandidateProgram:
     ) -> list[Outcome]:
         """Return the outcomes of some calls in a row; after one that raised there is no other."""
         own = self.subject_on(trial.instance.subject)
-        mode = self.input_mode if trial.is_recorded else "constant"
-        instance = Instance(own, promoted=self.is_float64, input_mode=mode, keep_hooks=True)
-        captured = eager.capture(instance)
-        if trial.name == AFTER_EXAMPLE:
-            example = self.subject_on(self.reference)
-            captured = run_before(captured, Instance(example, promoted=self.is_float64, input_mode=mode))
-        found = run_calls(
-            captured,
-            instance,
-            State([]),
-            differentiable=trial.native[0].differentiable if differentiable is None else differentiable,
+        _, found = run_copy(
+            trial.name,
+            own,
+            self.subject_on(self.reference),
+            promoted=self.is_float64,
+            input_mode=self.input_mode,
             calls=calls,
             context=self.context,
-            is_recorded=trial.is_recorded,
+            differentiable=trial.native[0].differentiable if differentiable is None else differentiable,
             with_numbers=True,
         )
         names = self._names_on(trial, own)

@@ -81,12 +81,14 @@ def parse_sizes(text: str) -> Sizes:
     return tuple(sizes)
 
 
-def sizes_from(given: str | Mapping[str, int | Iterable[int]]) -> Sizes:
-    """Return the sizes of a text, or of a mapping from NAME, NAME@INPUT:AXIS or INPUT:AXIS to values.
+def sizes_from(given: str | Mapping[str, int | Iterable[int]] | None) -> Sizes:
+    """Return the sizes of a text, or of a mapping from NAME, NAME@INPUT:AXIS or INPUT:AXIS to values; () of None.
 
     Raises:
         TargetError: GC128 as ``parse_sizes``.
     """
+    if given is None:
+        return ()
     if not isinstance(given, str):
         if not isinstance(given, Mapping):
             raise TargetError("GC128", f"--sizes: {given!r} is no mapping. Give, for example, {{'batch': [1, 2, 7]}}.")
@@ -96,6 +98,12 @@ def sizes_from(given: str | Mapping[str, int | Iterable[int]]) -> Sizes:
         return parse_sizes(given)
     except ValueError as error:
         raise TargetError("GC128", f"--sizes: {error}") from None
+
+
+def without_layout(name: str) -> str:
+    """Return the sizes in a name of ``sized_subjects``: ``batch=7, seq=17`` of ``batch=7, seq=17, transposed``."""
+    sizes, _, last = name.rpartition(", ")
+    return name if "=" in last else sizes
 
 
 def _parsed(item: str) -> Size:

@@ -54,8 +54,8 @@ def load_subject(options: TargetOptions, given: Inputs | None = None) -> Subject
     """Return the model that the target names, with its inputs. Importing the target runs the user's code.
 
     The inputs are those ``given``; else ``input_specs`` take precedence over ``inputs_file``, and that over the
-    functions beside the target. The random
-    generators are seeded before the import, the factory and the inputs, and restored at the end.
+    functions beside the target. The random generators are seeded before the import, the factory and the inputs, and
+    restored at the end.
 
     Raises:
         TargetError: GC101 to GC104 and GC106 to GC109, GC113, GC121, GC122, each with its page.
