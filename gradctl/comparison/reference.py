@@ -23,6 +23,7 @@ from gradctl.forms.form import Outcome
 from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.variations import VARIATIONS, draw_inputs, vary
 from gradctl.subject.instance import InputMode, Instance, native_dtype
+from gradctl.subject.loading.triton_interpreter import kernels_in_float64
 from gradctl.subject.state import State
 from gradctl.subject.subject import Subject
 from gradctl.tracing.promotion import Promotion, default_dtype
@@ -80,11 +81,12 @@ class Reference:
         return [trial for trial in self._fresh[:count] if isinstance(trial, ModelTrial)]
 
     def promoting(self) -> AbstractContextManager[Any]:
-        """Return the context of a float64 run: the promotion, and float64 as the default dtype."""
+        """Return the context of a float64 run: the promotion, of Triton's kernels too, and float64 as default dtype."""
         stack = ExitStack()
         stack.push(_compile_again)
         stack.enter_context(default_dtype(torch.float64))
         stack.enter_context(Promotion(native_dtype(self.subject)))
+        stack.enter_context(kernels_in_float64())
         return stack
 
     def unpromoted_float64(self, trial: ModelTrial, calls: int) -> list[Outcome] | None:

@@ -130,3 +130,13 @@ def test_a_unit_of_check_that_cannot_be_judged_is_inconclusive(tmp_path):
     finished = gradctl("check", "--form", "eager", cwd=tmp_path)
     assert finished.returncode == 4, finished.stdout + finished.stderr
     assert "GC127 kernel 'kernel' takes a bfloat16 tensor" in " ".join(finished.stdout.split())
+
+
+@pytest.mark.parametrize(("computed", "code"), [("(x * 0.7).to(tl.float16)", 0), ("(x * 0.71).to(tl.float16)", 1)])
+def test_a_candidate_that_rounds_to_16_bit_inside_is_compared_in_float64(tmp_path, computed, code):
+    text = dedent(DOUBLE.format(conversion=".to(tl.float16)", computed=computed, factor=0.7))
+    text += "\ndef reference(x):\n    return 0.7 * x\n\ndef fused(x):\n    return Double.apply(x.contiguous())\n"
+    (tmp_path / "scaled.py").write_text(text)
+    arguments = ("compare", "scaled.py:reference", "scaled.py:fused", "--input", "x=f16[16]")
+    finished = gradctl(*arguments, cwd=tmp_path)
+    assert finished.returncode == code, finished.stdout + finished.stderr
