@@ -175,7 +175,8 @@ def run_copy(
     calls: int,
     context: Callable[[], AbstractContextManager[Any]],
     differentiable: frozenset[str] | None = None,
-    with_numbers: bool,
+    with_numbers: bool = False,
+    moved_by: int | None = None,
 ) -> tuple[Instance, list[Outcome]]:
     """Return a new private copy of a model, hooks and all, and the outcomes of calls in a row on one trial.
 
@@ -186,10 +187,13 @@ def run_copy(
         promoted: whether it runs in float64.
         input_mode: how the model takes float inputs.
         calls, context, differentiable, with_numbers: as in ``run_calls``.
+        moved_by: a seed: weights, buffers and inputs are moved by one ULP up or down, which shows the noise of a run.
     """
     is_recorded = trial != NO_GRAD
     mode = input_mode if is_recorded else "constant"
     instance = Instance(subject, promoted=promoted, input_mode=mode, keep_hooks=True)
+    if moved_by is not None:
+        instance.move_by_ulp(moved_by)
     captured = eager.capture(instance)
     if trial == AFTER_EXAMPLE:
         captured = _run_before(captured, Instance(example, promoted=promoted, input_mode=mode))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -106,6 +106,17 @@ def _share(one: Tensor, other: Tensor) -> bool:
     if high <= other_low or other_high <= low:
         return False
     return bool(torch.isin(_places(one), _places(other)).any())
+
+
+def move_by_ulp(tensors: Iterable[Tensor], seed: int) -> None:
+    """Move each float element of dense tensors by one ULP up or down, in place; memory that is given twice once."""
+    generator = torch.Generator().manual_seed(seed)
+    movable = [each for each in tensors if each.layout == torch.strided and not overlaps(each)]
+    with torch.no_grad():
+        for tensor in {storage_key(each): each for each in movable}.values():
+            if tensor.is_floating_point() or tensor.is_complex():
+                sign = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).sign().to(tensor.device)
+                tensor.mul_(1 + torch.finfo(tensor.dtype).eps * sign)
 
 
 def _storage_of(tensor: Tensor) -> Any:

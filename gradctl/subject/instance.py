@@ -18,7 +18,15 @@ from torch.nn.parameter import UninitializedParameter
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import buffer_name, input_name, output_name, parameter_name
-from gradctl.subject.aliasing import clone_as_laid_out, flat_copy, overlaps, reach_of, sharing_groups, storage_key
+from gradctl.subject.aliasing import (
+    clone_as_laid_out,
+    flat_copy,
+    move_by_ulp,
+    overlaps,
+    reach_of,
+    sharing_groups,
+    storage_key,
+)
 from gradctl.subject.copies import private_copy
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.inputs.example import input_names
@@ -117,8 +125,9 @@ class Instance:
         self._inputs: dict[int, _View] = {}
         self._collect_inputs(promoted)
         self.disabled_hooks = _copy_parameter_hooks(module, hooks) if keep_hooks else _disable_hooks(subject, module)
-        own = [tensor for leaf in self.leaves for tensor in leaf.sharing]
-        self._state = State([self._args, self._kwargs], own, [found for _, found in held])
+        self._walked = [found for _, found in held]
+        self._own = [found for _, found in held if isinstance(found, Tensor) and id(found) not in original_ids]
+        self._state = self._take_state()
 
     def run(self, context: AbstractContextManager[Any] | None = None) -> list[tuple[str, Tensor]]:
         """Return the tensors that the model returns, by name, from the state and seed of every other run.
@@ -174,12 +183,22 @@ class Instance:
                 for leaf, value in zip(self.leaves, saved, strict=True):
                     leaf.tensor.copy_(value)
 
+    def move_by_ulp(self, seed: int) -> None:
+        """Move each float of the copy by one ULP up or down, for all runs to come: weights, buffers, inputs."""
+        leaf_tensors = [tensor for leaf in self.leaves for tensor in leaf.sharing]
+        move_by_ulp([*leaf_tensors, *self._own, *(view.base for view in self._inputs.values())], seed)
+        self._state = self._take_state()
+
     def restore(self) -> None:
         """Put the state back, as before each run; a leaf that the program froze requires a gradient again."""
         self._state.restore()
         for leaf in self.leaves:
             for tensor in leaf.sharing:
                 tensor.requires_grad_(leaf.name not in self.without_grad)
+
+    def _take_state(self) -> State:
+        own = [tensor for leaf in self.leaves for tensor in leaf.sharing]
+        return State([self._args, self._kwargs], own, self._walked)
 
     def _fresh(self, leaf: Any, bases: dict[int, Tensor]) -> Any:
         """Return an input as the model may have it: a leaf or its clone, and clones of what else it might change.
