@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent
 FAST = tuple(
     """
     core/ rules/test_catalogue.py rules/test_examples.py report/text/ report/machine/ report/test_formats.py
-    isolation/test_units.py::test_an_answer isolation/test_units.py::test_nothing
+    isolation/test_units.py::test_an_answer isolation/test_units.py::test_nothing environments/test_version
     subject/test_ subject/inputs/ subject/loading/ numerics/ onnxio/ tracing/
     joint/test_capture.py::test_what_a_model_keeps
     joint/test_capture.py::test_outputs_in_a_dictionary

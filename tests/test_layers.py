@@ -18,7 +18,19 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 # The folders and files of the package, low to high. ARCHITECTURE.md explains each.
 LAYERS = [
-    *("core", "rules", "report", "isolation", "subject", "numerics", "onnxio", "tracing", "joint", "forms"),
+    *(
+        "core",
+        "rules",
+        "report",
+        "isolation",
+        "environments",
+        "subject",
+        "numerics",
+        "onnxio",
+        "tracing",
+        "joint",
+        "forms",
+    ),
     *("gradients", "comparison", "graphdiff", "inspection", "diagnosis", "passes", "commands", "suite", "repro"),
     *("api", "__init__", "pytest_plugin", "cli", "__main__"),
 ]
@@ -27,10 +39,11 @@ ONLY_ON = {
     "rules": {"core"},
     "report": {"core"},
     "isolation": {"core"},
+    "environments": {"core", "isolation"},
     "__init__": {"core", "api"},
     "__main__": {"cli"},
 }
-WITHOUT_TORCH = {"core", "rules", "report", "isolation"}
+WITHOUT_TORCH = {"core", "rules", "report", "isolation", "environments"}
 
 MOST_FILES = 16
 # Files of one name mean one thing: the command, its options and the form of its name; the data and their text.
