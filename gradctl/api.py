@@ -18,7 +18,7 @@ import msgspec
 
 from gradctl.core.errors import GradctlError, TargetError, nearest
 from gradctl.core.findings import Report, Unit
-from gradctl.core.names import SEVERITIES, Severity
+from gradctl.core.names import OPTIMIZERS, SEVERITIES, Severity
 from gradctl.core.target_options import DEFAULTS
 
 if TYPE_CHECKING:
@@ -165,6 +165,9 @@ def compare(
     candidate: Callable[..., Any] | None = None,
     map: Mapping[str, str] | None = None,
     own_weights: bool = False,
+    steps: int | None = None,
+    optimizer: str | Callable[..., Any] | None = None,
+    variants: str | Callable[..., Any] | Sequence[str | Callable[..., Any]] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     loss: Callable[..., Any] | None = None,
     seed: int = 0,
@@ -186,13 +189,32 @@ def compare(
             and with the parameters of ``model``, which are paired by name, else by order and shape.
         map: names of the parameters of ``model`` and of the candidate, where they differ; ``*`` stands for any text.
         own_weights: whether the candidate keeps its own parameters.
+        steps: compare variants of the training step with the plain step for so many steps, in place of the forms.
+        optimizer: of these steps: adamw (by default), adam, sgd, or ``factory(parameters)``.
+        variants: of the step: names, or functions ``step(model, optimizer, *args, **kwargs) -> loss``; None: all names.
 
     Raises:
-        GradctlError: as ``gradcheck``; GC123 or GC124 if the candidate has other inputs, outputs or parameters.
+        GradctlError: as ``gradcheck``; GC123 or GC124 if the candidate has other inputs, outputs or parameters; GC143
+            to GC145 if there is nothing to train, or for the optimizer or a variant.
     """
     __tracebackhide__ = True
 
     def check(subject: Subject, allows: Allows) -> list[Unit]:
+        if steps is not None:
+            others: dict[str, Any] = {
+                "forms": forms,
+                "candidate": candidate,
+                "map": map,
+                "own_weights": own_weights,
+                "sizes": sizes,
+            }
+            for name, other in others.items():
+                if other:
+                    raise _unfit(name, other, "It does not apply to training steps; omit it or steps.")
+            return _compare_steps(subject, steps, optimizer, variants, allows=allows, fail_on=fail_on)
+        for name, one in (("optimizer", optimizer), ("variants", variants)):
+            if one is not None:
+                raise _unfit(name, one, "It applies to training steps. Give steps, too.")
         from gradctl.commands.compare import DEFAULT_STATIC_FORMS, STATIC_FORMS
         from gradctl.commands.compare_sizes import compare_at_sizes
 
@@ -219,6 +241,16 @@ def compare(
         )
 
     return _report("compare", check, model, inputs, kwargs=kwargs, loss=loss, seed=seed, allow=allow, fail_on=fail_on)
+
+
+def _compare_steps(subject: Subject, steps: Any, optimizer: Any, variants: Any, **judgement: Any) -> list[Unit]:
+    from gradctl.commands.compare_steps import compare_steps
+
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise _unfit("steps", steps, "Give a whole number from 1.")
+    given = () if variants is None else (variants,) if isinstance(variants, str) or callable(variants) else variants
+    chosen = OPTIMIZERS[0] if optimizer is None else optimizer
+    return compare_steps(subject, steps, optimizer=chosen, variants=given, **judgement)
 
 
 def _compare_candidate(

@@ -18,21 +18,9 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 # The folders and files of the package, low to high. ARCHITECTURE.md explains each.
 LAYERS = [
-    *(
-        "core",
-        "rules",
-        "report",
-        "isolation",
-        "environments",
-        "subject",
-        "numerics",
-        "onnxio",
-        "tracing",
-        "joint",
-        "forms",
-    ),
-    *("gradients", "comparison", "graphdiff", "inspection", "diagnosis", "passes", "commands", "suite", "repro"),
-    *("api", "__init__", "pytest_plugin", "cli", "__main__"),
+    *("core", "rules", "report", "isolation", "environments", "subject", "numerics", "onnxio", "tracing", "joint"),
+    *("forms", "gradients", "comparison", "graphdiff", "inspection", "diagnosis", "training", "passes", "commands"),
+    *("suite", "repro", "api", "__init__", "pytest_plugin", "cli", "__main__"),
 ]
 # These know of the layer below that is named, and of no other: a report can be read where torch is not installed.
 ONLY_ON = {

@@ -15,6 +15,7 @@ HEADINGS = (
     "Target",
     "Inputs",
     "Another implementation",
+    "Training steps",
     "What to capture",
     "Passes",
     "What to check",

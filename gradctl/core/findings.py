@@ -11,6 +11,7 @@ from gradctl.core.names import Component, Quantity, Severity, TensorVerdict, Uni
 from gradctl.core.numbers import Number
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
+from gradctl.core.training import Training
 
 
 class Location(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +131,8 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     ``expected`` is there where the configuration expects another verdict than pass: met, the unit passes, with its
     findings allowed; not met, it fails with GC152. ``reference`` is the file that it was held against; None stands for
     eager, and for finite differences of eager. ``optimization`` is there where the unit is a graph that ``optimize``
-    made, ``structure`` where it is an ONNX file that was held against another.
+    made, ``structure`` where it is an ONNX file that was held against another, ``training`` where it is a variant of
+    the training step.
     """
 
     target: str
@@ -147,6 +149,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing | None = None
     optimization: Optimization | None = None
     structure: Structure | None = None
+    training: Training | None = None
     tensors: tuple[TensorResult, ...] = ()
     findings: tuple[Finding, ...] = ()
 

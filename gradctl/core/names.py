@@ -19,6 +19,13 @@ NEEDS_PROCESS: tuple[str, ...] = ("compile", "onnx", "onnx-joint")
 # the processes beside them. On 2 busy cores the eager runs of a small GPT took 7 s of CPU instead of 0.7 s.
 PASSIVE_WAIT = ("OMP_WAIT_POLICY", "PASSIVE")
 
+# Optimizers of ``compare --steps``; the first is the default.
+OPTIMIZERS: tuple[str, ...] = ("adamw", "adam", "sgd")
+# Variants of the training step, with the default of their argument (``accumulate:2``); None: they take none.
+VARIANTS: dict[str, str | None] = {"foreach": None, "checkpoint": None}
+# Those of them that run in a process of their own, under a time limit.
+VARIANTS_IN_PROCESS: tuple[str, ...] = ()
+
 FORMATS = ("console", "json", "jsonl", "markdown", "junit", "github")
 
 # The short dtype names of ``--input 'x=f32[8,784]'``; values are attribute names of torch.

@@ -33,6 +33,14 @@ class TargetOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingOptions:
+    """How ``compare --steps`` trains a model: the number of steps, and the optimizer by name or ``FILE:FACTORY``."""
+
+    steps: int
+    optimizer: str = "adamw"
+
+
+@dataclass(frozen=True, slots=True)
 class Option:
     """How a user sets one field of ``TargetOptions``; a field that is a tuple may be set several times.
 

@@ -15,7 +15,7 @@ import msgspec
 
 from gradctl.core.findings import Finding, Location, Unit, fingerprint
 from gradctl.core.names import UnitStatus
-from gradctl.core.target_options import TargetOptions
+from gradctl.core.target_options import TargetOptions, TrainingOptions
 
 ASSIGNMENT, ANSWER = "assignment.json", "answer.json"
 
@@ -37,6 +37,7 @@ class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
         fail_on: the severity from which a finding fails the unit.
         named: whether the user asked for this form by name; then it is not skipped in silence.
         bisect: whether torch is to say which part of its compiler is wrong.
+        training: the training steps, if the form is a variant of the training step.
         timeout_seconds: when the process is ended, counted from its start.
         memory_limit_bytes: of the address space of the process; on the CPU only.
     """
@@ -47,6 +48,7 @@ class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
     fail_on: str = "error"
     named: bool = False
     bisect: bool = False
+    training: TrainingOptions | None = None
     timeout_seconds: float = 300.0
     memory_limit_bytes: int | None = None
 

@@ -108,15 +108,18 @@ def _share(one: Tensor, other: Tensor) -> bool:
     return bool(torch.isin(_places(one), _places(other)).any())
 
 
-def move_by_ulp(tensors: Iterable[Tensor], seed: int) -> None:
-    """Move each float element of dense tensors by one ULP up or down, in place; memory that is given twice once."""
+def move_by_ulp(tensors: Iterable[Tensor], seed: int, part: float | None = None) -> None:
+    """Move each float element of dense tensors by one ULP up or down, in place; memory that is given twice once.
+
+    ``part`` is another part of the value by which it is moved, for example the machine epsilon of a narrower dtype.
+    """
     generator = torch.Generator().manual_seed(seed)
     movable = [each for each in tensors if each.layout == torch.strided and not overlaps(each)]
     with torch.no_grad():
         for tensor in {storage_key(each): each for each in movable}.values():
             if tensor.is_floating_point() or tensor.is_complex():
                 sign = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).sign().to(tensor.device)
-                tensor.mul_(1 + torch.finfo(tensor.dtype).eps * sign)
+                tensor.mul_(1 + (part or torch.finfo(tensor.dtype).eps) * sign)
 
 
 def _storage_of(tensor: Tensor) -> Any:

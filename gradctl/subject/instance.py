@@ -158,6 +158,12 @@ class Instance:
         Random generators are seeded before. Raises as ``run``.
         """
         seed_generators(self.subject.seed)
+        return self.call_as_seeded(model, args, kwargs)
+
+    def call_as_seeded(
+        self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[tuple[str, Tensor]]:
+        """Return what ``call`` returns; the random generators go on from where they are."""
         value = model(*args, **kwargs)
         if self._loss is not None:
             value = call_loss(self._loss, value, args, kwargs)
@@ -183,10 +189,10 @@ class Instance:
                 for leaf, value in zip(self.leaves, saved, strict=True):
                     leaf.tensor.copy_(value)
 
-    def move_by_ulp(self, seed: int) -> None:
-        """Move each float of the copy by one ULP up or down, for all runs to come: weights, buffers, inputs."""
+    def move_by_ulp(self, seed: int, part: float | None = None) -> None:
+        """Move each float of the copy by one ULP (or ``part``) up or down for all runs: weights, buffers, inputs."""
         leaf_tensors = [tensor for leaf in self.leaves for tensor in leaf.sharing]
-        move_by_ulp([*leaf_tensors, *self._own, *(view.base for view in self._inputs.values())], seed)
+        move_by_ulp([*leaf_tensors, *self._own, *(view.base for view in self._inputs.values())], seed, part)
         self._state = self._take_state()
 
     def restore(self) -> None:

@@ -57,6 +57,20 @@ def run_unit(request: UnitRequest) -> Unit:
     if request.checking.threads is not None:
         torch.set_num_threads(request.checking.threads)
     subject = load_subject(request.checking)
+    if request.training is not None:
+        from gradctl.commands.compare_steps import compare_steps
+
+        (unit,) = compare_steps(
+            subject,
+            request.training.steps,
+            optimizer=request.training.optimizer,
+            variants=[request.form],
+            is_named=request.named,
+            target=request.checking.target,
+            allows=request.allows,
+            fail_on=request.fail_on,
+        )
+        return unit
     sizes = sizes_from(request.checking.sizes)
     limit = request.checking.max_sizes
     if request.form == "eager":

@@ -13,9 +13,9 @@ from gradctl.cli.options import refuse_other_options, sizes_of, subject_from, ta
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
-from gradctl.core.names import FORMS, NEEDS_PROCESS
+from gradctl.core.names import FORMS, NEEDS_PROCESS, OPTIMIZERS, VARIANTS, VARIANTS_IN_PROCESS
 from gradctl.core.target_files import ensure_files
-from gradctl.core.target_options import TargetOptions
+from gradctl.core.target_options import TargetOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from gradctl.core.allows import Allows
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 _Progress = Callable[[str], None]
 _STATIC_FORMS = [name for name in FORMS if name != "eager"]
 _FORM = f"Form to compare: {', '.join(_STATIC_FORMS)}. May be repeated.  [default: all without -joint]"
-_TIMEOUT = "Time limit of each form that runs in its own process: compile, onnx, onnx-joint."
+_TIMEOUT = "Time limit of each form or variant that runs in its own process: compile, onnx, onnx-joint."
+_TRAINING = "Training steps"
+_STEPS = "Compare variants of the training step with the plain one for N steps."
+_OPTIMIZER = f"Optimizer: {', '.join(OPTIMIZERS)}, or FILE:FACTORY.  [default: {OPTIMIZERS[0]}]"
+_ALL_VARIANTS = [name if value is None else f"{name}:{value}" for name, value in VARIANTS.items()]
+_VARIANT = (
+    f"Variant of the step: {', '.join(_ALL_VARIANTS)}; or a function step(model, optimizer, *args, **kwargs) -> loss "
+    "in TARGET's file, or FILE:NAME. May be repeated.  [default: all but functions]"
+)
 _BISECT = "If compile is wrong, find the module and the part of torch's compiler. Slow."
 _PAIR = "Another implementation"
 _MAP = "Name of a parameter in TARGET and in CANDIDATE; '*' stands for any text. May be repeated."
@@ -40,6 +48,7 @@ _OF_FILES = ("target", "candidate", "inputs_file", "seed", "threads")
     "  gradctl compare sample_models/mlp.py --form trace --form export\n"
     "  gradctl compare sample_models/mlp.py mlp.pt2 --trust\n"
     "  gradctl compare sample_models/attention.py:reference sample_models/attention.py:fused\n"
+    "  gradctl compare sample_models/transformer.py --steps 2 --variant foreach\n"
     "  gradctl compare a.onnx b.onnx --inputs test_data_set_0",
 )
 @target_options
@@ -49,6 +58,9 @@ _OF_FILES = ("target", "candidate", "inputs_file", "seed", "threads")
 @option("--own-weights", heading=_PAIR, is_flag=True, help=_OWN)
 @option("--candidate-device", heading=_PAIR, metavar="DEVICE", help="Device of CANDIDATE.  [default: --device]")
 @option("--reference-device", heading=_PAIR, metavar="DEVICE", help="Device of TARGET.  [default: --device]")
+@option("--steps", heading=_TRAINING, metavar="N", type=click.IntRange(1), help=_STEPS)
+@option("--optimizer", heading=_TRAINING, metavar="NAME", default=OPTIMIZERS[0], help=_OPTIMIZER)
+@option("--variant", "variants", heading=_TRAINING, metavar="NAME", multiple=True, help=_VARIANT)
 @click.option("--trust", is_flag=True, help="Load a file (.pt2, TorchScript) although it contains code.")
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True, help=_TIMEOUT)
 @click.option("--bisect", is_flag=True, help=_BISECT)
@@ -66,6 +78,9 @@ def compare(
     own_weights: bool,
     candidate_device: str | None,
     reference_device: str | None,
+    steps: int | None,
+    optimizer: str,
+    variants: tuple[str, ...],
     **settings: Any,
 ) -> int:
     """Compare the static forms of TARGET with eager, or another implementation with TARGET.
@@ -86,7 +101,15 @@ def compare(
 
     CANDIDATE may be a file (.onnx, .pt2, TorchScript): is it this model? With two .onnx files, their outputs are
     compared on --inputs or on random inputs.
+
+    With --steps, variants of the training step (checkpointing, a foreach optimizer, a step of your own) are compared
+    with the plain step: loss, gradients, parameters, optimizer state and buffers after each of N steps.
     """
+    if steps is not None:
+        _refuse_other_than_steps(candidate)
+        return _steps(checking, TrainingOptions(steps, optimizer), variants, reporting, settings["timeout"])
+    for name in ("optimizer", "variants"):
+        _refuse(name, "applies to training steps. Add --steps N.")
     if Path(checking.target).suffix.lower() in _MODEL_FILES:
         _ensure_two_onnx_files(checking, candidate)
     devices = candidate_device, reference_device
@@ -154,6 +177,68 @@ def _candidate(
             progress=progress,
         )
     return emit_units([unit], allows, checking, reporting)
+
+
+def _steps(
+    checking: TargetOptions,
+    training: TrainingOptions,
+    variants: tuple[str, ...],
+    reporting: ReportOptions,
+    timeout: float,
+) -> int:
+    import msgspec
+
+    from gradctl.isolation.protocol import UnitRequest
+    from gradctl.isolation.units import start_units
+
+    ensure_files(checking)
+    chosen = list(dict.fromkeys(variants)) or _ALL_VARIANTS
+    apart = [each for each in chosen if each.partition(":")[0] in VARIANTS_IN_PROCESS]
+    here = [each for each in chosen if each not in apart]
+    with judging(reporting) as (allows, progress), users_code():
+        from gradctl.commands.compare_steps import compare_steps
+
+        subject = subject_from(checking)
+        requests = [
+            UnitRequest(
+                checking=checking,
+                form=each,
+                allows=reporting.allows,
+                fail_on=reporting.fail_on,
+                named=bool(variants),
+                training=training,
+                timeout_seconds=timeout,
+            )
+            for each in apart
+        ]
+        with start_units(requests) as wait:  # they run beside the variants that need no process of their own
+            units = (
+                []
+                if not here
+                else compare_steps(
+                    subject,
+                    training.steps,
+                    optimizer=training.optimizer,
+                    variants=here,
+                    is_named=bool(variants),
+                    target=checking.target,
+                    allows=allows,
+                    fail_on=reporting.fail_on,
+                    progress=progress,
+                )
+            )
+            progress(f"waiting for {', '.join(apart)}" if apart else "")
+            units += [msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in wait(None)]
+    return emit_units(sorted(units, key=lambda unit: chosen.index(unit.form)), allows, checking, reporting)
+
+
+def _refuse_other_than_steps(candidate: Path | None) -> None:
+    """Raise for an option that applies to forms, files or another target only."""
+    if candidate is not None:
+        raise click.UsageError(f"--steps compares variants of the step of one TARGET. Omit {candidate} or --steps.")
+    others = ("forms", "trust", "bisect", "repro", "sizes", "renamed", "own_weights")
+    for name in (*others, "candidate_device", "reference_device"):
+        _refuse(name, "does not apply to training steps. Omit one of it and --steps.")
 
 
 def _refuse_form_options() -> None:

@@ -15,7 +15,7 @@ from gradctl.core.numbers import format_number
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
 from gradctl.report.text import wording
-from gradctl.report.text.matrix import matrix_of_forms, matrix_of_targets
+from gradctl.report.text.matrix import matrix_of_forms, matrix_of_targets, matrix_of_variants
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.screen import Screen
 from gradctl.report.text.shared_causes import affected_line, affected_tensors, shared_causes
@@ -69,7 +69,10 @@ def _print_units(screen: Screen, units: Sequence[Unit], limits: _Limits) -> None
     if len({unit.target for unit in units}) > 1:
         _print_targets(screen, units, limits)
         return
-    if len(units) > 1:
+    if any(unit.training is not None for unit in units):
+        screen.table(*matrix_of_variants(units), names=4)
+        screen.line()
+    elif len(units) > 1:
         screen.table(*matrix_of_forms(units), names=4)
         screen.line()
     for unit in units:
@@ -147,6 +150,9 @@ def _sections_of(unit: Unit, rows: Container[str | None], explained: Container[s
 def _print_unit(screen: Screen, unit: Unit, *, is_named: bool, limits: _Limits) -> None:
     """Print what of a unit is worth reading: wrong Functions, tensors, the other findings, notes."""
     _print_heading(screen, unit, is_named=is_named)
+    if unit.training is not None:
+        _print_training(screen, unit, limits)
+        return
     different, explained = wording.differing_tensors(unit.tensors), affected_tensors(unit)
     found = _sections_of(unit, {tensor.tensor for tensor in different}, explained)
     _print_first(screen, found["before"], "note", limits, _print_note)
@@ -164,6 +170,17 @@ def _print_unit(screen: Screen, unit: Unit, *, is_named: bool, limits: _Limits) 
     _print_first(screen, found["note"], "note", limits, _print_note)
     for line in wording.not_judged(unit.tensors):
         screen.paragraph(line, _STYLES["note"])
+    if limits.is_verbose:
+        _print_rows(screen, unit, unit.tensors, limits)
+        screen.line(unit.details or "")
+
+
+def _print_training(screen: Screen, unit: Unit, limits: _Limits) -> None:
+    """Print what differs at the first step that differs: the findings, and the tensors one a line."""
+    _print_first(screen, wording.worst_first(unit.findings), "finding", limits, _print_finding)
+    if different := wording.differing_tensors(unit.tensors):
+        _print_rows(screen, unit, different, limits, indent=2)
+        screen.line()
     if limits.is_verbose:
         _print_rows(screen, unit, unit.tensors, limits)
         screen.line(unit.details or "")

@@ -168,13 +168,19 @@ def _verdicts(units: Sequence[Unit]) -> str:
 def _line_of_units(report: Report) -> str:
     if not report.units or report.verdict == "skipped":
         return "NOTHING CHECKED: no form of any target could be checked"
-    total = counted(len(report.units), "form" if len({unit.target for unit in report.units}) == 1 else "unit")
+    total = counted(len(report.units), _noun_of_units(report.units))
     if report.verdict == "pass":
         return f"PASS: {_agreeing_units(report, total)}"
     units = [unit for unit in report.units if unit.verdict == report.verdict]
     if report.verdict == "inconclusive":
         return f"INCONCLUSIVE: {len(units)} of {total} not decided{_how_to_go_on(units)}"
     return f"FAIL: {_failures(units, total)}"
+
+
+def _noun_of_units(units: Sequence[Unit]) -> str:
+    if len({unit.target for unit in units}) > 1:
+        return "unit"
+    return "variant" if any(unit.training is not None for unit in units) else "form"
 
 
 def _failures(failed: Sequence[Unit], total: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from gradctl.core.errors import TargetError, is_out_of_memory, nearest
-from gradctl.core.target_files import Target
+from gradctl.core.target_files import Target, parse_target
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.libraries.library_target import library_module
 from gradctl.subject.loading.library_operator import find_operator
@@ -91,6 +91,28 @@ def find_target(target: Target, module: ModuleType) -> tuple[str, Any]:
     define = f"Name what it defines ({', '.join(defined[:_FEW])})" if defined else "Add one"
     said = f"no make_model, no model and no nn.Module class of its own. {define}"
     raise TargetError("GC102", f"{place} has {said}: {place}:NAME.")
+
+
+def find_by_text(text: str, code: str, beside: str | None = None) -> Any:
+    """Return the object that ``FILE:NAME`` names, or ``NAME`` in the file or module of the target ``beside``.
+
+    A file that the process has run already is not run again.
+
+    Raises:
+        TargetError: with ``code`` if there is no such name; GC101 to GC103 if the file cannot be imported.
+    """
+    target = parse_target(text if beside is None else beside)
+    name = target.name if beside is None else text
+    if name is None:
+        raise TargetError(code, f"{text!r} names no function. Write FILE:NAME.")
+    with on_import_path(target.root):
+        return find_in(_loaded(target) or import_target(target), name, target.place, code)
+
+
+def _loaded(target: Target) -> ModuleType | None:
+    """Return the module of a file that was run in this process."""
+    files = ((module, getattr(module, "__file__", None)) for module in list(sys.modules.values()))
+    return next((each for each, file in files if file and target.file and Path(file).resolve() == target.file), None)
 
 
 def find_in(module: ModuleType, name: str, place: str, code: str) -> Any:

@@ -1,0 +1,200 @@
+"""``gradctl compare --steps``: is each variant of the training step the same step, step after step?
+
+The plain step (zero_grad, forward, backward, optimizer.step) runs on private copies, natively and in float64, and twice
+in each with weights and inputs moved by one ULP: that is the noise. Each variant runs from the same state, on the same
+batches and seeds, and is compared after each step.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from torch import Tensor
+
+from gradctl.core.allows import Allows
+from gradctl.core.assembly import make_unit
+from gradctl.core.errors import NothingToCheck, TargetError, is_out_of_memory
+from gradctl.core.findings import Unit
+from gradctl.core.training import Training
+from gradctl.gradients.baseline import Baseline, run_native
+from gradctl.gradients.guard import unexplained
+from gradctl.subject.frames import first_line, user_frames
+from gradctl.subject.instance import InputMode, Instance
+from gradctl.subject.seeding import preserve_generators
+from gradctl.subject.subject import Subject
+from gradctl.subject.tree import leaves
+from gradctl.training.chosen_variants import ChosenVariant, choose_variants
+from gradctl.training.optimizers import OptimizerChoice, optimizer_choice
+from gradctl.training.plain_runs import PlainRuns
+from gradctl.training.recipe import TrainingRecipe, trained
+from gradctl.training.step_findings import step_findings, step_rows
+from gradctl.training.variant_comparison import VariantComparison
+from gradctl.training.variants.table import CannotApply
+
+
+def compare_steps(
+    subject: Subject,
+    steps: int,
+    *,
+    optimizer: str | Callable[[Sequence[Tensor]], Any] = "adamw",
+    variants: Sequence[str | Callable[..., Any]] = (),
+    is_named: bool | None = None,
+    target: str | None = None,
+    allows: Allows | Sequence[str] = (),
+    fail_on: str = "error",
+    progress: Callable[[str], None] | None = None,
+    on_unit: Callable[[Unit], None] | None = None,
+) -> list[Unit]:
+    """Return a unit for each variant of the training step, in this process.
+
+    Args:
+        subject: the model and its example; not changed.
+        steps: how many, at least 1.
+        optimizer: a name, ``FILE:FACTORY``, or ``factory(parameters)``.
+        variants: names, or functions ``step(model, optimizer, *args, **kwargs) -> loss``; none: all of the table.
+        is_named: whether the user asked for just these; None: whether there are any.
+        target: what names of functions are beside.
+        allows, fail_on, progress: as in ``gradcheck``.
+        on_unit: called with each unit as soon as it is complete.
+
+    Raises:
+        TargetError: GC111 or GC113 if the plain step raises or has no loss; GC143 no parameter is trained; GC144 for
+            the optimizer, GC145 for a variant.
+    """
+    say, told = progress or (lambda text: None), on_unit or (lambda unit: None)
+    accepted = allows if isinstance(allows, Allows) else Allows(allows)
+    chosen, made_by = choose_variants(variants, target), optimizer_choice(optimizer)
+    units: list[Unit] = []
+    with _silenced():
+        say("running the model")
+        baseline = _baseline(subject)
+        try:
+            training = _Training(subject, baseline, steps, made_by, allows=accepted, fail_on=fail_on)
+            say("running the plain step")
+            for variant in chosen:
+                say(f"comparing {variant.name}")
+                named = bool(variants) if is_named is None else is_named
+                units.append(training.unit(variant, is_named=named))
+                told(units[-1])
+        finally:
+            if baseline is not None:
+                baseline.kept.put_back()
+    return units
+
+
+class _Training:
+    """The plain step of one model, with which variants are compared."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        baseline: Baseline | None,
+        steps: int,
+        optimizer: OptimizerChoice,
+        *,
+        allows: Allows,
+        fail_on: str,
+    ) -> None:
+        self.allows, self.fail_on, self.steps, self.baseline = allows, fail_on, steps, baseline
+        self.subject = baseline.subject if baseline is not None else subject
+        given = [leaf for _, leaf in leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor)]
+        mode: InputMode = "leaf" if any(each.requires_grad for each in given) else "constant"
+        self.recipe = TrainingRecipe(self.subject, optimizer, mode)
+        if not trained(Instance(self.subject, input_mode=self.recipe.input_mode)):
+            raise NothingToCheck(
+                "GC143",
+                f"{subject.target} has no parameter that requires a gradient, so that no step can be made. Unfreeze a "
+                "parameter, or check the gradients of the inputs with gradctl gradcheck.",
+            )
+        self.runs = PlainRuns(self.recipe, steps)
+
+    def unit(self, variant: ChosenVariant, *, is_named: bool) -> Unit:
+        """Return the verdict on one variant."""
+        start = time.perf_counter()
+        if self.baseline is not None and self.baseline.unrepeated:
+            reason = "the model differs from itself when run twice from the same seed"
+            return self._open(variant.name, reason, start)
+        with unexplained() as failures:
+            own = variant.alter_plain()
+            runs = self.runs if own is None else PlainRuns(self.recipe, self.steps, own)
+            compared = VariantComparison(variant, runs)
+            try:
+                plain = self._plain(runs)
+                if isinstance(plain, str):
+                    return self._open(variant.name, plain, start)
+                compared.compare()
+            except CannotApply as refusal:
+                unit = self._open(variant.name, refusal.reason, start, status="unsupported")
+                return unit if is_named else msgspec.structs.replace(unit, verdict="skipped")
+            found, rows = step_findings(compared), step_rows(compared)
+        first = compared.failing
+        training = Training(
+            steps=plain,
+            optimizer=self.recipe.optimizer.name,
+            loss=runs.loss,
+            first_difference=first.steps if first is not None else None,
+        )
+        return make_unit(
+            self.subject.target,
+            variant.name,
+            [*found, *failures.notes()],
+            rows,
+            allows=self.allows,
+            fail_on=self.fail_on,
+            reference="the plain step",
+            reason="; ".join(compared.notes) or None,
+            details=failures.details(),
+            seconds=time.perf_counter() - start,
+            training=training,
+        )
+
+    def _plain(self, runs: PlainRuns) -> int | str:
+        """Return the number of plain steps that ran, or why there is none to compare with."""
+        try:
+            plain = runs.run("native")
+        except TargetError:
+            raise
+        except Exception as error:  # the user's model may raise anything
+            if is_out_of_memory(error):
+                raise
+            said = f"{self.subject.target} raises in a training step: {first_line(error)}."
+            raise TargetError("GC111", said, details=user_frames(error)) from error
+        return len(plain) if plain else "the loss of the first step is not finite"
+
+    def _open(self, form: str, reason: str, start: float, **fields: Any) -> Unit:
+        return Unit(
+            target=self.subject.target,
+            form=form,
+            verdict="inconclusive",
+            reason=reason,
+            reference="the plain step",
+            seconds=time.perf_counter() - start,
+            tensors=self.baseline.unrepeated if self.baseline else (),
+            **fields,
+        )
+
+
+def _baseline(subject: Subject) -> Baseline | None:
+    """Return two native runs; None if no output has a gradient, which is then said of the loss."""
+    try:
+        return run_native(subject)
+    except NothingToCheck:
+        return None
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with preserve_generators(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,187 @@
+"""The plain step in each precision, run once for all variants, with its noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gradctl.comparison.compare import tensors_of
+from gradctl.comparison.difference import Key
+from gradctl.core.errors import TargetError, is_out_of_memory
+from gradctl.core.names import Quantity
+from gradctl.numerics.agreement import scale_of
+from gradctl.numerics.repetition import NOISE_SEEDS, is_cancelled, noise_of
+from gradctl.subject.frames import first_line
+from gradctl.subject.instance import native_dtype
+from gradctl.subject.loading.triton_interpreter import kernels_in_float64
+from gradctl.tracing.promotion import Promotion, default_dtype
+from gradctl.training.recipe import TrainingRecipe
+from gradctl.training.trainer import LOSS, StepRecord, Trainer
+
+# The promotion mode runs each operator in float64; without it the copy is in float64, and casts inside are kept.
+Precision = Literal["float64", "unpromoted", "native"]
+QUANTITIES: tuple[Quantity, ...] = ("output", "gradient", "buffer")  # in the order in which a step computes them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainStep:
+    """One plain step: what it computed, and how much of each tensor is rounding.
+
+    Attributes:
+        record: of the step.
+        tensors: by quantity and name.
+        scales: norm of each tensor.
+        noise: norm of its change when weights, buffers and inputs move by one ULP before the first step.
+        neighbours: the largest norm of tensors of its kind.
+    """
+
+    record: StepRecord
+    tensors: dict[Key, Tensor | None]
+    scales: dict[Key, float]
+    noise: dict[Key, float]
+    neighbours: dict[str, float]
+
+
+class PlainRuns:
+    """The plain step on all batches.
+
+    Args:
+        recipe: what is trained.
+        steps: how many.
+        alter: changes the plain step, if a variant is compared with another one.
+
+    Attributes:
+        loss: what messages call the loss; known after the first run.
+    """
+
+    def __init__(
+        self, recipe: TrainingRecipe, steps: int, alter: Callable[[Trainer], None] = lambda trainer: None
+    ) -> None:
+        self.recipe, self.steps, self.alter = recipe, steps, alter
+        self.dtype = native_dtype(recipe.subject)
+        self.loss = ""
+        self._runs: dict[tuple[Precision, str | None], list[PlainStep] | None] = {}
+
+    def trainer(self, precision: Precision, moved: tuple[int, float | None] | None = None) -> Trainer:
+        """Return a new run, of the model's own step; ``moved`` as in ``TrainingRecipe.instance``."""
+        promoted = precision != "native"
+        context = self.promoting if precision == "float64" else nullcontext
+        return Trainer(self.recipe, self.recipe.instance(promoted=promoted, moved=moved), context, is_float64=promoted)
+
+    def promoting(self) -> AbstractContextManager[Any]:
+        """Return the context of a step in float64."""
+        stack = ExitStack()
+        stack.enter_context(default_dtype(torch.float64))
+        stack.enter_context(Promotion(self.dtype))
+        stack.enter_context(kernels_in_float64())
+        return stack
+
+    def run(self, precision: Precision, rounding: str | None = None) -> list[PlainStep] | None:
+        """Return the plain steps in a precision; None if the model does not run in float64.
+
+        Args:
+            precision: of the run.
+            rounding: name of a narrower dtype, whose machine epsilon the noise is that of.
+
+        Raises:
+            TargetError: GC111 if the model raises natively, GC144 if the optimizer does.
+        """
+        key = precision, rounding
+        if key not in self._runs:
+            self._runs[key] = self._run(precision, rounding)
+        return self._runs[key]
+
+    def _run(self, precision: Precision, rounding: str | None) -> list[PlainStep] | None:
+        try:
+            records = self._records(precision)
+        except TargetError:
+            raise
+        except Exception as error:  # a model may raise anything where it is in float64
+            if precision == "native" or is_out_of_memory(error):
+                raise
+            return None
+        part = None if rounding is None else torch.finfo(getattr(torch, rounding)).eps
+        noise: list[dict[Key, float]] = [{} for _ in records]
+        for seed in NOISE_SEEDS:
+            for number, moved in enumerate(self._altered(precision, (seed, part)).run(len(records))):
+                _add_noise(noise[number], records[number], moved)
+        return [_plain_step(record, each) for record, each in zip(records, noise, strict=True)]
+
+    def _records(self, precision: Precision) -> list[StepRecord]:
+        """Return the records of the plain steps; natively, drawn inputs without a finite loss are not used."""
+        while True:
+            trainer = self._altered(precision)
+            try:
+                records = [record.kept() for record in self._until_unusable(trainer)]
+            except Exception as error:
+                number = trainer.number
+                if precision != "native" or not self._replace_batch(number):
+                    if number == 0 or isinstance(error, TargetError) or is_out_of_memory(error):
+                        raise
+                    said = f"{self.recipe.subject.target} raises at step {number + 1}: {first_line(error)}."
+                    raise TargetError("GC111", said) from error
+                continue
+            self.loss = self.recipe.describe_loss(trainer.loss_name)
+            if len(records) == self.steps or not self._replace_batch(len(records)):
+                return records
+
+    def _until_unusable(self, trainer: Trainer) -> Iterator[StepRecord]:
+        for record in trainer.run(self.steps):
+            loss = record.outcome.outputs.get(LOSS)
+            if loss is not None and not math.isfinite(float(loss)):
+                return
+            yield record
+
+    def _replace_batch(self, number: int) -> bool:
+        """Let a step run on the example in place of drawn inputs; return False if it does so already."""
+        is_new = number != 0 and number not in self.recipe.on_example
+        self.recipe.on_example.add(number)
+        return is_new
+
+    def _altered(self, precision: Precision, moved: tuple[int, float | None] | None = None) -> Trainer:
+        trainer = self.trainer(precision, moved)
+        self.alter(trainer)
+        return trainer
+
+
+def _plain_step(record: StepRecord, noise: dict[Key, float]) -> PlainStep:
+    scales: dict[Key, float] = {}
+    neighbours: dict[str, float] = {}
+    tensors = named(record)
+    for key, tensor in tensors.items():
+        scale = record.loss_scale if key == ("output", LOSS) else scale_of(tensor) if tensor is not None else 0.0
+        scales[key] = scale
+        neighbours[kind_of(key)] = max(neighbours.get(kind_of(key), 0.0), scale)
+    return PlainStep(record, tensors, scales, noise, neighbours)
+
+
+def _add_noise(noise: dict[Key, float], record: StepRecord, moved: StepRecord) -> None:
+    others = named(moved)
+    for key, tensor in named(record).items():
+        if tensor is not None and (tensor.is_floating_point() or tensor.is_complex()):
+            noise[key] = max(noise.get(key, 0.0), noise_of(tensor, [others.get(key)]))
+
+
+def named(record: StepRecord) -> dict[Key, Tensor | None]:
+    """Return the tensors of a step by quantity and name, in the order in which it computes them."""
+    outcome = record.outcome
+    return {(quantity, name): each for quantity in QUANTITIES for name, each in tensors_of(outcome, quantity).items()}
+
+
+def kind_of(key: Key) -> str:
+    """Return the kind of a tensor, whose largest norm a tensor that is zero by cancellation is judged by."""
+    quantity, name = key
+    return name.partition(".")[0] if name.startswith("optimizer:") else f"{quantity} {name.partition(':')[0]}"
+
+
+def is_zero_by_cancellation(step: PlainStep, key: Key) -> bool:
+    """Return whether a tensor of a run is zero by cancellation, or depends on such a tensor only."""
+    tensor = step.tensors.get(key)
+    is_float = tensor is not None and (tensor.is_floating_point() or tensor.is_complex())
+    return is_float and tensor is not None and is_cancelled(step.scales[key], step.noise.get(key, 0.0), tensor.dtype)

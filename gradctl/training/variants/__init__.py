@@ -1,0 +1,1 @@
+"""Variants of the training step, one file and one row of the table each."""

@@ -1,0 +1,65 @@
+"""The variants of the table agree with the plain step on right models, and are named with a planted mistake."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gradctl.commands.compare_steps import compare_steps
+from gradctl.core.names import VARIANTS
+from gradctl.subject.subject import Subject
+from gradctl.training.variants.table import TABLE
+
+
+def test_the_names_of_the_table_are_those_of_the_help():
+    assert list(TABLE) == list(VARIANTS)
+
+
+class Blocks(nn.Module):
+    def __init__(self, block=nn.Linear):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(block(4, 4) for _ in range(2))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return self.head(x)
+
+
+def compared(model, variant, steps=2, **options):
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    (unit,) = compare_steps(Subject(target="test", model=model, args=(x,)), steps, variants=[variant], **options)
+    return unit
+
+
+@pytest.mark.parametrize("variant", ["foreach", "checkpoint"])
+def test_a_right_model_agrees(variant):
+    unit = compared(Blocks(), variant)
+    assert (unit.form, unit.verdict, unit.findings) == (variant, "pass", ())
+    assert {each.quantity for each in unit.tensors} == {"output", "gradient", "buffer"}
+
+
+class CountsItsCalls(nn.Linear):
+    """Its gradient depends on how many times forward has run: activation checkpointing runs it twice."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return torch.tanh(super().forward(x) * self.calls)
+
+
+def test_a_block_that_changes_when_it_is_recomputed_is_named():
+    unit = compared(Blocks(CountsItsCalls), "checkpoint")
+    (finding,) = unit.findings
+    assert (unit.verdict, unit.training.first_difference, finding.code) == ("fail", 1, "GC430")
+    assert finding.tensor.startswith("param:blocks")
+
+
+def test_a_variant_that_cannot_apply_is_inconclusive_if_it_is_named():
+    unit = compared(nn.Linear(4, 2), "checkpoint")
+    assert (unit.verdict, unit.status) == ("inconclusive", "unsupported")
+    assert unit.reason == "no list of modules (ModuleList, Sequential) has two modules of one class."
