@@ -34,7 +34,7 @@ FAST = tuple(
     gradients/test_backward_localisation.py gradients/test_gradcheck_clean.py::test_a_right_sample
     comparison/ graphdiff/test_graph_difference.py::test_an_inserted inspection/ diagnosis/test_first_change.py passes/
     training/test_plain_runs.py commands/test_trace.py commands/test_compare_files.py suite/ repro/test_sources.py
-    cli/test_main.py::test_the_version test_api.py::test_a_
+    snapshots/ cli/test_main.py::test_the_version test_api.py::test_a_
     cases/test_0 cases/test_1 cases/test_2
     test_documents.py test_layers.py test_recipes.py
     """.split()  # noqa: SIM905  # a list of 40 strings reads worse

@@ -19,7 +19,8 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 # The folders and files of the package, low to high. ARCHITECTURE.md explains each.
 LAYERS = [
     *("core", "rules", "report", "isolation", "environments", "subject", "numerics", "onnxio", "tracing", "joint"),
-    *("forms", "gradients", "comparison", "graphdiff", "inspection", "diagnosis", "training", "passes", "commands"),
+    *("forms", "gradients", "comparison", "graphdiff", "inspection", "diagnosis", "training"),
+    *("snapshots", "passes", "commands"),
     *("suite", "repro", "api", "__init__", "pytest_plugin", "cli", "__main__"),
 ]
 # These know of the layer below that is named, and of no other: a report can be read where torch is not installed.

@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "gradctl.cli.commands.compare",
         "Compare the static forms of TARGET with eager, or another implementation with TARGET.",
     ),
+    "snapshot": ("gradctl.cli.commands.snapshot", "Record the outputs and gradients of TARGET in a file."),
+    "verify": ("gradctl.cli.commands.verify", "Check whether a model still computes what a snapshot holds."),
     "trace": ("gradctl.cli.commands.trace", "Capture TARGET as TorchScript or torch.export, in a verified file."),
     "export": ("gradctl.cli.commands.export", "Export TARGET to a verified ONNX file."),
     "optimize": ("gradctl.cli.commands.optimize", "Optimise the ONNX graph of FILE or TARGET; verify each pass."),

@@ -30,6 +30,8 @@ from gradctl.subject.subject import Subject
 # TorchScript's own autodiff starts at the second or third call, and state that is not put back accumulates.
 CALLS = 3
 T_contra = TypeVar("T_contra", bound=Trial, contravariant=True)
+# From outputs by name and the subject's seed to the cotangent of each float output.
+Cotangents = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
 
 
 class Program(Protocol[T_contra]):
@@ -133,6 +135,7 @@ def run_calls(
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     is_recorded: bool = True,
     with_numbers: bool = False,
+    cotangents: Cotangents | None = None,
 ) -> list[Outcome]:
     """Return the outcomes of calls in a row; after one that raised there is no other.
 
@@ -145,6 +148,7 @@ def run_calls(
         context: entered around each call and its backward.
         is_recorded: whether autograd records the calls.
         with_numbers: whether Python's numbers are outputs, too.
+        cotangents: of the outputs; by default ``cotangents_of``.
     """
     instance.restore()
     state.restore()
@@ -153,7 +157,13 @@ def run_calls(
         try:
             found.append(
                 _one_call(
-                    captured, instance, differentiable, context, is_recorded=is_recorded, with_numbers=with_numbers
+                    captured,
+                    instance,
+                    differentiable,
+                    context,
+                    cotangents or cotangents_of,
+                    is_recorded=is_recorded,
+                    with_numbers=with_numbers,
                 )
             )
         except Exception as error:  # the form or the user's model may raise anything
@@ -177,6 +187,7 @@ def run_copy(
     differentiable: frozenset[str] | None = None,
     with_numbers: bool = False,
     moved_by: int | None = None,
+    cotangents: Cotangents | None = None,
 ) -> tuple[Instance, list[Outcome]]:
     """Return a new private copy of a model, hooks and all, and the outcomes of calls in a row on one trial.
 
@@ -188,6 +199,7 @@ def run_copy(
         input_mode: how the model takes float inputs.
         calls, context, differentiable, with_numbers: as in ``run_calls``.
         moved_by: a seed: weights, buffers and inputs are moved by one ULP up or down, which shows the noise of a run.
+        cotangents: of the outputs; by default ``cotangents_of``.
     """
     is_recorded = trial != NO_GRAD
     mode = input_mode if is_recorded else "constant"
@@ -206,6 +218,7 @@ def run_copy(
         context=context,
         is_recorded=is_recorded,
         with_numbers=with_numbers,
+        cotangents=cotangents,
     )
     return instance, found
 
@@ -226,6 +239,7 @@ def _one_call(
     instance: Instance,
     differentiable: frozenset[str] | None,
     context: Callable[[], AbstractContextManager[Any]],
+    draw_cotangents: Cotangents,
     *,
     is_recorded: bool,
     with_numbers: bool,
@@ -240,7 +254,7 @@ def _one_call(
             outputs |= dict(_numbers(instance.closed_outputs))
     requiring = [name for name, t in outputs.items() if t.requires_grad and is_recorded]
     # Drawn outside the context: under the promotion random numbers are drawn in the native dtype, and are others.
-    cotangents = cotangents_of(outputs, instance.subject.seed)
+    cotangents = draw_cotangents(outputs, instance.subject.seed)
     asked = [name for name in requiring if differentiable is None or name in differentiable]
     if asked:
         with context():

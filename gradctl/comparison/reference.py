@@ -81,13 +81,8 @@ class Reference:
         return [trial for trial in self._fresh[:count] if isinstance(trial, ModelTrial)]
 
     def promoting(self) -> AbstractContextManager[Any]:
-        """Return the context of a float64 run: the promotion, of Triton's kernels too, and float64 as default dtype."""
-        stack = ExitStack()
-        stack.push(_compile_again)
-        stack.enter_context(default_dtype(torch.float64))
-        stack.enter_context(Promotion(native_dtype(self.subject)))
-        stack.enter_context(kernels_in_float64())
-        return stack
+        """Return the context of a float64 run."""
+        return promoting(Promotion(native_dtype(self.subject)))
 
     def unpromoted_float64(self, trial: ModelTrial, calls: int) -> list[Outcome] | None:
         """Return eager's first calls on a trial in float64 without the promotion, or None if it refuses."""
@@ -128,6 +123,16 @@ class Reference:
             with_numbers=self.with_numbers,
         )
         return instance, [call for call in found if call.error is None], found[-1].error
+
+
+def promoting(promotion: Promotion) -> AbstractContextManager[Any]:
+    """Return the context of a float64 run: the promotion, of Triton's kernels too, and float64 as default dtype."""
+    stack = ExitStack()
+    stack.push(_compile_again)
+    stack.enter_context(default_dtype(torch.float64))
+    stack.enter_context(promotion)
+    stack.enter_context(kernels_in_float64())
+    return stack
 
 
 def _is_identical_call(first: Outcome, second: Outcome) -> bool:

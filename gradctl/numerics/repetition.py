@@ -1,9 +1,10 @@
 """One tolerance for two runs of one function: on another version or machine, in another order of sums, as more steps.
 
-A relative tolerance alone fails on gradients that are zero by cancellation (the key bias of attention changes by its own
-size with the number of threads). So the tolerance has two parts: one relative to the norm, and the noise: the change of
-the tensor when weights and inputs move by one ULP. Measured on torch 2.13 CPU (threads, AVX, a batch in halves): honest
-changes are within 3.0 times that noise, and within 2e-13 of the norm in float64 where the noise is zero.
+A relative tolerance alone fails on gradients that are zero by cancellation (the key bias of attention changes by its
+own size with the number of threads). So the tolerance has two parts: one relative to the norm, and the noise: the
+change of the tensor when weights and inputs move by one ULP. Measured on torch 2.13 CPU (threads, AVX, a batch in
+halves): honest changes are within 3.0 times that noise, and within 2e-13 of the norm in float64 where the noise is
+zero.
 """
 
 from __future__ import annotations

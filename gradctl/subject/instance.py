@@ -129,6 +129,11 @@ class Instance:
         self._own = [found for _, found in held if isinstance(found, Tensor) and id(found) not in original_ids]
         self._state = self._take_state()
 
+    def as_subject(self) -> Subject:
+        """Return the copy as a subject, whose tensors may be written to; an ``autograd.Function`` holds none."""
+        model = self.subject.model if function_class(self.subject.model) is not None else self.model
+        return replace(self.subject, model=model, args=self._args, kwargs=self._kwargs, loss=self._loss)
+
     def run(self, context: AbstractContextManager[Any] | None = None) -> list[tuple[str, Tensor]]:
         """Return the tensors that the model returns, by name, from the state and seed of every other run.
 

@@ -61,7 +61,7 @@ class Promotion(OperatorMode):
         if replacement is not None:
             self.turned = True
             return replacement(*map_nested(_widen, args))
-        if torch.Tag.nondeterministic_seeded in func.tags and not _is_deterministic(func):
+        if torch.Tag.nondeterministic_seeded in func.tags and not is_deterministic(func):
             self.turned = True
             return self._draw(func, args, kwargs)
         args, kwargs = map_nested(self._turn_dtype if writes(func) else self._turn, (args, kwargs))
@@ -167,7 +167,7 @@ def _draws_floats(func: Any) -> bool:
     return not func.__name__.startswith(("randint", "randperm"))
 
 
-def _is_deterministic(func: Any) -> bool:
+def is_deterministic(func: Any) -> bool:
     """Return whether an operator generates no random numbers despite its tag: attention and recurrent kernels."""
     kinds = ("scaled_dot_product", "_efficient_attention", "_flash_attention", "rnn", "lstm", "gru")
     return any(kind in func._schema.name for kind in kinds)
