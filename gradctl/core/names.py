@@ -10,6 +10,10 @@ FORMS: tuple[str, ...] = get_args(FormName)
 # Compared if no form is named: a joint graph is for those who want gradients outside PyTorch.
 DEFAULT_FORMS: tuple[str, ...] = tuple(name for name in FORMS if not name.endswith("-joint"))
 
+# What ``gradctl check`` compares with a snapshot is a unit beside those of the forms.
+UnitForm = Literal[FormName, "snapshot"]
+SNAPSHOT: UnitForm = "snapshot"
+
 WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx",)
 # Compilers and runtimes that can hang or crash: these forms run in a process of their own, under a time limit.
 # ``gradctl check`` gives every unit one; the Python API has no way to send a model to another process.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gradctl.core.findings import Finding, Summary, TensorResult
 from gradctl.core.names import NOT_JUDGED, SEVERITIES, UnitStatus, UnitVerdict
+from gradctl.core.numbers import format_number
 
 EXIT_CODES: dict[UnitVerdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4, "skipped": 5}
+_AGREES = ("same", "non-differentiable", *NOT_JUDGED)
 _UNCHECKED = frozenset(NOT_JUDGED) - {"too-small"}
 
 
@@ -36,6 +39,16 @@ def _is_undecided(tensor: TensorResult, findings: Iterable[Finding]) -> bool:
     return tensor.verdict in ("unresolved", "nondeterministic") and not any(
         finding.allowed and finding.tensor == tensor.tensor for finding in findings
     )
+
+
+def describe_changes(tensors: Iterable[TensorResult]) -> str:
+    """Return ``2 tensors, the worst is param:fc.weight (relative error 1.00e-03)``; empty if all agree."""
+    changed = [tensor for tensor in tensors if tensor.verdict not in _AGREES]
+    if not changed:
+        return ""
+    worst = max(changed, key=lambda tensor: tensor.error if isinstance(tensor.error, float) else math.inf)
+    count = "1 tensor" if len(changed) == 1 else f"{len(changed)} tensors"
+    return f"{count}, the worst is {worst.tensor} (relative error {format_number(worst.error)})"
 
 
 def failing_severities(fail_on: str) -> tuple[str, ...]:

@@ -10,8 +10,7 @@ import msgspec
 
 from gradctl.core.errors import ResourceError, listed
 from gradctl.core.findings import Finding, Report, Unit, note
-from gradctl.core.names import NOT_JUDGED
-from gradctl.core.numbers import format_number
+from gradctl.core.verdicts import describe_changes
 from gradctl.environments.child import Finished
 from gradctl.environments.torch_environment import (
     CannotInstall,
@@ -26,7 +25,6 @@ from gradctl.environments.versions import VersionRange
 
 # Measured with torch 2.13 and 2.14 for Linux and Python 3.11.
 _SIZES = "about 0.9 GB for each that is built for the CPU, 6 GB with CUDA"
-_AGREES = ("same", "non-differentiable", *NOT_JUDGED)
 
 _Progress = Callable[[str], None]
 
@@ -140,10 +138,8 @@ def _notes(change: Change, tried: dict[str, _Tried], in_order: Sequence[_Tried])
 def _words(unit: Unit | None) -> str:
     """Return what a version does to the result: ``passes``, or how many tensors it changes and the worst of them."""
     assert unit is not None
-    changed = [tensor for tensor in unit.tensors if tensor.verdict not in _AGREES]
-    if unit.verdict != "fail" or not changed:
-        reason = f" ({unit.reason})" if unit.reason else ""
-        return {"pass": "passes", "fail": "fails"}.get(unit.verdict, f"is {unit.verdict}{reason}")
-    worst = max(changed, key=lambda tensor: tensor.error if isinstance(tensor.error, float) else float("inf"))
-    count = "1 tensor" if len(changed) == 1 else f"{len(changed)} tensors"
-    return f"changes {count}, the worst is {worst.tensor} (relative error {format_number(worst.error)})"
+    changes = describe_changes(unit.tensors)
+    if unit.verdict == "fail" and changes:
+        return f"changes {changes}"
+    reason = f" ({unit.reason})" if unit.reason else ""
+    return {"pass": "passes", "fail": "fails"}.get(unit.verdict, f"is {unit.verdict}{reason}")

@@ -38,6 +38,8 @@ class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
         named: whether the user asked for this form by name; then it is not skipped in silence.
         bisect: whether torch is to say which part of its compiler is wrong.
         training: the training steps, if the form is a variant of the training step.
+        snapshot: the file to verify, of form ``snapshot``; None of any other form.
+        update: whether the snapshot is written if it is missing or differs.
         timeout_seconds: when the process is ended, counted from its start.
         memory_limit_bytes: of the address space of the process; on the CPU only.
     """
@@ -49,6 +51,8 @@ class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
     named: bool = False
     bisect: bool = False
     training: TrainingOptions | None = None
+    snapshot: Path | None = None
+    update: bool = False
     timeout_seconds: float = 300.0
     memory_limit_bytes: int | None = None
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from gradctl.core.errors import TargetError, nearest
-from gradctl.core.names import FORMS, SEVERITIES, VERDICTS, FormName, Severity, UnitVerdict
+from gradctl.core.names import FORMS, SEVERITIES, SNAPSHOT, VERDICTS, FormName, Severity, UnitForm, UnitVerdict
 from gradctl.core.target_options import DEFAULTS, OPTIONS, TargetOptions
 from gradctl.rules.catalogue import allow_problem
 
@@ -43,7 +43,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     finding: str
     target: str = "*"
-    form: FormName | None = None
+    form: UnitForm | None = None
     error: float | None = None
     reason: str = ""
 
@@ -96,7 +96,7 @@ class TargetEntry(_Settings, frozen=True, kw_only=True):
 
     target: str
     name: str | None = None
-    expect: dict[FormName, UnitVerdict] = {}  # msgspec copies it
+    expect: dict[UnitForm, UnitVerdict] = {}  # msgspec copies it
     allow: tuple[str, ...] = ()
 
     @property
@@ -106,9 +106,10 @@ class TargetEntry(_Settings, frozen=True, kw_only=True):
 
 
 class Configuration(_Settings, frozen=True, kw_only=True):
-    """All of a configuration; ``jobs`` is how many processes run at a time."""
+    """All of a configuration; ``jobs`` is how many processes run at a time, ``snapshots`` the folder of snapshots."""
 
     jobs: int | None = None
+    snapshots: str | None = None
     targets: tuple[TargetEntry, ...] = ()
     allow: tuple[Accepted, ...] = ()
 
@@ -299,7 +300,7 @@ def _unknown_key(word: str, key: str) -> str:
     return f"unknown key {word!r}{f' in {key}' if key else ''}{near}"
 
 
-_VALUES = [*FORMS, *VERDICTS, *SEVERITIES, *get_args(_Mode)]
+_VALUES = [*FORMS, SNAPSHOT, *VERDICTS, *SEVERITIES, *get_args(_Mode)]
 # By message of msgspec: what to say of the word in it and the innermost key of its place.
 _TRANSLATIONS: dict[str, Callable[[str, str], str]] = {
     "Object contains unknown field `(.*)`": _unknown_key,

@@ -6,19 +6,22 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gradctl.core.allows import Allows
 from gradctl.core.findings import Allowance, Finding, Unit, fingerprint
-from gradctl.core.names import DEFAULT_FORMS, FORMS, UnitVerdict
+from gradctl.core.names import DEFAULT_FORMS, FORMS, SNAPSHOT, UnitVerdict
 from gradctl.core.numbers import format_number
+from gradctl.core.snapshot_names import snapshot_name
 from gradctl.core.verdicts import unit_verdict
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.units import Interrupted, run_units
 from gradctl.suite.configuration import Accepted, Project, TargetEntry, options_of, parse_size, settings_of
 from gradctl.suite.discovery import relative_target
+from gradctl.suite.kept_snapshots import snapshot_folder
 
 # Errors of wrong gradients differ by rounding from run to run; accepted errors are written with three digits.
 _NOT_WORSE = 1.01
@@ -57,16 +60,25 @@ def plan(
     forms: Sequence[str] = (),
     keywords: Sequence[str] = (),
     allows: Sequence[str] = (),
+    snapshots: Path | None = None,
+    update: bool = False,
     **overrides: Any,
 ) -> list[Planned]:
     """Return the units of a run, target by target.
 
     ``forms`` and ``keywords`` (parts of ``TARGET FORM``, in any case) select units; empty selects all of a target.
+    With a folder of ``snapshots``, of the configuration or given, each target has a unit that verifies its snapshot;
+    ``update`` writes those that are missing or differ.
     ``overrides`` are ``timeout``, ``memory`` and ``fail_on``, which override the configuration unless they are None.
     """
     words = [word.lower() for word in keywords] or [""]
+    folder = snapshot_folder(project, snapshots)
     pairs = [(entry, form) for entry in entries for form in _forms_of(project, entry, forms)]
     units = [_planned(project, entry, form, allows, overrides) for entry, form in pairs]
+    if folder is not None and (not forms or SNAPSHOT in forms):
+        units += [_planned_snapshot(project, entry, folder, allows, overrides, update=update) for entry in entries]
+        order = {entry.title: number for number, entry in enumerate(entries)}
+        units.sort(key=lambda each: order[each.entry.title])
     return [each for each in units if any(word in f"{each.title} {each.form}".lower() for word in words)]
 
 
@@ -137,6 +149,20 @@ def _forms_of(project: Project, entry: TargetEntry, chosen: Sequence[str]) -> li
     """Return the forms of a target, those that are ``chosen`` if some are."""
     forms = entry.forms or project.configuration.forms or (FORMS if chosen else DEFAULT_FORMS)
     return [form for form in forms if not chosen or form in chosen]
+
+
+def _planned_snapshot(
+    project: Project,
+    entry: TargetEntry,
+    folder: Path,
+    allows: Sequence[str],
+    overrides: dict[str, Any],
+    *,
+    update: bool,
+) -> Planned:
+    unit = _planned(project, entry, SNAPSHOT, allows, overrides)
+    path = folder / snapshot_name(entry.title)
+    return replace(unit, request=msgspec.structs.replace(unit.request, snapshot=path, update=update))
 
 
 def _planned(

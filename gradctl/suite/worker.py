@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ from gradctl.isolation.protocol import (
     read_message,
     write_message,
 )
+from gradctl.suite.kept_snapshots import ensure_exists
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _NOTHING_TO_CHECK = 5
@@ -49,6 +51,8 @@ def run_unit(request: UnitRequest) -> Unit:
         GradctlError: as ``load_subject`` and the check.
     """
     ensure_files(request.checking)
+    if request.snapshot is not None and not request.update:
+        ensure_exists(request.snapshot)
     import torch
 
     from gradctl.subject.inputs.sizes import sizes_from
@@ -56,6 +60,8 @@ def run_unit(request: UnitRequest) -> Unit:
 
     if request.checking.threads is not None:
         torch.set_num_threads(request.checking.threads)
+    if request.snapshot is not None:
+        return _snapshot_unit(request, request.snapshot)
     subject = load_subject(request.checking)
     if request.training is not None:
         from gradctl.commands.compare_steps import compare_steps
@@ -88,6 +94,23 @@ def run_unit(request: UnitRequest) -> Unit:
         allows=request.allows,
         fail_on=request.fail_on,
         bisect=request.bisect,
+    )
+
+
+def _snapshot_unit(request: UnitRequest, path: Path) -> Unit:
+    """Return the verdict on a target and its snapshot, which is of the CPU whatever device the target is checked on."""
+    from gradctl.commands.check_snapshot import check_snapshot
+    from gradctl.subject.loading.load import load_subject
+
+    checking = replace(request.checking, device="cpu")
+    return check_snapshot(
+        path,
+        load_subject(checking),
+        options=checking,
+        device=request.checking.device,
+        update=request.update,
+        allows=request.allows,
+        fail_on=request.fail_on,
     )
 
 

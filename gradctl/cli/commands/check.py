@@ -17,7 +17,7 @@ import click
 from gradctl.cli.help import HelpfulCommand
 from gradctl.cli.reporting import ReportOptions, emit, format_clock, progress_line, report_options
 from gradctl.core.errors import NothingToCheck, TargetError
-from gradctl.core.names import FORMS
+from gradctl.core.names import FORMS, SNAPSHOT
 
 if TYPE_CHECKING:
     from gradctl.core.findings import Unit
@@ -29,10 +29,13 @@ _MOST_JOBS = 8
 
 _CONFIG = "Configuration.  [default: the nearest gradctl.toml, or pyproject.toml with [tool.gradctl]]"
 _KEYWORDS = "Run only units with TEXT in 'TARGET FORM'. May be repeated."
-_FORM = f"Run only this form: {', '.join(FORMS)}. May be repeated."
+_UNIT_FORMS = (*FORMS, SNAPSHOT)
+_FORM = f"Run only this form: {', '.join(_UNIT_FORMS)}. May be repeated."
 _JOBS = f"Processes at a time.  [default: one for each CPU, at most {_MOST_JOBS}]"
 _TIMEOUT = "Time limit of each unit.  [default: 300]"
 _MEMORY = "Memory limit of each process, on the CPU: 8GiB.  [default: no limit]"
+_SNAPSHOT = "Verify the snapshot of each target in this folder, too.  [default: 'snapshots' of the configuration]"
+_UPDATE = "Write the snapshots that are missing or differ, after the differences are listed."
 _WRITE_ALLOWS = "Write the findings that fail into the configuration, each accepted up to its present error."
 
 
@@ -53,16 +56,19 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     epilog="\b\nExamples:\n"
     "  gradctl check\n"
     "  gradctl check sample_models --form eager --form export\n"
+    "  gradctl check --snapshot snapshots --form snapshot --update\n"
     "  gradctl check --report junit=gradctl.xml --format github",
 )
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help=_CONFIG)
 @click.option("-k", "keywords", metavar="TEXT", multiple=True, help=_KEYWORDS)
-@click.option("--form", "forms", metavar="FORM", type=click.Choice(FORMS), multiple=True, help=_FORM)
+@click.option("--form", "forms", metavar="FORM", type=click.Choice(_UNIT_FORMS), multiple=True, help=_FORM)
 @click.option("--list", "is_listed", is_flag=True, help="List the units that would run, and stop.")
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), help=_JOBS)
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help=_TIMEOUT)
 @click.option("--memory", metavar="SIZE", callback=_memory, help=_MEMORY)
+@click.option("--snapshot", "snapshots", metavar="DIR", type=click.Path(path_type=Path), help=_SNAPSHOT)
+@click.option("--update", is_flag=True, help=_UPDATE)
 @click.option("--write-allows", is_flag=True, help=_WRITE_ALLOWS)
 @report_options
 def check(
@@ -74,6 +80,8 @@ def check(
     forms: tuple[str, ...],
     is_listed: bool,
     jobs: int | None,
+    snapshots: Path | None,
+    update: bool,
     write_allows: bool,
     **limits: Any,
 ) -> int:
@@ -83,9 +91,13 @@ def check(
     make_model are checked; a file; or a TARGET. A unit is one target in one form: eager is compared with finite
     differences, each other form with eager. A unit that crashes, hangs or runs out of memory is inconclusive, and the
     others are still checked.
+
+    With a folder of snapshots, a target has another unit: what it computes now is compared with its snapshot there. A
+    target without one is skipped, and --update writes it.
     """
     from gradctl.report.formats import ensure_writable
     from gradctl.suite.discovery import select_entries
+    from gradctl.suite.kept_snapshots import note_unused_files, snapshot_folder
     from gradctl.suite.plan import plan
 
     try:
@@ -95,7 +107,23 @@ def check(
         raise TargetError("GC101", f"{error.filename!r} cannot be looked up: {error.strerror}.") from error
     source = click.get_current_context().get_parameter_source("fail_on")
     fail_on = reporting.fail_on if source is click.core.ParameterSource.COMMANDLINE else None
-    planned = plan(project, entries, forms=forms, keywords=keywords, allows=reporting.allows, fail_on=fail_on, **limits)
+    folder = snapshot_folder(project, snapshots)
+    if folder is None and (update or SNAPSHOT in forms):
+        flag = "--update" if update else f"--form {SNAPSHOT}"
+        raise click.UsageError(
+            f"{flag} needs a folder of snapshots: add --snapshot DIR, or 'snapshots' to {project.file}."
+        )
+    planned = plan(
+        project,
+        entries,
+        forms=forms,
+        keywords=keywords,
+        allows=reporting.allows,
+        snapshots=folder,
+        update=update,
+        fail_on=fail_on,
+        **limits,
+    )
     if not planned:
         raise NothingToCheck("GC110", "no unit matches -k and --form. See 'gradctl check --list' for the units.")
     if is_listed:
@@ -105,7 +133,12 @@ def check(
         ensure_writable(project.file)
     sys.path.append(str(project.root))  # modules that the configuration names; the processes have our path
     jobs = jobs or project.configuration.jobs or processors()
-    return _checked(project, planned, reporting, jobs=jobs, write_allows=write_allows)
+
+    def noted(units: Sequence[Unit]) -> Sequence[Unit]:
+        # Only without PATH are these all targets that may have a snapshot.
+        return units if folder is None or paths else note_unused_files(folder, entries, units)
+
+    return _checked(project, planned, reporting, noted, jobs=jobs, write_allows=write_allows)
 
 
 def processors() -> int:
@@ -115,7 +148,13 @@ def processors() -> int:
 
 
 def _checked(
-    project: Project, planned: list[Planned], reporting: ReportOptions, *, jobs: int, write_allows: bool
+    project: Project,
+    planned: list[Planned],
+    reporting: ReportOptions,
+    noted: Callable[[Sequence[Unit]], Sequence[Unit]],
+    *,
+    jobs: int,
+    write_allows: bool,
 ) -> int:
     from gradctl.core.assembly import assemble_report
     from gradctl.isolation.units import Interrupted
@@ -148,7 +187,7 @@ def _checked(
         _point_to_expect(units)
         plan = [each.accepting(without=gone) for each in plan]
     units, allowances = note_unused(plan, units, reporting.allows, every)
-    return emit(report(units, allowances), reporting)
+    return emit(report(noted(units), allowances), reporting)
 
 
 def _project(file: Path | None, paths: Sequence[str]) -> Project:

@@ -294,3 +294,34 @@ def test_a_run_that_is_killed_leaves_no_process_and_no_torn_report(tmp_path):
     else:
         pytest.fail("the folder of the run is left")
     assert (tmp_path / "r.json").read_text() == "the last report"
+
+
+def test_snapshots_are_missing_then_written_and_a_file_without_a_target_is_noted(tmp_path):
+    shutil.copy(SAMPLES / "linear.py", tmp_path)
+    run = ("--snapshot", "kept", "--form", "snapshot")
+    missing = check(tmp_path, *run)
+    assert missing.returncode == 5
+    said = " ".join(missing.stdout.split())
+    line = "gradctl check --snapshot kept --form snapshot --update"
+    assert f"NOTHING CHECKED: kept has no snapshot of this target. Write it: {line}" in said
+    assert "snapshot" in check(tmp_path, "--snapshot", "kept", "--list").stdout.splitlines()[-1]
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "old.py.snapshot").touch()
+    written = check(tmp_path, *run, "--update", "--format", "json")
+    assert written.returncode == 0
+    notes = [finding["message"] for finding in units(written)["linear.py", "snapshot"]["findings"]]
+    expected = [
+        "kept/linear.py.snapshot was written.",
+        "old.py.snapshot in kept belongs to no target of the configuration.",
+    ]
+    assert notes == expected
+    assert (tmp_path / "kept" / "linear.py.snapshot").is_file()
+
+
+@pytest.mark.parametrize("options", [("--update",), ("--form", "snapshot")])
+def test_what_needs_a_folder_of_snapshots_says_so(tmp_path, options):
+    shutil.copy(SAMPLES / "linear.py", tmp_path)
+    refused = check(tmp_path, *options)
+    assert refused.returncode == 2
+    said = f"needs a folder of snapshots: add --snapshot DIR, or 'snapshots' to {tmp_path}/gradctl.toml."
+    assert said in " ".join(refused.stderr.split())
