@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import Literal, get_args
 
 FormName = Literal["eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint"]
@@ -13,6 +15,8 @@ DEFAULT_FORMS: tuple[str, ...] = tuple(name for name in FORMS if not name.endswi
 # What ``gradctl check`` compares with a snapshot is a unit beside those of the forms.
 UnitForm = Literal[FormName, "snapshot"]
 SNAPSHOT: UnitForm = "snapshot"
+SNAPSHOT_SUFFIX = ".snapshot"
+_MOST_CHARACTERS = 120  # of the name of a snapshot's file
 
 WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx",)
 # Compilers and runtimes that can hang or crash: these forms run in a process of their own, under a time limit.
@@ -94,3 +98,17 @@ def input_name(path: str) -> str:
 def output_name(path: str) -> str:
     """Return the report's name of an output leaf: ``output``, or ``output.logits`` for a nested one."""
     return f"output.{path}" if path else "output"
+
+
+def snapshot_name(title: str) -> str:
+    """Return the file name of a snapshot for the title of a target or a test, which depends on the title alone.
+
+    A title whose characters do not all stand in a file name, or in which case distinguishes names (``net.py:Model``),
+    has a part of its digest at the end: two titles have two names, also on file systems that ignore case.
+    """
+    text = title.replace("/", "~").replace(":", "@")
+    name = re.sub(r"[^\w.\-\[\]+=,~@]+", "-", text, flags=re.ASCII)[:_MOST_CHARACTERS]
+    is_exact = name == text and not re.search("[~@]", title)
+    has_case = re.search(r"[@\[].*[A-Z]", name) is not None
+    digest = "" if is_exact and not has_case else f".{hashlib.sha256(title.encode()).hexdigest()[:8]}"
+    return f"{name}{digest}{SNAPSHOT_SUFFIX}"

@@ -9,8 +9,7 @@ import msgspec
 
 from gradctl.core.errors import NothingToCheck, listed
 from gradctl.core.findings import Unit, note
-from gradctl.core.names import SNAPSHOT
-from gradctl.core.snapshot_names import SUFFIX, snapshot_name
+from gradctl.core.names import SNAPSHOT, SNAPSHOT_SUFFIX, snapshot_name
 from gradctl.suite.configuration import Project, TargetEntry
 
 
@@ -34,7 +33,7 @@ def ensure_exists(path: Path) -> None:
 def note_unused_files(folder: Path, entries: Collection[TargetEntry], units: Sequence[Unit]) -> list[Unit]:
     """Return the units, the first of a snapshot with a note on the files of the folder that belong to no target."""
     known = {snapshot_name(entry.title) for entry in entries}
-    unused = sorted(each.name for each in folder.glob(f"*{SUFFIX}") if each.name not in known)
+    unused = sorted(each.name for each in folder.glob(f"*{SNAPSHOT_SUFFIX}") if each.name not in known)
     first = next((number for number, unit in enumerate(units) if unit.form == SNAPSHOT), None)
     if not unused or first is None:
         return list(units)

@@ -13,9 +13,8 @@ import msgspec
 
 from gradctl.core.allows import Allows
 from gradctl.core.findings import Allowance, Finding, Unit, fingerprint
-from gradctl.core.names import DEFAULT_FORMS, FORMS, SNAPSHOT, UnitVerdict
+from gradctl.core.names import DEFAULT_FORMS, FORMS, SNAPSHOT, UnitVerdict, snapshot_name
 from gradctl.core.numbers import format_number
-from gradctl.core.snapshot_names import snapshot_name
 from gradctl.core.verdicts import unit_verdict
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.units import Interrupted, run_units

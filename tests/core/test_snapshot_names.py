@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradctl.core.snapshot_names import snapshot_name
+from gradctl.core.names import snapshot_name
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.findings import Unit
-from gradctl.core.snapshot_names import snapshot_name
+from gradctl.core.names import snapshot_name
 from gradctl.suite.configuration import parse_configuration
 from gradctl.suite.kept_snapshots import ensure_exists, note_unused_files
 from gradctl.suite.plan import plan
