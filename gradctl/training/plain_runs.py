@@ -22,8 +22,8 @@ from gradctl.subject.frames import first_line
 from gradctl.subject.instance import native_dtype
 from gradctl.subject.loading.triton_interpreter import kernels_in_float64
 from gradctl.tracing.promotion import Promotion, default_dtype
-from gradctl.training.random_draws import MeansOfDraws
 from gradctl.training.recipe import TrainingRecipe
+from gradctl.training.step_draws import MeansOfDraws
 from gradctl.training.trainer import LOSS, StepRecord, Trainer
 
 # The promotion mode runs each operator in float64; without it the copy is in float64, and casts inside are kept.
