@@ -23,7 +23,7 @@ from gradctl.core.errors import NothingToCheck, TargetError, is_out_of_memory
 from gradctl.core.findings import Unit
 from gradctl.core.training import Training
 from gradctl.gradients.baseline import Baseline, run_native
-from gradctl.gradients.guard import unexplained
+from gradctl.gradients.guard import explaining, unexplained
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.seeding import preserve_generators
@@ -33,6 +33,7 @@ from gradctl.training.chosen_variants import ChosenVariant, choose_variants
 from gradctl.training.optimizers import OptimizerChoice, optimizer_choice
 from gradctl.training.plain_runs import PlainRuns
 from gradctl.training.recipe import TrainingRecipe, trained
+from gradctl.training.step_causes import explain_steps
 from gradctl.training.step_findings import step_findings, step_rows
 from gradctl.training.variant_comparison import VariantComparison
 from gradctl.training.variants.table import CannotApply
@@ -133,6 +134,8 @@ class _Training:
                 unit = self._open(variant.name, refusal.reason, start, status="unsupported")
                 return unit if is_named else msgspec.structs.replace(unit, verdict="skipped")
             found, rows = step_findings(compared), step_rows(compared)
+            with explaining(f"why {variant.name} differs"):
+                found = explain_steps(found, compared)
         first = compared.failing
         training = Training(
             steps=plain,
@@ -158,7 +161,7 @@ class _Training:
         """Return the number of plain steps that ran, or why there is none to compare with."""
         try:
             plain = runs.run("native")
-        except TargetError:
+        except (TargetError, CannotApply):
             raise
         except Exception as error:  # the user's model may raise anything
             if is_out_of_memory(error):

@@ -30,9 +30,20 @@ PASSIVE_WAIT = ("OMP_WAIT_POLICY", "PASSIVE")
 # Optimizers of ``compare --steps``; the first is the default.
 OPTIMIZERS: tuple[str, ...] = ("adamw", "adam", "sgd")
 # Variants of the training step, with the default of their argument (``accumulate:2``); None: they take none.
-VARIANTS: dict[str, str | None] = {"foreach": None, "checkpoint": None}
+VARIANTS: dict[str, str | None] = {
+    "compile": None,
+    "compile-step": None,
+    "accumulate": "2",
+    "checkpoint": None,
+    "checkpoint-reentrant": None,
+    "amp": "bf16",
+    "foreach": None,
+    "fused": None,
+    "lora": "4",
+    "resume": None,
+}
 # Those of them that run in a process of their own, under a time limit.
-VARIANTS_IN_PROCESS: tuple[str, ...] = ()
+VARIANTS_IN_PROCESS: tuple[str, ...] = ("compile", "compile-step")
 
 FORMATS = ("console", "json", "jsonl", "markdown", "junit", "github")
 

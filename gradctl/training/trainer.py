@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -33,13 +34,13 @@ class StepRecord:
             state after the step: parameters, state of the optimizer, buffers.
         updates: how many times ``optimizer.step()`` was called.
         loss_scale: the norm of the terms of the loss, which may cancel.
-        draws: whether random numbers were drawn from torch's generator.
+        generators: digest of the state of the random generators after the step.
     """
 
     outcome: Outcome
     updates: int
     loss_scale: float
-    draws: bool
+    generators: str
 
     def kept(self) -> StepRecord:
         """Return the record with copies of the state, which the next step changes in place."""
@@ -62,6 +63,7 @@ class Trainer:
         step: the whole step, from positional and keyword inputs to the loss: zero_grad, forward, backward, update.
         before_step: called with the number of a step, from 0, before its inputs are made.
         number: of the present step, from 0.
+        steps: how many the run has; known once it has begun.
         context: entered around each step: the promotion to float64.
         notes: what the variant found out about itself, for the report.
     """
@@ -83,7 +85,7 @@ class Trainer:
         self.update: Callable[[], None] = self.plain_update
         self.step: Callable[..., Tensor | None] = self.plain_step
         self.before_step: Callable[[int], None] = lambda number: None
-        self.number = 0
+        self.number, self.steps = 0, 0
         self.scheduler: Any = None
         self.notes: list[str] = []
         self.loss_name: str | None = None
@@ -187,25 +189,25 @@ class Trainer:
         Raises:
             Exception: whatever the model, the optimizer or the variant raises.
         """
+        self.steps = steps
         for self.number in range(steps):
             self.before_step(self.number)
             args, kwargs = self.recipe.batch(self.instance, self.number)
             self._updates, self._gradients = 0, {}
             seed_generators(self.recipe.subject.seed + self.number)
-            seeded = torch.default_generator.get_state()
             with self.context():
                 loss = self.step(*args, **kwargs)
                 if self.scheduler is not None:
                     self.scheduler.step()
             if not self._updates:
                 self._gradients = {name: _gradient(tensors) for name, tensors in self.parameters.items()}
-            yield self._record(loss, draws=not torch.equal(seeded, torch.default_generator.get_state()))
+            yield self._record(loss)
 
-    def _record(self, loss: Tensor | None, *, draws: bool) -> StepRecord:
+    def _record(self, loss: Tensor | None) -> StepRecord:
         outputs = {LOSS: loss.detach().reshape(())} if loss is not None else {}
         scale = max(self._loss_scale, norm(loss.detach()) if loss is not None else 0.0)
         outcome = Outcome(outputs, self._gradients, self.state())
-        return StepRecord(outcome, self._updates, scale, draws)
+        return StepRecord(outcome, self._updates, scale, _digest_of_generators())
 
     def state(self) -> dict[str, Tensor]:
         """Return parameters, state of the optimizer and buffers by name: the tensors themselves, no copies."""
@@ -237,3 +239,7 @@ def _gradient(tensors: tuple[Tensor, ...]) -> Tensor | None:
     if not present:
         return None
     return present[0].clone() if len(present) == 1 else torch.stack(present).sum(0)
+
+
+def _digest_of_generators() -> str:
+    return hashlib.blake2b(torch.default_generator.get_state().numpy().tobytes(), digest_size=8).hexdigest()

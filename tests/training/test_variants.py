@@ -11,6 +11,19 @@ from gradctl.core.names import VARIANTS
 from gradctl.subject.subject import Subject
 from gradctl.training.variants.table import TABLE
 
+# Those that compile nothing; ``slow`` tests run the others.
+EAGER = [
+    "accumulate:2",
+    "checkpoint",
+    "checkpoint-reentrant",
+    "amp:bf16",
+    "amp:f16",
+    "foreach",
+    "fused",
+    "lora:4",
+    "resume",
+]
+
 
 def test_the_names_of_the_table_are_those_of_the_help():
     assert list(TABLE) == list(VARIANTS)
@@ -35,7 +48,7 @@ def compared(model, variant, steps=2, **options):
     return unit
 
 
-@pytest.mark.parametrize("variant", ["foreach", "checkpoint"])
+@pytest.mark.parametrize("variant", EAGER)
 def test_a_right_model_agrees(variant):
     unit = compared(Blocks(), variant)
     assert (unit.form, unit.verdict, unit.findings) == (variant, "pass", ())

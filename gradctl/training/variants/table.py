@@ -26,6 +26,9 @@ when ``optimizer.step()`` is entered), parameters, optimizer state and buffers, 
 - ``plain``: a function ``alter`` for the plain step with which the variant is compared, if that is not the model's own
   step (an adapter trained in a model whose other weights are trained, too).
 
+A file may have a second function, ``experiments(argument)``, which tests the causes of a difference
+(``training/step_experiments.py``).
+
 ``trainer.loss_of(outputs, rows)`` is the loss of a micro-batch: for a loss that is the sum of all outputs with random
 weights, ``rows`` selects the weights. ``trainer.recipe.loss_name(outputs)`` is None for such a loss.
 """
@@ -36,6 +39,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gradctl.core.errors import TargetError
 from gradctl.training.trainer import Trainer
 
 Alter = Callable[[Trainer, str | None], None]
@@ -64,7 +68,24 @@ class Variant:
         return found
 
 
+def _rounding_of_autocast(argument: str | None) -> str:
+    # Beside the table, so that no other variant imports this one's file.
+    if (argument or "") not in AUTOCAST_DTYPES:
+        raise TargetError("GC145", f"amp:{argument} has no dtype of mixed precision. Give amp:bf16 or amp:f16.")
+    return AUTOCAST_DTYPES[argument or ""]
+
+
+AUTOCAST_DTYPES = {"bf16": "bfloat16", "f16": "float16"}
+_FOLDER = "gradctl.training.variants"
 TABLE = {
-    "foreach": Variant("gradctl.training.variants.foreach"),
-    "checkpoint": Variant("gradctl.training.variants.checkpoint"),
+    "compile": Variant(f"{_FOLDER}.compiled_forward", promotes=False),
+    "compile-step": Variant(f"{_FOLDER}.compiled_step", promotes=False),
+    "accumulate": Variant(f"{_FOLDER}.accumulation"),
+    "checkpoint": Variant(f"{_FOLDER}.checkpoint"),
+    "checkpoint-reentrant": Variant(f"{_FOLDER}.reentrant"),
+    "amp": Variant(f"{_FOLDER}.autocast", rounding=_rounding_of_autocast),
+    "foreach": Variant(f"{_FOLDER}.foreach"),
+    "fused": Variant(f"{_FOLDER}.fused"),
+    "lora": Variant(f"{_FOLDER}.lora", plain="plain"),
+    "resume": Variant(f"{_FOLDER}.resume"),
 }

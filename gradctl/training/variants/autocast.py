@@ -1,0 +1,73 @@
+"""``amp:bf16`` and ``amp:f16``: mixed precision as ``torch.autocast`` does it, for f16 with a ``GradScaler``.
+
+The parameters stay in their own dtype, so there is no float64 run of it. Tolerance and noise are those of the narrower
+dtype: the noise is the change of a tensor when weights and inputs move by one ULP of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradctl.subject.seeding import seed_generators
+from gradctl.subject.state import State
+from gradctl.training.trainer import Trainer
+from gradctl.training.variants.table import AUTOCAST_DTYPES
+
+# ``GradScaler`` starts at 2**16 and halves the scale at each overflow: at 2**-8 it has overflowed in the forward.
+_ATTEMPTS = 24
+
+
+def alter(trainer: Trainer, argument: str | None) -> None:
+    """Run the forward under autocast, and scale the loss if the dtype is float16."""
+    dtype: torch.dtype = getattr(torch, AUTOCAST_DTYPES[argument or ""])
+    device = next((each.device.type for group in trainer.parameters.values() for each in group), "cpu")
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(device, dtype):
+            outputs = trainer.outputs(*args, **kwargs)
+        # What is summed with random weights is no part of the model.
+        wide = {name: t.float() if t.dtype == dtype else t for name, t in outputs.items()}
+        return trainer.loss_of(wide if trainer.recipe.loss_name(outputs) is None else outputs)
+
+    trainer.forward = forward
+    if dtype == torch.float16:
+        _scale(trainer, device)
+
+
+def _scale(trainer: Trainer, device: str) -> None:
+    """Scale losses with a ``GradScaler``; a step that it skips is repeated with the next scale, on the same batch."""
+    scaler = torch.amp.GradScaler(device)
+    updates = 0
+
+    def backward(loss: Tensor) -> None:
+        trainer.plain_backward(scaler.scale(loss))
+
+    def update() -> None:
+        scaler.step(trainer.optimizer)
+        scaler.update()
+
+    def counted(*_: Any) -> None:
+        nonlocal updates
+        updates += 1
+
+    def step(*args: Any, **kwargs: Any) -> Tensor | None:
+        state, before, scale = State([trainer.instance.model]), updates, scaler.get_scale()
+        loss = None
+        for _ in range(_ATTEMPTS):
+            seed_generators(trainer.recipe.subject.seed + trainer.number)
+            loss = trainer.plain_step(*args, **kwargs)
+            if updates > before:
+                break
+            state.restore()
+        if updates == before:
+            trainer.notes[:] = [f"GradScaler skips step {trainer.number + 1} at each scale from {scale:g} down"]
+            trainer.record_update()
+        elif scaler.get_scale() < scale:
+            trainer.notes[:] = [f"GradScaler skipped steps down to a scale of {scaler.get_scale():g}"]
+        return loss
+
+    trainer.optimizer.register_step_pre_hook(counted)
+    trainer.backward, trainer.update, trainer.step = backward, update, step

@@ -1,0 +1,1 @@
+"""Published mistakes of training steps, written afresh, each with a clean twin."""
