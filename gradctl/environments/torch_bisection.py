@@ -58,7 +58,7 @@ def bisect_torch(
         wanted: the versions to search.
         arguments: of gradctl: a command that checks one unit.
         timeout_seconds: for the command with one version.
-        progress: called with a line about each version.
+        progress: called with what is done now, and with lines to keep, which end in a newline.
 
     Raises:
         ResourceError: GC138 if pip lists no version of the range, or none of them has a verdict.
@@ -71,13 +71,13 @@ def bisect_torch(
     tries = most_tries(len(versions))
     progress(
         f"{len(versions)} versions of torch, of which about {tries} are tried; at most {min(tries, len(missing))} are "
-        f"installed in {folder}: {_SIZES}"
+        f"installed in {folder}: {_SIZES}\n"
     )
     tried: dict[str, _Tried] = {}
 
     def judge(version: str) -> bool | None:
         tried[version] = _try(version, folder, arguments, timeout_seconds, progress)
-        progress(f"torch {tried[version]}")
+        progress(f"torch {tried[version]}\n")
         return tried[version].is_passing
 
     change = find_change(versions, judge)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from gradctl.subject.instance import native_dtype
 from gradctl.subject.loading.triton_interpreter import kernels_in_float64
 from gradctl.tracing.promotion import Promotion, default_dtype
 from gradctl.training.recipe import TrainingRecipe
+from gradctl.training.step_draws import MeansOfDraws
 from gradctl.training.trainer import LOSS, StepRecord, Trainer
 
 # The promotion mode runs each operator in float64; without it the copy is in float64, and casts inside are kept.
@@ -56,33 +57,53 @@ class PlainRuns:
         recipe: what is trained.
         steps: how many.
         alter: changes the plain step, if a variant is compared with another one.
+        has_means: whether random numbers are replaced by their means.
 
     Attributes:
         loss: what messages call the loss; known after the first run.
+        order: number of each parameter in the order in which backward computes the gradients.
     """
 
     def __init__(
-        self, recipe: TrainingRecipe, steps: int, alter: Callable[[Trainer], None] = lambda trainer: None
+        self,
+        recipe: TrainingRecipe,
+        steps: int,
+        alter: Callable[[Trainer], None] = lambda trainer: None,
+        *,
+        has_means: bool = False,
     ) -> None:
-        self.recipe, self.steps, self.alter = recipe, steps, alter
+        self.recipe, self.steps, self.alter, self.has_means = recipe, steps, alter, has_means
         self.dtype = native_dtype(recipe.subject)
         self.loss = ""
+        self.order: dict[str, int] = {}
         self._runs: dict[tuple[Precision, str | None], list[PlainStep] | None] = {}
+
+    @cached_property
+    def with_means(self) -> PlainRuns:
+        """The same steps, in which random numbers are replaced by their means."""
+        return PlainRuns(self.recipe, self.steps, self.alter, has_means=True)
+
+    def fresh(self, number: int, steps: int) -> PlainRuns:
+        """Return the same on other batches and seeds."""
+        return PlainRuns(self.recipe.fresh(number), steps, self.alter, has_means=self.has_means)
 
     def trainer(self, precision: Precision, moved: tuple[int, float | None] | None = None) -> Trainer:
         """Return a new run, of the model's own step; ``moved`` as in ``TrainingRecipe.instance``."""
         promoted = precision != "native"
-        # A compiled optimizer computes with its step number as a tensor, which has the default dtype.
-        unpromoted = partial(default_dtype, torch.float64) if promoted else nullcontext
-        context = self.promoting if precision == "float64" else unpromoted
-        return Trainer(self.recipe, self.recipe.instance(promoted=promoted, moved=moved), context, is_float64=promoted)
+        instance = self.recipe.instance(promoted=promoted, moved=moved)
+        return Trainer(self.recipe, instance, partial(self._context, precision), is_float64=promoted)
 
-    def promoting(self) -> AbstractContextManager[Any]:
-        """Return the context of a step in float64."""
+    def _context(self, precision: Precision) -> AbstractContextManager[Any]:
+        """Return the context of a step."""
         stack = ExitStack()
-        stack.enter_context(default_dtype(torch.float64))
-        stack.enter_context(Promotion(self.dtype))
-        stack.enter_context(kernels_in_float64())
+        if precision != "native":
+            # Of a compiled optimizer, too: it computes with the number of its step as a tensor of this dtype.
+            stack.enter_context(default_dtype(torch.float64))
+        if precision == "float64":
+            stack.enter_context(Promotion(self.dtype))
+            stack.enter_context(kernels_in_float64())
+        if self.has_means:
+            stack.enter_context(MeansOfDraws())
         return stack
 
     def run(self, precision: Precision, rounding: str | None = None) -> list[PlainStep] | None:
@@ -120,6 +141,8 @@ class PlainRuns:
         """Return the records of the plain steps; natively, drawn inputs without a finite loss are not used."""
         while True:
             trainer = self._altered(precision)
+            if not self.order:
+                _record_order(trainer, self.order)
             try:
                 records = [record.kept() for record in self._until_unusable(trainer)]
             except Exception as error:
@@ -131,7 +154,8 @@ class PlainRuns:
                     raise TargetError("GC111", said) from error
                 continue
             self.loss = self.recipe.describe_loss(trainer.loss_name)
-            if len(records) == self.steps or not self._replace_batch(len(records)):
+            # The batches are those of the native run: of other runs, the steps before a loss that is not finite count.
+            if len(records) == self.steps or precision != "native" or not self._replace_batch(len(records)):
                 return records
 
     def _until_unusable(self, trainer: Trainer) -> Iterator[StepRecord]:
@@ -151,6 +175,18 @@ class PlainRuns:
         trainer = self.trainer(precision, moved)
         self.alter(trainer)
         return trainer
+
+
+def _record_order(trainer: Trainer, order: dict[str, int]) -> None:
+    """Let the run number its parameters as their gradients are computed."""
+    for name, tensors in trainer.parameters.items():
+        for tensor in tensors:
+            hook = partial(_number, order, name)
+            tensor.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+
+def _number(order: dict[str, int], name: str, _: Tensor) -> None:
+    order.setdefault(name, len(order))
 
 
 def _plain_step(record: StepRecord, noise: dict[Key, float]) -> PlainStep:

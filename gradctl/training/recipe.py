@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves, map_leaves
 from gradctl.training.optimizers import OptimizerChoice
 
+# Between the seeds of runs on fresh batches, more than there are steps.
+_FRESH = 100_003
 _WEIGHTED = "sum of all outputs with random weights"
 
 
@@ -40,6 +42,11 @@ class TrainingRecipe:
     on_example: set[int] = field(default_factory=set)
     weights: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     _drawn: dict[int, Subject] = field(default_factory=dict)
+
+    def fresh(self, number: int) -> TrainingRecipe:
+        """Return the same recipe on other batches and seeds; ``number`` is from 1."""
+        drawn = draw_inputs(self.subject, self.subject.seed + _FRESH * number)
+        return TrainingRecipe(replace(drawn, seed=drawn.seed + _FRESH * number), self.optimizer, self.input_mode)
 
     def instance(self, *, promoted: bool, moved: tuple[int, float | None] | None = None) -> Instance:
         """Return a new private copy of the model, hooks and all.
@@ -118,6 +125,3 @@ def trained(instance: Instance) -> dict[str, tuple[Tensor, ...]]:
 def unique(tensors: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
     """Return each tensor once, in order."""
     return list({id(each): each for group in tensors.values() for each in group}.values())
-
-
-Step = Callable[..., Any]

@@ -53,16 +53,16 @@ def _agrees(compared: VariantComparison, experiment: Experiment) -> bool:
     precision: Precision = "native" if is_native else "float64" if compared.variant.row.promotes else "unpromoted"
     rounding = failing.rounding if failing is not None else None
     steps = failing.steps if failing is not None else compared.raised[1] if compared.raised is not None else 1
-    runs = compared.runs
+    runs = compared.runs.with_means if compared.has_means else compared.runs
     if experiment.plain is not None:
-        runs = PlainRuns(runs.recipe, runs.steps, _with_argument(experiment.plain, argument))
-    comparison = StepComparison("", rounding)
+        runs = PlainRuns(runs.recipe, runs.steps, _with_argument(experiment.plain, argument), has_means=runs.has_means)
     try:
         plain = runs.run(precision, rounding)
         if plain is None:
             return False
         trainer = runs.trainer(precision)
         experiment.alter(trainer, argument)
+        comparison = StepComparison("", rounding, runs.order)
         comparison.add(plain[:steps], trainer.run(len(plain)))
     except Exception as error:  # of the model, run in a way that it may not be made for
         if is_out_of_memory(error):

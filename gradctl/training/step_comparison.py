@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from gradctl.comparison.difference import Key, dtype_name
 from gradctl.numerics.measures import norm, same_values
 from gradctl.numerics.repetition import repetition_tolerance
-from gradctl.training.plain_runs import PlainStep, is_zero_by_cancellation, kind_of, named
+from gradctl.training.plain_runs import QUANTITIES, PlainStep, is_zero_by_cancellation, kind_of, named
 from gradctl.training.trainer import LOSS, StepRecord
 
 _LOSS: Key = ("output", LOSS)
@@ -30,6 +30,7 @@ class StepDifference:
         structure: how they differ in more than values: shape, dtype, or one of them is missing.
         is_missing: whether one of them is.
         is_cancelled: whether the tensor is zero by cancellation.
+        is_flipped: whether it differs on this batch only, because a relu or a max took the other side.
     """
 
     key: Key
@@ -41,11 +42,12 @@ class StepDifference:
     structure: str = ""
     is_missing: bool = False
     is_cancelled: bool = False
+    is_flipped: bool = False
 
     @property
     def differs(self) -> bool:
         """Whether the difference is more than rounding explains."""
-        return bool(self.structure) or not self.error <= self.tolerance
+        return bool(self.structure) or not (self.error <= self.tolerance or self.is_flipped)
 
     @property
     def severity(self) -> float:
@@ -61,21 +63,23 @@ class StepComparison:
 
     Attributes:
         precision: what messages call it.
-        epsilon: machine epsilon of a dtype to which the variant rounds on purpose; None: of each tensor's own.
+        order: number of each parameter in the order in which backward computes the gradients.
+        rounding: name of a dtype to which the variant rounds on purpose; None: each tensor's own.
         worst: the largest difference of each tensor.
         first: what differs after the first step that differs, in the order in which a step computes it.
         steps: how many were compared.
         updates: calls of ``optimizer.step()`` in the plain step and the variant, if the numbers differ.
-        draws_differ: whether the random generators are in another state after the first step that differs.
+        draws: whether random numbers are drawn in the last step that was compared, in either run.
     """
 
     precision: str
     rounding: str | None = None
+    order: Mapping[str, int] = field(default_factory=dict)
     worst: dict[Key, StepDifference] = field(default_factory=dict)
     first: list[StepDifference] = field(default_factory=list)
     steps: int = 0
     updates: tuple[int, int] | None = None
-    draws_differ: bool = False
+    draws: bool = False
 
     def add(self, plain: Iterable[PlainStep], records: Iterable[StepRecord]) -> None:
         """Compare the steps of a variant with the plain ones, as they are made."""
@@ -85,8 +89,8 @@ class StepComparison:
             others.setdefault(_LOSS, own.get(_LOSS))  # a step need not return it
             for key in [*own, *(key for key in others if key not in own)]:
                 self._keep(self._difference(step, key, own.get(key), others.get(key), number))
-            self.first = [each for each in self._present if each.differs]
-            self.draws_differ = record.generators != step.record.generators
+            self.first = sorted((each for each in self._present if each.differs), key=self._computed)
+            self.draws = record.draws or step.record.draws
             if record.updates != step.record.updates:
                 self.updates = step.record.updates, record.updates
             if self.first or self.updates:
@@ -96,6 +100,11 @@ class StepComparison:
     def differs(self) -> bool:
         """Whether a step differs."""
         return bool(self.first) or self.updates is not None
+
+    def _computed(self, each: StepDifference) -> tuple[int, int]:
+        """Return the place of a tensor in the order in which a step computes them."""
+        quantity, name = each.key
+        return QUANTITIES.index(quantity), self.order.get(name, len(self.order)) if quantity == "gradient" else 0
 
     _present: list[StepDifference] = field(default_factory=list)
 

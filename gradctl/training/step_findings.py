@@ -1,8 +1,8 @@
-"""The findings and rows of a variant of the training step: GC430, GC432, GC433."""
+"""The findings and rows of a variant of the training step: GC430 to GC434."""
 
 from __future__ import annotations
 
-from gradctl.core.findings import Finding, TensorResult
+from gradctl.core.findings import Finding, TensorResult, note
 from gradctl.core.names import TensorVerdict
 from gradctl.core.numbers import number
 from gradctl.subject.frames import first_line
@@ -14,6 +14,8 @@ def step_findings(compared: VariantComparison) -> list[Finding]:
     """Return what differs: at the first step that differs, the first tensor in the order of computation."""
     name, failing = compared.variant.name, compared.failing
     found = []
+    if compared.draws:
+        found.append(_draws(name, compared))
     if compared.raised is not None:
         error, step = compared.raised
         found.append(
@@ -27,7 +29,9 @@ def step_findings(compared: VariantComparison) -> list[Finding]:
     if failing is not None and failing.updates is not None:
         found.append(_updates(name, failing, failing.updates))
     if failing is not None and failing.first:
-        found.append(_difference(name, failing))
+        found.append(_difference(name, failing, cause="GC431" if compared.draws and not compared.has_means else None))
+    if compared.flipped is not None:
+        found.append(_flipped(name, compared.flipped))
     return found
 
 
@@ -53,7 +57,7 @@ def _verdict(each: StepDifference) -> TensorVerdict:
     return "too-small" if each.is_cancelled else "same"
 
 
-def _difference(name: str, failing: StepComparison) -> Finding:
+def _difference(name: str, failing: StepComparison, cause: str | None) -> Finding:
     first = failing.first[0]
     what = _described(first)
     if first.structure:
@@ -70,6 +74,7 @@ def _difference(name: str, failing: StepComparison) -> Finding:
         tensor=first.key[1],
         verdict=_verdict(first),
         message=f"{said}.",
+        cause=cause,
         error=number(first.error),
         allow=f"GC430:{first.key[1]}",
     )
@@ -82,6 +87,33 @@ def _updates(name: str, failing: StepComparison, updates: tuple[int, int]) -> Fi
         severity="error",
         message=f"{name} calls optimizer.step() {own} in step {failing.steps}, and the plain step {plain}.",
         allow=f"GC433:{name}",
+    )
+
+
+def _draws(name: str, compared: VariantComparison) -> Finding:
+    if compared.has_means:
+        said = "Both are compared with each random number replaced by its mean (dropout is the identity)"
+        hint = "what is found below does not depend on random numbers."
+    else:
+        said = "A forward that is computed again does not see the numbers of the first one"
+        hint = "keep the state of the generators: torch.utils.checkpoint does unless preserve_rng_state=False."
+    return Finding(
+        code="GC431",
+        severity="warning",
+        message=f"{name} uses other random numbers than the plain step: it {compared.draws}. {said}.",
+        hint=hint,
+        allow=f"GC431:{name}",
+    )
+
+
+def _flipped(name: str, each: StepDifference) -> Finding:
+    return note(
+        "GC434",
+        f"{name}: {_described(each)} differs at step {each.step} by {each.error:.1e} (relative), and not in float64 "
+        "nor on fresh batches: a relu or a max took the other side because of rounding.",
+        quantity=each.key[0],
+        tensor=each.key[1],
+        verdict="same",
     )
 
 

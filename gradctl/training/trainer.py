@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -34,13 +33,13 @@ class StepRecord:
             state after the step: parameters, state of the optimizer, buffers.
         updates: how many times ``optimizer.step()`` was called.
         loss_scale: the norm of the terms of the loss, which may cancel.
-        generators: digest of the state of the random generators after the step.
+        draws: whether random numbers were drawn from torch's generator.
     """
 
     outcome: Outcome
     updates: int
     loss_scale: float
-    generators: str
+    draws: bool
 
     def kept(self) -> StepRecord:
         """Return the record with copies of the state, which the next step changes in place."""
@@ -195,19 +194,20 @@ class Trainer:
             args, kwargs = self.recipe.batch(self.instance, self.number)
             self._updates, self._gradients = 0, {}
             seed_generators(self.recipe.subject.seed + self.number)
+            seeded = torch.default_generator.get_state()
             with self.context():
                 loss = self.step(*args, **kwargs)
                 if self.scheduler is not None:
                     self.scheduler.step()
             if not self._updates:
                 self._gradients = {name: _gradient(tensors) for name, tensors in self.parameters.items()}
-            yield self._record(loss)
+            yield self._record(loss, draws=not torch.equal(seeded, torch.default_generator.get_state()))
 
-    def _record(self, loss: Tensor | None) -> StepRecord:
+    def _record(self, loss: Tensor | None, *, draws: bool) -> StepRecord:
         outputs = {LOSS: loss.detach().reshape(())} if loss is not None else {}
         scale = max(self._loss_scale, norm(loss.detach()) if loss is not None else 0.0)
         outcome = Outcome(outputs, self._gradients, self.state())
-        return StepRecord(outcome, self._updates, scale, _digest_of_generators())
+        return StepRecord(outcome, self._updates, scale, draws)
 
     def state(self) -> dict[str, Tensor]:
         """Return parameters, state of the optimizer and buffers by name: the tensors themselves, no copies."""
@@ -239,7 +239,3 @@ def _gradient(tensors: tuple[Tensor, ...]) -> Tensor | None:
     if not present:
         return None
     return present[0].clone() if len(present) == 1 else torch.stack(present).sum(0)
-
-
-def _digest_of_generators() -> str:
-    return hashlib.blake2b(torch.default_generator.get_state().numpy().tobytes(), digest_size=8).hexdigest()

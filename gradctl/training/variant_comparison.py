@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from gradctl.core.errors import is_out_of_memory
+from torch import Tensor
+
+from gradctl.comparison.difference import Key
+from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.training.chosen_variants import ChosenVariant
 from gradctl.training.plain_runs import PlainRuns, Precision
 from gradctl.training.step_comparison import StepComparison, StepDifference
+from gradctl.training.step_draws import Draw, RecordedDraws, describe_draws, repeats
+from gradctl.training.trainer import Trainer
 from gradctl.training.variants.table import CannotApply
+
+# A relu or a max can flip on one rounding: what differs natively only must do so on as many fresh batches.
+_PERSISTS = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -20,6 +29,9 @@ class VariantComparison:
         runs: the plain step.
         comparisons: in float64, then natively; without the first if the model or the variant does not run in float64.
         raised: what the variant raises where the plain step runs, and the step, from 1.
+        draws: how its random numbers differ from those of the plain step, if a step differs.
+        has_means: whether it is compared with random numbers replaced by their means, because they differ.
+        flipped: what differs natively on the example's batches, and not on fresh ones.
         notes: of the variant, and what was not compared.
     """
 
@@ -27,6 +39,9 @@ class VariantComparison:
     runs: PlainRuns
     comparisons: list[StepComparison] = field(default_factory=list)
     raised: tuple[Exception, int] | None = None
+    draws: str = ""
+    has_means: bool = False
+    flipped: StepDifference | None = None
     notes: list[str] = field(default_factory=list)
 
     def compare(self) -> None:
@@ -36,22 +51,15 @@ class VariantComparison:
             CannotApply: the variant cannot apply to this model.
             TargetError: the plain step raises.
         """
-        row = self.variant.row
-        precision: Precision = "float64" if row.promotes else "unpromoted"
-        rounding = row.rounding(self.variant.argument) if callable(row.rounding) else row.rounding
-        if rounding is not None:
-            pass  # autocast, for example, leaves float64 as it is
-        elif self.runs.run("native") is None or self.runs.run(precision) is None:
-            self.notes.append("the model does not run in float64; compared in its own dtype only")
-        else:
-            self._run(precision, None)
-        if not self.differs and self.raised is None:
-            self._run("native", rounding)
-
-    @property
-    def differs(self) -> bool:
-        """Whether a step differs."""
-        return any(each.differs for each in self.comparisons)
+        self._compare(self.runs)
+        failing = self.failing
+        if failing is None or not failing.draws:
+            return
+        plain, own = self._draws(failing.steps)
+        self.draws = describe_draws(plain, own)
+        if self.draws and not repeats(plain, own):
+            self.comparisons, self.has_means, self.flipped = [], True, None
+            self._compare(self.runs.with_means)
 
     @property
     def failing(self) -> StepComparison | None:
@@ -59,9 +67,9 @@ class VariantComparison:
         return next((each for each in self.comparisons if each.differs), None)
 
     @property
-    def worst(self) -> dict[tuple[str, str], StepDifference]:
+    def worst(self) -> dict[Key, StepDifference]:
         """The largest difference of each tensor, over precisions."""
-        found: dict[tuple[str, str], StepDifference] = {}
+        found: dict[Key, StepDifference] = {}
         for comparison in self.comparisons:
             for key, each in comparison.worst.items():
                 known = found.get(key)
@@ -69,12 +77,49 @@ class VariantComparison:
                     found[key] = each
         return found
 
-    def _run(self, precision: Precision, rounding: str | None) -> None:
-        plain = self.runs.run(precision, rounding)
+    def _compare(self, runs: PlainRuns) -> None:
+        row = self.variant.row
+        precision: Precision = "float64" if row.promotes else "unpromoted"
+        rounding = row.rounding(self.variant.argument) if callable(row.rounding) else row.rounding
+        runs.run("native")
+        if rounding is not None:
+            pass  # autocast, for example, leaves float64 as it is
+        elif runs.run(precision) is None:
+            self._note("the model does not run in float64")
+        else:
+            self._add(runs, precision, None)
+        if self.failing is not None or self.raised is not None:
+            return
+        self._add(runs, "native", rounding)
+        is_right = len(self.comparisons) == 2 or rounding is not None
+        if is_right and self.comparisons and self.comparisons[-1].first and not self._persists(runs, rounding):
+            native = self.comparisons[-1]
+            self.flipped, native.first = native.first[0], []
+            native.worst = {key: replace(each, is_flipped=True) for key, each in native.worst.items()}
+
+    def _add(self, runs: PlainRuns, precision: Precision, rounding: str | None) -> None:
+        compared = self._compared(runs, precision, rounding)
+        if isinstance(compared, StepComparison):
+            self.comparisons.append(compared)
+            return
+        error, _ = compared
+        if precision != "native" and self.variant.own is None:
+            # Not every kernel has float64: if it raises natively, too, that is what is reported.
+            self._note(f"{self.variant.name} does not run in float64")
+        elif isinstance(error, TargetError):
+            raise error
+        else:
+            self.raised = compared
+
+    def _compared(
+        self, runs: PlainRuns, precision: Precision, rounding: str | None = None
+    ) -> StepComparison | tuple[Exception, int]:
+        """Return the comparison in one precision, or what the variant raises and at which step."""
+        plain = runs.run(precision, rounding)
         assert plain is not None
-        trainer = self.runs.trainer(precision)
-        name = str(self.runs.dtype).removeprefix("torch.") if precision == "native" else "float64"
-        comparison = StepComparison(name, rounding)
+        trainer = runs.trainer(precision)
+        name = str(runs.dtype).removeprefix("torch.") if precision == "native" else "float64"
+        comparison = StepComparison(name, rounding, runs.order)
         try:
             self.variant.alter(trainer)
             comparison.add(plain, trainer.run(len(plain)))
@@ -83,11 +128,49 @@ class VariantComparison:
         except Exception as error:  # a variant and the user's model may raise anything
             if is_out_of_memory(error):
                 raise
-            if precision != "native" and self.variant.own is None:
-                # Not every kernel has float64: if it raises natively, too, that is what is reported.
-                self.notes.append(f"{self.variant.name} does not run in float64; compared in {self.runs.dtype} only")
-                return
-            self.raised = error, trainer.number + 1
-            return
-        self.notes += [each for each in trainer.notes if each not in self.notes]
-        self.comparisons.append(comparison)
+            return error, trainer.number + 1
+        for each in trainer.notes:
+            self._note(each)
+        return comparison
+
+    def _persists(self, runs: PlainRuns, rounding: str | None) -> bool:
+        """Return whether what differs natively differs on fresh batches, too."""
+        for number in range(1, _PERSISTS + 1):
+            try:
+                compared = self._compared(runs.fresh(number, self.comparisons[-1].steps), "native", rounding)
+            except Exception as error:  # not every batch is one that the model takes
+                if is_out_of_memory(error):
+                    raise
+                continue
+            if isinstance(compared, StepComparison) and not compared.differs:
+                return False
+        return True
+
+    def _draws(self, steps: int) -> tuple[list[Draw], list[Draw]]:
+        """Return the random numbers of the plain step and of the variant in the last of some steps."""
+        found = []
+        for alter in (self.runs.alter, self.variant.alter):
+            trainer, recorded = self.runs.trainer("native"), RecordedDraws()
+            alter(trainer)
+            _record_last(trainer, recorded, steps)
+            for _ in trainer.run(steps):
+                pass
+            found.append(recorded.draws)
+        return found[0], found[1]
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def _record_last(trainer: Trainer, recorded: RecordedDraws, steps: int) -> None:
+    """Let a run record the random numbers of its last step."""
+    step = trainer.step
+
+    def run(*args: Any, **kwargs: Any) -> Tensor | None:
+        if trainer.number < steps - 1:
+            return step(*args, **kwargs)
+        with recorded:
+            return step(*args, **kwargs)
+
+    trainer.step = run

@@ -74,8 +74,8 @@ def test_the_first_version_that_changes_tensors_is_named_with_the_worst(versions
     assert messages(unit) == [said, f"versions tried: {tried}."]
     assert (unit.verdict, len(unit.tensors)) == ("fail", 4)
     assert lines[0].startswith("4 versions of torch, of which about 4 are tried; at most 4 are installed in /")
-    assert lines[0].endswith("gradctl/torch: about 0.9 GB for each that is built for the CPU, 6 GB with CUDA")
-    assert "torch 2.11.0 passes" in lines
+    assert lines[0].endswith("gradctl/torch: about 0.9 GB for each that is built for the CPU, 6 GB with CUDA\n")
+    assert "torch 2.11.0 passes\n" in lines
 
 
 def test_ends_that_agree_are_no_change(versions):

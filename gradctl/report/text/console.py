@@ -15,11 +15,18 @@ from gradctl.core.numbers import format_number
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
 from gradctl.report.text import wording
-from gradctl.report.text.matrix import matrix_of_forms, matrix_of_targets, matrix_of_variants
+from gradctl.report.text.matrix import matrix_of_forms, matrix_of_targets
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.screen import Screen
 from gradctl.report.text.shared_causes import affected_line, affected_tensors, shared_causes
 from gradctl.report.text.structure import structure_lines
+from gradctl.report.text.variants import (
+    STEP_HEADINGS,
+    counted_in_a_step,
+    differing_in_a_step,
+    matrix_of_variants,
+    step_row,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,13 +183,18 @@ def _print_unit(screen: Screen, unit: Unit, *, is_named: bool, limits: _Limits) 
 
 
 def _print_training(screen: Screen, unit: Unit, limits: _Limits) -> None:
-    """Print what differs at the first step that differs: the findings, and the tensors one a line."""
-    _print_first(screen, wording.worst_first(unit.findings), "finding", limits, _print_finding)
-    if different := wording.differing_tensors(unit.tensors):
-        _print_rows(screen, unit, different, limits, indent=2)
+    """Print the findings, how many tensors differ after the first step that differs, and the worst of them."""
+    for finding in unit.findings:
+        (_print_note if finding.severity == "note" else _print_finding)(screen, finding)
+    if different := differing_in_a_step(unit.tensors):
+        screen.paragraph(counted_in_a_step(unit), indent=2)
+        rows = [step_row(each) for each in different[: limits.blocks]]
+        screen.table(STEP_HEADINGS, rows, names=3, indent=2)
         screen.line()
+    for line in wording.not_judged(unit.tensors):
+        screen.paragraph(f"{unit.form}: {line}", _STYLES["note"])
     if limits.is_verbose:
-        _print_rows(screen, unit, unit.tensors, limits)
+        screen.table(STEP_HEADINGS, [step_row(each) for each in unit.tensors], names=3)
         screen.line(unit.details or "")
 
 

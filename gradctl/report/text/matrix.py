@@ -7,12 +7,9 @@ from typing import Literal
 
 from gradctl.core.findings import Unit
 from gradctl.core.names import Quantity, TensorVerdict
-from gradctl.core.numbers import format_number
-from gradctl.report.text.wording import differing_tensors, one_line, tensor_words, verdict_word
+from gradctl.report.text.wording import one_line, tensor_words, verdict_word
 
 QUANTITIES: tuple[Quantity, ...] = ("output", "gradient", "buffer")
-# Before the name of a tensor that is alone in a cell: a parameter and its gradient have one name.
-_QUANTITY_WORDS: dict[Quantity, str] = {"output": "", "gradient": "gradient of ", "buffer": ""}
 _TIMES = ("capture", "forward\nspeedup", "training\nspeedup")
 
 
@@ -26,18 +23,6 @@ def matrix_of_forms(units: Sequence[Unit]) -> tuple[list[str], list[list[str]]]:
     rows = [[unit.form, *_cells(unit, unit.status == "complete"), *_times(unit)] for unit in units]
     kept = [number for number in range(len(headings)) if number < 4 or any(row[number] != "-" for row in rows)]
     return [headings[each] for each in kept], [[row[each] for each in kept] for row in rows]
-
-
-def matrix_of_variants(units: Sequence[Unit]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows for variants of the training step of one target."""
-    rows = []
-    for unit in units:
-        first = unit.training.first_difference if unit.training is not None else None
-        worst = next(iter(differing_tensors(unit.tensors)), None) if unit.training is not None else None
-        tensor = "-" if worst is None else f"{_QUANTITY_WORDS[worst.quantity]}{one_line(worst.tensor)}"
-        error = "-" if worst is None else format_number(worst.error)
-        rows.append([one_line(unit.form), verdict_word(unit), "-" if first is None else str(first), tensor, error])
-    return ["variant", "verdict", "first step\nthat differs", "worst tensor", "relative error"], rows
 
 
 def matrix_of_targets(units: Sequence[Unit]) -> tuple[list[str], list[list[str]]]:

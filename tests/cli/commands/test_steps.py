@@ -22,7 +22,7 @@ def test_the_table_has_a_line_for_each_variant():
     assert (checkpoint["form"], checkpoint["verdict"]) == ("checkpoint", "inconclusive")
 
 
-@pytest.mark.parametrize("code", ["GC430", "GC432", "GC433", "GC143", "GC144", "GC145"])
+@pytest.mark.parametrize("code", ["GC430", "GC431", "GC432", "GC433", "GC434", "GC143", "GC144", "GC145"])
 def test_the_example_of_a_page_prints_what_the_page_says(code, tmp_path):
     source, command = re.findall("```(?:python|console)\n(.*?)```", page(code), re.DOTALL)
     (tmp_path / "net.py").write_text(source, encoding="utf-8")
@@ -31,7 +31,7 @@ def test_the_example_of_a_page_prints_what_the_page_says(code, tmp_path):
     printed = " ".join((found.stdout + found.stderr).split())
     for part in said.split("…"):
         assert part.strip() in printed
-    assert found.returncode == {"GC143": 5}.get(code, 1 if code >= "GC4" else 2)
+    assert found.returncode == {"GC143": 5, "GC434": 0}.get(code, 1 if code >= "GC4" else 2)
 
 
 @pytest.mark.parametrize(
