@@ -9,6 +9,7 @@ It answers each with its exit status.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -19,6 +20,7 @@ import os
 import runpy
 import socket
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -32,7 +34,10 @@ IMPORTED = (
     *("torch", "torch.export._trace", "torch._dynamo", "torch._functorch.aot_autograd", "torch._inductor.codecache"),
     *("torch.onnx._internal.exporter._core", "networkx.algorithms.coloring.greedy_coloring"),
     *("onnx", "onnx_ir", "onnxscript.optimizer", "onnxscript.rewriter", "onnxscript.function_libs.torch_lib.ops"),
-    *("gradctl.gradients.gradcheck", "gradctl.joint.capture", "gradctl.suite.plan", "gradctl.report.text.console"),
+    *("gradctl.gradients.size_sweep", "gradctl.joint.capture", "gradctl.suite.plan", "gradctl.report.text.console"),
+    *("gradctl.cli.commands.check", "gradctl.cli.commands.compare", "gradctl.cli.commands.export"),
+    *("gradctl.comparison.trials", "gradctl.graphdiff.graph_changes", "gradctl.subject.loading.load"),
+    *("gradctl.forms.exported.export_joint", "gradctl.forms.torchscript.torchscript_values", "gradctl.passes.opset"),
 )
 
 
@@ -46,7 +51,10 @@ def import_all() -> None:
         share_conversions()
         logging.disable(logging.WARNING)  # torch says which operators of torchvision it has not found
         with contextlib.suppress(ImportError, AttributeError):
-            importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry.from_torchlib()
+            registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+            # Which operators decompose is asked without an opset; an export takes the table of its own.
+            for opset in (None, importlib.import_module("torch.onnx._constants").ONNX_DEFAULT_OPSET):
+                registry.from_torchlib(opset)
         logging.disable(logging.NOTSET)
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a fork has only the thread that forks"
 
@@ -87,9 +95,26 @@ def become(request: dict, streams: list[int]) -> str:
     return request["module"]
 
 
+def run(module: str) -> None:
+    """Run a module to its end; what an interpreter does last, to free each object, costs more than a short command."""
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise
+        exit_status = end.code or 0
+    else:
+        exit_status = 0
+    threading._shutdown()  # waits for threads, as the end of an interpreter does
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_status)
+
+
 if __name__ == "__main__":
     import_all()
     gc.freeze()  # else the first collection of each fork copies every page
     module = serve(socket.socket(fileno=int(sys.argv[1])))
     if module is not None:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        run(module)
