@@ -76,6 +76,7 @@ class PlainRuns:
         self.dtype = native_dtype(recipe.subject)
         self.loss = ""
         self.order: dict[str, int] = {}
+        self._promotion = Promotion(self.dtype)
         self._runs: dict[tuple[Precision, str | None], list[PlainStep] | None] = {}
 
     @cached_property
@@ -91,16 +92,20 @@ class PlainRuns:
         """Return a new run, of the model's own step; ``moved`` as in ``TrainingRecipe.instance``."""
         promoted = precision != "native"
         instance = self.recipe.instance(promoted=promoted, moved=moved)
-        return Trainer(self.recipe, instance, partial(self._context, precision), is_float64=promoted)
+        # Where the promotion has changed nothing in the plain step, it only costs time in the same step on moved values.
+        is_turned = precision == "float64" and (moved is None or self._promotion.turned)
+        context = partial(self._context, precision, is_turned=is_turned)
+        return Trainer(self.recipe, instance, context, is_float64=promoted)
 
-    def _context(self, precision: Precision) -> AbstractContextManager[Any]:
+    def _context(self, precision: Precision, *, is_turned: bool) -> AbstractContextManager[Any]:
         """Return the context of a step."""
         stack = ExitStack()
         if precision != "native":
             # Of a compiled optimizer, too: it computes with the number of its step as a tensor of this dtype.
             stack.enter_context(default_dtype(torch.float64))
+        if is_turned:
+            stack.enter_context(self._promotion)
         if precision == "float64":
-            stack.enter_context(Promotion(self.dtype))
             stack.enter_context(kernels_in_float64())
         if self.has_means:
             stack.enter_context(MeansOfDraws())
@@ -141,6 +146,7 @@ class PlainRuns:
         """Return the records of the plain steps; natively, drawn inputs without a finite loss are not used."""
         while True:
             trainer = self._altered(precision)
+            self._promotion.turned = False
             if not self.order:
                 _record_order(trainer, self.order)
             try:

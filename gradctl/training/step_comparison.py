@@ -152,6 +152,8 @@ class StepComparison:
 
 def _distance(plain: Tensor, found: Tensor) -> float:
     """Return the norm of the difference; over finite elements if NaN and infinities are in the same places."""
+    if plain.dtype == found.dtype and torch.equal(plain, found):
+        return 0.0
     wide = torch.complex128 if plain.is_complex() else torch.float64
     plain, found = plain.to(wide), found.to(wide)
     distance = norm(found - plain)
