@@ -92,7 +92,7 @@ class PlainRuns:
         """Return a new run, of the model's own step; ``moved`` as in ``TrainingRecipe.instance``."""
         promoted = precision != "native"
         instance = self.recipe.instance(promoted=promoted, moved=moved)
-        # Where the promotion has changed nothing in the plain step, it only costs time in the same step on moved values.
+        # If the promotion has changed nothing in the plain step, it only costs time in that step on moved values.
         is_turned = precision == "float64" and (moved is None or self._promotion.turned)
         context = partial(self._context, precision, is_turned=is_turned)
         return Trainer(self.recipe, instance, context, is_float64=promoted)
