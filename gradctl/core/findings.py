@@ -200,3 +200,27 @@ def fingerprint(code: str, target: str, form: str, quantity: str | None, tensor:
     """Return a stable identity of a finding: 16 hex digits of what it is about, without numbers, cause or lines."""
     identity = "\0".join((code, target, form, quantity or "", tensor or ""))
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def json_schema(kind: Any, title: str) -> str:
+    """Return the JSON schema of a type as text.
+
+    It depends on the types alone: the same bytes for every supported version of msgspec, whatever docstrings say.
+    """
+    described = msgspec.to_builtins(msgspec.json.schema(kind), order="deterministic")
+    for definition in described["$defs"].values():
+        definition.pop("description", None)  # the docstring of the type, which msgspec 0.23 indents in another way
+    named = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **_sorted(described)}
+    return msgspec.json.format(msgspec.json.encode(named, order="deterministic"), indent=2).decode() + "\n"
+
+
+def _sorted(described: Any) -> Any:
+    """Return a part of a schema with the alternatives of each ``anyOf`` in order: msgspec 0.22 changed theirs."""
+    if isinstance(described, list):
+        return [_sorted(part) for part in described]
+    if not isinstance(described, dict):
+        return described
+    parts = {key: _sorted(part) for key, part in described.items()}
+    if isinstance(parts.get("anyOf"), list):
+        parts["anyOf"].sort(key=lambda part: msgspec.json.encode(part, order="deterministic"))
+    return parts

@@ -43,9 +43,9 @@ def generators(seed: int) -> dict[str, str]:
         "numpy.random": torch.from_numpy(np.random.RandomState(seed % 2**32).standard_normal(8)),
     }
     of_torch: dict[str, Callable[[], Tensor]] = {
-        "torch.rand": lambda: torch.rand(64, generator=generator),
-        "torch.randn": lambda: torch.randn(64, generator=generator),
-        "torch.nn.init.orthogonal_": lambda: torch.nn.init.orthogonal_(torch.empty(256, 256), generator=generator),
+        "uniform_": lambda: torch.empty(64).uniform_(-0.1, 0.3, generator=generator),
+        "randn": lambda: torch.randn(64, generator=generator),
+        "orthogonal_": lambda: torch.nn.init.orthogonal_(torch.empty(256, 256), generator=generator),
     }
     for name, draw in of_torch.items():
         generator.manual_seed(seed)

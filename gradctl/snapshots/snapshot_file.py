@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from gradctl.core.errors import TargetError
+from gradctl.core.findings import json_schema
 from gradctl.core.names import Quantity
 from gradctl.core.target_files import ensure_plain
 
@@ -163,20 +164,18 @@ def parse(content: bytes, path: Path) -> SnapshotFile:
     return SnapshotFile(header=header, values=values, tensors=tensors)
 
 
-def schema() -> dict[str, object]:
+def schema() -> str:
     """Return the JSON schema of a line, which the package ships as ``snapshots/schema.json``."""
-    described = msgspec.to_builtins(msgspec.json.schema(Line), order="deterministic")
-    for definition in described["$defs"].values():
-        definition.pop("description", None)
-    named = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "a line of a gradctl snapshot"}
-    return {**named, **described}
+    return json_schema(Line, "a line of a gradctl snapshot")
 
 
 def _ensure_snapshot(first: bytes, path: Path) -> None:
     """Raise unless the first line says that this is a snapshot of a schema that can be read."""
     try:
         found = msgspec.json.decode(first, type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if first.startswith(b'{"line":"snapshot"'):
+            raise _cut_off(path) from error
         found = {}
     if found.get("line") != "snapshot":
         raise _unreadable(path, "is not a snapshot: its first line is not a header. Write one with gradctl snapshot")

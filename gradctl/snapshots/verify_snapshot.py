@@ -191,7 +191,8 @@ def _why_other_values(header: Header) -> str:
         return ", although all random generators yield the same numbers from the seed"
     conditions = {key: header.environment.get(key, "none") for key in ("torch", "CPU capability", "threads")}
     others = changed_conditions(conditions, {key: environment()[key] for key in conditions})
-    return f": {listed(differing)} yields other numbers from the seed" + (f" ({', '.join(others)})" if others else "")
+    reason = f" ({', '.join(others)})" if others else ""
+    return f", because generators yield other numbers from the seed: {listed(differing)}{reason}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

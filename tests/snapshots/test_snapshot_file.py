@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import msgspec
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradctl.core.errors import TargetError
 from gradctl.snapshots.snapshot_file import (
     SCHEMA_VERSION,
     Header,
@@ -19,7 +24,10 @@ from gradctl.snapshots.snapshot_file import (
     ValuesFile,
     parse,
     render,
+    schema,
 )
+
+SHIPPED = files("gradctl.snapshots").joinpath("schema.json").read_text(encoding="utf-8")
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 # Any text but lone surrogates, which no UTF-8 file can hold.
@@ -67,6 +75,7 @@ FILES = st.builds(
 )
 
 
+@settings(max_examples=25)
 @given(FILES)
 def test_a_snapshot_is_read_as_it_was_written(content):
     text = render(content)
@@ -74,3 +83,53 @@ def test_a_snapshot_is_read_as_it_was_written(content):
     assert parse(text.replace(b"\n", b"\r\n"), Path("a.snapshot")) == content
     assert len(text.splitlines()) == 2 + len(content.values) + len(content.tensors)
     assert all(isinstance(msgspec.json.decode(line), dict) for line in text.splitlines())
+
+
+def test_the_schema_that_is_shipped_is_that_of_the_types():
+    assert schema() == SHIPPED, "write gradctl.snapshots.snapshot_file.schema() to gradctl/snapshots/schema.json"
+
+
+@settings(max_examples=25)
+@given(FILES)
+def test_every_line_follows_the_schema(content):
+    validator = jsonschema.Draft202012Validator(json.loads(SHIPPED))
+    for line in render(content).splitlines():
+        validator.validate(json.loads(line))
+
+
+RECORDED = Recorded(quantity="output", name="output", native=TensorRecord(shape=(2,), dtype="float32", digest="0a"))
+HEADER = Header(
+    schema_version=SCHEMA_VERSION,
+    name="net.py",
+    seed=0,
+    input_mode="leaf",
+    environment={},
+    generators={},
+    draws=(0, ""),
+)
+TEXT_OF_ONE = render(SnapshotFile(header=HEADER, values=(), tensors=(RECORDED,)))
+
+
+@pytest.mark.parametrize(
+    ("damaged", "said"),
+    [
+        (TEXT_OF_ONE.rpartition(b'{"line":"end"')[0], "is cut off: its last line, with the digest, is missing"),
+        (TEXT_OF_ONE[:-20], "is cut off: its last line, with the digest, is missing"),
+        (TEXT_OF_ONE[:-400], "is cut off: its last line, with the digest, is missing"),
+        (TEXT_OF_ONE.replace(b'"digest":"0a"', b'"digest":"0b"'), "was edited: its content does not have the digest"),
+        (b"".join(TEXT_OF_ONE.splitlines(keepends=True)[::2]), "was edited: its content does not have the digest"),
+        (TEXT_OF_ONE.replace(b'"schema_version":1', b'"schema_version":2'), "has schema version 2, and this gradctl"),
+        (TEXT_OF_ONE.replace(b'"shape"', b'"size"'), "is damaged in line 2: object contains unknown field `size`"),
+        (TEXT_OF_ONE.replace(b'{"line":"tensor"', b'<<<<<<< HEAD\n{"line":"tensor"'), "is damaged in line 2: JSON is"),
+        (TEXT_OF_ONE.replace(b'"shape":[2]', b'"shape":["2"]'), "is damaged in line 2: expected `int`, got `str`"),
+        (b"import torch\n", "is not a snapshot: its first line is not a header"),
+        (b"\xff\xfe", "is not a snapshot: its first line is not a header"),
+        (b"[" * 10_000, "is not a snapshot: its first line is not a header"),
+    ],
+)
+def test_what_is_damaged_is_said_in_one_sentence(damaged, said):
+    with pytest.raises(TargetError) as raised:
+        parse(damaged, Path("a.snapshot"))
+    assert (raised.value.code, raised.value.exit_code) == ("GC133", 2)
+    assert raised.value.message.startswith(f"a.snapshot {said}")
+    assert raised.value.message.endswith(".")

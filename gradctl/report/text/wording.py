@@ -47,7 +47,9 @@ _HOW: dict[TensorVerdict, str] = {
     **dict.fromkeys(_FAILS, "wrong"),
     **dict.fromkeys(_NO_VERDICT, "not judged"),
 }
-_OTHERS = ("approximately", "less accurate", "wrong", "not judged", "as expected", "skipped")
+_OTHERS = ("approximately", "less accurate", "wrong", "changed", "not judged", "as expected", "skipped")
+# The form of a unit that compares with a snapshot: of what changed it is not known which of the two is right.
+_SNAPSHOT = "snapshot"
 # The text for one tensor that is not judged, and for several.
 _CLASSES: dict[TensorVerdict, tuple[str, str]] = {
     "frozen": ("frozen", "frozen"),
@@ -243,6 +245,8 @@ def _wrong(tensors: Sequence[TensorResult], unit: Unit) -> str:
     is_are = "is" if len(wrong) == 1 else "are"
     missing = sum(tensor.verdict == "missing" for tensor in wrong)
     word = "wrong" if not missing else "missing" if missing == len(wrong) else "wrong or missing"
+    if unit.form == _SNAPSHOT and missing < len(wrong):
+        return f"{len(wrong)} of {total} changed{', or is missing' if missing else ''}"
     return f"{len(wrong)} of {total} {is_are} {word}"
 
 
@@ -354,6 +358,8 @@ def _agreement(unit: Unit) -> str:
     quantities = {tensor.quantity for tensor in unit.tensors}
     quantity = "gradient" if "gradient" in quantities else "output"
     counts = Counter(_HOW.get(tensor.verdict, "apart") for tensor in unit.tensors if tensor.quantity == quantity)
+    if unit.form == _SNAPSHOT:
+        counts["changed"] = counts.pop("wrong", 0)
     agreeing = counts[""]
     sizes = f" at {counted(len(unit.variations), 'size')} and layouts" if unit.oracle and unit.variations else ""
     return f"{counted(agreeing, quantity)} {_agree_with_reference(unit, agreeing)}{sizes}{_others(counts)}{end}"
