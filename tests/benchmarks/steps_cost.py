@@ -1,7 +1,9 @@
-"""The cost of ``gradctl compare --steps`` beside that of the bare runs: the plain step and the variant, each natively and
-in float64, without noise, copies and comparisons. Run ``python tests/benchmarks/steps_cost.py [STEPS] [TARGET…]``.
+"""What ``gradctl compare --steps`` costs beside bare runs of the plain step and the variant, natively and in float64.
 
-CPU time of one thread; the best of three.
+    python tests/benchmarks/steps_cost.py [STEPS] [TARGET...]
+
+The bare runs have no noise, no copies of what they compute, and no comparison. Printed is the CPU time of one thread, the
+least of three calls, imports not counted.
 """
 
 from __future__ import annotations

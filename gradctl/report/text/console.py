@@ -186,6 +186,8 @@ def _print_training(screen: Screen, unit: Unit, limits: _Limits) -> None:
     """Print the findings, how many tensors differ after the first step that differs, and the worst of them."""
     for finding in unit.findings:
         (_print_note if finding.severity == "note" else _print_finding)(screen, finding)
+        if finding.cause_message and not finding.allowed:
+            screen.paragraph(finding.cause_message, indent=2)
     if different := differing_in_a_step(unit.tensors):
         screen.paragraph(counted_in_a_step(unit), indent=2)
         rows = [step_row(each) for each in different[: limits.blocks]]
