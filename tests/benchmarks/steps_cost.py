@@ -2,8 +2,8 @@
 
     python tests/benchmarks/steps_cost.py [STEPS] [TARGET...]
 
-The bare runs have no noise, no copies of what they compute, and no comparison. Printed is the CPU time of one thread, the
-least of three calls, imports not counted.
+The bare runs have no noise, no copies of what they compute, and no comparison. Printed is the CPU time of one thread,
+the least of three calls, imports not counted.
 """
 
 from __future__ import annotations
