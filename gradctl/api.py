@@ -1,4 +1,4 @@
-"""The Python API, ``import gradctl``: three checks of a model in memory, in this process, and their report.
+"""The Python API, ``import gradctl``: checks of a model in memory, in this process, which return a report.
 
 A compiler that crashes takes this process with it; ``gradctl compare`` and ``gradctl check`` run it in one of its own.
 Torch is imported when a check is called.
@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from gradctl.check_report import CheckReport
 from gradctl.core.errors import GradctlError, TargetError, nearest
-from gradctl.core.findings import Report, Unit
-from gradctl.core.names import OPTIMIZERS, SEVERITIES, Severity
+from gradctl.core.findings import Unit
+from gradctl.core.names import DTYPES, OPTIMIZERS, SEVERITIES, Severity
 from gradctl.core.target_options import DEFAULTS
 
 if TYPE_CHECKING:
@@ -32,63 +30,6 @@ if TYPE_CHECKING:
 _Check = Callable[["Subject", "Allows"], Sequence[Unit]]
 _SizesGiven = str | Mapping[str, int | Sequence[int]]
 _MOST_SIZES: int = DEFAULTS["max_sizes"]
-
-
-class CheckReport(Report, frozen=True, kw_only=True):
-    """The report of a check, true if its verdict is ``pass``.
-
-    ``str`` returns the text of the command line, ``report.machine.json.render`` the JSON.
-    """
-
-    @classmethod
-    def of(cls, report: Report) -> CheckReport:
-        """Return the same report, as Python has it."""
-        return cls(**msgspec.structs.asdict(report))
-
-    def __str__(self) -> str:
-        from gradctl.report.text import console
-
-        return console.render(self)
-
-    def __bool__(self) -> bool:
-        return self.verdict == "pass"
-
-    def raise_if_failed(self) -> None:
-        """Raise unless the verdict is ``pass``; a check that is inconclusive, or checked nothing, did not pass.
-
-        Raises:
-            CheckFailed: with the report as its message.
-        """
-        __tracebackhide__ = True
-        if not self:
-            raise CheckFailed(self)
-
-
-class CheckFailed(AssertionError):
-    """A check did not pass: the verdict in one line, and below it the rest of the report.
-
-    Attributes:
-        report: the report.
-        summary: the verdict in few words after the rule code, ``GC408 1 of 6 is wrong``.
-    """
-
-    def __init__(self, report: CheckReport) -> None:
-        from gradctl.report.text.wording import printable, verdict_line
-
-        verdict = printable(verdict_line(report))
-        details = str(report).rstrip().removesuffix(verdict).rstrip()  # the report ends with the verdict
-        super().__init__(f"{verdict}\n\n{details}".rstrip())
-        self.report = report
-        parts = re.match(r"(?:FAIL: )?(.*?)(?: \(gradctl explain (\w+)\))?$", verdict)
-        text, code = parts.groups("") if parts else (verdict, "")
-        self.summary = re.sub(r"(\d+ of \d+) \w+", r"\1", f"{code} {text}".strip(), count=1)
-
-    def __reduce__(self) -> tuple[type[CheckFailed], tuple[CheckReport]]:
-        return CheckFailed, (self.report,)
-
-
-# Where users meet them, and how a traceback names them.
-CheckReport.__module__ = CheckFailed.__module__ = "gradctl"
 
 
 def gradcheck(
@@ -323,6 +264,102 @@ def export(
         return [written.unit]
 
     return _report("export", check, model, inputs, kwargs=kwargs, loss=None, seed=seed, allow=allow, fail_on=fail_on)
+
+
+def snapshot(
+    model: Callable[..., Any],
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    values: bool = True,
+    full: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    seed: int = 0,
+) -> CheckReport:
+    """Record the outputs, gradients and buffer updates of ``model`` in a file, for ``verify``.
+
+    Args:
+        model, inputs, kwargs, loss, seed: as in ``gradcheck``.
+        path: the file; an existing one is replaced. The values are written beside it.
+        values: store parameters, buffers and inputs (up to 64 MB); if not, only their digests.
+        full: store every recorded tensor, too.
+
+    Raises:
+        GradctlError: as ``gradcheck``; GC136 if the model is not deterministic, GC131 if a file cannot be written.
+    """
+    __tracebackhide__ = True
+
+    def check(subject: Subject, allows: Allows) -> list[Unit]:
+        from gradctl.commands.check_snapshot import write_snapshot
+
+        return [write_snapshot(Path(path), subject, values=values, full=full)]
+
+    return _report("snapshot", check, model, inputs, kwargs=kwargs, loss=loss, seed=seed, allow=(), fail_on="error")
+
+
+def verify(
+    path: str | os.PathLike[str],
+    model: Callable[..., Any],
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any] | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    update: bool = False,
+    kwargs: Mapping[str, Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    seed: int | None = None,
+    allow: str | Sequence[str] = (),
+    fail_on: Severity = "error",
+) -> CheckReport:
+    """Return whether ``model`` still computes what a snapshot holds, on the parameters and inputs of the snapshot.
+
+    Args:
+        path: the snapshot.
+        model, kwargs, allow, fail_on: as in ``gradcheck``.
+        inputs: as in ``gradcheck``; None for those of the snapshot, if each input is one tensor.
+        device, dtype: run there, ``cuda``, or in this dtype, ``bf16``, and compare with the float64 of the snapshot.
+        update: write the snapshot if it is missing, differs, or is of a model with other parameters.
+        loss: the one that the snapshot was taken with.
+        seed: None for that of the snapshot.
+
+    Raises:
+        GradctlError: as ``gradcheck``; GC133 to GC135 if the snapshot cannot be read, is of another model, or has no
+            values.
+    """
+    __tracebackhide__ = True
+
+    def check(subject: Subject, allows: Allows) -> list[Unit]:
+        from gradctl.commands.check_snapshot import check_snapshot
+
+        return [
+            check_snapshot(
+                Path(path), subject, device=device, dtype=dtype, update=update, allows=allows, fail_on=fail_on
+            )
+        ]
+
+    if update and (device is not None or dtype is not None):
+        raise _unfit("update", update, "The CPU computes what a snapshot holds; omit device and dtype.")
+    if dtype is not None and dtype not in DTYPES:
+        raise _unfit("dtype", dtype, f"There are {', '.join(DTYPES)}.", nearest(str(dtype), DTYPES))
+    given, own_seed = _of_snapshot(Path(path), () if inputs is None and kwargs else inputs, update=update)
+    chosen = own_seed if seed is None else seed
+    return _report("verify", check, model, given, kwargs=kwargs, loss=loss, seed=chosen, allow=allow, fail_on=fail_on)
+
+
+def _of_snapshot(path: Path, inputs: Any, *, update: bool) -> tuple[Any, int]:
+    """Return the inputs that are given, else those of the snapshot, and its seed; 0 if it is yet to be written."""
+    __tracebackhide__ = True
+    from gradctl.snapshots.snapshot_file import read
+    from gradctl.snapshots.stored_values import stored_inputs
+
+    try:
+        stored = read(path)
+        return stored_inputs(path, stored) if inputs is None else inputs, stored.header.seed
+    except GradctlError as error:
+        if update and inputs is not None:
+            return inputs, 0
+        raise error.with_traceback(None) from None
 
 
 def _report(

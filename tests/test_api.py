@@ -107,7 +107,7 @@ def test_mypy_sees_the_types(tmp_path):
     command = [sys.executable, "-m", "mypy", "--cache-dir", "cache", "--strict", "-c", program]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert "def (model: def (*Any, **Any) -> Any, inputs: torch._tensor.Tensor | " in finished.stdout
-    assert finished.stdout.count("gradctl.api.CheckReport") == 2
+    assert finished.stdout.count("gradctl.check_report.CheckReport") == 2
 
 
 def test_a_right_model_passes_and_raises_nothing():
@@ -471,3 +471,56 @@ def test_forms_are_compared_at_sizes():
     assert report
     assert [unit.form for unit in report.units] == ["eager", "trace"]
     assert all("batch=4, transposed" in unit.variations for unit in report.units)
+
+
+def test_a_snapshot_is_verified_on_its_own_values(tmp_path):
+    path = tmp_path / "net.snapshot"
+    model = Weighted()
+    report = gradctl.snapshot(model, {"x": rows(5, 4), "scale": rows(5, 3)}, path, seed=3)
+    assert (report.verdict, report.command) == ("pass", "snapshot")
+    assert [each.code for each in report.units[0].findings] == ["GC139"]
+    other = Weighted()  # other parameters: those of the snapshot are used, and its inputs
+    assert not torch.equal(other.fc.weight, model.fc.weight)
+    verified = gradctl.verify(path, other)
+    assert (verified.verdict, verified.command, verified.seed) == ("pass", "verify", 3)
+    assert gradctl.verify(path, other, (rows(5, 4), rows(5, 3))).verdict == "pass"
+
+
+def test_a_change_is_found_and_update_rewrites_it(tmp_path):
+    path = tmp_path / "f.snapshot"
+    gradctl.snapshot(lambda x: torch.tanh(1 * x), rows(3), path)
+    changed = gradctl.verify(path, lambda x: torch.tanh(1.001 * x), rows(3))
+    assert changed.verdict == "fail"
+    assert {each.code for each in changed.units[0].findings if each.severity == "error"} == {"GC310", "GC311"}
+    assert gradctl.verify(path, torch.sigmoid, rows(3), update=True)
+    assert gradctl.verify(path, torch.sigmoid, rows(3))
+    assert gradctl.verify(tmp_path / "new" / "f.snapshot", torch.sigmoid, rows(3), update=True)
+    assert (tmp_path / "new" / "f.snapshot").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"update": True, "dtype": "bf16"}, "GC118 update=True cannot be. The CPU computes what a snapshot holds"),
+        ({"dtype": "bfloat16"}, "GC118 dtype='bfloat16' cannot be.* There are "),
+        ({}, "GC133 there is no file '.*gone.snapshot'"),
+    ],
+)
+def test_what_cannot_be_verified_is_one_sentence(tmp_path, options, said):
+    with pytest.raises(gradctl.GradctlError, match=said):
+        gradctl.verify(tmp_path / "gone.snapshot", torch.tanh, **options)
+
+
+def test_inputs_that_are_no_tensors_by_name_have_to_be_given(tmp_path):
+    path = tmp_path / "f.snapshot"
+
+    def total(values):
+        return values["a"] * values["b"]
+
+    inputs = {"values": {"a": rows(3), "b": rows(3)}}
+    gradctl.snapshot(total, inputs, path)
+    with pytest.raises(
+        gradctl.GradctlError, match=r"GC135 .* does not hold the input values\.a, values\.b as the model"
+    ):
+        gradctl.verify(path, total)
+    assert gradctl.verify(path, total, inputs)

@@ -21,7 +21,7 @@ LAYERS = [
     *("core", "rules", "report", "isolation", "environments", "subject", "numerics", "onnxio", "tracing", "joint"),
     *("forms", "gradients", "comparison", "graphdiff", "inspection", "diagnosis", "training"),
     *("snapshots", "passes", "commands"),
-    *("suite", "repro", "api", "__init__", "pytest_plugin", "cli", "__main__"),
+    *("suite", "repro", "check_report", "api", "__init__", "pytest_plugin", "cli", "__main__"),
 ]
 # These know of the layer below that is named, and of no other: a report can be read where torch is not installed.
 ONLY_ON = {
@@ -29,7 +29,7 @@ ONLY_ON = {
     "report": {"core"},
     "isolation": {"core"},
     "environments": {"core", "isolation"},
-    "__init__": {"core", "api"},
+    "__init__": {"core", "check_report", "api"},
     "__main__": {"cli"},
 }
 WITHOUT_TORCH = {"core", "rules", "report", "isolation", "environments"}

@@ -25,7 +25,8 @@ def check_snapshot(
     subject: Subject,
     *,
     options: TargetOptions | None = None,
-    device: str = "cpu",
+    device: str | None = None,
+    dtype: str | None = None,
     update: bool = False,
     allows: Allows | tuple[str, ...] = (),
     fail_on: str = "error",
@@ -36,7 +37,7 @@ def check_snapshot(
         path: of the snapshot.
         subject: the model and its inputs, on the CPU.
         options: those that loaded the subject; None for a model that was given in Python.
-        device: where to run what is compared.
+        device, dtype: where and in what to run what is compared; None for the CPU and the model's own dtype.
         update: write the snapshot if it is missing or differs, or cannot be compared with this model; on the CPU.
         allows, fail_on: as in ``gradcheck``.
 
@@ -51,7 +52,8 @@ def check_snapshot(
                 path,
                 subject,
                 options=options,
-                device=None if update or device == "cpu" else device,
+                device=device,
+                dtype=dtype,
                 update=update,
                 allows=allows,
                 fail_on=fail_on,
@@ -62,11 +64,30 @@ def check_snapshot(
             reason = f" in place of one that does not fit: {error}"
         else:
             return _noted(unit, path) if update else unit
+    return write_snapshot(path, subject, options=options, reason=reason, allows=allows, fail_on=fail_on)
+
+
+def write_snapshot(
+    path: Path,
+    subject: Subject,
+    *,
+    options: TargetOptions | None = None,
+    values: bool = True,
+    full: bool = False,
+    reason: str = "",
+    allows: Allows | tuple[str, ...] = (),
+    fail_on: str = "error",
+) -> Unit:
+    """Write a snapshot, and return a unit with a note that says so, and why; its folder is made.
+
+    Raises:
+        TargetError, ResourceError: as ``check_snapshot``.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError("GC131", f"{path.parent} cannot be made: {error.strerror}.", exit_code=2) from error
-    taken = take_snapshot(subject, path, options=options)
+    taken = take_snapshot(subject, path, options=options, values=values, full=full)
     written = note("GC139", f"{path} was written{reason.rstrip('.')}.")
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     return make_unit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,8 +11,9 @@ from torch import Tensor
 from gradctl.comparison.difference import dtype_name
 from gradctl.core.errors import TargetError, listed, nearest
 from gradctl.core.names import buffer_name, input_name, parameter_name
-from gradctl.snapshots.snapshot_file import Value
+from gradctl.snapshots.snapshot_file import SnapshotFile, Value
 from gradctl.snapshots.tensor_records import digest
+from gradctl.snapshots.values_file import read_values
 from gradctl.subject.aliasing import storage_key
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
@@ -85,6 +87,22 @@ def write_values(values: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> 
             if name in stored:
                 target, source = _without_repeats(tensor, stored[name])
                 target.copy_(source)
+
+
+def stored_inputs(path: Path, snapshot: SnapshotFile) -> dict[str, Tensor]:
+    """Return the inputs of a snapshot by the name of the parameter that takes them.
+
+    Raises:
+        TargetError: GC133 as ``read_values``; GC135 if the snapshot has no values of an input, or an input is not one
+            tensor, because its structure is not stored.
+    """
+    prefix = input_name("")
+    names = [value.name.removeprefix(prefix) for value in snapshot.values if value.name.startswith(prefix)]
+    values = read_values(path, snapshot)
+    if unusable := [name for name in names if prefix + name not in values or not name.isidentifier()]:
+        said = f"{path} does not hold the input {listed(unusable, _FEW)} as the model takes it"
+        raise TargetError("GC135", f"{said}. Pass the inputs of the model.")
+    return {name: values[prefix + name] for name in names}
 
 
 def _held(subject: Subject) -> list[tuple[str, Tensor]]:

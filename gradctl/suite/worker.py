@@ -107,7 +107,7 @@ def _snapshot_unit(request: UnitRequest, path: Path) -> Unit:
         path,
         load_subject(checking),
         options=checking,
-        device=request.checking.device,
+        device=None if request.update or request.checking.device == "cpu" else request.checking.device,
         update=request.update,
         allows=request.allows,
         fail_on=request.fail_on,
