@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.steps_false_alarms [--steps 10] [--variant NAME]… [TARGET]…
 
-Transformers have labels, so that their loss is their own, and are trained. Prints a line for each model and variant: the
-verdict, and the largest difference in tolerances; at the end the number of alarms, which is to be 0. ``EXPECTED`` lists
-what differs by definition.
+Transformers have labels, so that their loss is their own, and are in training mode. A line for each model and variant
+has the verdict and the largest difference in tolerances. The number of alarms is to be 0; ``EXPECTED`` lists what
+differs by definition.
 """
 
 from __future__ import annotations

@@ -169,10 +169,22 @@ def _is_sum(trainer: Trainer, count: int) -> bool:
     state.restore()
     name = trainer.recipe.loss_name(whole)
     if name is None:
-        return True
+        return _is_by_rows(whole, batch.size)
     loss, losses = float(whole[name]), [float(outputs[name]) for _, outputs in parts]
     mean = sum(len(part) / batch.size * each for (part, _), each in zip(parts, losses, strict=True))
     return abs(sum(losses) - loss) < _SAME_LOSS * abs(loss) < abs(mean - loss)
+
+
+def _is_by_rows(outputs: dict[str, Tensor], size: int) -> bool:
+    """Return True: the sum of all outputs with random weights is a sum over the rows of the batch.
+
+    Raises:
+        CannotApply: an output has no such rows.
+    """
+    for name, output in outputs.items():
+        if output.is_floating_point() and (not output.ndim or output.shape[0] != size):
+            raise CannotApply(f"{name} has the shape {list(output.shape)}, not a row for each of {size} samples.")
+    return True
 
 
 def _ensure_rows_are_independent(

@@ -28,17 +28,17 @@ def alter(trainer: Trainer, argument: str | None) -> None:
     """Checkpoint blocks, reentrant."""
     frozen = [each for each in _parameters(trainer.module) if not each.requires_grad and each.is_floating_point()]
     checkpoint_blocks(trainer, is_reentrant=True, run=None if frozen else partial(_with_gradient, trainer))
-    backward = trainer.backward
+    step = trainer.step
 
-    def checked(loss: Tensor) -> None:
+    def checked(*args: Any, **kwargs: Any) -> Tensor | None:
         try:
-            backward(loss)
+            return step(*args, **kwargs)
         except RuntimeError as error:
             if is_out_of_memory(error) or _INCOMPATIBLE not in str(error):
                 raise
             raise CannotApply("the model calls torch.autograd.grad on what a reentrant checkpoint returns.") from error
 
-    trainer.backward = checked
+    trainer.step = checked
 
 
 def _parameters(model: nn.Module | None) -> list[Tensor]:
