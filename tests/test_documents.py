@@ -37,7 +37,7 @@ def test_a_step_of_a_walk_names_a_function_that_is_there(file, name):
 
 def test_each_walk_has_five_steps():
     numbers = {command: re.findall(r"^(\d)\.", steps, re.MULTILINE) for command, steps in WALKS}
-    assert list(numbers) == ["gradcheck", "compare", "export", "optimize", "check"]
+    assert list(numbers) == ["gradcheck", "compare", "verify", "export", "optimize", "check"]
     assert all(each == ["1", "2", "3", "4", "5"] for each in numbers.values())
 
 

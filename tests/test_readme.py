@@ -18,8 +18,8 @@ CONSOLE = re.findall(r"```console\n\$ gradctl (.*?)\n(.*?)```", README, flags=re
 
 
 def masked(text: str) -> str:
-    """Return text without the digits of numbers, whose last ones differ between machines."""
-    return re.sub(r"[-+]?\d(\.\d+)?e[-+]\d+", "N", text)
+    """Return text without the digits of numbers and sizes, whose last ones differ between machines."""
+    return re.sub(r"[-+]?\d(\.\d+)?e[-+]\d+|\d+\.\d kB", "N", text)
 
 
 @pytest.mark.parametrize(("command", "output"), CONSOLE, ids=[command for command, _ in CONSOLE])

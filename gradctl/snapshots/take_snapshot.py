@@ -100,7 +100,7 @@ def take_snapshot(
         content, stored = _compose(recorder, native, float64, path, portable, values=values, full=full)
     text = render(content)
     write_pair(path, text, content.header.values, stored)
-    notes = (*baseline.notes, *baseline.findings())
+    notes = (*subject.notes, *baseline.notes, *baseline.findings())
     return Snapshot(path, content, len(text), notes)
 
 

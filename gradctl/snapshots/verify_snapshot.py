@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -77,20 +78,20 @@ def verify_snapshot(
         say("running the model twice")
         baseline = _first_run(subject, finally_)
         built = baseline.subject if baseline is not None else subject
+        mode = baseline.input_mode if baseline is not None else snapshot.header.input_mode
         own, stored, notes = _on_stored_values(built, snapshot, path)
         say("comparing with the snapshot")
         if device is None and dtype is None:
-            found = _compare(SubjectRuns(own, snapshot.header.input_mode), snapshot, stored)
+            found = _compare(SubjectRuns(own, mode), snapshot, stored, judges_draws=not update)
         else:
-            moved = _moved(own, device, dtype)
-            found = _compare_elsewhere(SubjectRuns(moved, snapshot.header.input_mode), snapshot)
+            found = _compare_elsewhere(SubjectRuns(_moved(own, device, dtype), mode), snapshot)
         found = _undecided(found, baseline)
         findings = [*found.findings, *notes, *_conditions(snapshot.header, device, dtype)]
         if update and found.findings:
             say("rewriting the snapshot")
             rewrite(path, snapshot, own, options)
             findings = [msgspec.structs.replace(each, allowed=each.severity != "note") for each in findings]
-    return make_unit(
+    unit = make_unit(
         subject.target,
         FORM,
         findings,
@@ -101,6 +102,8 @@ def verify_snapshot(
         reason=found.reason,
         seconds=time.perf_counter() - start,
     )
+    is_open = found.reason is not None and unit.verdict == "pass"
+    return msgspec.structs.replace(unit, verdict="inconclusive") if is_open else unit
 
 
 def options_of(header: Header, path: Path, target: str | None = None, *, threads: int | None = None) -> TargetOptions:
@@ -135,10 +138,8 @@ def options_of(header: Header, path: Path, target: str | None = None, *, threads
 
 def _from_here(target: str, folder: Path) -> str:
     """Return a target with its file, which is relative to the folder of the snapshot, relative to this one."""
-    file, colon, name = target.partition(".py")
-    if not colon or target.startswith(("hf:", "timm:")):
-        return target
-    return f"{_file_from_here(f'{file}.py', folder)}{name}"
+    found = re.fullmatch(r"(.+?\.py)(:[^/\\]*)?", target)
+    return f"{_file_from_here(found[1], folder)}{found[2] or ''}" if found else target
 
 
 def _file_from_here(file: str | None, folder: Path) -> Path | None:
@@ -204,12 +205,12 @@ class _Found:
     reason: str | None = None
 
 
-def _compare(recorder: SubjectRuns, snapshot: SnapshotFile, stored: dict[str, Tensor]) -> _Found:
-    """Return what changed, worst first, natively and in float64."""
+def _compare(model: SubjectRuns, snapshot: SnapshotFile, stored: dict[str, Tensor], *, judges_draws: bool) -> _Found:
+    """Return what changed, worst first, natively and in float64; nothing is judged if the model draws other numbers."""
     header, reason = snapshot.header, None
-    runs: dict[Precision, Run] = {"native": recorder.native(with_noise=False)}
+    runs: dict[Precision, Run] = {"native": model.native(with_noise=False)}
     if header.float64_error is None:
-        run = recorder.float64(with_noise=False)
+        run = model.float64(with_noise=False)
         if isinstance(run, Run):
             runs["float64"] = run
         else:
@@ -217,18 +218,18 @@ def _compare(recorder: SubjectRuns, snapshot: SnapshotFile, stored: dict[str, Te
     changes = compare_runs(snapshot, runs, stored)
     findings = [*_findings_of(changes), *changed_modes(snapshot.tensors, runs["native"].differentiable)]
     rows = [row_of(each) for each in changes]
-    if findings and (drawn := recorder.draws()) != header.draws:
+    if findings and judges_draws and (drawn := model.draws()) != header.draws:
         return _Found([_other_draws(header.draws, drawn)], _unresolved(rows), reason)
     return _Found(findings, rows, reason)
 
 
-def _compare_elsewhere(recorder: SubjectRuns, snapshot: SnapshotFile) -> _Found:
+def _compare_elsewhere(model: SubjectRuns, snapshot: SnapshotFile) -> _Found:
     """Return what differs from the snapshot's float64 on another device or in another dtype."""
-    run = recorder.native(with_noise=True)
+    run = model.native(with_noise=True)
     changes = compare_elsewhere(snapshot, run)
     rows = [row_of(each) for each in changes]
     findings = [*_findings_of(changes), *changed_modes(snapshot.tensors, run.differentiable)]
-    if findings and snapshot.header.draws[0] and (drawn := recorder.draws()) != snapshot.header.draws:
+    if findings and snapshot.header.draws[0] and (drawn := model.draws()) != snapshot.header.draws:
         return _Found([_other_draws(snapshot.header.draws, drawn)], _unresolved(rows))
     return _Found(findings, rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -192,6 +193,49 @@ def test_a_model_without_a_float64_run_is_compared_natively(tmp_path):
     model = NativeOnly(5, 2)
     model.weight.register_hook(lambda gradient: gradient * 1.0001)
     assert errors(verify(path, model)) == [("GC311", "param:weight")]
+
+
+class Plain(nn.Linear):
+    def forward(self, x):
+        return super().forward(x)
+
+
+def test_a_model_that_no_longer_runs_in_float64_is_inconclusive(tmp_path):
+    path = tmp_path / "linear.snapshot"
+    take(path, Plain(5, 2))
+    unit = verify(path, NativeOnly(5, 2))
+    assert (unit.verdict, errors(unit)) == ("inconclusive", [])
+    assert unit.reason == (
+        "the model does not run in float64, as it did when the snapshot was taken: AssertionError: a kernel for float32"
+    )
+
+
+class InPlace(Plain):
+    def forward(self, x):
+        return super().forward(x.mul_(1.0))
+
+
+def test_a_model_that_changes_its_inputs_now_is_compared_all_the_same(tmp_path):
+    path = tmp_path / "linear.snapshot"
+    take(path, Plain(5, 2))
+    assert verify(path, InPlace(5, 2)).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("net.py", "a/net.py"),
+        ("../b/net.py:make", "b/net.py:make"),
+        ("my.python/net.py:ops::relu", "a/my.python/net.py:ops::relu"),
+        ("package.module:Net", "package.module:Net"),
+        ("hf:llama", "hf:llama"),
+    ],
+)
+def test_the_file_of_the_target_is_relative_to_the_snapshot(net, tmp_path, monkeypatch, target, found):
+    header = snapshot_file.read(net).header
+    header = msgspec.structs.replace(header, options=snapshot_file.LoadOptions(target=target))
+    monkeypatch.chdir(tmp_path)
+    assert options_of(header, tmp_path / "a" / "net.snapshot").target == found
 
 
 @pytest.mark.parametrize(
