@@ -1,6 +1,7 @@
 """Static forms against eager: gradients that a form loses are named, and finite differences say who is right."""
 
 import importlib
+from itertools import product
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from gradctl.forms.table import form_named
 from gradctl.gradients.baseline import run_native
 from gradctl.gradients.gradcheck import gradcheck
 from gradctl.subject.subject import Subject
+from tests.sweeps import sampled
 
 RIGHT = ("mlp", "resnet", "tied_weights", "straight_through_detach", "custom_relu")
 
@@ -37,8 +39,13 @@ def test_every_form_has_its_file(form):
     assert callable(form_named(form).capture)
 
 
-@pytest.mark.parametrize("form", ["trace", "script", "export", "aot", "onnx"])
-@pytest.mark.parametrize("sample", RIGHT)
+TAKING = ("trace", "script", "export", "aot", "onnx")
+
+
+# Each sample and each form at least once.
+@pytest.mark.parametrize(
+    ("sample", "form"), sampled(product(RIGHT, TAKING), 3, always=[*zip(RIGHT, TAKING, strict=True)])
+)
 def test_a_right_sample_is_the_same_in_every_form_that_takes_it(sample, form):
     unit = unit_of(subject_of(sample), form)
     assert (unit.verdict, unit.findings) == ("pass", ()) or unit.status == "unsupported"

@@ -197,7 +197,7 @@ def test_what_a_form_loses_is_the_cause_of_each_of_its_errors(name):
         ("export", NoGrad),
         ("aot", Hooked),
         ("aot", Branch),
-        ("aot", Loop),
+        pytest.param("aot", Loop, marks=pytest.mark.slow),  # the same cause as Branch
         ("aot", Number),
         ("export", Noisy),
         ("trace", Normalised),

@@ -76,7 +76,7 @@ def test_the_net_without_a_mistake_is_silent(size):
 
 @pytest.mark.parametrize(
     ("parameter", "bug"),
-    sampled(product(["0.weight", "0.bias", "3.bias", "6.weight", "9.weight", "9.bias"], ["scale 1.001", "sign"]), 5),
+    sampled(product(["0.weight", "0.bias", "3.bias", "6.weight", "9.weight", "9.bias"], ["scale 1.001", "sign"]), 3),
 )
 def test_a_mistake_is_named_wherever_it_is(parameter, bug):
     model, x = mlp(WIDTHS["1e3"])
@@ -86,7 +86,7 @@ def test_a_mistake_is_named_wherever_it_is(parameter, bug):
 @pytest.mark.parametrize(
     ("parameter", "bug"),
     sampled(
-        product(["0.weight", "1.weight", "4.bias", "9.weight"], ["scale 1.1", "zeroed row", "one element doubled"]), 4
+        product(["0.weight", "1.weight", "4.bias", "9.weight"], ["scale 1.1", "zeroed row", "one element doubled"]), 2
     ),
 )
 def test_a_mistake_beside_a_bias_that_batchnorm_removes_is_named(parameter, bug):
@@ -118,7 +118,7 @@ class Contrast(nn.Module):
     ("parameter", "bug"),
     sampled(
         product(["encoder.weight", "encoder.bias", "predictor.weight"], ["scale 1.001", "sign", "one element doubled"]),
-        4,
+        2,
     ),
 )
 def test_a_mistake_next_to_a_detach_is_named(parameter, bug):
@@ -147,7 +147,7 @@ def attention_block() -> tuple[nn.Module, Tensor]:
             ["self_attn.in_proj_weight", "self_attn.in_proj_bias", "self_attn.out_proj.weight", "norm1.weight"],
             ["scale 1.001", "sign", "one element doubled"],
         ),
-        4,
+        2,
     ),
 )
 def test_a_mistake_inside_an_attention_block_is_named(parameter, bug):

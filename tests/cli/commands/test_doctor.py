@@ -85,7 +85,10 @@ def test_the_compiler_that_is_named_is_taken(monkeypatch):
     [
         ("torch", "ImportError('libtorch.so: not found')", FORMS, "torch cannot be imported: libtorch.so: not found"),
         ("onnxscript", "ValueError('broken\\nmore')", ["onnx", "onnx-joint"], "onnxscript cannot be imported: broken"),
-        ("onnxruntime", "OSError('no file')", ["onnx", "onnx-joint"], "onnxruntime cannot be imported: no file"),
+        pytest.param(
+            *("onnxruntime", "OSError('no file')", ["onnx", "onnx-joint"], "onnxruntime cannot be imported: no file"),
+            marks=pytest.mark.slow,  # what imports onnxscript imports it too
+        ),
     ],
 )
 def test_a_package_that_is_broken_is_a_reason_and_no_traceback(tmp_path, package, error, without, reason):
