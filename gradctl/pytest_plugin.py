@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gradctl.core.errors import nearest
+from gradctl.core.errors import GradctlError, nearest
 
 if TYPE_CHECKING:
     from gradctl.check_report import CheckReport
@@ -71,7 +71,12 @@ class Gradctl:
         is_updated = bool(self._test.config.getoption("--gradctl-update"))
         if not is_updated and not path.exists():
             pytest.fail(f"there is no snapshot {path}. Run pytest with --gradctl-update, and commit the file.")
-        report = self._passing("verify", path, model, inputs, update=is_updated, **options)
+        try:
+            report = self._passing("verify", path, model, inputs, update=is_updated, **options)
+        except (AssertionError, GradctlError):
+            hint = "If this change is intended, run pytest with --gradctl-update, and commit the file."
+            self._test.add_report_section("call", str(path), hint)
+            raise
         written = [each.message for unit in report.units for each in unit.findings if each.code == _WRITTEN]
         self._test.config.stash[_STATE].written += written
         return report
@@ -148,7 +153,6 @@ class _Configuration(pytest.File):
 
     def collect(self) -> Iterator[_Unit]:
         """Yield the tests, those of ``gradctl check --list``."""
-        from gradctl.core.errors import GradctlError
         from gradctl.suite.configuration import read_configuration
         from gradctl.suite.discovery import select_entries
         from gradctl.suite.plan import plan

@@ -77,8 +77,9 @@ def test_a_change_fails_the_test_until_the_snapshot_is_rewritten(run, pytester):
     changed.stdout.fnmatch_lines(
         [
             ">       gradctl.snapshot(Scaled(), X)",
-            "E       gradctl.CheckFailed: FAIL: 3 of 3 gradients are wrong (gradctl explain GC311)",
+            "E       gradctl.CheckFailed: FAIL: 3 of 3 gradients changed (gradctl explain GC311)",
             "E         error GC311 the gradient of param:fc.weight changed in float64: relative error",
+            "If this change is intended, run pytest with --gradctl-update, and commit the file.",
         ]
     )
     rewritten = only_two(1.0001, "--gradctl-update")
