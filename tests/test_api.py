@@ -257,6 +257,20 @@ def test_what_is_no_model_is_said_in_one_sentence(model, said):
         ("gradcheck", {"allow": ["GC409:x", "GC499"]}, "GC151 allow='GC499': no rule 'GC499' (did you mean "),
         ("gradcheck", {"loss": nn.MSELoss}, "GC113 the loss is a class, not a function of the outputs."),
         ("gradcheck", {"loss": 1}, "GC113 the loss is of type 'int', not a function of the outputs."),
+        ("compare", {"steps": 0}, "GC118 steps=0 cannot be. Give a whole number from 1."),
+        (
+            "compare",
+            {"steps": 1, "forms": "trace"},
+            "GC118 forms='trace' cannot be. It does not apply to training steps",
+        ),
+        ("compare", {"optimizer": "sgd"}, "GC118 optimizer='sgd' cannot be. It applies to training steps. Give steps,"),
+        ("compare", {"steps": 1, "optimizer": 3}, "GC144 the optimizer is 3. Give adamw, adam, sgd, or a function of"),
+        (
+            "compare",
+            {"steps": 1, "variants": "accumlate"},
+            "GC145 there is no variant 'accumlate' (did you mean 'accumu",
+        ),
+        ("compare", {"steps": 1, "variants": [3]}, "GC145 the variant 3 is no function. Give a name, or step(model, "),
         ("compare", {"forms": "exprot"}, "GC118 forms='exprot' cannot be (did you mean 'export'?). There are trace, "),
         ("compare", {"forms": ["trace", "eager"]}, "GC118 forms='eager' cannot be. There are trace, script, "),
         ("export", {"path": "m.pt2"}, "GC118 path='m.pt2' cannot be. Give a file that ends in .onnx."),
@@ -457,6 +471,32 @@ def test_a_model_that_cannot_be_exported_leaves_no_file_and_is_no_pass(tmp_path)
     report = gradctl.export(control_flow.make_model(), control_flow.example_inputs(), str(tmp_path / "m.onnx"))
     assert report.verdict == "inconclusive"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_training_steps_are_compared_with_a_step_and_an_optimizer_of_ones_own():
+    def step(model, optimizer, x):
+        optimizer.zero_grad()
+        loss = model(x).square().mean() * 1.001
+        loss.backward()
+        optimizer.step()
+        return loss / 1.001
+
+    def loss(outputs):
+        return outputs.square().mean()
+
+    def optimizer(parameters):
+        made = torch.optim.SGD(parameters, lr=0.1)
+        return made, torch.optim.lr_scheduler.ExponentialLR(made, 0.5)
+
+    model = nn.Linear(2, 3)
+    report = gradctl.compare(model, rows(3, 2), steps=2, variants=["foreach", step], optimizer=optimizer, loss=loss)
+    assert [unit.verdict for unit in report.units] == ["pass", "fail"]
+    (finding,) = report.units[1].findings
+    assert "step: the gradient of param:bias differs from the plain step's at step 1: relative error 1.0e-03" in str(
+        finding
+    )
+    assert finding.location.file == "tests/test_api.py"
+    assert model.weight.grad is None
 
 
 def test_sizes_are_a_mapping_or_the_text_of_the_command_line():

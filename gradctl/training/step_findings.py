@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from gradctl.core.findings import Finding, TensorResult, note
+from gradctl.core.findings import Finding, Location, TensorResult, note
 from gradctl.core.names import TensorVerdict
 from gradctl.core.numbers import number
+from gradctl.gradients.gradient_findings import location
 from gradctl.subject.frames import first_line
+from gradctl.subject.signature import module_of
 from gradctl.training.step_comparison import StepComparison, StepDifference
 from gradctl.training.variant_comparison import VariantComparison
 
@@ -29,7 +31,8 @@ def step_findings(compared: VariantComparison) -> list[Finding]:
     if failing is not None and failing.updates is not None:
         found.append(_updates(name, failing, failing.updates))
     if failing is not None and failing.first:
-        found.append(_difference(name, failing, cause="GC431" if compared.draws and not compared.has_means else None))
+        cause = "GC431" if compared.draws and not compared.has_means else None
+        found.append(_difference(name, failing, cause, _place(compared, failing.first[0])))
     if compared.flipped is not None:
         found.append(_flipped(name, compared.flipped))
     return found
@@ -57,7 +60,18 @@ def _verdict(each: StepDifference) -> TensorVerdict:
     return "too-small" if each.is_cancelled else "same"
 
 
-def _difference(name: str, failing: StepComparison, cause: str | None) -> Finding:
+def _place(compared: VariantComparison, first: StepDifference) -> Location | None:
+    """Return the line of the user's step, and the module of the parameter that differs first."""
+    code = getattr(compared.variant.own, "__code__", None)
+    line = (code.co_filename, code.co_firstlineno) if code is not None else None
+    kind, _, name = first.key[1].partition(":")
+    owner = name.rpartition(".")[0]
+    module = module_of(compared.runs.recipe.subject.model) if kind == "param" and owner else None
+    found = dict(module.named_modules()).get(owner) if module is not None else None
+    return location(line, type(found).__name__ if found is not None else None, owner if found is not None else None)
+
+
+def _difference(name: str, failing: StepComparison, cause: str | None, place: Location | None) -> Finding:
     first = failing.first[0]
     what = _described(first)
     if first.structure:
@@ -75,6 +89,7 @@ def _difference(name: str, failing: StepComparison, cause: str | None) -> Findin
         verdict=_verdict(first),
         message=f"{said}.",
         cause=cause,
+        location=place,
         error=number(first.error),
         allow=f"GC430:{first.key[1]}",
     )

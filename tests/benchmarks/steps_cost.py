@@ -56,8 +56,8 @@ def main() -> None:
     print(f"{steps} steps, torch {torch.__version__}, one thread\n{'target':<32}{'bare':>8}{'compare':>9}{'ratio':>7}")
     for target in sys.argv[2:] or TARGETS:
         subject = load_subject(TargetOptions(target))
-        runs = seconds(lambda: bare(subject, steps))  # noqa: B023  # called at once
-        compared = seconds(lambda: compare_steps(subject, steps, variants=VARIANTS))  # noqa: B023
+        runs = seconds(lambda: bare(subject, steps))  # called at once
+        compared = seconds(lambda: compare_steps(subject, steps, variants=VARIANTS))
         print(f"{target:<32}{runs:>7.2f}s{compared:>8.2f}s{compared / runs:>6.2f}x")
 
 
