@@ -126,8 +126,9 @@ def compare(
         model, inputs, kwargs, loss, seed, allow, fail_on, sizes, max_sizes: as in ``gradcheck``.
         forms: some of trace, script, export, aot, compile, onnx, export-joint, onnx-joint; None: all but the
             last two.
-        candidate: another implementation, which is compared with ``model`` in place of the forms. It runs on the inputs
-            and with the parameters of ``model``, which are paired by name, else by order and shape.
+        candidate: another implementation, which is compared with ``model`` in place of the forms, or trained like it.
+            It runs on the inputs and with the parameters of ``model``, which are paired by name, else by order and
+            shape.
         map: names of the parameters of ``model`` and of the candidate, where they differ; ``*`` stands for any text.
         own_weights: whether the candidate keeps its own parameters.
         steps: compare variants of the training step with the plain step for so many steps, in place of the forms.
@@ -142,17 +143,13 @@ def compare(
 
     def check(subject: Subject, allows: Allows) -> list[Unit]:
         if steps is not None:
-            others: dict[str, Any] = {
-                "forms": forms,
-                "candidate": candidate,
-                "map": map,
-                "own_weights": own_weights,
-                "sizes": sizes,
-            }
-            for name, other in others.items():
+            unfit: dict[str, Any] = {"forms": forms, "sizes": sizes}
+            unfit |= {} if candidate is not None else {"map": map, "own_weights": own_weights}
+            for name, other in unfit.items():
                 if other:
                     raise _unfit(name, other, "It does not apply to training steps; omit it or steps.")
-            return _compare_steps(subject, steps, optimizer, variants, allows=allows, fail_on=fail_on)
+            settings: dict[str, Any] = {"allows": allows, "fail_on": fail_on, "own_values": own_weights}
+            return _compare_steps(subject, steps, optimizer, variants, candidate=candidate, map=map or {}, **settings)
         for name, one in (("optimizer", optimizer), ("variants", variants)):
             if one is not None:
                 raise _unfit(name, one, "It applies to training steps. Give steps, too.")
@@ -162,8 +159,8 @@ def compare(
         if candidate is not None:
             if forms is not None:
                 raise _unfit("forms", forms, "A candidate is compared itself; omit one of them.")
-            settings = {"sizes": _sizes(sizes, max_sizes), "max_sizes": max_sizes, "own_values": own_weights}
-            return [_compare_candidate(subject, candidate, map or {}, allows=allows, fail_on=fail_on, **settings)]
+            sized = {"sizes": _sizes(sizes, max_sizes), "max_sizes": max_sizes, "own_values": own_weights}
+            return [_compare_candidate(subject, candidate, map or {}, allows=allows, fail_on=fail_on, **sized)]
         for name, given in (("map", map), ("own_weights", own_weights)):
             if given:
                 raise _unfit(name, given, "It applies to a candidate, and there is none.")
@@ -184,14 +181,41 @@ def compare(
     return _report("compare", check, model, inputs, kwargs=kwargs, loss=loss, seed=seed, allow=allow, fail_on=fail_on)
 
 
-def _compare_steps(subject: Subject, steps: Any, optimizer: Any, variants: Any, **judgement: Any) -> list[Unit]:
-    from gradctl.commands.compare_steps import compare_steps
+def _compare_steps(
+    subject: Subject,
+    steps: Any,
+    optimizer: Any,
+    variants: Any,
+    *,
+    candidate: Callable[..., Any] | None,
+    map: Mapping[str, str],
+    own_values: bool,
+    **judgement: Any,
+) -> list[Unit]:
+    from gradctl.commands.compare_steps import Candidate, compare_steps
+    from gradctl.subject.loading.load import make_candidate
 
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise _unfit("steps", steps, "Give a whole number from 1.")
     given = () if variants is None else (variants,) if isinstance(variants, str) or callable(variants) else variants
-    chosen = OPTIMIZERS[0] if optimizer is None else optimizer
-    return compare_steps(subject, steps, optimizer=chosen, variants=given, **judgement)
+    settings = {"optimizer": OPTIMIZERS[0] if optimizer is None else optimizer, "variants": given, **judgement}
+    if candidate is None:
+        return compare_steps(subject, steps, **settings)
+    made = make_candidate(candidate, subject)
+    paired: Candidate = {"candidate": made, "renamed": _pairs(map), "own_values": own_values}
+    with _left_as_it_was(made):
+        return compare_steps(subject, steps, candidate=paired, **settings)
+
+
+def _pairs(renamed: Mapping[str, str]) -> list[tuple[str, str]]:
+    from gradctl.comparison.candidates.pairing import parse_map
+
+    if not isinstance(renamed, Mapping):
+        raise _unfit("map", renamed, "Give a mapping from names of the model to names of the candidate.")
+    try:
+        return parse_map(f"{old}={new}" for old, new in renamed.items())
+    except ValueError as error:
+        raise TargetError("GC118", f"map: {error}") from None
 
 
 def _compare_candidate(
@@ -201,15 +225,9 @@ def _compare_candidate(
     **settings: Any,
 ) -> Unit:
     from gradctl.commands.compare_candidate import compare_candidate
-    from gradctl.comparison.candidates.pairing import parse_map
     from gradctl.subject.loading.load import make_candidate
 
-    if not isinstance(renamed, Mapping):
-        raise _unfit("map", renamed, "Give a mapping from names of the model to names of the candidate.")
-    try:
-        pairs = parse_map(f"{old}={new}" for old, new in renamed.items())
-    except ValueError as error:
-        raise TargetError("GC118", f"map: {error}") from None
+    pairs = _pairs(renamed)
     other = make_candidate(candidate, subject)
     with _left_as_it_was(other):
         return compare_candidate(subject, other, renamed=pairs, **settings)

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 from torch import Tensor
@@ -29,6 +29,7 @@ from gradctl.subject.instance import InputMode, Instance
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves
+from gradctl.training.candidate_step import candidate_variant
 from gradctl.training.chosen_variants import ChosenVariant, choose_variants
 from gradctl.training.optimizers import OptimizerChoice, optimizer_choice
 from gradctl.training.plain_runs import PlainRuns
@@ -39,12 +40,21 @@ from gradctl.training.variant_comparison import VariantComparison
 from gradctl.training.variants.table import CannotApply
 
 
+class Candidate(TypedDict):
+    """Another implementation, and how its parameters are paired (as ``pair`` takes them)."""
+
+    candidate: Subject
+    renamed: Sequence[tuple[str, str]]
+    own_values: bool
+
+
 def compare_steps(
     subject: Subject,
     steps: int,
     *,
     optimizer: str | Callable[[Sequence[Tensor]], Any] = "adamw",
     variants: Sequence[str | Callable[..., Any]] = (),
+    candidate: Candidate | None = None,
     is_named: bool | None = None,
     target: str | None = None,
     allows: Allows | Sequence[str] = (),
@@ -59,6 +69,7 @@ def compare_steps(
         steps: how many, at least 1.
         optimizer: a name, ``FILE:FACTORY``, or ``factory(parameters)``.
         variants: names, or functions ``step(model, optimizer, *args, **kwargs) -> loss``; none: all of the table.
+        candidate: another implementation, whose plain step is compared, too; without variants, alone.
         is_named: whether the user asked for just these; None: whether there are any.
         target: what names of functions are beside.
         allows, fail_on, progress: as in ``gradcheck``.
@@ -70,7 +81,8 @@ def compare_steps(
     """
     say, told = progress or (lambda text: None), on_unit or (lambda unit: None)
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
-    chosen, made_by = choose_variants(variants, target), optimizer_choice(optimizer)
+    made_by = optimizer_choice(optimizer)
+    chosen = choose_variants(variants, target) if variants or candidate is None else []
     units: list[Unit] = []
     with _silenced():
         say("running the model")
@@ -78,6 +90,8 @@ def compare_steps(
         try:
             training = _Training(subject, baseline, steps, made_by, allows=accepted, fail_on=fail_on)
             say("running the plain step")
+            if candidate is not None:
+                chosen.append(candidate_variant(training.subject, **candidate))
             for variant in chosen:
                 say(f"comparing {variant.name}")
                 named = bool(variants) if is_named is None else is_named

@@ -29,12 +29,14 @@ class ChosenVariant:
         row: how it is compared.
         argument: the text behind the colon.
         own: the user's step, if the user wrote it.
+        change: changes a run, if the variant is in no row.
     """
 
     name: str
     row: Variant
     argument: str | None = None
     own: Callable[..., Any] | None = None
+    change: Callable[[Trainer], None] | None = None
 
     def alter(self, trainer: Trainer) -> None:
         """Change a run from the plain step to the variant.
@@ -44,6 +46,8 @@ class ChosenVariant:
         """
         if self.own is not None:
             _use_own_step(trainer, self.own)
+        elif self.change is not None:
+            self.change(trainer)
         else:
             self.row.function()(trainer, self.argument)
 

@@ -18,7 +18,7 @@ from gradctl.training.variant_comparison import VariantComparison
 
 def explain_steps(findings: Sequence[Finding], compared: VariantComparison) -> list[Finding]:
     """Return the findings with their cause, if an experiment shows it: ``--allow CAUSE:VARIANT`` accepts them then."""
-    cause = cause_of(compared) if findings and compared.variant.own is None else None
+    cause = cause_of(compared) if findings and compared.variant.row.module else None
     if cause is None:
         return list(findings)
     fields = {"cause": cause.code, "cause_message": f"{cause.said()} ({cause.code}).", "hint": cause.hint}

@@ -87,6 +87,8 @@ class StepComparison:
             self.steps = number
             own, others = step.tensors, named(record)
             others.setdefault(_LOSS, own.get(_LOSS))  # a step need not return it
+            if record.is_renamed:  # the buffers of another implementation need no partner
+                others = {**{key: each for key, each in own.items() if kind_of(key) == "buffer buffer"}, **others}
             for key in [*own, *(key for key in others if key not in own)]:
                 self._keep(self._difference(step, key, own.get(key), others.get(key), number))
             self.first = sorted((each for each in self._present if each.differs), key=self._computed)

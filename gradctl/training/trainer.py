@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,12 +34,14 @@ class StepRecord:
         updates: how many times ``optimizer.step()`` was called.
         loss_scale: the norm of the terms of the loss, which may cancel.
         draws: whether random numbers were drawn from torch's generator.
+        is_renamed: whether it is of another model, whose buffers have partners as far as they have names there.
     """
 
     outcome: Outcome
     updates: int
     loss_scale: float
     draws: bool
+    is_renamed: bool = False
 
     def kept(self) -> StepRecord:
         """Return the record with copies of the state, which the next step changes in place."""
@@ -55,6 +57,8 @@ class Trainer:
         instance: the private copy; ``instance.model`` is the model.
         is_float64: whether the copy is in float64; if not, it is in the native dtype.
         call: called with a batch, in place of the model.
+        model: whose buffers are state of the run.
+        buffer_names: of buffers that have another name in the record; of a model with such, no others are recorded.
         parameters: the trained tensors by name, ``param:fc1.weight``; each has several tensors if it is tied.
         forward: from positional and keyword inputs to the loss.
         backward: of a loss.
@@ -78,6 +82,8 @@ class Trainer:
         self.recipe, self.instance, self.context, self.is_float64 = recipe, instance, context, is_float64
         instance.restore()  # not in run: it would put back what a variant has changed in modules
         self.call: Callable[..., Any] = instance.model
+        self.model: Any = instance.model
+        self.buffer_names: Mapping[str, str] | None = None
         self.parameters = trained(instance)
         self.forward: Callable[..., Tensor] = self.plain_forward
         self.backward: Callable[[Tensor], None] = self.plain_backward
@@ -96,7 +102,7 @@ class Trainer:
     @property
     def module(self) -> nn.Module | None:
         """The model, if it is a module."""
-        return module_of(self.instance.model)
+        return module_of(self.model)
 
     @property
     def optimizer(self) -> Optimizer:
@@ -207,12 +213,14 @@ class Trainer:
         outputs = {LOSS: loss.detach().reshape(())} if loss is not None else {}
         scale = max(self._loss_scale, norm(loss.detach()) if loss is not None else 0.0)
         outcome = Outcome(outputs, self._gradients, self.state())
-        return StepRecord(outcome, self._updates, scale, draws)
+        return StepRecord(outcome, self._updates, scale, draws, self.buffer_names is not None)
 
     def state(self) -> dict[str, Tensor]:
         """Return parameters, state of the optimizer and buffers by name: the tensors themselves, no copies."""
         parameters = {name: tensors[0].detach() for name, tensors in self.parameters.items()}
         buffers = {buffer_name(name): each.detach() for name, each in named_tensors(self.module)[1].items()}
+        if self.buffer_names is not None:
+            buffers = {self.buffer_names[name]: each for name, each in buffers.items() if name in self.buffer_names}
         return {**parameters, **self._optimizer_state(), **buffers}
 
     def _optimizer_state(self) -> dict[str, Tensor]:

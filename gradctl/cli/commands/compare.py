@@ -103,11 +103,21 @@ def compare(
     compared on --inputs or on random inputs.
 
     With --steps, variants of the training step (checkpointing, a foreach optimizer, a step of your own) are compared
-    with the plain step: loss, gradients, parameters, optimizer state and buffers after each of N steps.
+    with the plain step: loss, gradients, parameters, optimizer state and buffers after each of N steps. A CANDIDATE is
+    trained in the plain way, too: does it train like TARGET?
     """
     if steps is not None:
         _refuse_other_than_steps(candidate)
-        return _steps(checking, TrainingOptions(steps, optimizer), variants, reporting, settings["timeout"])
+        return _steps(
+            checking,
+            TrainingOptions(steps, optimizer),
+            variants,
+            reporting,
+            timeout=settings["timeout"],
+            candidate=candidate,
+            renamed=renamed,
+            own_values=own_weights,
+        )
     for name in ("optimizer", "variants"):
         _refuse(name, "applies to training steps. Add --steps N.")
     if Path(checking.target).suffix.lower() in _MODEL_FILES:
@@ -153,14 +163,10 @@ def _candidate(
         ensure_files(each)
     with judging(reporting) as (allows, progress), users_code():
         from gradctl.commands.compare_candidate import compare_candidate
-        from gradctl.comparison.candidates.pairing import parse_map
         from gradctl.subject.inputs.example import Inputs
         from gradctl.subject.loading.load import load_subject, usable_device
 
-        try:
-            pairs = parse_map(renamed)
-        except ValueError as error:
-            raise click.UsageError(f"--map {error}") from error
+        pairs = _pairs(renamed)
         on, other = (each or checking.device for each in devices)
         reference = subject_from(dataclasses.replace(checking, device=other))
         candidate = load_subject(dataclasses.replace(own, device=on), Inputs(reference.args, reference.kwargs))
@@ -184,21 +190,35 @@ def _steps(
     training: TrainingOptions,
     variants: tuple[str, ...],
     reporting: ReportOptions,
+    *,
     timeout: float,
+    candidate: Path | None,
+    renamed: tuple[str, ...],
+    own_values: bool,
 ) -> int:
+    import dataclasses
+
     import msgspec
 
     from gradctl.isolation.protocol import UnitRequest
     from gradctl.isolation.units import start_units
 
-    ensure_files(checking)
-    chosen = list(dict.fromkeys(variants)) or _ALL_VARIANTS
+    own = dataclasses.replace(checking, target=str(candidate), input_specs=(), inputs_file=None, loss=None)
+    for each in (checking, *([own] if candidate is not None else ())):
+        ensure_files(each)
+    chosen = list(dict.fromkeys(variants)) or ([] if candidate is not None else _ALL_VARIANTS)
     apart = [each for each in chosen if each.partition(":")[0] in VARIANTS_IN_PROCESS]
     here = [each for each in chosen if each not in apart]
     with judging(reporting) as (allows, progress), users_code():
-        from gradctl.commands.compare_steps import compare_steps
+        from gradctl.commands.compare_steps import Candidate, compare_steps
+        from gradctl.subject.inputs.example import Inputs
+        from gradctl.subject.loading.load import load_subject
 
         subject = subject_from(checking)
+        other: Candidate | None = None
+        if candidate is not None:
+            loaded = load_subject(own, Inputs(subject.args, subject.kwargs))
+            other = {"candidate": loaded, "renamed": _pairs(renamed), "own_values": own_values}
         requests = [
             UnitRequest(
                 checking=checking,
@@ -214,12 +234,13 @@ def _steps(
         with start_units(requests) as wait:  # they run beside the variants that need no process of their own
             units = (
                 []
-                if not here
+                if not here and other is None
                 else compare_steps(
                     subject,
                     training.steps,
                     optimizer=training.optimizer,
                     variants=here,
+                    candidate=other,
                     is_named=bool(variants),
                     target=checking.target,
                     allows=allows,
@@ -229,15 +250,27 @@ def _steps(
             )
             progress(f"waiting for {', '.join(apart)}" if apart else "")
             units += [msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in wait(None)]
-    return emit_units(sorted(units, key=lambda unit: chosen.index(unit.form)), allows, checking, reporting)
+    order = {name: number for number, name in enumerate(chosen)}  # a candidate comes last
+    units.sort(key=lambda unit: order.get(unit.form, len(order)))
+    return emit_units(units, allows, checking, reporting)
+
+
+def _pairs(renamed: tuple[str, ...]) -> list[tuple[str, str]]:
+    from gradctl.comparison.candidates.pairing import parse_map
+
+    try:
+        return parse_map(renamed)
+    except ValueError as error:
+        raise click.UsageError(f"--map {error}") from error
 
 
 def _refuse_other_than_steps(candidate: Path | None) -> None:
     """Raise for an option that applies to forms, files or another target only."""
-    if candidate is not None:
-        raise click.UsageError(f"--steps compares variants of the step of one TARGET. Omit {candidate} or --steps.")
-    others = ("forms", "trust", "bisect", "repro", "sizes", "renamed", "own_weights")
-    for name in (*others, "candidate_device", "reference_device"):
+    if candidate is not None and candidate.suffix.lower() in _MODEL_FILES:
+        raise click.UsageError(f"--steps trains a TARGET, and {candidate} is a model file. Omit one of them.")
+    if candidate is None:
+        _refuse_pair_options(candidate)
+    for name in ("forms", "trust", "bisect", "repro", "sizes", "candidate_device", "reference_device"):
         _refuse(name, "does not apply to training steps. Omit one of it and --steps.")
 
 
