@@ -192,7 +192,7 @@ def _compare_steps(
     own_values: bool,
     **judgement: Any,
 ) -> list[Unit]:
-    from gradctl.commands.compare_steps import Candidate, compare_steps
+    from gradctl.commands.compare_steps import TrainedCandidate, compare_steps
     from gradctl.subject.loading.load import make_candidate
 
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -202,7 +202,7 @@ def _compare_steps(
     if candidate is None:
         return compare_steps(subject, steps, **settings)
     made = make_candidate(candidate, subject)
-    paired: Candidate = {"candidate": made, "renamed": _pairs(map), "own_values": own_values}
+    paired: TrainedCandidate = {"candidate": made, "renamed": _pairs(map), "own_values": own_values}
     with _left_as_it_was(made):
         return compare_steps(subject, steps, candidate=paired, **settings)
 

@@ -40,7 +40,7 @@ from gradctl.training.variant_comparison import VariantComparison
 from gradctl.training.variants.table import CannotApply
 
 
-class Candidate(TypedDict):
+class TrainedCandidate(TypedDict):
     """Another implementation, and how its parameters are paired (as ``pair`` takes them)."""
 
     candidate: Subject
@@ -54,7 +54,7 @@ def compare_steps(
     *,
     optimizer: str | Callable[[Sequence[Tensor]], Any] = "adamw",
     variants: Sequence[str | Callable[..., Any]] = (),
-    candidate: Candidate | None = None,
+    candidate: TrainedCandidate | None = None,
     is_named: bool | None = None,
     target: str | None = None,
     allows: Allows | Sequence[str] = (),

@@ -57,7 +57,7 @@ class Trainer:
         instance: the private copy; ``instance.model`` is the model.
         is_float64: whether the copy is in float64; if not, it is in the native dtype.
         call: called with a batch, in place of the model.
-        model: whose buffers are state of the run.
+        model: another one that is trained, whose buffers are state of the run; None: that of the instance.
         buffer_names: of buffers that have another name in the record; of a model with such, no others are recorded.
         parameters: the trained tensors by name, ``param:fc1.weight``; each has several tensors if it is tied.
         forward: from positional and keyword inputs to the loss.
@@ -82,7 +82,7 @@ class Trainer:
         self.recipe, self.instance, self.context, self.is_float64 = recipe, instance, context, is_float64
         instance.restore()  # not in run: it would put back what a variant has changed in modules
         self.call: Callable[..., Any] = instance.model
-        self.model: Any = instance.model
+        self.model: Any = None
         self.buffer_names: Mapping[str, str] | None = None
         self.parameters = trained(instance)
         self.forward: Callable[..., Tensor] = self.plain_forward
@@ -102,7 +102,7 @@ class Trainer:
     @property
     def module(self) -> nn.Module | None:
         """The model, if it is a module."""
-        return module_of(self.model)
+        return module_of(self.instance.model if self.model is None else self.model)
 
     @property
     def optimizer(self) -> Optimizer:

@@ -210,12 +210,12 @@ def _steps(
     apart = [each for each in chosen if each.partition(":")[0] in VARIANTS_IN_PROCESS]
     here = [each for each in chosen if each not in apart]
     with judging(reporting) as (allows, progress), users_code():
-        from gradctl.commands.compare_steps import Candidate, compare_steps
+        from gradctl.commands.compare_steps import TrainedCandidate, compare_steps
         from gradctl.subject.inputs.example import Inputs
         from gradctl.subject.loading.load import load_subject
 
         subject = subject_from(checking)
-        other: Candidate | None = None
+        other: TrainedCandidate | None = None
         if candidate is not None:
             loaded = load_subject(own, Inputs(subject.args, subject.kwargs))
             other = {"candidate": loaded, "renamed": _pairs(renamed), "own_values": own_values}
