@@ -112,7 +112,10 @@ def compare_elsewhere(snapshot: SnapshotFile, run: Run) -> list[TensorChange]:
     """
     precision: Precision = "native" if snapshot.header.float64_error is not None else "float64"
     limits = Limits(snapshot.tensors, snapshot.header)
-    wide = {key: tensor if tensor is None else _widened(tensor) for key, tensor in run.tensors.items()}
+    records = {(each.quantity, each.name): _of(each, precision) for each in snapshot.tensors}
+    wide = {
+        key: tensor if tensor is None else _converted(tensor, records.get(key)) for key, tensor in run.tensors.items()
+    }
     found = []
     for change in _changes_of(snapshot.tensors, precision, replace(run, tensors=wide), {}):
         tensor = run.tensors.get(change.key)
@@ -208,7 +211,9 @@ def _is_cancelled(each: Recorded) -> bool:
     return is_cancelled(record.norm, record.noise, getattr(torch, record.dtype))
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+def _converted(tensor: Tensor, record: TensorRecord | None) -> Tensor:
+    """Return a float tensor in the dtype of a record, any other as it is."""
+    if record is None or is_exact(record.dtype) or is_exact(dtype_name(tensor.dtype)):
         return tensor
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+    dtype: torch.dtype = getattr(torch, record.dtype)
+    return tensor.to(dtype) if tensor.is_complex() == dtype.is_complex else tensor

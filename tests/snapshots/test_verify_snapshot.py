@@ -190,6 +190,7 @@ def test_a_model_without_a_float64_run_is_compared_natively(tmp_path):
     taken = take(path, NativeOnly(5, 2))
     assert taken.content.header.float64_error == "AssertionError: a kernel for float32"
     assert verify(path, NativeOnly(5, 2)).verdict == "pass"
+    assert verify(path, NativeOnly(5, 2), dtype="f32").verdict == "pass"
     model = NativeOnly(5, 2)
     model.weight.register_hook(lambda gradient: gradient * 1.0001)
     assert errors(verify(path, model)) == [("GC311", "param:weight")]
