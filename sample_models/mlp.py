@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class MLP(nn.Module):
@@ -28,3 +29,8 @@ def make_model() -> MLP:
 
 def example_inputs() -> tuple[Tensor]:
     return (torch.randn(8, 32, generator=torch.Generator().manual_seed(1)),)
+
+
+def cross_entropy(logits: Tensor) -> Tensor:
+    """Return a loss for ``--loss cross_entropy``: the classes are 0, 1, 2 … in the order of the batch."""
+    return functional.cross_entropy(logits, torch.arange(logits.shape[0]) % logits.shape[1])

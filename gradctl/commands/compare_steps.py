@@ -21,7 +21,7 @@ from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import NothingToCheck, TargetError, is_out_of_memory
 from gradctl.core.findings import Unit
-from gradctl.core.training import Training
+from gradctl.forms.form import CannotCapture
 from gradctl.gradients.baseline import Baseline, run_native
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.subject.frames import first_line, user_frames
@@ -35,9 +35,12 @@ from gradctl.training.optimizers import OptimizerChoice, optimizer_choice
 from gradctl.training.plain_runs import PlainRuns
 from gradctl.training.recipe import TrainingRecipe, trained
 from gradctl.training.step_causes import explain_steps
-from gradctl.training.step_findings import step_findings, step_rows
+from gradctl.training.step_findings import step_findings, step_rows, summarise_training
+from gradctl.training.trainer import Trainer
 from gradctl.training.variant_comparison import VariantComparison
 from gradctl.training.variants.table import CannotApply
+
+_UNREPEATED = "the model differs from itself when run twice from the same seed"
 
 
 class TrainedCandidate(TypedDict):
@@ -103,6 +106,32 @@ def compare_steps(
     return units
 
 
+@contextmanager
+def plain_runs(
+    subject: Subject,
+    steps: int,
+    optimizer: str | Callable[[Sequence[Tensor]], Any],
+    alter: Callable[[Trainer], None],
+) -> Iterator[PlainRuns]:
+    """Provide the plain steps of a model, to be run inside; ``alter`` changes them.
+
+    Raises:
+        CannotCapture: the model differs from itself.
+        TargetError, NothingToCheck: as ``compare_steps``.
+    """
+    made_by = optimizer_choice(optimizer)
+    with _silenced():
+        baseline = _baseline(subject)
+        try:
+            if baseline is not None and baseline.unrepeated:
+                raise CannotCapture(_UNREPEATED)
+            training = _Training(subject, baseline, steps, made_by, allows=Allows(()), fail_on="error")
+            yield PlainRuns(training.recipe, steps, alter)
+        finally:
+            if baseline is not None:
+                baseline.kept.put_back()
+
+
 class _Training:
     """The plain step of one model, with which variants are compared."""
 
@@ -133,8 +162,7 @@ class _Training:
         """Return the verdict on one variant."""
         start = time.perf_counter()
         if self.baseline is not None and self.baseline.unrepeated:
-            reason = "the model differs from itself when run twice from the same seed"
-            return self._open(variant.name, reason, start)
+            return self._open(variant.name, _UNREPEATED, start)
         with unexplained() as failures:
             own = variant.alter_plain()
             runs = self.runs if own is None else PlainRuns(self.recipe, self.steps, own)
@@ -150,13 +178,6 @@ class _Training:
             found, rows = step_findings(compared), step_rows(compared)
             with explaining(f"why {variant.name} differs"):
                 found = explain_steps(found, compared)
-        first = compared.failing
-        training = Training(
-            steps=plain,
-            optimizer=self.recipe.optimizer.name,
-            loss=runs.loss,
-            first_difference=first.steps if first is not None else None,
-        )
         return make_unit(
             self.subject.target,
             variant.name,
@@ -168,7 +189,7 @@ class _Training:
             reason="; ".join(compared.notes) or None,
             details=failures.details(),
             seconds=time.perf_counter() - start,
-            training=training,
+            training=summarise_training(compared, plain),
         )
 
     def _plain(self, runs: PlainRuns) -> int | str:

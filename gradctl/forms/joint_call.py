@@ -25,7 +25,6 @@ from gradctl.forms.silence import silenced
 from gradctl.joint.capture import Joint, joint_program
 from gradctl.joint.export_error import JointExportError, raised_by
 from gradctl.joint.random_inputs import RandomInput, RandomInputs
-from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.signature import module_of
@@ -44,8 +43,8 @@ class JointRuntime:
     run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
-def capture_joint(instance: Instance, dynamic: Dynamic | None = None, wrt: Sequence[str] = ("*",)) -> Joint:
-    """Return forward and backward of a model in one program; arguments as ``joint_program``.
+def capture_joint(instance: Instance, **options: Any) -> Joint:
+    """Return forward and backward of a model in one program; options as of ``joint_program``.
 
     Raises:
         CannotCapture: the model cannot be traced.
@@ -53,7 +52,7 @@ def capture_joint(instance: Instance, dynamic: Dynamic | None = None, wrt: Seque
     """
     try:
         with silenced():
-            return joint_program(instance, dynamic=dynamic, wrt=wrt)
+            return joint_program(instance, **options)
     except JointExportError as refusal:
         raise CannotCapture(str(refusal)) from refusal
     except TargetError:
@@ -96,7 +95,7 @@ def wrap_runtime(form: str, runtime: JointRuntime, instance: Instance, where: st
     instance.restore()
     args, kwargs = instance.inputs()
     try:
-        structure, draws = _run_eagerly(instance, args, kwargs)
+        structure, draws = run_eagerly(instance, args, kwargs)
     except JointExportError as refusal:
         raise TargetError("GC141", f"{where} is not a joint graph of {instance.subject.target}: {refusal}") from refusal
     module = module_of(instance.model)
@@ -135,7 +134,7 @@ def _tensors_by_output(structure: Any) -> dict[str, Tensor]:
     return {output_name(path): leaf for path, leaf in leaves(structure) if isinstance(leaf, Tensor)}
 
 
-def _run_eagerly(instance: Instance, args: Any, kwargs: Any) -> tuple[Any, dict[str, RandomInput]]:
+def run_eagerly(instance: Instance, args: Any, kwargs: Any) -> tuple[Any, dict[str, RandomInput]]:
     """Return the output of a model and its random numbers; its state is restored."""
     with instance.preserve_leaves(), fork_rng(devices=()), RandomInputs(instance.model) as draws, torch.enable_grad():
         value = instance.model(*args, **kwargs)  # with gradients enabled: a model may compute gradients inside
@@ -182,7 +181,7 @@ class _Call:
         sizes = tuple(each.shape for each in given.values())
         if sizes not in self.at_sizes:
             now = {name: buffer.detach().clone() for name, buffer in self.buffers.items()}
-            value, draws = _run_eagerly(self.instance, args, kwargs)
+            value, draws = run_eagerly(self.instance, args, kwargs)
             with torch.no_grad():
                 for name, buffer in now.items():
                     self.buffers[name].copy_(buffer)

@@ -38,6 +38,7 @@ from gradctl.joint.decompositions.losses import fake_ctc_loss
 from gradctl.joint.dynamic_shapes import exported_axes, free_sizes, named_axes, with_sizes
 from gradctl.joint.export_error import JointExportError
 from gradctl.joint.joint_program import exported_program
+from gradctl.joint.optimizer_update import NEXT, OptimizerUpdate
 from gradctl.joint.provenance import place_of, places_by_operator
 from gradctl.joint.random_inputs import Distribution, RandomInput
 from gradctl.joint.slice_gradients import join_parts
@@ -72,21 +73,28 @@ class Joint:
     axes: Mapping[str, Mapping[int, str]]  # names of symbolic sizes, by input and axis
 
 
-def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Sequence[str] = ("*",)) -> Joint:
+def joint_program(
+    instance: Instance,
+    *,
+    dynamic: Dynamic | None = None,
+    wrt: Sequence[str] = ("*",),
+    update: OptimizerUpdate | None = None,
+) -> Joint:
     """Return forward and backward of a model in one program.
 
     Args:
         instance: a private copy, with its hooks.
         dynamic: symbolic sizes, by input and axis; all others are fixed to those of the inputs.
         wrt: leaves to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
+        update: the step of an optimizer on the gradients of a loss, which takes the place of the cotangents.
 
     Raises:
         JointExportError: there is no gradient, or a step of the model is not the same in every call.
         TargetError: GC104 if ``dynamic`` or ``wrt`` names an unknown input.
         Exception: whatever tracing and the user's model raise.
     """
-    step, dynamic = TrainingStep(instance, wrt), dynamic or {}
-    if not step.cotangents:
+    step, dynamic = TrainingStep(instance, wrt, update), dynamic or {}
+    if not step.is_differentiable:
         raise JointExportError("no output requires a gradient.")
     _ensure_distinct(step.names)
     by_leaf(instance.subject.model, step.args, step.kwargs, dynamic, lambda axes: axes)  # refuses unknown inputs
@@ -111,7 +119,7 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         )(*fakes)
     instance.restore()
     _ensure_distinct([*step.names, *found.outputs, *found.gradients, *found.updated])
-    if not found.gradients:
+    if not found.gradients and update is None:
         raise JointExportError(f"no output depends on {' '.join(wrt)}.")
     _remove_operators_without_effect(graph)
     _rename_inputs(graph, step.names)
@@ -123,8 +131,8 @@ def joint_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: Se
         program,
         tuple(step.names),
         (*found.outputs, *found.gradients, *found.updated),
-        {**step.parameters, **step.buffers},
-        tuple(name for name in step.buffers if f"updated.{name}" not in found.updated),
+        {**step.parameters, **step.buffers, **step.optimizer_state},
+        tuple(name for name in step.buffers if not {f"updated.{name}", f"{NEXT}{name}"} & set(found.updated)),
         {name: with_sizes(draw.distribution, sizes) for name, draw in draws.items()},
         places_by_operator(graph),
         {name: named_axes(fake, sizes) for name, fake in named.items()},

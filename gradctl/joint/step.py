@@ -20,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
 from gradctl.joint.export_error import JointExportError
+from gradctl.joint.optimizer_update import NEXT, OptimizerUpdate
 from gradctl.joint.provenance import Places
 from gradctl.joint.random_inputs import RandomInput, RandomInputs, forbid_other_generators
 from gradctl.joint.recurrent import ScannedLayers
@@ -31,6 +32,7 @@ from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
 _Result = TypeVar("_Result")
+_Results = tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]  # outputs, gradients, updates by name
 
 _FEW = 8  # names that a message lists
 
@@ -58,8 +60,8 @@ class _Traced:
 class TrainingStep:
     """Forward and backward of a model as a function of flat tensors; the model of the private copy is run once."""
 
-    def __init__(self, instance: Instance, wrt: Sequence[str] = ("*",)) -> None:
-        self.instance, self.wrt = instance, wrt
+    def __init__(self, instance: Instance, wrt: Sequence[str] = ("*",), update: OptimizerUpdate | None = None) -> None:
+        self.instance, self.wrt, self.update = instance, wrt, update
         self.model, self.places = _Model(instance.model), Places()
         module = module_of(instance.model)
         self.parameters = dict(module.named_parameters()) if module is not None else {}
@@ -75,7 +77,9 @@ class TrainingStep:
             # BatchNorm writes its running statistics without counting up their version.
             self.written = {name for name, value in state.items() if not same_values(value, before[name])}
         self.random_inputs = draws.by_name
-        self.cotangents = {name: torch.randn_like(value) for name, value in named if value.requires_grad}
+        self.is_differentiable = any(value.requires_grad for _, value in named)
+        self.cotangents = {name: torch.randn_like(value) for name, value in named if value.requires_grad and not update}
+        self.optimizer_state = update.state(self.parameters) if update is not None else {}
         instance.restore()
         self.args, self.kwargs = instance.inputs()
         inputs = input_names(instance.subject.model, self.args, self.kwargs)
@@ -86,14 +90,15 @@ class TrainingStep:
     def names(self) -> list[str]:
         """Return the names of the inputs."""
         cotangents = [f"grad_{name}" for name in self.cotangents]
-        return [*self.parameters, *self.buffers, *self.given, *self.random_inputs, *cotangents]
+        state = (*self.parameters, *self.buffers, *self.optimizer_state)
+        return [*state, *self.given, *self.random_inputs, *cotangents]
 
     @property
     def tensors(self) -> list[Tensor]:
         """Return the current inputs."""
         drawn = [draw.again() for draw in self.random_inputs.values()]
-        state = (*self.parameters.values(), *self.buffers.values(), *self.given.values())
-        values = (*state, *drawn, *self.cotangents.values())
+        state = {**self.parameters, **self.buffers, **self.optimizer_state, **self.given}
+        values = (*state.values(), *drawn, *self.cotangents.values())
         return [value.detach().clone(memory_format=torch.contiguous_format) for value in values]
 
     def __call__(self, *flat: Tensor) -> list[Tensor]:
@@ -109,6 +114,9 @@ class TrainingStep:
                 gradients = self._gradients(outputs, wanted, values)
                 updated = _updated(model, kept, self.written)
                 updated |= {f"updated.{name}": leaf for name, leaf in weights.items() if name in self.written}
+                if self.update is not None:
+                    found = self._next(self.update, weights, values, (outputs, gradients, updated))
+                    outputs, gradients, updated = found
                 self.traced = _Traced(list(outputs), list(gradients), list(updated))
                 results = (*outputs.values(), *gradients.values(), *updated.values())
                 return [each.detach().clone() for each in results]
@@ -160,9 +168,24 @@ class TrainingStep:
         wanted = self._differentiated(leaves_by_name)
         roots = [outputs[name] for name in self.cotangents]
         cotangents = [values[f"grad_{name}"] for name in self.cotangents]
+        if self.update is not None:
+            roots, cotangents = [outputs[self.update.loss]], [torch.ones_like(outputs[self.update.loss])]
         # As in training: reentrant checkpoints reject autograd.grad.
         torch.autograd.backward(roots, cotangents)
         return {f"grad.{name}": leaf.grad for name, leaf in wanted.items() if leaf.grad is not None}
+
+    def _next(
+        self, update: OptimizerUpdate, weights: Mapping[str, Tensor], values: Mapping[str, Tensor], found: _Results
+    ) -> _Results:
+        """Return the loss, the gradients if they are outputs, and the next parameters, state and buffers."""
+        outputs, gradients, updated = found
+        own: Mapping[str, Tensor] = {name: gradients[f"grad.{name}"] for each in update.groups for name in each.names}
+        with torch.no_grad():
+            own = update.clip(own)
+            following = update({name: weights[name] for name in own}, own, values)
+        buffers = {f"{NEXT}{name.removeprefix('updated.')}": each for name, each in updated.items()}
+        kept = {f"grad.{name}": each for name, each in own.items()} if update.keeps_gradients else {}
+        return {"loss": outputs[update.loss]}, kept, {**buffers, **following}
 
     def _differentiated(self, leaves_by_name: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the leaves that ``wrt`` names and that require a gradient.

@@ -136,8 +136,7 @@ class StepComparison:
             return StepDifference(key, number, shape, dtype, 0.0 if torch.equal(plain, found) else math.inf, 0.0)
         cancelled = is_zero_by_cancellation(step, key)
         scale, noise = step.scales[key], step.noise.get(key, 0.0)
-        # The sign of an element near zero decides a whole step of Adam: in a narrower dtype, gradients are the test.
-        if cancelled or (self.rounding is not None and key[0] == "buffer"):
+        if cancelled:
             scale = max(scale, step.neighbours[kind_of(key)])
         dtype_here = self._dtype_of(plain)
         tolerance = repetition_tolerance(scale, noise, dtype_here)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradctl.core.findings import Finding, Location, TensorResult, note
 from gradctl.core.names import TensorVerdict
 from gradctl.core.numbers import number
+from gradctl.core.training import Training
 from gradctl.gradients.gradient_findings import location
 from gradctl.subject.frames import first_line
 from gradctl.subject.signature import module_of
@@ -36,6 +37,17 @@ def step_findings(compared: VariantComparison) -> list[Finding]:
     if compared.flipped is not None:
         found.append(_flipped(name, compared.flipped))
     return found
+
+
+def summarise_training(compared: VariantComparison, steps: int) -> Training:
+    """Return what was compared, of ``steps`` plain ones."""
+    first = compared.failing
+    return Training(
+        steps=steps,
+        optimizer=compared.runs.recipe.optimizer.name,
+        loss=compared.runs.loss,
+        first_difference=first.steps if first is not None else None,
+    )
 
 
 def step_rows(compared: VariantComparison) -> list[TensorResult]:

@@ -11,6 +11,7 @@ from gradctl.cli.help import HelpfulCommand, choice_option, option, output_optio
 from gradctl.cli.options import dynamic_option, target_options
 from gradctl.cli.reporting import ReportOptions, report_options
 from gradctl.cli.written import keep_unverified_option, write_and_emit
+from gradctl.core.names import OPTIMIZERS
 from gradctl.core.target_options import TargetOptions
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ _WRT = (
     "repeated.  [default: all]"
 )
 _FREEZE = "Make parameters constants of the graph, not inputs; with --graph joint."
+_GRAPHS = ("forward", "joint", "train-step")
+_STEP = "Training steps"
+_OPTIMIZER = f"Optimizer: {', '.join(OPTIMIZERS)}, or FILE:FACTORY.  [default: {OPTIMIZERS[0]}]"
+_CLIP = "Clip the norm of all gradients together to X.  [default: no limit]"
+_GRADIENTS = "Return the gradients, too."
 _OPSET = "Version of ONNX's operators.  [default: torch's]"
 
 
@@ -37,10 +43,13 @@ _OPSET = "Version of ONNX's operators.  [default: torch's]"
 @output_option(
     "FILE", "File to write: .onnx, or .pt2 with --graph joint. Weights above 2 GiB are written to FILE.data beside it."
 )
-@choice_option("--graph", "GRAPH", ("forward", "joint"), "Graph to export, without or with gradients", heading=_CAPTURE)
+@choice_option("--graph", "GRAPH", _GRAPHS, "Graph to export", heading=_CAPTURE)
 @option("--wrt", heading=_CAPTURE, metavar="GLOB", multiple=True, help=_WRT)
 @option("--freeze", heading=_CAPTURE, is_flag=True, help=_FREEZE)
 @option("--opset", heading=_CAPTURE, metavar="N", type=click.IntRange(min=1), help=_OPSET)
+@option("--optimizer", heading=_STEP, metavar="NAME", help=_OPTIMIZER)
+@option("--clip-norm", heading=_STEP, metavar="X", type=click.FloatRange(min=0, min_open=True), help=_CLIP)
+@option("--with-gradients", heading=_STEP, is_flag=True, help=_GRADIENTS)
 @dynamic_option()
 @keep_unverified_option
 @report_options
@@ -52,6 +61,9 @@ def export(
     graph: str,
     wrt: tuple[str, ...],
     freeze: bool,
+    optimizer: str | None,
+    clip_norm: float | None,
+    with_gradients: bool,
     **options: Any,
 ) -> int:
     """Export TARGET to a verified ONNX file.
@@ -64,11 +76,22 @@ def export(
     (fc1.weight), inputs (input.x) and the gradients of the loss with respect to the outputs (grad_output); its outputs
     are outputs, gradients (grad.fc1.weight, grad.input.x) and the buffers that the forward pass changes
     (updated.bn.running_mean). With --loss, the loss is part of the graph, and its output is that scalar.
+
+    With --graph train-step the graph makes a whole training step on --loss, or on the loss that the model returns: its
+    inputs are parameters, optimizer state (exp_avg.fc1.weight), step, learning_rate and a batch; its outputs are loss
+    and the next value of each (next.fc1.weight). FILE.safetensors has the first state. 20 steps are compared with
+    torch.optim. --wrt selects the parameters to train; all others are constants.
     """
-    _ensure_applicable(output, graph, {"--wrt": wrt, "--freeze": freeze, "--opset": options["opset"]})
+    step = {"--optimizer": optimizer, "--clip-norm": clip_norm, "--with-gradients": with_gradients}
+    _ensure_applicable(output, graph, {"--wrt": wrt, "--freeze": freeze, "--opset": options["opset"], **step})
+    if graph != "forward":
+        options.update(wrt=wrt or ("*",))
     if graph == "joint":
-        options.update(wrt=wrt or ("*",), frozen=freeze)
-    return write_and_emit(_joint if graph == "joint" else _forward, output, checking, reporting, **options)
+        options.update(frozen=freeze)
+    if graph == "train-step":
+        options.update(optimizer=optimizer or OPTIMIZERS[0], clip_norm=clip_norm, keeps_gradients=with_gradients)
+    writers = {"forward": _forward, "joint": _joint, "train-step": _train_step}
+    return write_and_emit(writers[graph], output, checking, reporting, **options)
 
 
 def _ensure_applicable(output: Path, graph: str, given: dict[str, Any]) -> None:
@@ -76,12 +99,19 @@ def _ensure_applicable(output: Path, graph: str, given: dict[str, Any]) -> None:
     kind = output.suffix.lower(), graph
     if kind[0] != ".onnx" and kind != (".pt2", "joint"):
         raise click.UsageError(f"{output}: export writes .onnx, and .pt2 with --graph joint.")
-    names, condition = ("--freeze", "--opset"), "an .onnx file, not to .pt2"
+    refused: dict[str, tuple[str, ...]] = {}
+    if kind[0] == ".pt2":
+        refused["an .onnx file, not to .pt2"] = ("--freeze", "--opset")
     if graph == "forward":
-        names, condition = ("--wrt", "--freeze"), "--graph joint: a forward graph has no gradients"
-    for name in () if kind == (".onnx", "joint") else names:
-        if given[name]:
-            raise click.UsageError(f"{name} applies to {condition}.")
+        refused["--graph joint and train-step: a forward graph has no gradients"] = ("--wrt",)
+    if graph != "joint":
+        refused[f"--graph joint, not to {graph}"] = ("--freeze",)
+    if graph != "train-step":
+        refused["--graph train-step"] = ("--optimizer", "--clip-norm", "--with-gradients")
+    for condition, names in refused.items():
+        for name in names:
+            if given[name]:
+                raise click.UsageError(f"{name} applies to {condition}.")
 
 
 def _forward(subject: Subject, *args: Any, **options: Any) -> Written:
@@ -100,3 +130,9 @@ def _joint(*args: Any, **options: Any) -> Written:
     from gradctl.commands.export import export_joint
 
     return export_joint(*args, **options)
+
+
+def _train_step(*args: Any, **options: Any) -> Written:
+    from gradctl.commands.export_train_step import export_train_step
+
+    return export_train_step(*args, **options)

@@ -55,7 +55,7 @@ def export_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: S
         TargetError: GC104 if ``dynamic`` or ``wrt`` has an unknown name.
     """
     start = perf_counter()
-    joint = capture_joint(instance, dynamic, wrt)
+    joint = capture_joint(instance, dynamic=dynamic, wrt=wrt)
     draws = {name: dict(draw) for name, draw in joint.random_inputs.items()}
     artifact = Names(inputs=joint.inputs, outputs=joint.outputs, draws=draws), joint.program
     return Captured("export-joint", not_called, seconds=perf_counter() - start, artifact=artifact)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from time import perf_counter
 
 import onnx_ir as ir
@@ -17,6 +17,7 @@ from gradctl.forms.onnx.forward import convert, name_ports, run_from_file
 from gradctl.forms.onnx.lowering import optimize, skip_decompositions
 from gradctl.forms.reasons import reason_of
 from gradctl.joint.capture import Joint
+from gradctl.joint.optimizer_update import LEARNING_RATE, NEXT, OptimizerUpdate
 from gradctl.onnxio.onnx_file import OnnxFile, session
 from gradctl.onnxio.session import run
 from gradctl.onnxio.validation import nodes
@@ -51,6 +52,7 @@ def export_graph(
     dynamic: Dynamic | None = None,
     frozen: bool = False,
     wrt: Sequence[str] = ("*",),
+    update: OptimizerUpdate | None = None,
 ) -> Captured:
     """Return the joint graph in memory as a form that cannot be called yet; its artifact is an ``ir.Model``.
 
@@ -60,20 +62,25 @@ def export_graph(
         dynamic: symbolic sizes, by input and axis.
         frozen: whether parameters are initializers, not inputs.
         wrt: the leaves to differentiate with respect to, globs of ``param:fc1.weight`` and ``input:x``.
+        update: the step of an optimizer, which the graph makes, too; its other parameters are initializers.
 
     Raises:
         CannotCapture: the model cannot be traced, or the exporter has no conversion for an operator of its backward.
         TargetError: GC104 if ``dynamic`` names an unknown input or axis.
     """
     start = perf_counter()
-    joint = capture_joint(instance, dynamic, wrt)
+    joint = capture_joint(instance, dynamic=dynamic, wrt=wrt, update=update)
     _ensure_numpy_dtypes(joint)
+    changed = {name.removeprefix(NEXT) for name in joint.outputs}
+    is_constant = frozen or update is not None
+    constants = {*joint.constants, *(name for name in joint.values if is_constant and name not in changed)}
+    constants -= {LEARNING_RATE} if update is not None else set()
 
     def graph_of(program: torch.export.ExportedProgram) -> ir.Model:
         return convert(
             program,
             opset,
-            lambda found: _name(found, joint, frozen=frozen),
+            lambda found: _name(found, joint, constants),
             lambda error: _refusal(error, joint),
             lambda found: optimize(found.model),
         )
@@ -137,15 +144,14 @@ def _refusal(error: BaseException, joint: Joint) -> str:
     return f"ONNX has no operator for {name}{place}: {instead}."
 
 
-def _name(program: torch.onnx.ONNXProgram, joint: Joint, *, frozen: bool) -> None:
-    """Name inputs, outputs and symbolic sizes, and turn constant inputs into initializers.
+def _name(program: torch.onnx.ONNXProgram, joint: Joint, constants: Collection[str]) -> None:
+    """Name inputs, outputs and symbolic sizes, and turn the inputs in ``constants`` into initializers.
 
     The metadata of the model describe the random inputs: ``random.dropout``, with its distribution as JSON.
     """
     program.model.metadata_props.update({name: json.dumps(draw) for name, draw in joint.random_inputs.items()})
     name_ports(program, joint.inputs, joint.outputs, joint.axes)
     graph = program.model.graph
-    constants = {*joint.constants, *(joint.values if frozen else ())}
     for value in [each for each in graph.inputs if each.name in constants]:
         assert value.name is not None
         tensor = joint.values[value.name].detach().cpu().contiguous()

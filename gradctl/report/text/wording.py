@@ -356,8 +356,11 @@ def _agreement(unit: Unit) -> str:
     if unit.tensors and all(tensor.verdict in NOT_JUDGED for tensor in unit.tensors):
         return f"no gradient is large enough to compare{end}"
     quantities = {tensor.quantity for tensor in unit.tensors}
-    quantity = "gradient" if "gradient" in quantities else "output"
-    counts = Counter(_HOW.get(tensor.verdict, "apart") for tensor in unit.tensors if tensor.quantity == quantity)
+    # A training step in a file need not return its gradients: then loss, parameters and state are counted.
+    is_state = unit.training is not None and "gradient" not in quantities
+    quantity = "tensor" if is_state else "gradient" if "gradient" in quantities else "output"
+    compared = [tensor for tensor in unit.tensors if is_state or tensor.quantity == quantity]
+    counts = Counter(_HOW.get(tensor.verdict, "apart") for tensor in compared)
     if unit.form == _SNAPSHOT:
         counts["changed"] = counts.pop("wrong", 0)
     agreeing = counts[""]

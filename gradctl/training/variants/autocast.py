@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradctl.core.errors import is_out_of_memory
-from gradctl.subject.frames import first_line
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.state import State
 from gradctl.training.trainer import Trainer
-from gradctl.training.variants.table import AUTOCAST_DTYPES, CannotApply
+from gradctl.training.variants.table import AUTOCAST_DTYPES
 
 # ``GradScaler`` starts at 2**16 and halves the scale at each overflow: at 2**-8 it has overflowed in the forward.
 _ATTEMPTS = 24
@@ -30,9 +28,6 @@ def alter(trainer: Trainer, argument: str | None) -> None:
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         with torch.autocast(device, dtype):
             outputs = trainer.outputs(*args, **kwargs)
-        for name, output in outputs.items():
-            if output.dtype == dtype and bool((output.isnan() | output.isposinf()).any()):
-                _note(trainer, f"{name} is NaN or infinite in {str(dtype).removeprefix('torch.')}")
         # What is summed with random weights is no part of the model.
         wide = {name: t.float() if t.dtype == dtype else t for name, t in outputs.items()}
         return trainer.loss_of(wide if trainer.recipe.loss_name(outputs) is None else outputs)
@@ -40,17 +35,6 @@ def alter(trainer: Trainer, argument: str | None) -> None:
     trainer.forward = forward
     if dtype == torch.float16:
         _scale(trainer, device)
-    step = trainer.step
-
-    def checked(*args: Any, **kwargs: Any) -> Tensor | None:
-        try:
-            return step(*args, **kwargs)
-        except Exception as error:  # of the model, which may not be made for two dtypes
-            if is_out_of_memory(error):
-                raise
-            raise CannotApply(f"the model raises under autocast: {first_line(error)}.") from error
-
-    trainer.step = checked
 
 
 def _scale(trainer: Trainer, device: str) -> None:
@@ -79,17 +63,11 @@ def _scale(trainer: Trainer, device: str) -> None:
                 break
             state.restore()
         if updates == before:
-            _note(trainer, f"GradScaler skips step {trainer.number + 1} at each scale from {scale:g} down")
+            trainer.notes[:] = [f"GradScaler skips step {trainer.number + 1} at each scale from {scale:g} down"]
             trainer.record_update()
         elif scaler.get_scale() < scale:
-            _note(trainer, f"GradScaler skipped steps down to a scale of {scaler.get_scale():g}")
+            trainer.notes[:] = [f"GradScaler skipped steps down to a scale of {scaler.get_scale():g}"]
         return loss
 
     trainer.optimizer.register_step_pre_hook(counted)
     trainer.backward, trainer.update, trainer.step = backward, update, step
-
-
-def _note(trainer: Trainer, text: str) -> None:
-    """Add a note; of several that begin alike, the last is kept."""
-    begin = text[: len("GradScaler skip")]
-    trainer.notes[:] = [*(each for each in trainer.notes if not each.startswith(begin)), text]

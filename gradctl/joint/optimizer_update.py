@@ -1,0 +1,179 @@
+"""The update of SGD, Adam and AdamW as a function of tensors: what ``torch.optim`` does in one step, for a graph.
+
+The operations and their order are those of ``torch.optim`` (``_single_tensor_sgd``, ``_single_tensor_adam``), so that
+rounding is nearly the same. The bias corrections of Adam are computed in float64, as Python computes them there: in
+float32, ``1 - 0.999 ** step`` is off by 6e-5 at the first step.
+
+Inputs beside the parameters: ``step``, how many steps were made; ``learning_rate`` of the first group, to which the
+others are proportional; the state, ``exp_avg.fc1.weight``. Outputs: ``next.fc1.weight``, ``next.exp_avg.fc1.weight``,
+``next.step``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+from gradctl.joint.export_error import JointExportError
+
+STEP, LEARNING_RATE, NEXT = "step", "learning_rate", "next."
+_CLIP_EPSILON = 1e-6  # of torch.nn.utils.clip_grad_norm_
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Parameters with common hyperparameters: names, and the options of ``torch.optim``."""
+
+    names: tuple[str, ...]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OptimizerUpdate:
+    """One step of an optimizer.
+
+    Attributes:
+        loss: name of the output that is minimised, a scalar.
+        is_adam: whether the rule is that of Adam and AdamW; if not, that of SGD.
+        groups: of the parameters that have a gradient.
+        clip_norm: the largest norm of all gradients together; None: they are not clipped.
+        keeps_gradients: whether the gradients are outputs, too.
+    """
+
+    loss: str
+    is_adam: bool
+    groups: Sequence[Group]
+    clip_norm: float | None = None
+    keeps_gradients: bool = False
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, names: Mapping[int, str], loss: str, **attributes: Any) -> OptimizerUpdate:
+        """Return the update of an optimizer.
+
+        Args:
+            optimizer: of ``torch.optim``.
+            names: of the parameters that have a gradient, by identity; torch updates no others.
+            loss, attributes: see the attributes.
+
+        Raises:
+            JointExportError: it is none of SGD, Adam and AdamW.
+        """
+        # A class derived from these may do anything in its step; AdamW itself is derived from Adam.
+        if type(optimizer) not in (SGD, Adam, torch.optim.AdamW):
+            raise JointExportError(f"the optimizer {type(optimizer).__name__} has no graph: use SGD, Adam or AdamW.")
+        groups = [
+            Group(tuple(names[id(each)] for each in group["params"] if id(each) in names), _plain(group))
+            for group in optimizer.param_groups
+        ]
+        return cls(loss, isinstance(optimizer, Adam), [group for group in groups if group.names], **attributes)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the first group."""
+        return float(self.groups[0].options["lr"])
+
+    def state(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the state before the first step, and the learning rate, by name; scalars have no axes."""
+        found: dict[str, Tensor] = {
+            f"{key}.{name}": torch.zeros_like(parameters[name], memory_format=torch.contiguous_format)
+            for group in self.groups
+            for name in group.names
+            for key in self._keys(group)
+        }
+        dtype = next((parameters[name].dtype for group in self.groups for name in group.names), torch.float32)
+        return {STEP: torch.tensor(0), LEARNING_RATE: torch.tensor(self.learning_rate, dtype=dtype), **found}
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return the next parameters and the next state by name, ``next.fc1.weight``, for clipped gradients."""
+        step = state[STEP] + 1
+        found = {}
+        for group in self.groups:
+            ratio = float(group.options["lr"]) / self.learning_rate if self.learning_rate else 1.0
+            rate = state[LEARNING_RATE] * ratio if ratio != 1 else state[LEARNING_RATE]
+            for name in group.names:
+                own = {key: state[f"{key}.{name}"] for key in self._keys(group)}
+                gradient = -gradients[name] if group.options["maximize"] else gradients[name]
+                update = _adam if self.is_adam else _sgd
+                parameter, now = update(parameters[name], gradient, own, _Scalars(step, rate, group.options))
+                found[f"{NEXT}{name}"] = parameter
+                found |= {f"{NEXT}{key}.{name}": each for key, each in now.items()}
+        return {**found, f"{NEXT}{STEP}": step}
+
+    def clip(self, gradients: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the gradients as ``torch.nn.utils.clip_grad_norm_`` leaves them; as they are without ``clip_norm``."""
+        if self.clip_norm is None:
+            return gradients
+        total = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in gradients.values()]))
+        factor = torch.clamp(self.clip_norm / (total + _CLIP_EPSILON), max=1.0)
+        return {name: each * factor.to(each.dtype) for name, each in gradients.items()}
+
+    def _keys(self, group: Group) -> tuple[str, ...]:
+        if not self.is_adam:
+            return ("momentum_buffer",) if group.options["momentum"] else ()
+        return ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group.options["amsgrad"] else []))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scalars:
+    """What all elements of a group have in common: the number of the step, from 1, learning rate, hyperparameters."""
+
+    step: Tensor
+    rate: Tensor
+    options: Mapping[str, Any]
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a group as numbers: a learning rate may be a tensor."""
+    options = {key: value for key, value in group.items() if key != "params"}
+    return {key: float(value) if isinstance(value, Tensor) else value for key, value in options.items()}
+
+
+def _sgd(
+    parameter: Tensor, gradient: Tensor, state: Mapping[str, Tensor], scalars: _Scalars
+) -> tuple[Tensor, dict[str, Tensor]]:
+    options = scalars.options
+    if options["weight_decay"]:
+        gradient = gradient.add(parameter, alpha=options["weight_decay"])
+    now = {}
+    if options["momentum"]:
+        buffer = state["momentum_buffer"] * options["momentum"] + gradient * (1 - options["dampening"])
+        if options["dampening"]:  # the first gradient is not dampened
+            buffer = torch.where(scalars.step == 1, gradient, buffer)
+        now = {"momentum_buffer": buffer}
+        gradient = gradient + buffer * options["momentum"] if options["nesterov"] else buffer
+    return parameter - scalars.rate * gradient, now
+
+
+def _adam(
+    parameter: Tensor, gradient: Tensor, state: Mapping[str, Tensor], scalars: _Scalars
+) -> tuple[Tensor, dict[str, Tensor]]:
+    options = scalars.options
+    beta1, beta2 = map(float, options["betas"])
+    if options["weight_decay"] and options["decoupled_weight_decay"]:
+        parameter = parameter * (1 - scalars.rate * options["weight_decay"])
+    elif options["weight_decay"]:
+        gradient = gradient.add(parameter, alpha=options["weight_decay"])
+    first = state["exp_avg"] + (gradient - state["exp_avg"]) * (1 - beta1)
+    second = state["exp_avg_sq"] * beta2 + gradient * gradient * (1 - beta2)
+    now = {"exp_avg": first, "exp_avg_sq": second}
+    if options["amsgrad"]:
+        now["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
+    steps = scalars.step.to(torch.float64)
+    size = scalars.rate.to(torch.float64) / (1 - _power(beta1, steps))
+    correction = (1 - _power(beta2, steps)).sqrt()
+    largest = now["max_exp_avg_sq"] if options["amsgrad"] else second
+    denominator = largest.sqrt() / correction.to(parameter.dtype) + options["eps"]
+    return parameter - size.to(parameter.dtype) * (first / denominator), now
+
+
+def _power(base: float, exponent: Tensor) -> Tensor:
+    """Return a power in float64: torch.onnx converts the base of ``base ** exponent`` to float32 (torch 2.13)."""
+    return (exponent * math.log(base)).exp() if base else torch.zeros_like(exponent)
