@@ -22,8 +22,8 @@ class BatchRecording(OperatorMode):
         self.drawn: list[tuple[str, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if is_random(func):
+        result, is_random = run_operator(func, args, kwargs or {})
+        if is_random:
             self.drawn.append((name_of(func), _copied(result)))
         return result
 
@@ -43,18 +43,17 @@ class Replay(OperatorMode):
         self._next = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not is_random(func):
-            return func(*args, **(kwargs or {}))
+        result, is_random = run_operator(func, args, kwargs or {})
+        if not is_random:
+            return result
         if self._next >= len(self.recording.drawn) or self.recording.drawn[self._next][0] != name_of(func):
             raise CannotReplay(f"a micro-batch calls {name_of(func)} where the batch does not")
         name, recorded = self.recording.drawn[self._next]
         self._next += 1
         if any(isinstance(each, Tensor) and each.requires_grad for each in args) or not isinstance(recorded, Tensor):
             raise CannotReplay(f"the result of {name} depends on more than its random numbers")
-        if writes(func):
-            return args[0].copy_(self._rows_of(recorded, args[0].shape, name))
-        result = func(*args, **(kwargs or {}))
-        return self._rows_of(recorded, result.shape, name)
+        rows = self._rows_of(recorded, result.shape, name)
+        return args[0].copy_(rows) if writes(func) else rows
 
     def _rows_of(self, recorded: Tensor, shape: torch.Size, name: str) -> Tensor:
         """Return the rows that a micro-batch has of a result; axis 0 may be the batch times heads, or not the batch."""
@@ -67,9 +66,15 @@ class Replay(OperatorMode):
         return recorded[self.rows.start * times : self.rows.stop * times].clone()
 
 
-def is_random(func: Any) -> bool:
-    """Return whether an operator draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+def run_operator(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, bool]:
+    """Return the result of an operator, and whether it drew random numbers: attention without dropout draws none."""
+    if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+        return func(*args, **kwargs), False
+    if isinstance(kwargs.get("generator"), torch.Generator):
+        return func(*args, **kwargs), True
+    before = torch.get_rng_state()
+    result = func(*args, **kwargs)
+    return result, not torch.equal(before, torch.get_rng_state())
 
 
 def _copied(result: Any) -> Any:
