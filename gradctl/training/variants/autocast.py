@@ -1,7 +1,10 @@
 """``amp:bf16`` and ``amp:f16``: mixed precision as ``torch.autocast`` does it, for f16 with a ``GradScaler``.
 
 The parameters stay in their own dtype, so there is no float64 run of it. Tolerance and noise are those of the narrower
-dtype: the noise is the change of a tensor when weights and inputs move by one ULP of it.
+dtype: the noise is the change of a tensor when weights and inputs move by one ULP of it. So only large errors are seen.
+Measured on networks of three linear layers with relu, 8 and 64 wide: a gradient that is too large by a factor of 2 in
+bf16 and of 1.5 in f16 was found in 8 of 8, by 1.5 in bf16 in 5 of 8, by 1.1 in f16 in 6 of 8. Right models were within
+0.5 tolerances.
 """
 
 from __future__ import annotations
