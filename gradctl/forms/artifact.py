@@ -53,6 +53,8 @@ def staged_file(target: Path) -> Iterator[Path]:
     try:
         if target.is_dir():
             raise IsADirectoryError(21, "it is a folder")
+        if target.exists() and not target.is_file():
+            raise OSError(22, "it is a device or a pipe, and not a regular file")  # root would replace /dev/null
         folder.mkdir()
     except OSError as error:
         raise unwritable(target, error) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import msgspec
 import torch
 
 from gradctl.comparison.difference import Key
@@ -57,6 +58,19 @@ def finding_of(change: TensorChange) -> Finding:
         precision = "float64" if change.precision == "float64" else now.dtype
         said = f"changed in {precision}: relative error {change.error:.2e} (tolerance {change.budget:.2e})"
     return _finding(_CODES[quantity], change.key, "differs", f"{what} {said}.", error)
+
+
+def undecided_finding_of(change: TensorChange) -> Finding:
+    """Return the finding on a tensor that differs, but by no more than one ULP of the inputs can change it."""
+    said = (
+        f"{change.key[1]} changed in float64: relative error {change.error:.2e}, but the model has a kink or a tie at "
+    )
+    said += "these inputs, where one unit in the last place changes it as much."
+    found = _finding("GC317", change.key, "unresolved", said, number(change.error))
+    hint = (
+        "take the snapshot with inputs at which no ReLU, maximum or rounding has a tie (--input, --inputs), or store "
+    )
+    return msgspec.structs.replace(found, severity="warning", hint=f"{hint}the new results with --update.")
 
 
 def changed_modes(snapshot: Sequence[Recorded], differentiable: frozenset[str]) -> list[Finding]:

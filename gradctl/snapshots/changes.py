@@ -18,6 +18,11 @@ from gradctl.snapshots.snapshot_runs import Run, norm_of_difference, tolerance
 from gradctl.snapshots.tensor_records import digest, distance, is_exact, record_tensors
 from gradctl.snapshots.values_file import full_name
 
+# A tensor jumps if its noise in float64 exceeds this part of the largest norm of its quantity,
+_JUMP = 1e-6
+# and this part of its noise in the native dtype: of rounding, the two are to each other as the machine epsilons.
+_JUMP_OF_NATIVE = 1e-4
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorChange:
@@ -30,6 +35,7 @@ class TensorChange:
         difference, limit: norms: of the difference, and the largest that rounding explains.
         scale: norm to which both are relative.
         is_cancelled: whether the tensor is zero by cancellation.
+        decided: norm; a larger difference, up to ``limit``, can be a step of the model or a change of it.
         tensor: of the run; None if it is missing.
         stored_tensor: of a snapshot with all tensors.
     """
@@ -42,6 +48,7 @@ class TensorChange:
     limit: float = 0.0
     scale: float = 0.0
     is_cancelled: bool = False
+    decided: float = math.inf
     tensor: Tensor | None = None
     stored_tensor: Tensor | None = None
 
@@ -54,6 +61,11 @@ class TensorChange:
     def differs(self) -> bool:
         """Whether the difference is more than rounding explains."""
         return self.is_missing or self.difference > self.limit
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether the difference may be a step of the model: one ULP of its inputs changes the tensor as much."""
+        return not self.differs and self.difference > self.decided
 
     @property
     def severity(self) -> float:
@@ -69,6 +81,8 @@ class TensorChange:
             return "missing"
         if self.stored is None:
             return "no-gradient"
+        if self.is_undecided:
+            return "unresolved"
         return "differs" if self.differs else "too-small" if self.is_cancelled else "same"
 
     @property
@@ -98,9 +112,12 @@ def compare_runs(
         for change in _changes_of(snapshot.tensors, precision, run, full):
             if change.stored is not None and change.now is not None:
                 scale, limit = limits.of(change.key, precision, change.stored.noise)
-                change = replace(change, scale=scale, limit=limit, is_cancelled=change.key in limits.cancelled)  # noqa: PLW2901
+                rounding = limits.decided(change.key)
+                is_small = change.key in limits.cancelled and math.isinf(rounding)
+                decided = rounding if precision == "float64" else math.inf
+                change = replace(change, scale=scale, limit=limit, is_cancelled=is_small, decided=decided)  # noqa: PLW2901
             known = worst.get(change.key)
-            if known is None or (change.differs, change.severity) > (known.differs, known.severity):
+            if known is None or _rank(change) > _rank(known):
                 worst[change.key] = change
     return list(worst.values())
 
@@ -144,6 +161,24 @@ class Limits:
         self._has_islands = bool(header.islands)
         self.cancelled = frozenset(key for key, each in self._tensors.items() if _is_cancelled(each))
 
+    def decided(self, key: Key) -> float:
+        """Return the norm up to which a difference in float64 is rounding, whatever the noise is.
+
+        It is infinite for all tensors but those that jump: at a kink (the ReLU of an exact zero) or a tie, one ULP of
+        the inputs changes them by far more than rounding does, and by as much in the native dtype.
+        """
+        tensor = self._tensors[key]
+        record, native = tensor.float64, tensor.native
+        if self._has_islands or record is None or native is None or not record.noise:
+            return math.inf
+        if is_exact(record.dtype):
+            return 0.0
+        scale = self._largest(key, "float64")
+        is_rounding = native.dtype != record.dtype and record.noise < _JUMP_OF_NATIVE * native.noise
+        if is_rounding or record.noise <= _JUMP * scale:
+            return math.inf
+        return tolerance(scale, 0.0, getattr(torch, record.dtype))
+
     def of(self, key: Key, precision: Precision, noise: float, dtype: str | None = None) -> tuple[float, float]:
         """Return the scale of a tensor, and the largest norm of its difference.
 
@@ -158,13 +193,21 @@ class Limits:
         assert record is not None
         scale = record.norm
         if key in self.cancelled:
-            records = (_of(each, precision) for each in self._tensors.values() if each.quantity == key[0])
-            scale = max(each.norm for each in records if each is not None)
+            scale = self._largest(key, precision)
         if dtype is None:
             # Operators that ran in the native dtype inside a float64 run round as there.
             is_mixed = precision == "float64" and self._has_islands and tensor.native is not None
             dtype = tensor.native.dtype if is_mixed and tensor.native is not None else record.dtype
         return scale, tolerance(scale, noise, getattr(torch, dtype))
+
+    def _largest(self, key: Key, precision: Precision) -> float:
+        """Return the largest norm of the tensors of the same quantity."""
+        records = (_of(each, precision) for each in self._tensors.values() if each.quantity == key[0])
+        return max(each.norm for each in records if each is not None)
+
+
+def _rank(change: TensorChange) -> tuple[bool, bool, float]:
+    return change.differs, change.is_undecided, change.severity
 
 
 def _changes_of(

@@ -109,6 +109,7 @@ class SubjectRuns:
             promoted=promoted,
             input_mode=self.input_mode,
             calls=1,
+            with_numbers=True,
             context=partial(promoting, self._promotion) if promoted else context,
             moved_by=moved_by,
             cotangents=draw_cotangents,

@@ -34,7 +34,7 @@ _NATIVE_DIGITS = 9
 
 def digest(tensor: Tensor) -> str:
     """Return 128 bits of a hash of the elements in row-major order, bit by bit."""
-    flat = _on_cpu(tensor).contiguous().reshape(-1)
+    flat = plain(tensor).contiguous().reshape(-1)
     if flat.numel() == 0:
         return hashlib.sha256(b"").hexdigest()[:32]
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()[:32]
@@ -86,10 +86,6 @@ def is_exact(dtype: str) -> bool:
 
 def plain(tensor: Tensor) -> Tensor:
     """Return a tensor on the CPU, strided and with its values resolved."""
-    return _on_cpu(tensor)
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
     strided = dense(tensor.detach())
     assert strided is not None
     if strided.is_quantized:
@@ -99,7 +95,7 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 def _real(tensor: Tensor) -> Tensor:
     """Return a tensor of real numbers with the elements of a tensor."""
-    found = _on_cpu(tensor)
+    found = plain(tensor)
     return torch.view_as_real(found.to(torch.complex128)) if found.is_complex() else found
 
 
@@ -112,7 +108,7 @@ def _needs_projections(tensor: Tensor, noise: float) -> bool:
 
 
 def _record(tensor: Tensor, noise: float, projections: Sequence[float] | None) -> TensorRecord:
-    tensor = _on_cpu(tensor)
+    tensor = plain(tensor)
     dtype = dtype_name(tensor.dtype)
     is_wide = dtype in ("float64", "complex128")
     if is_exact(dtype):

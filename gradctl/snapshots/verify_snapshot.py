@@ -20,16 +20,19 @@ from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import NothingToCheck, TargetError, listed
 from gradctl.core.findings import Finding, TensorResult, Unit, note
-from gradctl.core.names import DTYPES
+from gradctl.core.names import DTYPES, input_name, parameter_name
+from gradctl.core.numbers import number
 from gradctl.core.target_options import TargetOptions
 from gradctl.gradients.baseline import Baseline, run_native
-from gradctl.snapshots.change_findings import changed_modes, finding_of, row_of
+from gradctl.numerics.measures import relative_error
+from gradctl.snapshots.change_findings import changed_modes, finding_of, row_of, undecided_finding_of
 from gradctl.snapshots.changes import TensorChange, compare_elsewhere, compare_runs
 from gradctl.snapshots.conditions import changed_conditions, environment, generators
 from gradctl.snapshots.snapshot_file import Header, Precision, SnapshotFile, read
 from gradctl.snapshots.snapshot_runs import Run, SubjectRuns
 from gradctl.snapshots.stored_values import copy_subject, described, ensure_same_names, named_values, write_values
 from gradctl.snapshots.take_snapshot import rewrite
+from gradctl.snapshots.tensor_records import digest
 from gradctl.snapshots.values_file import read_values
 from gradctl.subject.frames import first_line
 from gradctl.subject.loading.load import load_subject, usable_device
@@ -39,6 +42,10 @@ from gradctl.subject.subject import Subject
 from gradctl.subject.tree import map_leaves
 
 FORM = "snapshot"
+# Values that a generator, a file of weights or the user's example determines; all others are constants of the code.
+_DRAWN = (parameter_name(""), input_name(""))
+# Relative difference of constants that another version of torch or another CPU can compute.
+_ROUNDING = 1e-3
 
 
 def verify_snapshot(
@@ -71,26 +78,29 @@ def verify_snapshot(
     start, say = time.perf_counter(), progress or (lambda text: None)
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     snapshot = read(path)
+    loading = options or (options_of(snapshot.header, path) if subject is None else None)
     if subject is None:
-        subject = load_subject(options or options_of(snapshot.header, path))
+        assert loading is not None
+        subject = load_subject(loading)
     with preserve_generators(), warnings.catch_warnings(), ExitStack() as finally_:
         warnings.simplefilter("ignore")
         say("running the model twice")
         baseline = _first_run(subject, finally_)
         built = baseline.subject if baseline is not None else subject
         mode = baseline.input_mode if baseline is not None else snapshot.header.input_mode
-        own, stored, notes = _on_stored_values(built, snapshot, path)
+        own, stored, notes = _on_stored_values(built, snapshot, path, loading)
         say("comparing with the snapshot")
         if device is None and dtype is None:
             found = _compare(SubjectRuns(own, mode), snapshot, stored, judges_draws=not update)
         else:
             found = _compare_elsewhere(SubjectRuns(_moved(own, device, dtype), mode), snapshot)
         found = _undecided(found, baseline)
-        findings = [*found.findings, *notes, *_conditions(snapshot.header, device, dtype)]
-        if update and found.findings:
+        changed = list(found.findings)
+        if update and changed:
             say("rewriting the snapshot")
             rewrite(path, snapshot, own, options)
-            findings = [msgspec.structs.replace(each, allowed=each.severity != "note") for each in findings]
+            changed = [msgspec.structs.replace(each, allowed=True) for each in changed]
+        findings = [*changed, *notes, *_conditions(snapshot.header, device, dtype)]
     unit = make_unit(
         subject.target,
         FORM,
@@ -157,9 +167,9 @@ def _first_run(subject: Subject, finally_: ExitStack) -> Baseline | None:
 
 
 def _on_stored_values(
-    subject: Subject, snapshot: SnapshotFile, path: Path
+    subject: Subject, snapshot: SnapshotFile, path: Path, loading: TargetOptions | None
 ) -> tuple[Subject, dict[str, Tensor], list[Finding]]:
-    """Return a private copy of the subject with the values of the snapshot, all that it stores, and a note if the
+    """Return a private copy of the subject with the values of the snapshot, all that it stores, and findings if the
     subject's own values are others.
     """
     own = copy_subject(subject)
@@ -178,20 +188,68 @@ def _on_stored_values(
             f"{path} holds no values of {listed(left, 3)}, and those of {subject.target} are others{reasons}. Take the "
             "snapshot with its values (without --no-values), or pass the same --weights and --inputs to both.",
         )
+    constants = _changed_constants({name: held[name].clone() for name in others}, stored, snapshot.header, loading)
     write_values({name: held[name] for name in others}, stored)
     said = f"{len(others)} of {len(expected)} parameters, buffers and inputs of {subject.target} are others than in "
     said += f"the snapshot ({listed(others, 3)}){reasons}; the run uses those of the snapshot."
-    return own, stored, [note("GC315", said)]
+    return own, stored, [*constants, note("GC315", said)]
+
+
+def _changed_constants(
+    own: dict[str, Tensor], stored: dict[str, Tensor], header: Header, loading: TargetOptions | None
+) -> list[Finding]:
+    """Return a finding for each buffer, or tensor in an attribute, whose value the code of the target determines, and
+    that is another than in the snapshot: the run uses the stored one, so that no result would show the change.
+    """
+    if loading is None or loading.weights is not None or _changed_generators(header):
+        return []  # the caller's own values, those of a file, or other random numbers
+    kept = {name: tensor for name, tensor in own.items() if not name.startswith(_DRAWN)}
+    again = named_values(load_subject(loading)) if kept else {}
+    rounding = _ROUNDING if _value_conditions(header) else 0.0
+    found = []
+    for name, tensor in kept.items():
+        repeated = again.get(name)
+        if repeated is None or digest(repeated) != digest(tensor):
+            continue  # memory without a value, or numbers that are drawn without the seed
+        error = relative_error(stored[name], tensor)
+        if error > rounding:
+            found.append(
+                Finding(
+                    code="GC315",
+                    severity="error",
+                    quantity="buffer",
+                    tensor=name,
+                    verdict="differs",
+                    message=f"{name} has another value than in the snapshot before the call (relative error "
+                    f"{error:.2e}), although all random generators yield the same numbers from the seed: the code of "
+                    "the target changed, or a file that it reads. The run used the value of the snapshot.",
+                    hint="if this is intended, take the snapshot again with gradctl snapshot (not with --update, which "
+                    "keeps the value).",
+                    error=number(error),
+                    allow=f"GC315:{name}",
+                )
+            )
+    return found
+
+
+def _changed_generators(header: Header) -> list[str]:
+    """Return the generators that yield other numbers from the seed now."""
+    now = generators(header.seed)
+    return [name for name, found in header.generators.items() if now.get(name) != found]
+
+
+def _value_conditions(header: Header) -> list[str]:
+    """Return those conditions that change random numbers and rounding, where they differ."""
+    before = {key: header.environment.get(key, "none") for key in ("torch", "CPU capability", "threads")}
+    return changed_conditions(before, {key: environment()[key] for key in before})
 
 
 def _why_other_values(header: Header) -> str:
     """Return what can be the reason why the same seed yields other values: generators, capability, threads."""
-    now = generators(header.seed)
-    differing = [name for name, found in header.generators.items() if now.get(name) != found]
+    differing = _changed_generators(header)
     if not differing:
         return ", although all random generators yield the same numbers from the seed"
-    conditions = {key: header.environment.get(key, "none") for key in ("torch", "CPU capability", "threads")}
-    others = changed_conditions(conditions, {key: environment()[key] for key in conditions})
+    others = _value_conditions(header)
     reason = f" ({', '.join(others)})" if others else ""
     return f", because generators yield other numbers from the seed: {listed(differing)}{reason}"
 
@@ -216,39 +274,37 @@ def _compare(model: SubjectRuns, snapshot: SnapshotFile, stored: dict[str, Tenso
         else:
             reason = f"the model does not run in float64, as it did when the snapshot was taken: {first_line(run)}"
     changes = compare_runs(snapshot, runs, stored)
-    findings = [*_findings_of(changes), *changed_modes(snapshot.tensors, runs["native"].differentiable)]
-    rows = [row_of(each) for each in changes]
-    if findings and judges_draws and (drawn := model.draws()) != header.draws:
-        return _Found([_other_draws(header.draws, drawn)], _unresolved(rows), reason)
-    return _Found(findings, rows, reason)
+    found = _judged(model, snapshot, changes, runs["native"], judges_draws=judges_draws)
+    return replace(found, reason=reason)
 
 
 def _compare_elsewhere(model: SubjectRuns, snapshot: SnapshotFile) -> _Found:
     """Return what differs from the snapshot's float64 on another device or in another dtype."""
     run = model.native(with_noise=True)
     changes = compare_elsewhere(snapshot, run)
+    return _judged(model, snapshot, changes, run, judges_draws=snapshot.header.draws[0] > 0)
+
+
+def _judged(
+    model: SubjectRuns, snapshot: SnapshotFile, changes: Sequence[TensorChange], native: Run, *, judges_draws: bool
+) -> _Found:
+    """Return the changes, worst first; if the model draws other numbers, that instead."""
+    changed = sorted((each for each in changes if each.differs), key=lambda each: each.severity, reverse=True)
+    findings = [finding_of(each) for each in changed] + changed_modes(snapshot.tensors, native.differentiable)
+    findings += [undecided_finding_of(each) for each in changes if each.is_undecided]
     rows = [row_of(each) for each in changes]
-    findings = [*_findings_of(changes), *changed_modes(snapshot.tensors, run.differentiable)]
-    if findings and snapshot.header.draws[0] and (drawn := model.draws()) != snapshot.header.draws:
+    if findings and judges_draws and (drawn := model.draws()) != snapshot.header.draws:
         return _Found([_other_draws(snapshot.header.draws, drawn)], _unresolved(rows))
     return _Found(findings, rows)
 
 
-def _findings_of(changes: Sequence[TensorChange]) -> list[Finding]:
-    changed = sorted((each for each in changes if each.differs), key=lambda each: each.severity, reverse=True)
-    return [finding_of(each) for each in changed]
-
-
 def _other_draws(before: tuple[int, str], now: tuple[int, str]) -> Finding:
-    counts = f"{now[0]} numbers instead of {before[0]}" if now[0] != before[0] else f"{now[0]} other numbers"
+    counts = f"{now[0]} numbers instead of {before[0]}" if now[0] != before[0] else "other numbers than in the snapshot"
     return Finding(
         code="GC316",
         severity="warning",
         verdict="unresolved",
-        message=f"the model draws {counts} from torch's generator than in the snapshot (dropout, noise): the "
-        "differences cannot be judged."
-        if now[0] == before[0]
-        else f"the model draws {counts} from torch's generator (dropout, noise): the differences cannot be judged.",
+        message=f"the model draws {counts} from torch's generator (dropout, noise): the differences cannot be judged.",
         hint="take the snapshot in evaluation mode (--eval), or pass the noise as an input.",
     )
 

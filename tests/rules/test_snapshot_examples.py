@@ -11,7 +11,7 @@ import pytest
 from gradctl.cli.main import run
 from gradctl.rules.catalogue import page
 
-PAGES = [*(f"GC{number}" for number in range(133, 137)), *(f"GC{number}" for number in range(310, 317))]
+PAGES = [*(f"GC{number}" for number in range(133, 137)), *(f"GC{number}" for number in range(310, 318))]
 
 
 @pytest.mark.parametrize("code", PAGES)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from gradctl.core.errors import TargetError
+from gradctl.core.errors import ResourceError, TargetError
 from gradctl.snapshots import values_file
 from gradctl.snapshots.snapshot_file import read
 from tests.snapshots.models import Net, X, errors, scaled, take, verify
@@ -140,3 +140,12 @@ def test_sparse_values_are_known_by_their_digest(tmp_path):
     assert verify(path, Sparse()).verdict == "pass"
     with pytest.raises(TargetError, match="GC135 .* holds no values of held:mix"):
         verify(path, Sparse(2.0))
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ResourceError, match="not a regular file"):
+        take(pipe)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]

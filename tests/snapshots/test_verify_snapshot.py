@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from gradctl.core.errors import TargetError
+from gradctl.core.target_options import TargetOptions
 from gradctl.snapshots import snapshot_file
 from gradctl.snapshots.take_snapshot import take_snapshot
-from gradctl.snapshots.verify_snapshot import options_of
-from gradctl.subject.loading.load import make_subject
+from gradctl.snapshots.verify_snapshot import options_of, verify_snapshot
+from gradctl.subject.loading.load import load_subject, make_subject
 from tests.snapshots.models import Net, X, changed, errors, scaled, take, verify
 
 # Of these the gradient is not zero by cancellation.
@@ -297,3 +298,75 @@ def test_the_loss_and_its_seed_are_part_of_the_model(tmp_path):
     assert [each.name for each in taken.content.tensors if each.quantity == "output"] == ["output"]
     with pytest.raises(TargetError, match="GC113 the loss returns a tensor of shape"):
         take_snapshot(make_subject(Net(), X, loss=lambda out: out["y"]), path)
+
+
+class Numbers(nn.Module):
+    def __init__(self, factor=2):
+        super().__init__()
+        self.weight, self.factor = nn.Parameter(torch.ones(5)), factor
+
+    def forward(self, x):
+        return x * self.weight, x.sum().item() * self.factor, self.factor
+
+
+def test_numbers_of_python_are_outputs(tmp_path):
+    path = tmp_path / "numbers.snapshot"
+    take(path, Numbers())
+    assert verify(path, Numbers()).verdict == "pass"
+    assert {tensor for _, tensor in errors(verify(path, Numbers(3)))} == {"output.1", "output.2"}
+
+
+def ties(x):
+    return x.max(1).values, x.floor(), x.long()
+
+
+def other_ties(x):
+    return x.amax(1), x.floor() + 1, x.long() + 1
+
+
+def test_a_difference_at_a_kink_is_not_judged_and_not_silent(tmp_path):
+    path, ones = tmp_path / "ties.snapshot", torch.ones(6, 5)
+    take(path, ties, ones)
+    assert verify(path, ties, ones).verdict == "pass"
+    unit = verify(path, other_ties, ones)
+    expected = [("GC317", "output.1"), ("GC317", "output.2"), ("GC317", "input:x")]
+    assert (unit.verdict, errors(unit)) == ("inconclusive", expected)
+    assert verify(path, other_ties, ones, update=True).verdict == "pass"
+    assert errors(verify(path, other_ties, ones)) == []
+
+
+CONSTANT = """
+import os
+
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.register_buffer("scale", torch.arange(3.0) + 1)
+        self.shift = torch.tensor(0.5)
+        self.unseeded = torch.randn(3, generator=torch.Generator().manual_seed(int.from_bytes(os.urandom(4))))
+
+    def forward(self, x):
+        return self.inner(x) * self.scale + self.shift * self.unseeded
+
+
+def example_inputs():
+    return (torch.ones(2, 3),)
+"""
+
+
+@pytest.mark.parametrize("change", [("+ 1", "* 1.001 + 1", "buffer:scale"), ("(0.5)", "(0.6)", "held:shift"), None])
+def test_a_constant_that_the_code_changes_is_an_error_although_the_stored_one_is_used(tmp_path, change):
+    file, path = tmp_path / "net.py", tmp_path / "net.snapshot"
+    file.write_text(CONSTANT)
+    options = TargetOptions(f"{file}:Net")
+    take_snapshot(load_subject(options), path, options=options)
+    if change is not None:
+        file.write_text(CONSTANT.replace(change[0], change[1]))
+    unit = verify_snapshot(path, load_subject(options), options=options)
+    assert errors(unit) == ([] if change is None else [("GC315", change[2])])
+    assert unit.verdict == ("pass" if change is None else "fail")
