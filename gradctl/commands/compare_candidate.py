@@ -33,14 +33,14 @@ from gradctl.comparison.reference import Reference
 from gradctl.comparison.trials import AFTER_EXAMPLE, NO_GRAD, ModelTrial
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
-from gradctl.core.errors import NothingToCheck, TargetError, listed
+from gradctl.core.errors import TargetError, listed
 from gradctl.core.findings import Finding, TensorResult, Unit, note
 from gradctl.core.names import parameter_name
 from gradctl.diagnosis.causes import key_of
 from gradctl.diagnosis.explanation import usual_reasons
 from gradctl.diagnosis.localise_form import with_place
 from gradctl.diagnosis.localise_modules import AloneModules
-from gradctl.gradients.baseline import Baseline, run_native
+from gradctl.gradients.baseline import Baseline, first_run
 from gradctl.gradients.gradcheck import gradcheck
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.numerics.measures import is_float
@@ -158,7 +158,7 @@ def _run_both(
     own_values: bool,
 ) -> _Both:
     reference, notes = _in_dtype_of(reference, candidate)
-    first = _first_run(reference, finally_)
+    first = first_run(reference, finally_)
     reference = first.subject if first else reference
     candidate, own = _bound(candidate, reference, device, finally_)
     paired = pair(reference, candidate, renamed, own_values=own_values)
@@ -199,16 +199,6 @@ def _other_uses(reference: Subject) -> Iterator[tuple[str, Subject]]:
         yield EXPANDED, replace(reference, loss=sum_over_first_axis)
 
 
-def _first_run(subject: Subject, finally_: ExitStack) -> Baseline | None:
-    """Return two native runs; None if there is no gradient to compare."""
-    try:
-        found = run_native(subject)
-    except NothingToCheck:
-        return None
-    finally_.callback(found.kept.put_back)
-    return found
-
-
 def _bound(
     candidate: Subject, reference: Subject, device: torch.device | None, finally_: ExitStack
 ) -> tuple[Subject, Baseline | None]:
@@ -229,7 +219,7 @@ def _bound(
         ) from error
     args, kwargs = map_leaves(lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     subject = replace(candidate, args=args, kwargs=kwargs, loss=reference.loss, seed=reference.seed)
-    own = _first_run(subject, finally_)
+    own = first_run(subject, finally_)
     return (own.subject if own else subject), own
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,16 @@ def run_native(subject: Subject) -> Baseline:
     notes += [shared_note(instance.shared)] if instance.shared else []
     overflowing, mode = _overflowing(gradients), instance.input_mode
     return Baseline(mode, outputs, overflowing, unrepeated, len(rows), subject, tuple(notes), watched.kept)
+
+
+def first_run(subject: Subject, finally_: ExitStack) -> Baseline | None:
+    """Return two native runs, whose state is put back at the end; None if there is no gradient to compare."""
+    try:
+        found = run_native(subject)
+    except NothingToCheck:
+        return None
+    finally_.callback(found.kept.put_back)
+    return found
 
 
 def _overflowing(gradients: Named) -> dict[str, torch.dtype]:

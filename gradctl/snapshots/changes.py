@@ -226,15 +226,16 @@ def _changes_of(
         difference = 0.0
         if before is not None and now is not None and now is not before:
             is_alike = before.dtype == now.dtype and before.nonfinite == now.nonfinite
-            is_measured = kept is not None and tensor is not None and is_alike and not _is_stable(before)
+            is_measured = (
+                kept is not None
+                and tensor is not None
+                and is_alike
+                and not (is_exact(before.dtype) and not before.noise)
+            )
             difference = distance(before, now) if before.dtype == now.dtype else math.inf
             if is_measured and kept is not None and tensor is not None:
                 difference = norm_of_difference(kept, tensor)
         yield TensorChange(key, precision, before, now, difference, tensor=tensor, stored_tensor=kept)
-
-
-def _is_stable(record: TensorRecord) -> bool:
-    return is_exact(record.dtype) and record.noise == 0
 
 
 def _is_same(stored: TensorRecord | None, tensor: Tensor) -> bool:

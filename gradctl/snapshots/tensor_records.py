@@ -110,23 +110,11 @@ def _needs_projections(tensor: Tensor, noise: float) -> bool:
 def _record(tensor: Tensor, noise: float, projections: Sequence[float] | None) -> TensorRecord:
     tensor = plain(tensor)
     dtype = dtype_name(tensor.dtype)
-    is_wide = dtype in ("float64", "complex128")
-    if is_exact(dtype):
-        small = tensor.reshape(-1).tolist() if tensor.numel() <= FEW else ()
-        kept = (*map(float, small),) if noise else ()
-        found = tuple(projections or ())
-        return TensorRecord(
-            shape=tuple(tensor.shape),
-            dtype=dtype,
-            digest=digest(tensor),
-            norm=norm(tensor.to(torch.float64)),
-            noise=noise,
-            elements=kept,
-            projections=found,
-        )
+    is_wide, is_stable = dtype in ("float64", "complex128"), is_exact(dtype) and not noise
     real = _real(tensor).reshape(-1)
     values = _finite(real)
-    count = min(_LARGEST, values.numel())
+    is_small = values.numel() <= FEW
+    digits = 17 if is_wide or is_exact(dtype) else _NATIVE_DIGITS
     return TensorRecord(
         shape=tuple(tensor.shape),
         dtype=dtype,
@@ -134,9 +122,9 @@ def _record(tensor: Tensor, noise: float, projections: Sequence[float] | None) -
         norm=norm(values),
         noise=noise,
         nonfinite=_nonfinite(real),
-        elements=tuple(values.tolist()) if values.numel() <= FEW else (),
-        projections=tuple(each if is_wide else float(f"{each:.{_NATIVE_DIGITS}g}") for each in projections or ()),
-        largest=_largest(values, count) if is_wide and values.numel() > FEW else (),
+        elements=tuple(values.tolist()) if is_small and not is_stable else (),
+        projections=tuple(float(f"{each:.{digits}g}") for each in projections or ()),
+        largest=_largest(values, _LARGEST) if is_wide and not is_small else (),
     )
 
 

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
-from gradctl.core.errors import NothingToCheck, TargetError, listed
+from gradctl.core.errors import TargetError, listed
 from gradctl.core.findings import Finding, TensorResult, Unit, note
 from gradctl.core.names import DTYPES, input_name, parameter_name
 from gradctl.core.numbers import number
 from gradctl.core.target_options import TargetOptions
-from gradctl.gradients.baseline import Baseline, run_native
+from gradctl.gradients.baseline import Baseline, first_run
 from gradctl.numerics.measures import relative_error
 from gradctl.snapshots.change_findings import changed_modes, finding_of, row_of, undecided_finding_of
 from gradctl.snapshots.changes import TensorChange, compare_elsewhere, compare_runs
@@ -85,7 +85,7 @@ def verify_snapshot(
     with preserve_generators(), warnings.catch_warnings(), ExitStack() as finally_:
         warnings.simplefilter("ignore")
         say("running the model twice")
-        baseline = _first_run(subject, finally_)
+        baseline = first_run(subject, finally_)
         built = baseline.subject if baseline is not None else subject
         mode = baseline.input_mode if baseline is not None else snapshot.header.input_mode
         own, stored, notes = _on_stored_values(built, snapshot, path, loading)
@@ -154,16 +154,6 @@ def _from_here(target: str, folder: Path) -> str:
 
 def _file_from_here(file: str | None, folder: Path) -> Path | None:
     return Path(os.path.relpath(folder / file)) if file is not None else None
-
-
-def _first_run(subject: Subject, finally_: ExitStack) -> Baseline | None:
-    """Return two native runs; None if no output has a gradient any more, which the comparison reports."""
-    try:
-        found = run_native(subject)
-    except NothingToCheck:
-        return None
-    finally_.callback(found.kept.put_back)
-    return found
 
 
 def _on_stored_values(
