@@ -10,10 +10,11 @@ from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import ResourceError, TargetError
 from gradctl.core.findings import Unit, note
+from gradctl.core.names import SNAPSHOT
 from gradctl.core.target_options import TargetOptions
 from gradctl.core.verdicts import describe_changes
 from gradctl.snapshots.take_snapshot import take_snapshot
-from gradctl.snapshots.verify_snapshot import FORM, verify_snapshot
+from gradctl.snapshots.verify_snapshot import verify_snapshot
 from gradctl.subject.subject import Subject
 
 # A snapshot that cannot be read, that is of a model with other names or shapes, or that has no values.
@@ -91,7 +92,7 @@ def write_snapshot(
     written = note("GC139", f"{path} was written{reason.rstrip('.')}.")
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     return make_unit(
-        subject.target, FORM, [*taken.notes, written], (), allows=accepted, fail_on=fail_on, reference=str(path)
+        subject.target, SNAPSHOT, [*taken.notes, written], (), allows=accepted, fail_on=fail_on, reference=str(path)
     )
 
 

@@ -17,7 +17,6 @@ from gradctl.snapshots.snapshot_file import Recorded
 from gradctl.snapshots.tensor_records import plain
 
 _CODES: dict[Quantity, str] = {"output": "GC310", "gradient": "GC311", "buffer": "GC312"}
-_MISSING = "GC313"
 _MOST_ELEMENTS = 5
 
 
@@ -45,7 +44,7 @@ def finding_of(change: TensorChange) -> Finding:
     what = {"output": name, "buffer": f"{name} after the call", "gradient": f"the gradient of {name}"}[quantity]
     if stored is None or now is None:
         said = "is missing now" if now is None else "exists now, and not in the snapshot"
-        return _finding(_MISSING, change.key, "missing", f"{what} {said}.")
+        return _finding("GC313", change.key, "missing", f"{what} {said}.")
     error: Number = None
     if stored.shape != now.shape or (stored.dtype != now.dtype and math.isinf(change.difference)):
         said = f"is {now.dtype}{list(now.shape)} now, and {stored.dtype}{list(stored.shape)} in the snapshot"
@@ -109,13 +108,10 @@ def _elements(change: TensorChange) -> tuple[Element, ...]:
         errors = (now.to(torch.float64) - reference.to(torch.float64)).abs()
         places = errors.topk(min(_MOST_ELEMENTS, errors.numel())).indices.tolist()
         kept = {place: float(reference[place]) for place in places}
-    found = [_element(_index(place, stored.shape), value, float(now[place])) for place, value in kept.items()]
-    found = [each for each in found if each.absolute_error]
-    return tuple(sorted(found, key=lambda each: -_size(each.absolute_error))[:_MOST_ELEMENTS])
-
-
-def _size(error: Number) -> float:
-    return error if isinstance(error, float) else math.inf
+    sized = [(abs(float(now[place]) - value), place, value) for place, value in kept.items()]
+    sized.sort(key=lambda each: -math.inf if math.isnan(each[0]) else -each[0])
+    worst = [each for each in sized if each[0]][:_MOST_ELEMENTS]
+    return tuple(_element(_index(place, stored.shape), value, float(now[place])) for _, place, value in worst)
 
 
 def _element(index: tuple[int, ...], reference: float, candidate: float) -> Element:

@@ -20,7 +20,7 @@ from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import TargetError, listed
 from gradctl.core.findings import Finding, TensorResult, Unit, note
-from gradctl.core.names import DTYPES, input_name, parameter_name
+from gradctl.core.names import DTYPES, SNAPSHOT, input_name, parameter_name
 from gradctl.core.numbers import number
 from gradctl.core.target_options import TargetOptions
 from gradctl.gradients.baseline import Baseline, first_run
@@ -41,7 +41,6 @@ from gradctl.subject.signature import module_of
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import map_leaves
 
-FORM = "snapshot"
 # Values that a generator, a file of weights or the user's example determines; all others are constants of the code.
 _DRAWN = (parameter_name(""), input_name(""))
 # Relative difference of constants that another version of torch or another CPU can compute.
@@ -78,17 +77,16 @@ def verify_snapshot(
     start, say = time.perf_counter(), progress or (lambda text: None)
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     snapshot = read(path)
-    loading = options or (options_of(snapshot.header, path) if subject is None else None)
     if subject is None:
-        assert loading is not None
-        subject = load_subject(loading)
+        options = options or options_of(snapshot.header, path)
+        subject = load_subject(options)
     with preserve_generators(), warnings.catch_warnings(), ExitStack() as finally_:
         warnings.simplefilter("ignore")
         say("running the model twice")
         baseline = first_run(subject, finally_)
         built = baseline.subject if baseline is not None else subject
         mode = baseline.input_mode if baseline is not None else snapshot.header.input_mode
-        own, stored, notes = _on_stored_values(built, snapshot, path, loading)
+        own, stored, notes = _on_stored_values(built, snapshot, path, options)
         say("comparing with the snapshot")
         if device is None and dtype is None:
             found = _compare(SubjectRuns(own, mode), snapshot, stored, judges_draws=not update)
@@ -103,7 +101,7 @@ def verify_snapshot(
         findings = [*changed, *notes, *_conditions(snapshot.header, device, dtype)]
     unit = make_unit(
         subject.target,
-        FORM,
+        SNAPSHOT,
         findings,
         found.rows,
         allows=accepted,
