@@ -178,7 +178,7 @@ class _Training:
             found, rows = step_findings(compared), step_rows(compared)
             with explaining(f"why {variant.name} differs"):
                 found = explain_steps(found, compared)
-        return make_unit(
+        unit = make_unit(
             self.subject.target,
             variant.name,
             [*found, *failures.notes()],
@@ -191,6 +191,11 @@ class _Training:
             seconds=time.perf_counter() - start,
             training=summarise_training(compared, plain),
         )
+        done = runs.shortest
+        if unit.verdict != "pass" or done == self.steps:
+            return unit
+        said = f"the loss of step {done + 1} is not finite, so that {done} of {self.steps} steps were compared"
+        return msgspec.structs.replace(unit, verdict="inconclusive", reason="; ".join([said, *compared.notes]))
 
     def _plain(self, runs: PlainRuns) -> int | str:
         """Return the number of plain steps that ran, or why there is none to compare with."""

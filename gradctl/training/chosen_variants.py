@@ -128,9 +128,25 @@ def _use_own_step(trainer: Trainer, step: Callable[..., Any]) -> None:
     """Let the user's function make each step; what it keeps is restored before each run."""
     state = State([step])
 
+    device = next((each.device.type for group in trainer.parameters.values() for each in group), "cpu")
+
+    def observe(*_: Any) -> None:
+        if not torch.compiler.is_compiling() and torch.is_autocast_enabled(device):
+            trainer.autocast = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+
+    def observed(*args: Any, **kwargs: Any) -> Any:
+        observe()
+        return trainer.call(*args, **kwargs)
+
+    if trainer.module is not None:
+        trainer.module.register_forward_pre_hook(observe)
+
     def run(*args: Any, **kwargs: Any) -> Tensor | None:
-        loss = step(trainer.call, trainer.optimizer, *args, **kwargs)
-        if loss is None or (isinstance(loss, Tensor) and loss.numel() == 1):
+        loss = step(observed if trainer.module is None else trainer.call, trainer.optimizer, *args, **kwargs)
+        if loss is None:
+            trainer.notes[:] = ["the step returns no loss, which is not compared"]
+            return None
+        if isinstance(loss, Tensor) and loss.numel() == 1:
             return loss
         if isinstance(loss, int | float):
             return torch.tensor(float(loss), dtype=torch.float64)

@@ -84,6 +84,11 @@ class PlainRuns:
         """The same steps, in which random numbers are replaced by their means."""
         return PlainRuns(self.recipe, self.steps, self.alter, has_means=True)
 
+    @property
+    def shortest(self) -> int:
+        """The number of steps until a loss is not finite, in the precision in which this is the first."""
+        return min((len(run) for run in self._runs.values() if run is not None), default=0)
+
     def fresh(self, number: int, steps: int) -> PlainRuns:
         """Return the same on other batches and seeds."""
         return PlainRuns(self.recipe.fresh(number), steps, self.alter, has_means=self.has_means)

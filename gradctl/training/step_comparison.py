@@ -86,7 +86,8 @@ class StepComparison:
         for number, (step, record) in enumerate(zip(plain, records, strict=False), 1):
             self.steps = number
             own, others = step.tensors, named(record)
-            others.setdefault(_LOSS, own.get(_LOSS))  # a step need not return it
+            if _LOSS not in others:  # a step need not return it
+                own = {key: each for key, each in own.items() if key != _LOSS}
             if record.is_renamed:  # the buffers of another implementation need no partner
                 others = {**{key: each for key, each in own.items() if kind_of(key) == "buffer buffer"}, **others}
             for key in [*own, *(key for key in others if key not in own)]:

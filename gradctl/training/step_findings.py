@@ -118,7 +118,10 @@ def _updates(name: str, failing: StepComparison, updates: tuple[int, int]) -> Fi
 
 
 def _draws(name: str, compared: VariantComparison) -> Finding:
-    if compared.has_means:
+    if compared.draws_nothing:
+        said = "Dropout is off in this step. Without it, both are compared"
+        hint = "call model.train(), unless the step is meant to run without dropout."
+    elif compared.has_means:
         said = "Both are compared with each random number replaced by its mean (dropout is the identity)"
         hint = "what is found below does not depend on random numbers."
     else:
@@ -126,7 +129,7 @@ def _draws(name: str, compared: VariantComparison) -> Finding:
         hint = "keep the state of the generators: torch.utils.checkpoint does unless preserve_rng_state=False."
     return Finding(
         code="GC431",
-        severity="warning",
+        severity="error" if compared.draws_nothing else "warning",
         message=f"{name} uses other random numbers than the plain step: it {compared.draws}. {said}.",
         hint=hint,
         allow=f"GC431:{name}",

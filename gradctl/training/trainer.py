@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradctl.core.errors import TargetError, is_out_of_memory
-from gradctl.core.names import buffer_name
+from gradctl.core.names import buffer_name, parameter_name
 from gradctl.forms.form import Outcome, named_tensors
 from gradctl.numerics.measures import dense, norm
 from gradctl.subject.frames import first_line, user_frames
@@ -69,6 +69,7 @@ class Trainer:
         steps: how many the run has; known once it has begun.
         context: entered around each step: the promotion to float64.
         notes: what the variant found out about itself, for the report.
+        autocast: name of the dtype of ``torch.autocast`` around the model, if the user's step enters it.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Trainer:
         self.number, self.steps = 0, 0
         self.scheduler: Any = None
         self.notes: list[str] = []
+        self.autocast: str | None = None
         self.loss_name: str | None = None
         self._optimizer: Optimizer | None = None
         self._updates = 0
@@ -202,12 +204,36 @@ class Trainer:
             seed_generators(self.recipe.subject.seed + self.number)
             seeded = torch.default_generator.get_state()
             with self.context():
-                loss = self.step(*args, **kwargs)
-                if self.scheduler is not None:
-                    self.scheduler.step()
+                try:
+                    loss = self.step(*args, **kwargs)
+                except SystemExit as error:  # of the user's code; it must not end this program
+                    raise RuntimeError(f"SystemExit: {error.code}") from error
+                self._schedule(loss)
             if not self._updates:
                 self._gradients = {name: _gradient(tensors) for name, tensors in self.parameters.items()}
             yield self._record(loss, draws=not torch.equal(seeded, torch.default_generator.get_state()))
+
+    def _schedule(self, loss: Tensor | None) -> None:
+        """Call ``scheduler.step()``, with the loss if it takes a metric.
+
+        Raises:
+            TargetError: GC144 if the scheduler raises, or takes a metric and the step returns no loss.
+        """
+        takes_loss = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        if self.scheduler is None:
+            return
+        name = type(self.scheduler).__name__
+        if takes_loss and loss is None:
+            raise TargetError(
+                "GC144", f"the scheduler {name} takes the loss, and the step returns None. Return the loss."
+            )
+        try:
+            self.scheduler.step(*([loss.detach()] if takes_loss and loss is not None else []))
+        except Exception as error:  # a scheduler of the user's may raise anything
+            if is_out_of_memory(error):
+                raise
+            said = f"the scheduler {name} of the optimizer {self.recipe.optimizer.name} raises in step()"
+            raise TargetError("GC144", f"{said}: {first_line(error)}.", details=user_frames(error)) from error
 
     def _record(self, loss: Tensor | None, *, draws: bool) -> StepRecord:
         outputs = {LOSS: loss.detach().reshape(())} if loss is not None else {}
@@ -218,10 +244,19 @@ class Trainer:
     def state(self) -> dict[str, Tensor]:
         """Return parameters, state of the optimizer and buffers by name: the tensors themselves, no copies."""
         parameters = {name: tensors[0].detach() for name, tensors in self.parameters.items()}
+        parameters |= self._untrained()
         buffers = {buffer_name(name): each.detach() for name, each in named_tensors(self.module)[1].items()}
         if self.buffer_names is not None:
             buffers = {self.buffer_names[name]: each for name, each in buffers.items() if name in self.buffer_names}
         return {**parameters, **self._optimizer_state(), **buffers}
+
+    def _untrained(self) -> dict[str, Tensor]:
+        """Return frozen parameters, which no step changes, and those that a step has put in place of trained ones."""
+        if self.module is None or self.buffer_names is not None:
+            return {}
+        known = {id(tensor) for leaf in self.instance.leaves for tensor in leaf.sharing}
+        found = self.module.named_parameters()
+        return {parameter_name(name): each.detach() for name, each in found if id(each) not in known}
 
     def _optimizer_state(self) -> dict[str, Tensor]:
         names = {

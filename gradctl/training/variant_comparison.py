@@ -31,6 +31,7 @@ class VariantComparison:
         raised: what the variant raises where the plain step runs, and the step, from 1.
         draws: how its random numbers differ from those of the plain step, if a step differs.
         has_means: whether it is compared with random numbers replaced by their means, because they differ.
+        draws_nothing: whether the user's step draws no random number, and the plain step does.
         flipped: what differs natively on the example's batches, and not on fresh ones.
         notes: of the variant, and what was not compared.
     """
@@ -41,6 +42,7 @@ class VariantComparison:
     raised: tuple[Exception, int] | None = None
     draws: str = ""
     has_means: bool = False
+    draws_nothing: bool = False
     flipped: StepDifference | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -57,6 +59,7 @@ class VariantComparison:
             return
         plain, own = self._draws(failing.steps)
         self.draws = describe_draws(plain, own)
+        self.draws_nothing = self.variant.own is not None and bool(plain) and not own
         if self.draws and not repeats(plain, own):
             self.comparisons, self.has_means, self.flipped = [], True, None
             self._compare(self.runs.with_means)
@@ -103,8 +106,8 @@ class VariantComparison:
             self.comparisons.append(compared)
             return
         error, _ = compared
-        if precision != "native" and self.variant.own is None:
-            # Not every kernel has float64: if it raises natively, too, that is what is reported.
+        if precision != "native" and not (self.variant.own is not None and isinstance(error, TargetError)):
+            # Not every kernel has float64, nor a GradScaler: if it raises natively, too, that is what is reported.
             self._note(f"{self.variant.name} does not run in float64")
         elif isinstance(error, TargetError):
             raise error
@@ -131,18 +134,25 @@ class VariantComparison:
             return error, trainer.number + 1
         for each in trainer.notes:
             self._note(each)
+        if trainer.autocast is not None and precision == "native" and rounding is None and comparison.differs:
+            self._note(
+                f"the step runs the model under autocast, and is compared within the rounding of {trainer.autocast}"
+            )
+            return self._compared(runs, precision, trainer.autocast)
         return comparison
 
     def _persists(self, runs: PlainRuns, rounding: str | None) -> bool:
         """Return whether what differs natively differs on fresh batches, too."""
+        steps = self.comparisons[-1].steps
         for number in range(1, _PERSISTS + 1):
             try:
-                compared = self._compared(runs.fresh(number, self.comparisons[-1].steps), "native", rounding)
+                compared = self._compared(runs.fresh(number, steps), "native", rounding)
             except Exception as error:  # not every batch is one that the model takes
                 if is_out_of_memory(error):
                     raise
                 continue
-            if isinstance(compared, StepComparison) and not compared.differs:
+            # Fewer steps, because a loss is not finite, do not show that the variant agrees.
+            if isinstance(compared, StepComparison) and not compared.differs and compared.steps == steps:
                 return False
         return True
 

@@ -140,7 +140,9 @@ def count_of(argument: str | None) -> int:
         TargetError: GC145 if it is not a number from 2.
     """
     if argument is None or not argument.isdigit() or int(argument) < 2:
-        raise TargetError("GC145", f"accumulate:{argument} has no number of micro-batches. Give one from 2.")
+        raise TargetError(
+            "GC145", f"accumulate takes the number of micro-batches, at least 2 (accumulate:2), not {argument!r}."
+        )
     return int(argument)
 
 

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradctl.core.errors import TargetError, is_out_of_memory
+from gradctl.subject.frames import first_line
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.state import State
 from gradctl.training.trainer import Trainer
-from gradctl.training.variants.table import AUTOCAST_DTYPES
+from gradctl.training.variants.table import AUTOCAST_DTYPES, CannotApply
 
 # ``GradScaler`` starts at 2**16 and halves the scale at each overflow: at 2**-8 it has overflowed in the forward.
 _ATTEMPTS = 24
@@ -29,8 +31,13 @@ def alter(trainer: Trainer, argument: str | None) -> None:
     device = next((each.device.type for group in trainer.parameters.values() for each in group), "cpu")
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
-        with torch.autocast(device, dtype):
-            outputs = trainer.outputs(*args, **kwargs)
+        try:
+            with torch.autocast(device, dtype):
+                outputs = trainer.outputs(*args, **kwargs)
+        except Exception as error:  # an operator of the model may not take two dtypes
+            if trainer.number or isinstance(error, TargetError) or is_out_of_memory(error):
+                raise
+            raise CannotApply(f"the model raises under autocast: {first_line(error)}.") from error
         # What is summed with random weights is no part of the model.
         wide = {name: t.float() if t.dtype == dtype else t for name, t in outputs.items()}
         return trainer.loss_of(wide if trainer.recipe.loss_name(outputs) is None else outputs)

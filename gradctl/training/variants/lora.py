@@ -62,7 +62,7 @@ def plain(trainer: Trainer, argument: str | None) -> None:
 
 def _rank(argument: str | None) -> int:
     if argument is None or not argument.isdigit() or int(argument) < 1:
-        raise TargetError("GC145", f"lora:{argument} has no rank. Give a number from 1.")
+        raise TargetError("GC145", f"lora takes the rank, at least 1 (lora:4), not {argument!r}.")
     return int(argument)
 
 

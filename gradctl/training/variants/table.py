@@ -71,7 +71,7 @@ class Variant:
 def _rounding_of_autocast(argument: str | None) -> str:
     # Beside the table, so that no other variant imports this one's file.
     if (argument or "") not in AUTOCAST_DTYPES:
-        raise TargetError("GC145", f"amp:{argument} has no dtype of mixed precision. Give amp:bf16 or amp:f16.")
+        raise TargetError("GC145", f"amp takes the dtype bf16 or f16 (amp:bf16), not {argument!r}.")
     return AUTOCAST_DTYPES[argument or ""]
 
 
