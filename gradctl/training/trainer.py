@@ -176,8 +176,8 @@ class Trainer:
         return torch.stack([each.sum() for each in terms]).sum()
 
     def _weighted(self, name: str, output: Tensor, rows: slice | None) -> Tensor:
-        if not torch.isfinite(output.detach()).all():  # masked logits of -inf
-            output = torch.where(torch.isfinite(output), output, 0)
+        if torch.isinf(output.detach()).any():  # masked logits; a NaN makes the loss one
+            output = torch.where(torch.isinf(output), 0, output)
         weights = self.recipe.weights_of(self.number, name, output) if rows is None else None
         if weights is None:
             weights = self.recipe.weights[self.number, name][rows].to(output)
@@ -214,26 +214,17 @@ class Trainer:
             yield self._record(loss, draws=not torch.equal(seeded, torch.default_generator.get_state()))
 
     def _schedule(self, loss: Tensor | None) -> None:
-        """Call ``scheduler.step()``, with the loss if it takes a metric.
-
-        Raises:
-            TargetError: GC144 if the scheduler raises, or takes a metric and the step returns no loss.
-        """
+        """Call ``scheduler.step()``, with the loss if it takes a metric; TargetError GC144 if it raises."""
         takes_loss = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-        if self.scheduler is None:
-            return
-        name = type(self.scheduler).__name__
-        if takes_loss and loss is None:
-            raise TargetError(
-                "GC144", f"the scheduler {name} takes the loss, and the step returns None. Return the loss."
-            )
         try:
-            self.scheduler.step(*([loss.detach()] if takes_loss and loss is not None else []))
+            if self.scheduler is not None:
+                self.scheduler.step(*([loss] if takes_loss else []))
         except Exception as error:  # a scheduler of the user's may raise anything
             if is_out_of_memory(error):
                 raise
-            said = f"the scheduler {name} of the optimizer {self.recipe.optimizer.name} raises in step()"
-            raise TargetError("GC144", f"{said}: {first_line(error)}.", details=user_frames(error)) from error
+            said = f"the scheduler of the optimizer {self.recipe.optimizer.name} raises in step(): {first_line(error)}."
+            needed = " It takes the loss, which the step must return." if takes_loss and loss is None else ""
+            raise TargetError("GC144", said + needed, details=user_frames(error)) from error
 
     def _record(self, loss: Tensor | None, *, draws: bool) -> StepRecord:
         outputs = {LOSS: loss.detach().reshape(())} if loss is not None else {}

@@ -171,11 +171,41 @@ class Indexed(nn.Linear):
         return rows
 
 
-def test_amp_does_not_apply_to_a_model_that_raises_under_autocast():
-    unit = compared("amp:bf16", Indexed(4, 3))
+def test_a_nan_of_the_model_is_no_loss_of_zero():
+    subject = Subject(target="test", model=LastsTwoSteps(), args=(torch.ones(2, 4),))
+    (unit,) = compare_steps(subject, 4, variants=["foreach"])
+    assert (unit.verdict, unit.training.steps) == ("inconclusive", 2)
+
+
+class Product(torch.autograd.Function):
+    """Raises in the backward: what it saved is in float32, and the gradient is not."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient @ weight.T, x.T @ gradient
+
+
+class Multiplies(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 3))
+
+    def forward(self, x):
+        return Product.apply(x, self.weight)
+
+
+@pytest.mark.parametrize("model", [Indexed(4, 3), Multiplies()])
+def test_amp_does_not_apply_to_a_model_that_raises_under_autocast(model):
+    unit = compared("amp:bf16", model)
     assert (unit.verdict, unit.status, unit.findings) == ("inconclusive", "unsupported", ())
     assert unit.reason.startswith("the model raises under autocast: ")
-    assert compared("amp:bf16", Indexed(4, 3), is_named=False).verdict == "skipped"
+    assert compared("amp:bf16", model, is_named=False).verdict == "skipped"
 
 
 def test_a_scheduler_of_the_loss():
@@ -184,7 +214,7 @@ def test_a_scheduler_of_the_loss():
         return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
 
     assert compared(plain, optimizer=plateau, steps=3).verdict == "pass"
-    with pytest.raises(TargetError, match="GC144 the scheduler ReduceLROnPlateau takes the loss, and the step returns"):
+    with pytest.raises(TargetError, match="raises in step.*It takes the loss, which the step must return"):
         compared(lambda model, optimizer, x: None, optimizer=plateau)
 
 

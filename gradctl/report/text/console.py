@@ -202,7 +202,7 @@ def _print_training(screen: Screen, unit: Unit, limits: _Limits) -> None:
 
 def _print_heading(screen: Screen, unit: Unit, *, is_named: bool) -> None:
     if is_named and unit.reason:
-        screen.paragraph(f"{unit.form}  {unit.status}: {unit.reason}")
+        screen.paragraph(f"{unit.form}  {unit.verdict if unit.status == 'complete' else unit.status}: {unit.reason}")
     elif unit.reason and unit.verdict in ("pass", "fail"):  # of others the last line has it
         screen.paragraph(unit.reason)
     if unit.optimization is not None:
