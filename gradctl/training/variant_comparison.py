@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradctl.comparison.difference import Key
@@ -91,6 +92,9 @@ class VariantComparison:
             self._note("the model does not run in float64")
         else:
             self._add(runs, precision, None)
+            if precision == "unpromoted" and self.failing is not None and _casts_inside(runs):
+                self.comparisons.clear()
+                self._add(runs, precision, _narrower(runs.dtype))
         if self.failing is not None or self.raised is not None:
             return
         self._add(runs, "native", rounding)
@@ -171,6 +175,21 @@ class VariantComparison:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+def _casts_inside(runs: PlainRuns) -> bool:
+    """Return whether a model casts to a narrower dtype inside (RMSNorm in Llama): the promotion changes its result."""
+    promoted, unpromoted = runs.run("float64"), runs.run("unpromoted")
+    if not promoted or not unpromoted:
+        return True
+    compared = StepComparison("float64", None, runs.order)
+    compared.add(promoted[:1], [unpromoted[0].record])
+    return compared.differs
+
+
+def _narrower(dtype: torch.dtype) -> str:
+    """Return the name of the dtype that a float64 copy may round to inside: the native one, or float32."""
+    return str(max(torch.float32, dtype, key=lambda each: torch.finfo(each).eps)).removeprefix("torch.")
 
 
 def _record_last(trainer: Trainer, recorded: RecordedDraws, steps: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -76,3 +78,38 @@ def test_a_variant_that_cannot_apply_is_inconclusive_if_it_is_named():
     unit = compared(nn.Linear(4, 2), "checkpoint")
     assert (unit.verdict, unit.status) == ("inconclusive", "unsupported")
     assert unit.reason == "no list of modules (ModuleList, Sequential) has two modules of one class."
+
+
+class NormalisedInFloat32(nn.Module):
+    """A model that normalises in float32, whatever its dtype is, as the RMSNorm of Llama does."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        hidden = self.fc1(x)
+        wide = hidden.to(torch.float32)
+        return self.fc2((wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(hidden.dtype))
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (1.001, "fail")])
+def test_compiled_model_that_casts_to_float32_inside_is_compared_within_its_rounding(monkeypatch, factor, verdict):
+    def compiled(model, **options):
+        """Return what a compiler may: the same, in another order of sums, with a wrong backward by a factor."""
+
+        def call(x):
+            hidden = model.fc1(x)
+            wide = hidden.to(torch.float32)
+            norm = torch.rsqrt(wide.square().flip(-1).cumsum(-1)[..., -1:] / 4 + 1e-6)
+            out = model.fc2((wide * norm).to(hidden.dtype))
+            return out * factor + (out * (1 - factor)).detach()
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr("gradctl.training.variants.compiled_forward.compiled_frames", itertools.count().__next__)
+    torch.manual_seed(0)
+    subject = Subject(target="net.py:model", model=NormalisedInFloat32(), args=(torch.randn(3, 4),))
+    (unit,) = compare_steps(subject, 2, variants=["compile"])
+    assert unit.verdict == verdict
