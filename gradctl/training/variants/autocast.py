@@ -35,6 +35,9 @@ def alter(trainer: Trainer, argument: str | None) -> None:
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         with _applying(trainer), torch.autocast(device, dtype):
             outputs = trainer.outputs(*args, **kwargs)
+        for name, output in outputs.items():
+            if output.dtype == dtype and bool((output.isnan() | output.isposinf()).any()):
+                _note(trainer, f"{name} is NaN or infinite in {str(dtype).removeprefix('torch.')}")
         # What is summed with random weights is no part of the model.
         wide = {name: t.float() if t.dtype == dtype else t for name, t in outputs.items()}
         return trainer.loss_of(wide if trainer.recipe.loss_name(outputs) is None else outputs)
@@ -86,11 +89,17 @@ def _scale(trainer: Trainer, device: str) -> None:
                 break
             state.restore()
         if updates == before:
-            trainer.notes[:] = [f"GradScaler skips step {trainer.number + 1} at each scale from {scale:g} down"]
+            _note(trainer, f"GradScaler skips step {trainer.number + 1} at each scale from {scale:g} down")
             trainer.record_update()
         elif scaler.get_scale() < scale:
-            trainer.notes[:] = [f"GradScaler skipped steps down to a scale of {scaler.get_scale():g}"]
+            _note(trainer, f"GradScaler skipped steps down to a scale of {scaler.get_scale():g}")
         return loss
 
     trainer.optimizer.register_step_pre_hook(counted)
     trainer.backward, trainer.update, trainer.step = backward, update, step
+
+
+def _note(trainer: Trainer, text: str) -> None:
+    """Add a note; of several that begin alike, the last is kept."""
+    begin = text[: len("GradScaler skip")]
+    trainer.notes[:] = [*(each for each in trainer.notes if not each.startswith(begin)), text]

@@ -52,7 +52,11 @@ def mixing_modules(trainer: Trainer, batch: Batch) -> dict[str, nn.Module]:
             inputs, outputs = (_differs([each[side] for each in call], batch.size) for side in (0, 1))
             if outputs and not inputs:
                 found[name] = module
-    return {name: each for name, each in found.items() if not any(other.startswith(f"{name}.") for other in found)}
+    return {
+        name: each
+        for name, each in found.items()
+        if not any(other != name and f".{other}".startswith(f".{name}.".replace("..", ".")) for other in found)
+    }
 
 
 def _differs(values: Sequence[list[Tensor]], size: int) -> bool:
