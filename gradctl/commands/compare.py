@@ -92,7 +92,7 @@ class Comparing:
     ) -> None:
         self.allows, self.fail_on, self.outputs_only = allows, fail_on, outputs_only
         self.bisect, self.wrt, self.is_brief = bisect, wrt, is_brief
-        with _silenced():
+        with silenced_run():
             self.baseline: Baseline | None = None
             try:
                 self.baseline = run_native(subject)
@@ -114,7 +114,7 @@ class Comparing:
     def capture(self, name: str, *, named: bool) -> Captured | Unit:
         """Return the model in one form, or the unit of a form that refuses it, as ``form`` does."""
         start = time.perf_counter()
-        with _silenced():
+        with silenced_run():
             try:
                 return form_named(name).capture(self.reference.instance())
             except CannotCapture as refusal:
@@ -133,7 +133,7 @@ class Comparing:
         from gradctl.forms.onnx import joint as onnx_joint
 
         instance = self.reference.instance()
-        with _silenced():
+        with silenced_run():
             if path.suffix.lower() == ".onnx":
                 file = read(path)
                 by = onnx_joint.file_gradient_targets(file)
@@ -171,7 +171,7 @@ class Comparing:
         start = time.perf_counter() if start is None else start
         if reason := self._left_open():
             return self._inconclusive(captured.form, reason, start)
-        with _silenced(), unexplained() as failures:
+        with silenced_run(), unexplained() as failures:
             comparison = form_comparison(self.reference, captured)
             witness = PreRunObservations()
             with explaining(f"what {captured.form} starts with"):
@@ -303,7 +303,7 @@ def compare(
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
+def silenced_run() -> Iterator[None]:
     """Keep the compilers' logging to themselves; what they refuse is a reason in the report."""
     import warnings
 

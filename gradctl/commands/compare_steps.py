@@ -7,26 +7,24 @@ batches and seeds, and is compared after each step.
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypedDict
 
 import msgspec
 from torch import Tensor
 
+from gradctl.commands.compare import silenced_run
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import NothingToCheck, TargetError, is_out_of_memory
 from gradctl.core.findings import Unit
 from gradctl.forms.form import CannotCapture
-from gradctl.gradients.baseline import Baseline, run_native
+from gradctl.gradients.baseline import Baseline, first_run
 from gradctl.gradients.guard import explaining, unexplained
 from gradctl.subject.frames import first_line, user_frames
 from gradctl.subject.instance import InputMode, Instance
-from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves
 from gradctl.training.candidate_step import candidate_variant
@@ -87,22 +85,18 @@ def compare_steps(
     made_by = optimizer_choice(optimizer)
     chosen = choose_variants(variants, target) if variants or candidate is None else []
     units: list[Unit] = []
-    with _silenced():
+    with silenced_run(), ExitStack() as finally_:
         say("running the model")
-        baseline = _baseline(subject)
-        try:
-            training = _Training(subject, baseline, steps, made_by, allows=accepted, fail_on=fail_on)
-            say("running the plain step")
-            if candidate is not None:
-                chosen.append(candidate_variant(training.subject, **candidate))
-            for variant in chosen:
-                say(f"comparing {variant.name}")
-                named = bool(variants) if is_named is None else is_named
-                units.append(training.unit(variant, is_named=named))
-                told(units[-1])
-        finally:
-            if baseline is not None:
-                baseline.kept.put_back()
+        baseline = first_run(subject, finally_)
+        training = _Training(subject, baseline, steps, made_by, allows=accepted, fail_on=fail_on)
+        say("running the plain step")
+        if candidate is not None:
+            chosen.append(candidate_variant(training.subject, **candidate))
+        for variant in chosen:
+            say(f"comparing {variant.name}")
+            named = bool(variants) if is_named is None else is_named
+            units.append(training.unit(variant, is_named=named))
+            told(units[-1])
     return units
 
 
@@ -120,16 +114,12 @@ def plain_runs(
         TargetError, NothingToCheck: as ``compare_steps``.
     """
     made_by = optimizer_choice(optimizer)
-    with _silenced():
-        baseline = _baseline(subject)
-        try:
-            if baseline is not None and baseline.unrepeated:
-                raise CannotCapture(_UNREPEATED)
-            training = _Training(subject, baseline, steps, made_by, allows=Allows(()), fail_on="error")
-            yield PlainRuns(training.recipe, steps, alter)
-        finally:
-            if baseline is not None:
-                baseline.kept.put_back()
+    with silenced_run(), ExitStack() as finally_:
+        baseline = first_run(subject, finally_)
+        if baseline is not None and baseline.unrepeated:
+            raise CannotCapture(_UNREPEATED)
+        training = _Training(subject, baseline, steps, made_by, allows=Allows(()), fail_on="error")
+        yield PlainRuns(training.recipe, steps, alter)
 
 
 class _Training:
@@ -221,23 +211,3 @@ class _Training:
             tensors=self.baseline.unrepeated if self.baseline else (),
             **fields,
         )
-
-
-def _baseline(subject: Subject) -> Baseline | None:
-    """Return two native runs; None if no output has a gradient, which is then said of the loss."""
-    try:
-        return run_native(subject)
-    except NothingToCheck:
-        return None
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with preserve_generators(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
