@@ -20,6 +20,7 @@ from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import NothingToCheck, TargetError, is_out_of_memory
 from gradctl.core.findings import Unit
+from gradctl.core.target_options import TargetOptions
 from gradctl.forms.form import CannotCapture
 from gradctl.gradients.baseline import Baseline, first_run
 from gradctl.gradients.guard import explaining, unexplained
@@ -58,6 +59,7 @@ def compare_steps(
     candidate: TrainedCandidate | None = None,
     is_named: bool | None = None,
     target: str | None = None,
+    loading: TargetOptions | None = None,
     allows: Allows | Sequence[str] = (),
     fail_on: str = "error",
     progress: Callable[[str], None] | None = None,
@@ -73,6 +75,7 @@ def compare_steps(
         candidate: another implementation, whose plain step is compared, too; without variants, alone.
         is_named: whether the user asked for just these; None: whether there are any.
         target: what names of functions are beside.
+        loading: how a new process loads the subject, to resume there; None: it cannot.
         allows, fail_on, progress: as in ``gradcheck``.
         on_unit: called with each unit as soon as it is complete.
 
@@ -89,6 +92,7 @@ def compare_steps(
         say("running the model")
         baseline = first_run(subject, finally_)
         training = _Training(subject, baseline, steps, made_by, allows=accepted, fail_on=fail_on)
+        training.recipe.loading = loading if isinstance(optimizer, str) else None
         say("running the plain step")
         if candidate is not None:
             chosen.append(candidate_variant(training.subject, **candidate))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
@@ -82,7 +82,8 @@ class PlainRuns:
     @cached_property
     def with_means(self) -> PlainRuns:
         """The same steps, in which random numbers are replaced by their means."""
-        return PlainRuns(self.recipe, self.steps, self.alter, has_means=True)
+        recipe = replace(self.recipe, loading=None)  # another process draws its own random numbers
+        return PlainRuns(recipe, self.steps, self.alter, has_means=True)
 
     @property
     def shortest(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradctl.core.errors import TargetError
+from gradctl.core.target_options import TargetOptions
 from gradctl.subject.aliasing import clone_as_laid_out
 from gradctl.subject.inputs.variations import draw_inputs
 from gradctl.subject.instance import InputMode, Instance
@@ -34,6 +35,7 @@ class TrainingRecipe:
         input_mode: how the model takes float inputs; as constants unless the user's require a gradient.
         on_example: the steps that run on the example, because the loss on drawn inputs is not finite.
         weights: of the outputs in a loss that is their weighted sum, by step and name, in float64.
+        loading: how a new process loads the subject; None if it cannot.
     """
 
     subject: Subject
@@ -41,6 +43,7 @@ class TrainingRecipe:
     input_mode: InputMode = "constant"
     on_example: set[int] = field(default_factory=set)
     weights: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    loading: TargetOptions | None = None
     _drawn: dict[int, Subject] = field(default_factory=dict)
 
     def fresh(self, number: int) -> TrainingRecipe:

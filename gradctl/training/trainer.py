@@ -67,6 +67,7 @@ class Trainer:
         before_step: called with the number of a step, from 0, before its inputs are made.
         number: of the present step, from 0.
         steps: how many the run has; known once it has begun.
+        made_elsewhere: the records of this step and those after it, if another process makes them.
         context: entered around each step: the promotion to float64.
         notes: what the variant found out about itself, for the report.
         autocast: name of the dtype of ``torch.autocast`` around the model, if the user's step enters it.
@@ -92,6 +93,7 @@ class Trainer:
         self.step: Callable[..., Tensor | None] = self.plain_step
         self.before_step: Callable[[int], None] = lambda number: None
         self.number, self.steps = 0, 0
+        self.made_elsewhere: Iterator[StepRecord] | None = None
         self.scheduler: Any = None
         self.notes: list[str] = []
         self.autocast: str | None = None
@@ -190,15 +192,18 @@ class Trainer:
         if self._updates == 1:
             self._gradients = {name: _gradient(tensors) for name, tensors in self.parameters.items()}
 
-    def run(self, steps: int) -> Iterator[StepRecord]:
-        """Yield the record of each step; a trainer runs once.
+    def run(self, steps: int, start: int = 0) -> Iterator[StepRecord]:
+        """Yield the record of each step from ``start`` on; a trainer runs once.
 
         Raises:
             Exception: whatever the model, the optimizer or the variant raises.
         """
         self.steps = steps
-        for self.number in range(steps):
+        for self.number in range(start, steps):
             self.before_step(self.number)
+            if self.made_elsewhere is not None:
+                yield next(self.made_elsewhere)
+                continue
             args, kwargs = self.recipe.batch(self.instance, self.number)
             self._updates, self._gradients = 0, {}
             seed_generators(self.recipe.subject.seed + self.number)

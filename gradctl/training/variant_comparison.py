@@ -165,6 +165,7 @@ class VariantComparison:
         found = []
         for alter in (self.runs.alter, self.variant.alter):
             trainer, recorded = self.runs.trainer("native"), RecordedDraws()
+            trainer.recipe = replace(trainer.recipe, loading=None)  # those of another process are not recorded
             alter(trainer)
             _record_last(trainer, recorded, steps)
             for _ in trainer.run(steps):

@@ -243,6 +243,7 @@ def _steps(
                     candidate=other,
                     is_named=bool(variants),
                     target=checking.target,
+                    loading=checking,
                     allows=allows,
                     fail_on=reporting.fail_on,
                     progress=progress,

@@ -1,8 +1,9 @@
-"""``resume``: after half of the steps, all state is saved and loaded into a new copy, which continues.
+"""``resume``: after half of the steps, all state is saved and loaded into a new process, which continues.
 
-Saved are the ``state_dict`` of the model, the optimizer and the scheduler, and the states of the random generators,
+Saved are the ``state_dict`` of the model, the optimizer and the scheduler, and the state of torch's random generator,
 with ``torch.save``; they are read with ``weights_only=True``. What a state_dict does not have is lost, as after a
-restart: attributes that are no parameters or buffers, buffers that are not persistent, attributes of an optimizer.
+restart: attributes that are no parameters or buffers, buffers that are not persistent, attributes of an optimizer. A
+model that was passed to the Python API cannot be loaded by another process: a new copy of it continues in this one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +45,37 @@ class Old:
 
 
 def alter(trainer: Trainer, argument: str | None) -> None:
-    """Resume in a new copy before the step in the middle."""
-    resume_and_carry(trainer, lambda *_: None)
+    """Resume in a new process before the step in the middle; in a new copy if no process can load the target."""
+    loading = trainer.recipe.loading
+    if loading is None:
+        resume_and_carry(trainer, lambda *_: None)
+        return
+
+    def begin() -> None:
+        from gradctl.training.resumed_process import continue_in_process  # which imports this file
+
+        trainer.made_elsewhere = continue_in_process(trainer, loading, _saved(trainer))
+
+    _before_middle(trainer, begin)
 
 
 def resume_and_carry(trainer: Trainer, carry: Carry) -> None:
-    """As ``alter``; ``carry`` is called after the state was loaded.
+    """Resume in a new copy before the step in the middle; ``carry`` is called after the state was loaded.
 
     Raises:
         CannotApply: the model is a function.
     """
+
+    def begin() -> None:
+        old = Old(_module(trainer), trainer.optimizer, trainer.scheduler)
+        resume(trainer)
+        carry(trainer, old)
+
+    _before_middle(trainer, begin)
+
+
+def _before_middle(trainer: Trainer, begin: Callable[[], None]) -> None:
+    """Call ``begin`` before the step in the middle."""
     if trainer.module is None:
         raise CannotApply("the target is a function, which has no state_dict.")
 
@@ -60,9 +83,7 @@ def resume_and_carry(trainer: Trainer, carry: Carry) -> None:
         if trainer.steps < 2:
             raise CannotApply("one step cannot be interrupted; use --steps 2 or more.")
         if number == trainer.steps // 2:
-            old = Old(_module(trainer), trainer.optimizer, trainer.scheduler)
-            resume(trainer)
-            carry(trainer, old)
+            begin()
 
     trainer.before_step = before_step
 
@@ -73,16 +94,33 @@ def resume(trainer: Trainer) -> None:
     Raises:
         CannotApply: the state cannot be saved or loaded.
     """
-    saved = io.BytesIO()
-    parts = {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler, "model": trainer.module}
-    states = {name: part.state_dict() for name, part in parts.items() if part is not None}
-    try:
-        torch.save({**states, "generator": torch.get_rng_state()}, saved)
-        saved.seek(0)
-        loaded = torch.load(saved, weights_only=True)
+    saved = _saved(trainer)
+    with _savable():
         _start(trainer)
-        _load(trainer, loaded)
-    except Exception as error:  # of the user's state_dict, or load_state_dict
+        load_state(trainer, torch.load(io.BytesIO(saved), weights_only=True))
+
+
+def _saved(trainer: Trainer) -> bytes:
+    """Return the state of model, optimizer, scheduler and generator, as ``torch.save`` writes it.
+
+    Raises:
+        CannotApply: the state cannot be saved, or not be loaded again.
+    """
+    parts = {"optimizer": trainer.optimizer, "scheduler": trainer.scheduler, "model": trainer.module}
+    content = io.BytesIO()
+    with _savable():
+        states = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        torch.save({**states, "generator": torch.get_rng_state()}, content)
+        torch.load(io.BytesIO(content.getvalue()), weights_only=True)
+    return content.getvalue()
+
+
+@contextmanager
+def _savable() -> Iterator[None]:
+    """Raise CannotApply for what the user's state_dict or load_state_dict raises."""
+    try:
+        yield
+    except Exception as error:
         if is_out_of_memory(error):
             raise
         raise CannotApply(f"its state cannot be saved and loaded: {first_line(error)}.") from error
@@ -96,7 +134,8 @@ def _start(trainer: Trainer) -> None:
     trainer.optimizer, trainer.scheduler = trainer.recipe.optimizer.make(unique(trainer.parameters))
 
 
-def _load(trainer: Trainer, loaded: dict[str, Any]) -> None:
+def load_state(trainer: Trainer, loaded: dict[str, Any]) -> None:
+    """Load the saved state into a run that has made no step."""
     _module(trainer).load_state_dict(loaded["model"])
     trainer.optimizer.load_state_dict(loaded["optimizer"])
     if trainer.scheduler is not None:
@@ -123,6 +162,9 @@ def _experiment(names: Collection[str], carry: Callable[[Trainer, Old], Any]) ->
         lambda: (
             f"{', '.join(list(names)[:3])}{' …' if len(names) > 3 else ''} {'are' if len(names) > 1 else 'is'} in no "
             "state_dict; carried over to the new copy, the steps agree"
+            if names
+            else "a value that is in no state_dict is another one in a new process (it is drawn at the start, or "
+            "kept in a global variable); in this process, the steps agree"
         ),
         "Register it as a persistent buffer, or return it from get_extra_state(); an optimizer keeps it in self.state.",
         lambda trainer, _: resume_and_carry(trainer, carry),

@@ -53,3 +53,55 @@ def test_bad_input_is_one_sentence(arguments, said):
     found = gradctl("compare", *arguments)
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr.splitlines()[-1].startswith(said)
+
+
+DRAWN_AT_START = """
+import random
+
+import torch
+from torch import nn
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+        self.scale = 1 + random.SystemRandom().random()
+
+    def forward(self, x):
+        return self.fc(x) * self.scale
+
+
+def make_model():
+    torch.manual_seed(0)
+    return Scaled()
+
+
+def example_inputs():
+    return torch.ones(3, 4)
+"""
+
+
+def test_run_is_resumed_in_a_new_process_which_draws_its_own_numbers(tmp_path):
+    (tmp_path / "net.py").write_text(DRAWN_AT_START, encoding="utf-8")
+    found = gradctl("compare", "net.py", "--steps", 2, "--variant", "resume", "--format", "json", cwd=tmp_path)
+    assert found.returncode == 1, found.stderr
+    (unit,) = json.loads(found.stdout)["units"]
+    assert unit["training"]["first_difference"] == 2
+    (finding,) = (each for each in unit["findings"] if each["severity"] == "error")
+    assert (finding["code"], finding["cause"]) == ("GC430", "GC439")
+    assert "another one in a new process" in finding["cause_message"]
+
+
+def test_process_that_cannot_continue_is_one_sentence(tmp_path):
+    once = """
+from pathlib import Path
+
+if Path("loaded").exists():
+    raise OSError("loaded before")
+Path("loaded").touch()
+"""
+    (tmp_path / "net.py").write_text(DRAWN_AT_START + once, encoding="utf-8")
+    found = gradctl("compare", "net.py", "--steps", 2, "--variant", "resume", cwd=tmp_path)
+    assert "Traceback" not in found.stdout + found.stderr
+    assert "the new process does not continue the run: " in " ".join(found.stdout.split())
