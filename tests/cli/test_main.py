@@ -57,7 +57,7 @@ def test_the_help_of_a_command_ends_in_an_example_of_it(name, capsys):
 def test_the_help_of_a_command_has_the_exit_codes(name, capsys):
     assert run([name, "--help"]) == 0
     codes = capsys.readouterr().out.partition("\nExit codes:\n")[2].partition("\n\n")[0].splitlines()
-    expected = {"init": "0 2 3 5", "inspect": "0 2 3", "explain": "0 2 3", "doctor": "0 2 3"}
+    expected = {"init": "0 2 3 5", **dict.fromkeys(["snapshot", "inspect", "explain", "doctor"], "0 2 3")}
     assert [line.split()[0] for line in codes] == expected.get(name, "0 1 2 3 4 5 130").split()
 
 
@@ -65,9 +65,18 @@ def test_the_help_of_a_command_has_the_exit_codes(name, capsys):
     ("name", "headings"),
     [
         ("gradcheck", ["Target", "Inputs", "What to check", "Output", "Other options"]),
-        ("compare", ["Target", "Inputs", "Another implementation", "What to check", "Output", "Other options"]),
+        (
+            "compare",
+            [
+                *("Target", "Inputs", "Another implementation", "Training steps", "What to check", "Output"),
+                "Other options",
+            ],
+        ),
         ("trace", ["Target", "Inputs", "What to capture", "What to check", "Output", "Other options"]),
-        ("export", ["Target", "Inputs", "What to capture", "What to check", "Output", "Other options"]),
+        (
+            "export",
+            ["Target", "Inputs", "Training steps", "What to capture", "What to check", "Output", "Other options"],
+        ),
         ("optimize", ["Target", "Inputs", "Passes", "What to check", "Output", "Other options"]),
         ("report", ["Output", "Other options"]),
         ("doctor", ["Output", "Other options"]),
@@ -114,7 +123,8 @@ def test_a_misspelt_command_names_the_nearest():
     assert finished.stderr == (
         "Usage: gradctl [OPTIONS] COMMAND [ARGS]...\nTry 'gradctl --help'.\n\n"
         "Error: unknown command 'gradchek' (did you mean 'gradcheck'?). "
-        "Commands: gradcheck, compare, trace, export, optimize, check, init, inspect, report, explain, doctor.\n"
+        "Commands: gradcheck, compare, snapshot, verify, trace, export, optimize, check, init, inspect, report, "
+        "explain, doctor.\n"
     )
 
 

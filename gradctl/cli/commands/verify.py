@@ -71,9 +71,9 @@ def verify(
     versions: VersionRange | None,
     reporting: ReportOptions,
 ) -> int:
-    """Compare a model with the snapshot FILE, which gradctl snapshot wrote.
+    """Check whether a model still computes what a snapshot holds.
 
-    The target of the snapshot is loaded again with the same options, or TARGET instead. It runs on the parameters,
+    FILE is what gradctl snapshot wrote. The target of the snapshot is loaded again with the same options, or TARGET instead. It runs on the parameters,
     buffers and inputs of the snapshot, in its own dtype and in float64, and each output, gradient and buffer update is
     compared. A difference that rounding explains (another order of sums) is none; the snapshot holds how large that is
     for each tensor. Versions, threads and CPU capability that differ are listed.
