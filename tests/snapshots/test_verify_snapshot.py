@@ -359,7 +359,8 @@ def example_inputs():
 """
 
 
-@pytest.mark.parametrize("change", [("+ 1", "* 1.001 + 1", "buffer:scale"), ("(0.5)", "(0.6)", "held:shift"), None])
+# Each change has another length: Python takes the bytecode of a file with the same length and second for its own.
+@pytest.mark.parametrize("change", [("+ 1", "* 1.001 + 1", "buffer:scale"), ("(0.5)", "(0.625)", "held:shift"), None])
 def test_a_constant_that_the_code_changes_is_an_error_although_the_stored_one_is_used(tmp_path, change):
     file, path = tmp_path / "net.py", tmp_path / "net.snapshot"
     file.write_text(CONSTANT)

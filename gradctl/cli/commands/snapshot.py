@@ -31,10 +31,11 @@ _NO_VALUES = "Store only digests of parameters, buffers and inputs. verify needs
 def snapshot(checking: TargetOptions, output: Path, full: bool, no_values: bool) -> int:
     """Record the outputs and gradients of TARGET in a file.
 
-    gradctl verify later compares a model with FILE, its buffer updates, too. The model runs forward and backward on the CPU, in its own dtype and in float64, with its gradient hooks. FILE is
-    text with one tensor in each line (shape, norm, noise of rounding, digest, random projections, largest elements),
-    made for version control. The parameters, buffers and inputs are stored beside it (FILE.*.safetensors, up to 64 MB),
-    so that verify starts from the same values on every machine.
+    gradctl verify later compares a model with FILE, its buffer updates, too. The model runs forward and backward on the
+    CPU, in its own dtype and in float64, with its gradient hooks. FILE is text with one tensor in each line (shape,
+    norm, noise of rounding, digest, random projections, largest elements), made for version control. The parameters,
+    buffers and inputs are stored beside it (FILE.*.safetensors, up to 64 MB), so that verify starts from the same
+    values on every machine.
     """
     if full and no_values:
         raise click.UsageError("--full stores every tensor, and --no-values none. Omit one of them.")

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.subject.frames import first_line
@@ -207,7 +206,7 @@ def _ensure_rows_are_independent(
 def statistics_modules(trainer: Trainer) -> dict[str, nn.Module]:
     """Return the modules, by name, that compute statistics over the batch: BatchNorm in training mode."""
     named = trainer.module.named_modules() if trainer.module is not None else ()
-    return {name: each for name, each in named if isinstance(each, _BatchNorm) and each.training}
+    return {name: each for name, each in named if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training}
 
 
 def experiments(argument: str | None) -> Experiments:

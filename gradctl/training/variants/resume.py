@@ -52,7 +52,7 @@ def alter(trainer: Trainer, argument: str | None) -> None:
         return
 
     def begin() -> None:
-        from gradctl.training.resumed_process import continue_in_process  # which imports this file
+        from gradctl.training.variants.resumed_process import continue_in_process  # which imports this file
 
         trainer.made_elsewhere = continue_in_process(trainer, loading, _saved(trainer))
 

@@ -267,8 +267,12 @@ def test_a_dropout_mask_is_an_input_that_the_caller_draws(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "said"),
     [
-        (("mlp.py", "--wrt", "input:x"), 2, "--wrt applies to --graph joint: a forward graph has no gradients."),
-        (("mlp.py", "--freeze"), 2, "--freeze applies to --graph joint: a forward graph has no gradients."),
+        (
+            ("mlp.py", "--wrt", "input:x"),
+            2,
+            "--wrt applies to --graph joint and train-step: a forward",
+        ),
+        (("mlp.py", "--freeze"), 2, "--freeze applies to --graph joint, not to forward."),
         (
             ("mlp.py", "--graph", "joint", "--wrt", "input:z"),
             2,

@@ -1,8 +1,8 @@
 """The rest of a training run in a new process, which has nothing but the target and the saved state.
 
-``python -m gradctl.training.resumed_process FOLDER`` loads the target anew, loads the state, makes the steps that are
-left, and saves their records. What the program keeps outside of the model (a global variable, an attribute of a class)
-is lost there, as after a restart.
+``python -m gradctl.training.variants.resumed_process FOLDER`` loads the target anew, loads the state, makes the steps
+that are left, and saves their records. What the program keeps outside of the model (a global variable, an attribute of
+a class) is lost there, as after a restart.
 """
 
 from __future__ import annotations
