@@ -192,7 +192,7 @@ class _Training:
         return msgspec.structs.replace(unit, verdict="inconclusive", reason="; ".join([said, *compared.notes]))
 
     def _plain(self, runs: PlainRuns) -> int | str:
-        """Return the number of plain steps that ran, or why there is none to compare with."""
+        """Return the number of plain steps that ran, or why no step can be compared."""
         try:
             plain = runs.run("native")
         except (TargetError, CannotApply):

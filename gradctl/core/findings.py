@@ -131,7 +131,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     ``expected`` is there where the configuration expects another verdict than pass: met, the unit passes, with its
     findings allowed; not met, it fails with GC152. ``reference`` is the file that it was held against; None stands for
     eager, and for finite differences of eager. ``optimization`` is there where the unit is a graph that ``optimize``
-    made, ``structure`` where it is an ONNX file that was held against another, ``training`` where it is a variant of
+    made, ``structure`` where it is an ONNX file that was compared with another, ``training`` where it is a variant of
     the training step.
     """
 

@@ -31,7 +31,7 @@ _Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """One version that was tried: its unit, or the reason why there is none."""
+    """One version that was tried: its unit, or the reason why it has no verdict."""
 
     version: str
     unit: Unit | None

@@ -62,7 +62,7 @@ class OptimizerUpdate:
             loss, attributes: see the attributes.
 
         Raises:
-            JointExportError: it is none of SGD, Adam and AdamW.
+            JointExportError: it is not SGD, Adam or AdamW.
         """
         # A class derived from these may do anything in its step; AdamW itself is derived from Adam.
         if type(optimizer) not in (SGD, Adam, torch.optim.AdamW):

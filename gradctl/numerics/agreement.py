@@ -54,10 +54,10 @@ def agreement(native: Tensor, oracle: Tensor, candidate: Tensor, neighbours: flo
 
 
 def _agreement(native: Tensor, oracle: Tensor, candidate: Tensor, neighbours: float) -> tuple[float, float]:
-    off = _distance(native, oracle, 1.0)
+    off = norm_of_difference(native, oracle)
     is_known = native.dtype != oracle.dtype and math.isfinite(off)
     scale = scale_beside(oracle, neighbours, off if is_known else None, torch.finfo(native.dtype).eps)
-    return _distance(candidate, oracle, scale), _TIMES_EAGER * off / scale + _floor(native, oracle)
+    return norm_of_difference(candidate, oracle) / scale, _TIMES_EAGER * off / scale + _floor(native, oracle)
 
 
 def scale_beside(oracle: Tensor, neighbours: float, off: float | None = None, machine_epsilon: float = 1.0) -> float:
@@ -91,7 +91,7 @@ def _small_elements(native: Tensor, oracle: Tensor) -> Tensor | None:
     limit = 2.0 ** (int(occupied[gaps.argmax()]) + int(exponents.min()))
     small = is_value & (size <= limit)
     own, part = native[small], oracle[small]
-    is_known = part.numel() >= _FEW_ELEMENTS and _distance(own, part, scale_of(part)) < _floor(own, part)
+    is_known = part.numel() >= _FEW_ELEMENTS and norm_of_difference(own, part) / scale_of(part) < _floor(own, part)
     return small if is_known else None
 
 
@@ -117,18 +117,21 @@ def _floor(native: Tensor, oracle: Tensor) -> float:
     return (_NARROW_FLOOR_EPSILONS if is_narrow and is_known else _FLOOR_EPSILONS) * machine_epsilon
 
 
-def _distance(left: Tensor, right: Tensor, scale: float) -> float:
-    """Return ||left - right|| / scale over finite elements; infinite where NaN and Inf are not in the same places."""
+def norm_of_difference(left: Tensor, right: Tensor) -> float:
+    """Return the norm of ``left - right`` over finite elements; infinite where NaN and Inf are not in the same places.
+
+    Both are dense and of one shape; the difference is computed in float64.
+    """
     left, right = _wide(left), _wide(right)
     distance = norm(left - right)
     if math.isfinite(distance):  # then each element is
-        return distance / scale
+        return distance
     finite = torch.isfinite(right)
     if not torch.equal(finite, torch.isfinite(left)):
         return math.inf
     if not torch.equal(torch.nan_to_num(left[~finite]), torch.nan_to_num(right[~finite])):
         return math.inf
-    return norm((left - right)[finite]) / scale
+    return norm((left - right)[finite])
 
 
 def _wide(tensor: Tensor) -> Tensor:

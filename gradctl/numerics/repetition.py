@@ -34,15 +34,13 @@ def repetition_tolerance(scale: float, noise: float, dtype: torch.dtype) -> floa
         noise: norm of its change when weights and inputs move by one ULP of ``dtype``.
         dtype: of the run; the rule for float64 applies to complex128, too.
     """
-    is_float64 = dtype in (torch.float64, torch.complex128)
-    relative = _FLOAT64_RELATIVE if is_float64 else _NATIVE_EPSILONS * torch.finfo(dtype).eps
+    relative = _FLOAT64_RELATIVE if _is_float64(dtype) else _NATIVE_EPSILONS * torch.finfo(dtype).eps
     return relative * scale + _TIMES_NOISE * noise
 
 
 def is_cancelled(scale: float, noise: float, dtype: torch.dtype) -> bool:
     """Return whether a tensor is zero by cancellation; an exact zero without noise is not."""
-    is_float64 = dtype in (torch.float64, torch.complex128)
-    return noise > (_CANCELLED_FLOAT64 if is_float64 else _CANCELLED_NATIVE) * scale
+    return noise > (_CANCELLED_FLOAT64 if _is_float64(dtype) else _CANCELLED_NATIVE) * scale
 
 
 def noise_of(tensor: Tensor, moved: Iterable[Tensor | None]) -> float:
@@ -50,3 +48,7 @@ def noise_of(tensor: Tensor, moved: Iterable[Tensor | None]) -> float:
     wide = torch.complex128 if tensor.is_complex() else torch.float64
     alike = [each for each in moved if each is not None and each.shape == tensor.shape]
     return max((norm(each.to(wide) - tensor.to(wide)) for each in alike), default=0.0)
+
+
+def _is_float64(dtype: torch.dtype) -> bool:
+    return dtype in (torch.float64, torch.complex128)

@@ -25,6 +25,7 @@ from gradctl.comparison.reference import promoting
 from gradctl.core.errors import TargetError
 from gradctl.core.names import Quantity
 from gradctl.forms.form import Outcome
+from gradctl.numerics import agreement
 from gradctl.numerics.measures import dense, norm
 from gradctl.numerics.repetition import NOISE_SEEDS, repetition_tolerance
 from gradctl.snapshots.random_draws import DrawRecorder
@@ -152,14 +153,10 @@ def tolerance(scale: float, noise: float, dtype: torch.dtype) -> float:
 
 
 def norm_of_difference(one: Tensor, other: Tensor) -> float:
-    """Return the norm of the difference over the elements that are finite; infinite if others are not the same."""
+    """Return the norm of the difference over finite elements; infinite for another shape, or other NaN and Inf."""
     if one.shape != other.shape:
         return math.inf
-    wide, other_wide = _wide(one), _wide(other)
-    finite = torch.isfinite(wide)
-    if not torch.equal(finite, torch.isfinite(other_wide)):
-        return math.inf
-    return norm(wide[finite] - other_wide[finite])
+    return agreement.norm_of_difference(_wide(one), _wide(other))
 
 
 def draw_cotangents(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ class Snapshot:
     notes: tuple[Finding, ...] = ()
 
     def count(self, quantity: Quantity) -> int:
-        """Return how many tensors of a quantity are recorded; a missing gradient is none."""
+        """Return how many tensors of a quantity are recorded, missing gradients excluded."""
         return sum(each.quantity == quantity and each.native is not None for each in self.content.tensors)
 
 

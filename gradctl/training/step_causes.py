@@ -29,7 +29,7 @@ def explain_steps(findings: Sequence[Finding], compared: VariantComparison) -> l
 
 
 def cause_of(compared: VariantComparison) -> Experiment | None:
-    """Return the last experiment in which the variant agrees with the plain step; None if there is none."""
+    """Return the last experiment in which the variant agrees with the plain step; None without one."""
     experiments: Callable[[str | None], Experiments] | None = getattr(
         importlib.import_module(compared.variant.row.module), "experiments", None
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradctl.comparison.difference import Key, dtype_name
-from gradctl.numerics.measures import norm, same_values
+from gradctl.numerics.agreement import norm_of_difference
 from gradctl.numerics.repetition import repetition_tolerance
 from gradctl.training.plain_runs import QUANTITIES, PlainStep, is_zero_by_cancellation, kind_of, named
 from gradctl.training.trainer import LOSS, StepRecord
@@ -157,15 +157,6 @@ class StepComparison:
 
 
 def _distance(plain: Tensor, found: Tensor) -> float:
-    """Return the norm of the difference; over finite elements if NaN and infinities are in the same places."""
-    if plain.dtype == found.dtype and torch.equal(plain, found):
-        return 0.0
-    wide = torch.complex128 if plain.is_complex() else torch.float64
-    plain, found = plain.to(wide), found.to(wide)
-    distance = norm(found - plain)
-    if math.isfinite(distance):
-        return distance
-    finite = torch.isfinite(plain)
-    if not torch.equal(finite, torch.isfinite(found)) or not same_values(plain[~finite], found[~finite]):
-        return math.inf
-    return norm((found - plain)[finite])
+    """Return the norm of the difference, which is known for equal tensors without copies in float64."""
+    is_equal = plain.dtype == found.dtype and torch.equal(plain, found)
+    return 0.0 if is_equal else norm_of_difference(found, plain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from gradctl.core.target_options import TargetOptions, TrainingOptions
 if TYPE_CHECKING:
     from gradctl.core.allows import Allows
     from gradctl.core.findings import Unit
+    from gradctl.isolation.protocol import UnitRequest
 
 _Progress = Callable[[str], None]
 _STATIC_FORMS = [name for name in FORMS if name != "eager"]
@@ -200,7 +201,6 @@ def _steps(
 
     import msgspec
 
-    from gradctl.isolation.protocol import UnitRequest
     from gradctl.isolation.units import start_units
 
     own = dataclasses.replace(checking, target=str(candidate), input_specs=(), inputs_file=None, loss=None)
@@ -219,18 +219,8 @@ def _steps(
         if candidate is not None:
             loaded = load_subject(own, Inputs(subject.args, subject.kwargs))
             other = {"candidate": loaded, "renamed": _pairs(renamed), "own_values": own_values}
-        requests = [
-            UnitRequest(
-                checking=checking,
-                form=each,
-                allows=reporting.allows,
-                fail_on=reporting.fail_on,
-                named=bool(variants),
-                training=training,
-                timeout_seconds=timeout,
-            )
-            for each in apart
-        ]
+        settings = {"named": bool(variants), "timeout_seconds": timeout, "training": training}
+        requests = _requests(apart, checking, reporting, **settings)
         with start_units(requests) as wait:  # they run beside the variants that need no process of their own
             units = (
                 []
@@ -254,6 +244,16 @@ def _steps(
     order = {name: number for number, name in enumerate(chosen)}  # a candidate comes last
     units.sort(key=lambda unit: order.get(unit.form, len(order)))
     return emit_units(units, allows, checking, reporting)
+
+
+def _requests(
+    forms: Iterable[str], checking: TargetOptions, reporting: ReportOptions, **settings: Any
+) -> list[UnitRequest]:
+    """Return a request for each form or variant that runs in a process of its own."""
+    from gradctl.isolation.protocol import UnitRequest
+
+    judged = {"allows": reporting.allows, "fail_on": reporting.fail_on, **settings}
+    return [UnitRequest(checking=checking, form=form, **judged) for form in forms]
 
 
 def _pairs(renamed: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -310,25 +310,13 @@ def _forms(
 
     from gradctl.commands.compare import DEFAULT_STATIC_FORMS
     from gradctl.commands.compare_sizes import compare_at_sizes
-    from gradctl.isolation.protocol import UnitRequest
     from gradctl.isolation.units import start_units
 
     chosen = forms or DEFAULT_STATIC_FORMS
     sizes = sizes_of(checking, repro)
     subject = subject_from(checking)
-    requests = [
-        UnitRequest(
-            checking=checking,
-            form=form,
-            allows=reporting.allows,
-            fail_on=reporting.fail_on,
-            named=bool(forms),
-            bisect=bisect,
-            timeout_seconds=timeout,
-        )
-        for form in chosen
-        if form in NEEDS_PROCESS
-    ]
+    settings = {"named": bool(forms), "timeout_seconds": timeout, "bisect": bisect}
+    requests = _requests([form for form in chosen if form in NEEDS_PROCESS], checking, reporting, **settings)
     done: list[Unit] = []
 
     def say(text: str) -> None:

@@ -75,8 +75,8 @@ def verify(
 
     FILE is what gradctl snapshot wrote. The target of the snapshot is loaded again with the same options, or TARGET
     instead. It runs on the parameters, buffers and inputs of the snapshot, in its own dtype and in float64, and each
-    output, gradient and buffer update is compared. A difference that rounding explains (another order of sums) is none;
-    the snapshot holds how large that is for each tensor. Versions, threads and CPU capability that differ are listed.
+    output, gradient and buffer update is compared. A difference that rounding explains (another order of sums) is
+    accepted; the snapshot has its size for each tensor. Versions, threads and CPU capability that differ are listed.
 
     With --device or --dtype, the model runs there, and the tolerance is that of the dtype.
 
