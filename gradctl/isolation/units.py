@@ -26,7 +26,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run_units(
-    requests: Sequence[UnitRequest], *, jobs: int = 1, on_result: Callable[[Unit], None] | None = None
+    requests: Sequence[UnitRequest],
+    *,
+    jobs: int = 1,
+    on_start: Callable[[UnitRequest], None] | None = None,
+    on_result: Callable[[UnitRequest, Unit], None] | None = None,
 ) -> list[Unit]:
     """Return one unit a request, in their order, whatever their processes do.
 
@@ -36,19 +40,20 @@ def run_units(
     Args:
         requests: what to check.
         jobs: how many processes run at a time, at least one.
-        on_result: called with each unit as soon as it is complete, in the caller's thread.
+        on_start: called with each request before its process starts, in a thread of its own.
+        on_result: called with each request and its unit as soon as that is complete, in the caller's thread.
 
     Raises:
         Interrupted: on the first Ctrl-C, after the processes are ended; a second one does not wait for them.
     """
-    with start_units(requests, jobs=jobs) as wait:
+    with start_units(requests, jobs=jobs, on_start=on_start) as wait:
         return wait(on_result)
 
 
 @contextmanager
 def start_units(
-    requests: Sequence[UnitRequest], *, jobs: int = 1
-) -> Iterator[Callable[[Callable[[Unit], None] | None], list[Unit]]]:
+    requests: Sequence[UnitRequest], *, jobs: int = 1, on_start: Callable[[UnitRequest], None] | None = None
+) -> Iterator[Callable[[Callable[[UnitRequest, Unit], None] | None], list[Unit]]]:
     """Start the processes of some units, and provide the function that waits for them, as ``run_units``.
 
     The caller can do something else meanwhile; if it raises, the processes are ended. Arguments and errors are those
@@ -58,13 +63,19 @@ def start_units(
     with remove_at_end(folder):
         processes = [UnitProcess(request, folder / str(index)) for index, request in enumerate(requests)]
         pool = ThreadPoolExecutor(jobs)
-        futures = [pool.submit(process.run) for process in processes]
 
-        def wait(on_result: Callable[[Unit], None] | None = None) -> list[Unit]:
+        def run(request: UnitRequest, process: UnitProcess) -> Unit | None:
+            if on_start is not None:
+                on_start(request)
+            return process.run()
+
+        futures = {pool.submit(run, *pair): pair[0] for pair in zip(requests, processes, strict=True)}
+
+        def wait(on_result: Callable[[UnitRequest, Unit], None] | None = None) -> list[Unit]:
             for future in as_completed(futures):
                 unit = future.result()
                 if unit is not None and on_result is not None:
-                    on_result(unit)
+                    on_result(futures[future], unit)
             return [unit for each in futures if (unit := each.result()) is not None]
 
         try:

@@ -55,6 +55,11 @@ def find_models(project: Project) -> list[TargetEntry]:
     return [_named(project, str(file)) for file in files]
 
 
+def python_files(folder: Path) -> Iterator[Path]:
+    """Yield all Python files of a folder that may be of its project, sorted; those of environments are not."""
+    return _files(_absolute(folder), lambda file: True)
+
+
 def module_and_name(target: str) -> tuple[str, str]:
     """Return file or module, and the name after the colon or nothing."""
     if is_library_target(target):

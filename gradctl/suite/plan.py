@@ -20,6 +20,7 @@ from gradctl.isolation.protocol import UnitRequest
 from gradctl.isolation.units import Interrupted, run_units
 from gradctl.suite.configuration import Accepted, Project, TargetEntry, options_of, parse_size, settings_of
 from gradctl.suite.discovery import relative_target
+from gradctl.suite.journal import Journal
 from gradctl.suite.kept_snapshots import snapshot_folder
 
 # Errors of wrong gradients differ by rounding from run to run; accepted errors are written with three digits.
@@ -81,19 +82,37 @@ def plan(
     return [each for each in units if any(word in f"{each.title} {each.form}".lower() for word in words)]
 
 
-def run(planned: Sequence[Planned], *, jobs: int, on_result: Callable[[Unit], None] | None = None) -> list[Unit]:
-    """Return the judged units, in their order.
+def run(
+    planned: Sequence[Planned],
+    *,
+    jobs: int,
+    on_result: Callable[[Unit], None] | None = None,
+    journal: Journal | None = None,
+) -> list[Unit]:
+    """Return the judged units, in their order; those that have ended in the journal are not run again.
 
     Raises:
         Interrupted: with the judged units that were complete.
     """
+    earlier = [journal and journal.unit_of(each.request) for each in planned]
+    missing = [each.request for each, unit in zip(planned, earlier, strict=True) if unit is None]
+
+    def judged(new: Sequence[Unit | None]) -> list[Unit | None]:
+        remaining = iter(new)
+        units = [unit or next(remaining) for unit in earlier]
+        return [unit and apply_configuration(each, unit) for each, unit in zip(planned, units, strict=True)]
+
+    def ended(request: UnitRequest, unit: Unit) -> None:
+        if journal is not None:
+            journal.has_ended(request, unit)
+        if on_result is not None:
+            on_result(unit)
+
     try:
-        units = run_units([each.request for each in planned], jobs=jobs, on_result=on_result)
+        units = run_units(missing, jobs=jobs, on_start=journal.started if journal else None, on_result=ended)
     except Interrupted as interrupted:
-        pairs = zip(planned, interrupted.units, strict=True)
-        judged = [unit and apply_configuration(each, unit) for each, unit in pairs]
-        raise Interrupted(judged) from interrupted.__cause__
-    return [apply_configuration(each, unit) for each, unit in zip(planned, units, strict=True)]
+        raise Interrupted(judged(interrupted.units)) from interrupted.__cause__
+    return [unit for unit in judged(units) if unit is not None]
 
 
 def apply_configuration(planned: Planned, unit: Unit) -> Unit:

@@ -72,7 +72,7 @@ def units(tmp_path_factory):
         for index, (name, body) in enumerate(bodies.items())
     ]
     ended = []
-    units = run_units(requests, jobs=2, on_result=ended.append)
+    units = run_units(requests, jobs=2, on_result=lambda request, unit: ended.append(unit))
     assert [unit.target for unit in units] == [each.checking.target for each in requests]
     assert sorted(unit.target for unit in ended) == sorted(unit.target for unit in units)
     return dict(zip(bodies, units, strict=True))
@@ -182,7 +182,7 @@ def test_an_allow_and_a_level_reach_the_check(tmp_path):
 
 
 def test_what_breaks_in_the_callback_ends_the_run(tmp_path):
-    def broken(unit: Unit) -> None:
+    def broken(request: UnitRequest, unit: Unit) -> None:
         raise BrokenPipeError(unit.target)
 
     hanging = request(tmp_path / "hang.py", "threading.Event().wait()", timeout_seconds=600)

@@ -22,6 +22,7 @@ from gradctl.core.names import FORMS, SNAPSHOT
 if TYPE_CHECKING:
     from gradctl.core.findings import Unit
     from gradctl.suite.configuration import Accepted, Project
+    from gradctl.suite.journal import Journal
     from gradctl.suite.plan import Planned
 
 _MOST_JOBS = 8
@@ -36,6 +37,7 @@ _TIMEOUT = "Time limit of each unit.  [default: 300]"
 _MEMORY = "Memory limit of each process, on the CPU: 8GiB.  [default: no limit]"
 _SNAPSHOT = "Verify the snapshot of each target in this folder, too.  [default: 'snapshots' of the configuration]"
 _UPDATE = "Write the snapshots that are missing or differ, after the differences are listed."
+_RESUME = "Run only units that had not ended when the run with the same --report files died."
 _WRITE_ALLOWS = "Write the findings that fail into the configuration, each accepted up to its present error."
 
 
@@ -69,6 +71,7 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
 @click.option("--memory", metavar="SIZE", callback=_memory, help=_MEMORY)
 @click.option("--snapshot", "snapshots", metavar="DIR", type=click.Path(path_type=Path), help=_SNAPSHOT)
 @click.option("--update", is_flag=True, help=_UPDATE)
+@click.option("--resume", is_flag=True, help=_RESUME)
 @click.option("--write-allows", is_flag=True, help=_WRITE_ALLOWS)
 @report_options
 def check(
@@ -82,6 +85,7 @@ def check(
     jobs: int | None,
     snapshots: Path | None,
     update: bool,
+    resume: bool,
     write_allows: bool,
     **limits: Any,
 ) -> int:
@@ -94,6 +98,9 @@ def check(
 
     With a folder of snapshots, a target has another unit: what it computes now is compared with its snapshot there. A
     target without one is skipped, and --update writes it.
+
+    With --report FILE, the run keeps a journal beside the first FILE until the report is written. If the run dies,
+    --resume continues it.
     """
     from gradctl.report.formats import ensure_writable
     from gradctl.suite.discovery import select_entries
@@ -138,13 +145,39 @@ def check(
         # Only without PATH are these all targets that may have a snapshot.
         return units if folder is None or paths else note_unused_files(folder, entries, units)
 
-    return _checked(project, planned, reporting, noted, jobs=jobs, write_allows=write_allows)
+    if resume and not reporting.files:
+        raise click.UsageError("--resume continues the journal beside a report: add the --report of the run that died.")
+    with _journal(project, planned, reporting, resumes=resume) as journal:
+        code = _checked(project, planned, reporting, noted, jobs=jobs, write_allows=write_allows, journal=journal)
+        if journal is not None and code not in (130, 143):
+            journal.remove()
+        return code
 
 
 def processors() -> int:
     """Return how many processes run at a time by default."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, _MOST_JOBS)
+
+
+@contextlib.contextmanager
+def _journal(
+    project: Project, planned: Sequence[Planned], reporting: ReportOptions, *, resumes: bool
+) -> Iterator[Journal | None]:
+    """Open the journal beside the first file of a report; None if the run writes no report into a file."""
+    from gradctl.report.text.wording import counted
+    from gradctl.suite.journal import SUFFIX, open_journal
+
+    paths = [path.resolve() for _, path in reporting.files if path.is_file() or not path.exists()]
+    if not paths:
+        yield None
+        return
+    path = paths[0].with_name(paths[0].name + SUFFIX)
+    with open_journal(path, project, [each.request for each in planned], resumes=resumes) as journal:
+        if resumes:
+            died = f" Running when it died: {', '.join(journal.running)}." if journal.running else ""
+            click.echo(f"resume: {counted(journal.ended, 'unit')} had ended and will not run again.{died}", err=True)
+        yield journal
 
 
 def _checked(
@@ -155,6 +188,7 @@ def _checked(
     *,
     jobs: int,
     write_allows: bool,
+    journal: Journal | None,
 ) -> int:
     from gradctl.core.assembly import assemble_report
     from gradctl.isolation.units import Interrupted
@@ -168,8 +202,9 @@ def _checked(
     entries: list[Accepted] = []
 
     def judged(some: Sequence[Planned]) -> list[Unit]:
-        with unit_progress(len(some), is_shown=not reporting.quiet) as said:
-            return run(some, jobs=jobs, on_result=said)
+        count = sum(journal is None or journal.unit_of(each.request) is None for each in some)
+        with unit_progress(count, is_shown=not reporting.quiet) as said:
+            return run(some, jobs=jobs, on_result=said, journal=journal)
 
     with _terminable():
         try:

@@ -341,7 +341,10 @@ def _forms(
         )
         say(f"waiting for {', '.join(request.form for request in requests)}")
         # What was accepted there is marked here too, or an allow that was needed would be called unused.
-        units += [msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in wait(complete)]
+        units += [
+            msgspec.structs.replace(unit, findings=allows.apply(unit.findings))
+            for unit in wait(lambda _, unit: complete(unit))
+        ]
     return add_repros(units, checking, subject, reporting, repro, progress=progress)
 
 
