@@ -22,7 +22,7 @@ import click
 
 from gradctl.cli.help import choice_option, option
 from gradctl.cli.main import silence_stdout
-from gradctl.core.errors import ResourceError, nearest
+from gradctl.core.errors import GradctlError, ResourceError, nearest
 from gradctl.core.names import FORMATS, SEVERITIES
 
 if TYPE_CHECKING:
@@ -122,6 +122,26 @@ def _with_options(command: _Command, *, options: Sequence[Callable[..., Any]]) -
 # Decorators of a command: of one that judges nothing itself, and of any other.
 output_options = functools.partial(_with_options, options=_OUTPUT)
 report_options = functools.partial(_with_options, options=(*_OUTPUT, *_JUDGEMENT))
+
+
+def read_report(file: str) -> Report:
+    """Return the report in a file that --report json=FILE wrote; - is standard input.
+
+    Raises:
+        GradctlError: GC132 if it cannot be read, or is not a report.
+    """
+    from gradctl.report.machine.json import load
+
+    name = "standard input" if file == "-" else repr(file)
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise GradctlError(
+            "GC132",
+            f"{name} cannot be read: {reason[0].lower()}{reason[1:]}. FILE is a report written by --report json=FILE.",
+        ) from error
+    return load(content, name)
 
 
 def emit(report: Report, reporting: ReportOptions, *, preface: str = "") -> int:

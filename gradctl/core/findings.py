@@ -161,6 +161,35 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True):
     applied: bool
 
 
+class ShardAllow(msgspec.Struct, frozen=True, kw_only=True):
+    """One accepted finding of a run: the positions of its units, and how the note is made that it accepted nothing.
+
+    It is one of the command line if ``is_option``. There is no note unless ``is_whole``: all units that it is for are
+    of this run. ``fails`` is whether a note fails the first of them.
+    """
+
+    allow: str
+    is_option: bool
+    is_whole: bool
+    positions: tuple[int, ...]
+    fails: bool
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of a run a report is: shard ``index`` of ``count``, from 1, of a run of ``planned`` units.
+
+    ``plan`` is a digest of all units of the run with their options. ``positions`` are those of the units of this
+    report.
+    """
+
+    index: int
+    count: int
+    plan: str
+    planned: int
+    positions: tuple[int, ...]
+    allows: tuple[ShardAllow, ...] = ()
+
+
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """Which program wrote the report."""
 
@@ -180,7 +209,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True, rename={"passed": "pass
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All of one run. Read strictly by ``gradctl.report``; ``schema_version`` changes when a reader must.
 
-    ``planned`` is how many units a run that was interrupted was to have.
+    ``planned`` is how many units a run that was interrupted was to have, ``shard`` which part of a run this is.
     """
 
     schema_version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
@@ -194,6 +223,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     allows: tuple[Allowance, ...] = ()
     summary: Summary
     planned: int | None = None
+    shard: Shard | None = None
 
 
 def fingerprint(code: str, target: str, form: str, quantity: str | None, tensor: str | None) -> str:

@@ -136,16 +136,20 @@ def note_unused(
         allowances.append(Allowance(allow=accepted.finding, applied=_is_used(accepted, its)))
         if not is_unused(accepted, planned, units, every):
             continue
-        text = f"--allow {accepted.finding}" if accepted.finding in everywhere else f"allow {accepted.finding}"
-        note = Finding(
-            code="GC150",
-            severity="note",
-            message=f"{text} accepted nothing in this run.",
-            hint="remove it (--write-allows does): what it allowed is gone, or has another name.",
-        )
+        note = unused_note(accepted.finding, is_option=accepted.finding in everywhere)
         first = next(k for k, each in enumerate(planned) if accepted in each.accepted)
         noted[first] = _with(noted[first], [*noted[first].findings, note], planned[first])
     return noted, tuple(allowances)
+
+
+def unused_note(allow: str, *, is_option: bool) -> Finding:
+    """Return the note that a finding was accepted, by an option or by the configuration, and did not occur."""
+    return Finding(
+        code="GC150",
+        severity="note",
+        message=f"{'--allow' if is_option else 'allow'} {allow} accepted nothing in this run.",
+        hint="remove it (--write-allows does): what it allowed is gone, or has another name.",
+    )
 
 
 def is_unused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradctl.cli.help import HelpfulCommand
-from gradctl.cli.reporting import ReportOptions, emit, format_clock, progress_line, report_options
+from gradctl.cli.reporting import ReportOptions, emit, format_clock, progress_line, read_report, report_options
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.names import FORMS, SNAPSHOT
 
 if TYPE_CHECKING:
-    from gradctl.core.findings import Unit
+    from gradctl.core.findings import Report, Unit
     from gradctl.suite.configuration import Accepted, Project
     from gradctl.suite.journal import Journal
     from gradctl.suite.plan import Planned
@@ -38,6 +39,8 @@ _MEMORY = "Memory limit of each process, on the CPU: 8GiB.  [default: no limit]"
 _SNAPSHOT = "Verify the snapshot of each target in this folder, too.  [default: 'snapshots' of the configuration]"
 _UPDATE = "Write the snapshots that are missing or differ, after the differences are listed."
 _RESUME = "Run only units that had not ended when the run with the same --report files died."
+_SHARD = "Run the I-th of N parts of the units; 'gradctl report --merge' joins the reports."
+_DURATIONS = "JSON report of an earlier run: --shard divides the units by their seconds there.  [default: by number]"
 _WRITE_ALLOWS = "Write the findings that fail into the configuration, each accepted up to its present error."
 
 
@@ -51,6 +54,17 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
         return parse_size(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+
+
+def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Return index and count of ``I/N``."""
+    if value is None:
+        return None
+    numbers = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value, re.ASCII)
+    index, count = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    if not 1 <= index <= count:
+        raise click.BadParameter(f"{value!r} is not I/N with I from 1 to N, for example 2/4.")
+    return index, count
 
 
 @click.command(
@@ -72,6 +86,8 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
 @click.option("--snapshot", "snapshots", metavar="DIR", type=click.Path(path_type=Path), help=_SNAPSHOT)
 @click.option("--update", is_flag=True, help=_UPDATE)
 @click.option("--resume", is_flag=True, help=_RESUME)
+@click.option("--shard", metavar="I/N", callback=_shard, help=_SHARD)
+@click.option("--durations", metavar="FILE", type=click.Path(path_type=Path), help=_DURATIONS)
 @click.option("--write-allows", is_flag=True, help=_WRITE_ALLOWS)
 @report_options
 def check(
@@ -86,6 +102,8 @@ def check(
     snapshots: Path | None,
     update: bool,
     resume: bool,
+    shard: tuple[int, int] | None,
+    durations: Path | None,
     write_allows: bool,
     **limits: Any,
 ) -> int:
@@ -133,6 +151,17 @@ def check(
     )
     if not planned:
         raise NothingToCheck("GC110", "no unit matches -k and --form. See 'gradctl check --list' for the units.")
+    whole, positions = planned, None
+    if shard is not None:
+        if write_allows:
+            raise click.UsageError("--write-allows needs the verdict on every unit: run it without --shard.")
+        from gradctl.suite.shards import select_shard
+
+        earlier = read_report(str(durations)) if durations is not None else None
+        positions = select_shard(whole, *shard, earlier)
+        planned = [whole[position] for position in positions]
+    elif durations is not None:
+        raise click.UsageError("--durations divides the units of --shard I/N, which is missing.")
     if is_listed:
         click.echo("".join(f"{line}\n" for line in _listed(planned)), nl=False)
         return 0
@@ -142,13 +171,36 @@ def check(
     jobs = jobs or project.configuration.jobs or processors()
 
     def noted(units: Sequence[Unit]) -> Sequence[Unit]:
-        # Only without PATH are these all targets that may have a snapshot.
-        return units if folder is None or paths else note_unused_files(folder, entries, units)
+        # Only without PATH are these all targets that may have a snapshot. Of several shards, one notes.
+        first = next((each for each in whole if each.form == SNAPSHOT), None)
+        is_noted = folder is not None and not paths and first in planned
+        return note_unused_files(folder, entries, units) if folder is not None and is_noted else units
+
+    def sharded(report: Report, units: Sequence[Unit | None]) -> Report:
+        if shard is None or positions is None:
+            return report
+        import msgspec
+
+        from gradctl.suite.shards import describe_shard
+
+        judged = [position for position, unit in zip(positions, units, strict=True) if unit is not None]
+        described = describe_shard(*shard, whole, judged, everywhere=reporting.allows, every=_every_unit(project))
+        return msgspec.structs.replace(report, shard=described)
 
     if resume and not reporting.files:
         raise click.UsageError("--resume continues the journal beside a report: add the --report of the run that died.")
     with _journal(project, planned, reporting, resumes=resume) as journal:
-        code = _checked(project, planned, reporting, noted, jobs=jobs, write_allows=write_allows, journal=journal)
+        code = _checked(
+            project,
+            planned,
+            reporting,
+            noted,
+            sharded,
+            whole=whole,
+            jobs=jobs,
+            write_allows=write_allows,
+            journal=journal,
+        )
         if journal is not None and code not in (130, 143):
             journal.remove()
         return code
@@ -185,7 +237,9 @@ def _checked(
     planned: list[Planned],
     reporting: ReportOptions,
     noted: Callable[[Sequence[Unit]], Sequence[Unit]],
+    sharded: Callable[[Report, Sequence[Unit | None]], Report],
     *,
+    whole: Sequence[Planned],
     jobs: int,
     write_allows: bool,
     journal: Journal | None,
@@ -213,16 +267,16 @@ def _checked(
                 plan, units, entries = accept_failing(plan, units, judged)
         except Interrupted as interrupted:
             complete = [unit for unit in interrupted.units if unit is not None]
-            emit(report(complete, (), planned=len(interrupted.units)), reporting)
+            emit(sharded(report(complete, (), planned=len(interrupted.units)), interrupted.units), reporting)
             return 143 if isinstance(interrupted.__cause__, _Terminated) else 130
-    every = _every_unit(project)
+    every = [*_every_unit(project), *whole]
     if write_allows:
         gone = find_unused(project, plan, units, every)
         _write(project, entries, gone)
         _point_to_expect(units)
         plan = [each.accepting(without=gone) for each in plan]
     units, allowances = note_unused(plan, units, reporting.allows, every)
-    return emit(report(noted(units), allowances), reporting)
+    return emit(sharded(report(noted(units), allowances), units), reporting)
 
 
 def _project(file: Path | None, paths: Sequence[str]) -> Project:
