@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from gradctl.cli.help import HelpfulCommand
+from gradctl.cli.help import HelpfulCommand, option
 from gradctl.cli.reporting import ReportOptions, emit, output_options, read_report
 
 
@@ -16,7 +16,7 @@ from gradctl.cli.reporting import ReportOptions, emit, output_options, read_repo
     "  gradctl report 1.json 2.json --merge --report json=gradctl.json",
 )
 @click.argument("stored", metavar="FILE...", nargs=-1, required=True)
-@click.option("--merge", is_flag=True, help="Join the reports of the shards of a run, or of runs of different units.")
+@option("--merge", is_flag=True, heading="Output", help="Join the shards of a run, or runs of different units.")
 @output_options
 def report(stored: tuple[str, ...], merge: bool, reporting: ReportOptions) -> int:
     """Print a stored report in another format.
