@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from gradctl import __version__
-from gradctl.core.names import FORMS
+from gradctl.core.names import FORMS, RUNTIME_FORMS
 
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy", "safetensors")
 _OF_ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -104,6 +104,7 @@ def _forms(torch: Any, failure: str, compiler: str | None, of_onnx: subprocess.P
         "onnx": onnx,
         "export-joint": dynamo,
         "onnx-joint": onnx,
+        **{form: _runtime(form.removesuffix("-joint"), onnx) for form in RUNTIME_FORMS},
     }
 
 
@@ -131,6 +132,14 @@ def _onnx(of_onnx: subprocess.Popen[str]) -> Availability:
     if of_onnx.returncode:
         failure = f"importing {', '.join(_OF_ONNX)} ended the process with exit code {of_onnx.returncode}"
     return Availability(not failure, failure or f"onnxruntime {_version('onnxruntime')}")
+
+
+def _runtime(package: str, needed: Availability) -> Availability:
+    if not needed.available:
+        return needed
+    version = _version(package)  # it is not imported, which takes seconds
+    missing = f"{package} is not installed: pip install 'gradctl[{package}]'"
+    return Availability(version is not None, missing if version is None else f"{package} {version}")
 
 
 def _devices(torch: Any) -> tuple[str, ...]:

@@ -6,11 +6,17 @@ import hashlib
 import re
 from typing import Literal, get_args
 
-FormName = Literal["eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint"]
+RuntimeForm = Literal["openvino", "openvino-joint"]  # of packages that are installed on request
+FormName = Literal[
+    "eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint", RuntimeForm
+]
 FORMS: tuple[str, ...] = get_args(FormName)
+RUNTIME_FORMS: tuple[str, ...] = get_args(RuntimeForm)
 
 # Compared if no form is named: a joint graph is for those who want gradients outside PyTorch.
-DEFAULT_FORMS: tuple[str, ...] = tuple(name for name in FORMS if not name.endswith("-joint"))
+DEFAULT_FORMS: tuple[str, ...] = tuple(
+    name for name in FORMS if not name.endswith("-joint") and name not in RUNTIME_FORMS
+)
 
 # What ``gradctl check`` compares with a snapshot is a unit beside those of the forms.
 UnitForm = Literal[FormName, "snapshot"]
@@ -18,10 +24,10 @@ SNAPSHOT: UnitForm = "snapshot"
 SNAPSHOT_SUFFIX = ".snapshot"
 _MOST_CHARACTERS = 120  # of the name of a snapshot's file
 
-WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx",)
+WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx", "openvino")
 # Compilers and runtimes that can hang or crash: these forms run in a process of their own, under a time limit.
 # ``gradctl check`` gives every unit one; the Python API has no way to send a model to another process.
-NEEDS_PROCESS: tuple[str, ...] = ("compile", "onnx", "onnx-joint")
+NEEDS_PROCESS: tuple[str, ...] = ("compile", "onnx", "onnx-joint", *RUNTIME_FORMS)
 
 # A variable of OpenMP, and its value: by default threads spin at the end of each parallel loop, and take the cores from
 # the processes beside them. On 2 busy cores the eager runs of a small GPT took 7 s of CPU instead of 0.7 s.

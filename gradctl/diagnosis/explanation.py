@@ -58,13 +58,13 @@ class PreRunObservations:
         return PreRunObservations(moved, _split_parameters(captured, instance))
 
     def ask(self, comparison: FormComparison) -> None:
-        """Run the form again, if it is wrong on the native runs: without its optimiser, and from other generators."""
+        """Run the form again, if it is wrong on the native runs: in plain onnxruntime, and from other generators."""
         search = Search(comparison)
         wrong = {key for key in search.open() if key in comparison.worst}
         if not wrong or comparison.raised:
             return
-        if comparison.captured.form == "onnx":
-            self.causes.update(dict.fromkeys(_optimised_away(search, wrong), _OPTIMISER))
+        if cause := _OF_RUNTIME.get(comparison.captured.form):
+            self.causes.update(dict.fromkeys(_right_in_plain_runtime(search, wrong), cause))
         if generators_moved(comparison.reference.instance()):
             self.causes = {**dict(_redrawn(comparison, wrong)), **self.causes}
 
@@ -131,15 +131,22 @@ def _observed(comparison: FormComparison) -> Iterator[tuple[Key, Cause]]:
 
 # ------------------------------------------------------------------ the form, run again
 
-_OPTIMISER = Cause(
-    "GC216",
-    "onnxruntime's graph optimiser changes it: with the optimiser off the file computes what eager does",
-    "set SessionOptions.graph_optimization_level to ORT_DISABLE_ALL or ORT_ENABLE_BASIC, and report it.",
-)
+_OF_RUNTIME = {
+    "onnx": Cause(
+        "GC216",
+        "onnxruntime's graph optimiser changes it: with the optimiser off the file computes what eager does",
+        "set SessionOptions.graph_optimization_level to ORT_DISABLE_ALL or ORT_ENABLE_BASIC, and report it.",
+    ),
+    "openvino": Cause(
+        "GC216",
+        "OpenVINO changes it: in onnxruntime the same file computes what eager does",
+        "report it to OpenVINO, with the file that gradctl export writes.",
+    ),
+}
 
 
-def _optimised_away(search: Search, wrong: set[Key]) -> Iterator[Key]:
-    """Yield the tensors that agree without the graph optimiser of onnxruntime."""
+def _right_in_plain_runtime(search: Search, wrong: set[Key]) -> Iterator[Key]:
+    """Yield the tensors that agree if the file is run by onnxruntime without its graph optimiser."""
     try:
         plain = without_optimizer(search.comparison.captured)
     except TargetError:

@@ -17,6 +17,8 @@ FORM_MODULES = {
     "compile": "gradctl.forms.compiled.compile",
     "onnx": "gradctl.forms.onnx.forward",
     "onnx-joint": "gradctl.forms.onnx.joint",
+    "openvino": "gradctl.forms.runtimes.openvino",
+    "openvino-joint": "gradctl.forms.runtimes.openvino_joint",
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,15 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from gradctl.onnxio.onnx_file import onnx_dtype_name, onnxruntime_message
+from gradctl.onnxio.onnx_file import OnnxFile, onnx_dtype_name, onnxruntime_message, session
+
+# A runtime that has loaded a file: from inputs by name to outputs by name.
+Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+def load(file: OnnxFile) -> Run:
+    """Return a file in onnxruntime, with its default optimiser; errors are those of ``session``."""
+    return partial(run, session(file))
 
 
 def run(running: onnxruntime.InferenceSession, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from gradctl.cli.options import refuse_other_options, sizes_of, subject_from, ta
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
-from gradctl.core.names import FORMS, NEEDS_PROCESS, OPTIMIZERS, VARIANTS, VARIANTS_IN_PROCESS
+from gradctl.core.names import DEFAULT_FORMS, FORMS, NEEDS_PROCESS, OPTIMIZERS, VARIANTS, VARIANTS_IN_PROCESS
 from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions, TrainingOptions
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _Progress = Callable[[str], None]
 _STATIC_FORMS = [name for name in FORMS if name != "eager"]
-_FORM = f"Form to compare: {', '.join(_STATIC_FORMS)}. May be repeated.  [default: all without -joint]"
-_TIMEOUT = "Time limit of each form or variant that runs in its own process: compile, onnx, onnx-joint."
+_FORM = f"Form to compare: {', '.join(_STATIC_FORMS)}. May be repeated.  [default: the first {len(DEFAULT_FORMS) - 1}]"
+_TIMEOUT = f"Time limit of each form or variant that runs in its own process: {', '.join(NEEDS_PROCESS)}."
 _TRAINING = "Training steps"
 _STEPS = "Compare variants of the training step with the plain one for N steps."
 _OPTIMIZER = f"Optimizer: {', '.join(OPTIMIZERS)}, or FILE:FACTORY.  [default: {OPTIMIZERS[0]}]"

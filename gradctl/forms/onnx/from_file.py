@@ -6,12 +6,12 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from gradctl.core.errors import TargetError
 from gradctl.core.names import output_name
 from gradctl.forms.form import Captured, named_tensors
 from gradctl.onnxio.onnx_file import OnnxFile, initializers, session
-from gradctl.onnxio.session import as_numpy, describe_port, port_text, run
+from gradctl.onnxio.session import Run, as_numpy, describe_port, load, port_text, run
 from gradctl.onnxio.validation import nodes
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
@@ -27,7 +27,9 @@ from gradctl.subject.signature import module_of
 from gradctl.subject.tree import leaves, map_leaves
 
 
-def wrap_file(file: OnnxFile, instance: Instance) -> Captured:
+def wrap_file(
+    file: OnnxFile, instance: Instance, form: str = "onnx", load: Callable[[OnnxFile], Run] = load
+) -> Captured:
     """Return an ONNX file as a form of a model. Inputs and outputs are matched by name, or else by their order.
 
     Initializers with the name and shape of a parameter or buffer correspond to it; others, which an optimiser may have
@@ -36,6 +38,8 @@ def wrap_file(file: OnnxFile, instance: Instance) -> Captured:
     Args:
         file: the file.
         instance: a private copy of the model; it is called once.
+        form: the name of the form.
+        load: loads the file in a runtime; by default onnxruntime.
 
     Raises:
         TargetError: GC141 if inputs, outputs or initializers are not those of the model; GC602 if it does not run.
@@ -53,10 +57,10 @@ def wrap_file(file: OnnxFile, instance: Instance) -> Captured:
     parameters, buffers = _values(file, instance, differing)
     if differing:
         raise TargetError("GC141", f"{file.path} is not a form of {instance.subject.target}: {'; '.join(differing)}.")
-    call = _Call(session(file), instance.subject.model, feeds, results, structure)
+    call = _Call(load(file), instance.subject.model, feeds, results, structure)
     operators = dict(Counter(node.op_type for node in nodes(file.model)).most_common())
     return Captured(
-        "onnx", call, parameters, buffers, quantities=frozenset({"output"}), operators=operators, artifact=file
+        form, call, parameters, buffers, quantities=frozenset({"output"}), operators=operators, artifact=file
     )
 
 
@@ -84,15 +88,15 @@ def without_optimizer(captured: Captured) -> Captured:
         if not file.path.exists():  # a file that this run exported is in memory only
             file = replace(file, path=Path(folder) / "model.onnx")
             onnx.save(file.model, file.path)
-        running = session(file, optimised=False)
-    return replace(captured, call=replace(call, running=running))
+        plain = partial(run, session(file, optimised=False))
+    return replace(captured, call=replace(call, run=plain))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
-    """A session as a callable."""
+    """A file in a runtime as a callable."""
 
-    running: onnxruntime.InferenceSession
+    run: Run
     model: Callable[..., Any]  # its parameters name the inputs
     feeds: Mapping[str, str]  # the model's input name by that of the graph
     results: Mapping[str, str]  # the model's output name by that of the graph
@@ -100,7 +104,7 @@ class _Call:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of one run, each on the device of the model's output."""
-        found = run(self.running, self._given(args, kwargs))
+        found = self.run(self._given(args, kwargs))
         named = {self.results[name]: value for name, value in found.items()}
 
         def replaced(path: str, leaf: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import perf_counter
 
 import onnx_ir as ir
@@ -18,8 +18,8 @@ from gradctl.forms.onnx.lowering import optimize, skip_decompositions
 from gradctl.forms.reasons import reason_of
 from gradctl.joint.capture import Joint
 from gradctl.joint.optimizer_update import LEARNING_RATE, NEXT, OptimizerUpdate
-from gradctl.onnxio.onnx_file import OnnxFile, session
-from gradctl.onnxio.session import run
+from gradctl.onnxio.onnx_file import OnnxFile
+from gradctl.onnxio.session import Run, load
 from gradctl.onnxio.validation import nodes
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.instance import Instance
@@ -92,24 +92,25 @@ def export_graph(
     return Captured("onnx-joint", not_called, seconds=perf_counter() - start, artifact=model)
 
 
-def wrap_file(file: OnnxFile, instance: Instance) -> Captured:
+def wrap_file(
+    file: OnnxFile, instance: Instance, form: str = "onnx-joint", load: Callable[[OnnxFile], Run] = load
+) -> Captured:
     """Return a joint ONNX file as a form of a model.
 
     Args:
         file: the file, with inputs and outputs named as in ``gradctl.joint.capture``.
         instance: a private copy of the model; it is called once, and holds the state of the form.
+        form: the name of the form.
+        load: loads the file in a runtime; by default onnxruntime.
 
     Raises:
         TargetError: GC141 if it is not a joint graph of this model; GC602 if it does not run.
     """
-    running = session(file)
     runtime = JointRuntime(
-        [each.name for each in running.get_inputs()],
-        [each.name for each in running.get_outputs()],
-        lambda feeds: run(running, feeds),
+        [each.name for each in file.inputs], [each.name for each in file.model.graph.output], load(file)
     )
     operators = dict(Counter(node.op_type for node in nodes(file.model)).most_common())
-    return wrap_runtime("onnx-joint", runtime, instance, str(file.path), operators=operators, artifact=file)
+    return wrap_runtime(form, runtime, instance, str(file.path), operators=operators, artifact=file)
 
 
 def file_gradient_targets(file: OnnxFile) -> tuple[str, ...]:

@@ -25,9 +25,10 @@ def _threshold_backward(dy: Tensor, y: Tensor, threshold: float) -> Any:
     """
     if threshold != 0 or y.dtype not in {torch.float32, torch.float64}:
         return NotImplemented
-    # Two factors make the smallest normal number infinite. y is not negative: it is the output of relu.
+    # Two factors make the smallest normal number infinite. y is not negative: it is the output of relu. Without abs
+    # between them, OpenVINO (2026.4) multiplies the factors first, and 0 times their infinite product is NaN.
     large = torch.finfo(y.dtype).max
-    bound = y.relu() * large * large
+    bound = (y.relu() * large).abs() * large
     return torch.minimum(torch.maximum(dy, -bound), bound)
 
 

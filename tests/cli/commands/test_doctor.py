@@ -16,7 +16,9 @@ from gradctl import __version__
 from gradctl.commands.doctor import examine
 from tests.cli.command_line import gradctl
 
-FORMS = ["eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint"]
+RUNTIMES = ["openvino", "openvino-joint"]
+FORMS = ["eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint", *RUNTIMES]
+OF_ONNX = ["onnx", "onnx-joint", "openvino", "openvino-joint"]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,17 @@ def test_every_form_has_an_answer_and_a_reason(examined):
     assert list(examined["forms"]) == FORMS
     assert examined["forms"]["eager"] == {"available": True, "reason": f"torch {torch.__version__}"}
     assert all(can["reason"] for can in examined["forms"].values())
+
+
+@pytest.mark.parametrize("form", RUNTIMES)
+def test_a_runtime_is_there_or_the_line_that_installs_it(examined, form):
+    package = form.removesuffix("-joint")
+    try:
+        expected = {"available": True, "reason": f"{package} {importlib.metadata.version(package)}"}
+    except importlib.metadata.PackageNotFoundError:
+        missing = f"{package} is not installed: pip install 'gradctl[{package}]'"
+        expected = {"available": False, "reason": missing}
+    assert examined["forms"][form] == expected
 
 
 def test_triton_is_missing_or_runs_here(examined):
@@ -84,9 +97,9 @@ def test_the_compiler_that_is_named_is_taken(monkeypatch):
     ("package", "error", "without", "reason"),
     [
         ("torch", "ImportError('libtorch.so: not found')", FORMS, "torch cannot be imported: libtorch.so: not found"),
-        ("onnxscript", "ValueError('broken\\nmore')", ["onnx", "onnx-joint"], "onnxscript cannot be imported: broken"),
+        ("onnxscript", "ValueError('broken\\nmore')", OF_ONNX, "onnxscript cannot be imported: broken"),
         pytest.param(
-            *("onnxruntime", "OSError('no file')", ["onnx", "onnx-joint"], "onnxruntime cannot be imported: no file"),
+            *("onnxruntime", "OSError('no file')", OF_ONNX, "onnxruntime cannot be imported: no file"),
             marks=pytest.mark.slow,  # what imports onnxscript imports it too
         ),
     ],
@@ -107,7 +120,7 @@ def test_a_package_whose_import_ends_the_process_is_a_reason_too(tmp_path):
     finished = gradctl("doctor", "--format", "json", PYTHONPATH=str(tmp_path))
     assert (finished.returncode, finished.stderr) == (0, "")
     forms = json.loads(finished.stdout)["forms"]
-    assert [form for form, can in forms.items() if not can["available"]] == ["onnx", "onnx-joint"]
+    assert [form for form, can in forms.items() if not can["available"]] == OF_ONNX
     assert forms["onnx"]["reason"] == "importing onnx, onnxscript, onnxruntime ended the process with exit code -6"
 
 

@@ -30,6 +30,15 @@ def test_a_relu_is_computed_once() -> None:
     assert [node.op_type for node in graph.graph.node].count("Relu") == 1
 
 
+def test_large_factors_of_a_relu_are_not_adjacent() -> None:
+    """OpenVINO 2026.4 would multiply them first: their product is infinite, and 0 times it is NaN."""
+    graph = joint_graph(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), torch.randn(2, 3)).graph
+    constants = {each.name for each in graph.initializer}
+    by_constants = [node for node in graph.node if node.op_type == "Mul" and constants & set(node.input)]
+    scaled = {node.output[0] for node in by_constants}
+    assert len(by_constants) == 2 and not [node for node in by_constants if scaled & set(node.input)]
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.5, -0.5])
 def test_relu_and_threshold_pass_a_gradient_above_it_alone(threshold: float) -> None:
     x = torch.tensor([-2.0, -0.0, 0.0, 0.5, 1e-300, 3.0, float("inf")], dtype=torch.float64)
