@@ -37,6 +37,7 @@ class ArtifactFormat:
         load: from that path, for a private copy.
         inspect: what was loaded, under the name that is given.
         wrt: names of the gradients that it has, as globs.
+        outputs_suffice: whether a model without gradients is compared too, by its outputs.
     """
 
     form: str
@@ -45,6 +46,7 @@ class ArtifactFormat:
     load: Callable[[Path, Instance], Captured]
     inspect: Callable[[Captured, str], Inspection]
     wrt: Sequence[str] = ("*",)
+    outputs_suffice: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,8 @@ def write(
     with staged_file(output) as beside:
         with around(), preserve_generators():
             say("step 1 of 3: running eager")
-            comparing = Comparing(
-                subject, accepted, fail_on=fail_on, outputs_only=kind.form in WITHOUT_GRADIENTS, wrt=kind.wrt
-            )
+            outputs_only = kind.outputs_suffice or kind.form in WITHOUT_GRADIENTS
+            comparing = Comparing(subject, accepted, fail_on=fail_on, outputs_only=outputs_only, wrt=kind.wrt)
             try:
                 say(f"step 2 of 3: capturing {kind.form}")
                 captured = kind.capture(comparing.reference.instance())
@@ -122,4 +123,4 @@ def _read_back(kind: ArtifactFormat, captured: Captured, path: Path, comparing: 
     except TargetError as error:
         said = error.message.replace(str(path), "the file")
         raise CannotCapture(f"the model is captured and saved, and cannot be loaded again: {said}") from error
-    return replace(loaded, form=kind.form, seconds=captured.seconds)
+    return replace(loaded, form=kind.form, seconds=captured.seconds, reason=captured.reason)

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -42,6 +43,7 @@ from gradctl.gradients.guard import explaining, unexplained
 from gradctl.onnxio.onnx_file import read
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.inputs.variations import VARIATIONS, lengthen
+from gradctl.subject.instance import InputMode
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import module_of
 from gradctl.subject.subject import Subject
@@ -94,15 +96,25 @@ class Comparing:
         self.bisect, self.wrt, self.is_brief = bisect, wrt, is_brief
         with silenced_run():
             self.baseline: Baseline | None = None
+            input_mode: InputMode = "constant"
+            raised: TargetError | None = None
             try:
                 self.baseline = run_native(subject)
-                subject = self.baseline.subject
+                subject, input_mode = self.baseline.subject, self.baseline.input_mode
             except NothingToCheck:
                 if not outputs_only:
                     raise
+            except TargetError as error:
+                # A forward that differentiates inside may free the graph of its energy, which outputs do not need.
+                if not outputs_only or error.code != "GC111":
+                    raise
+                raised, input_mode = error, "leaf"
             self.subject = subject
-            input_mode = self.baseline.input_mode if self.baseline else "constant"
-            self.reference = Reference(subject, input_mode, variations=["example"] if is_brief else VARIATIONS)
+            variations = ["example"] if is_brief else VARIATIONS
+            differentiable = None if raised is None else frozenset[str]()
+            self.reference = Reference(subject, input_mode, variations=variations, differentiable=differentiable)
+            if raised is not None and not self.reference.trials:
+                raise raised
         self.arbiter = Arbiter(self.reference, allows)
 
     def form(self, name: str, *, named: bool) -> Unit:
@@ -169,6 +181,8 @@ class Comparing:
     def captured(self, captured: Captured, form: Form, *, start: float | None = None) -> Unit:
         """Return the verdict on what was captured just now, or loaded from a file."""
         start = time.perf_counter() if start is None else start
+        if self.reference.differentiable is not None:
+            captured = replace(captured, quantities=captured.quantities - {"gradient"})
         if reason := self._left_open():
             return self._inconclusive(captured.form, reason, start)
         with silenced_run(), unexplained() as failures:
@@ -201,7 +215,10 @@ class Comparing:
             tensors,
             allows=self.allows,
             fail_on=self.fail_on,
-            reason="; ".join(f"not tried: {each}" for each in self.reference.skipped) or None,
+            reason="; ".join(
+                filter(None, [captured.reason, *(f"not tried: {each}" for each in self.reference.skipped)])
+            )
+            or None,
             details=failures.details(),
             seconds=time.perf_counter() - start,
             variations=tuple(comparison.tried),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gradctl.commands.capture_to_file import ArtifactFormat, Written, write
+from gradctl.commands.trace import trace
 from gradctl.forms.exported import export_joint as program
 from gradctl.forms.onnx import forward as onnx
 from gradctl.forms.onnx import joint as onnx_joint
@@ -21,15 +22,18 @@ from gradctl.subject.subject import Subject
 def export(
     subject: Subject, output: Path, *, opset: int | None = None, dynamic: Dynamic | None = None, **options: Any
 ) -> Written:
-    """Return the verdict on an ONNX file, as onnxruntime runs it, against eager's outputs.
+    """Return the verdict on an ONNX file, as onnxruntime runs it, against eager's outputs; or on a ``.pt2``, as
+    ``trace`` with the form export does.
 
     Args:
         subject, output, dynamic, options: as in ``write``; weights that do not fit into the file are in ``NAME.data``.
-        opset: of ONNX's own operators; None leaves it to torch's exporter.
+        opset: for ONNX, of ONNX's own operators; None leaves it to torch's exporter.
 
     Raises:
         TargetError, ResourceError: as ``write``.
     """
+    if output.suffix.lower() == ".pt2":
+        return trace(subject, output, form="export", dynamic=dynamic, outputs_suffice=True, **options)
     kind = ArtifactFormat(
         "onnx",
         lambda instance: onnx.export_graph(instance, opset=opset, dynamic=dynamic),

@@ -20,7 +20,13 @@ FORMS_WITH_FILES = ("trace", "script", "export")
 
 
 def trace(
-    subject: Subject, output: Path, *, form: str = "trace", dynamic: Dynamic | None = None, **options: Any
+    subject: Subject,
+    output: Path,
+    *,
+    form: str = "trace",
+    dynamic: Dynamic | None = None,
+    outputs_suffice: bool = False,
+    **options: Any,
 ) -> Written:
     """Return the verdict on the file of a form.
 
@@ -29,6 +35,7 @@ def trace(
         output: where the file is to be.
         form: one of ``FORMS_WITH_FILES``.
         dynamic: sizes that stay free; for ``export``.
+        outputs_suffice: whether a model without gradients is compared too, by its outputs.
         options: as in ``write``.
 
     Raises:
@@ -39,5 +46,12 @@ def trace(
         with silenced():
             return export.capture(instance, dynamic=dynamic) if dynamic else form_named(form).capture(instance)
 
-    kind = ArtifactFormat(form, capture, save, lambda path, _instance: load(path, trusted=True), inspect_captured)
+    kind = ArtifactFormat(
+        form,
+        capture,
+        save,
+        lambda path, _instance: load(path, trusted=True),
+        inspect_captured,
+        outputs_suffice=outputs_suffice,
+    )
     return write(subject, output, kind, dynamic=dynamic, **options)

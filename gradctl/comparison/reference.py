@@ -40,6 +40,7 @@ class Reference:
         name: what messages call it.
         more: more subjects by name: the same model on other inputs, or the reason why they cannot be made.
         with_numbers: whether Python's numbers are outputs, too.
+        differentiable: the outputs that get a cotangent; None: each that requires a gradient.
 
     Attributes:
         trials: by variation, the example first; another on which eager itself raises or is not finite is left out.
@@ -56,9 +57,10 @@ class Reference:
         variations: Iterable[str] = VARIATIONS,
         more: Iterable[tuple[str, Subject | TargetError]] = (),
         with_numbers: bool = False,
+        differentiable: frozenset[str] | None = None,
     ) -> None:
         self.subject, self.input_mode, self.calls, self.name = subject, input_mode, calls, name
-        self.with_numbers = with_numbers
+        self.with_numbers, self.differentiable = with_numbers, differentiable
         self.trials: list[ModelTrial] = []
         self.skipped: list[str] = []
         self._fresh: list[ModelTrial | str] = []
@@ -120,6 +122,7 @@ class Reference:
             input_mode=self.input_mode,
             calls=count,
             context=self.promoting if promoted else nullcontext,
+            differentiable=self.differentiable,
             with_numbers=self.with_numbers,
         )
         return instance, [call for call in found if call.error is None], found[-1].error

@@ -37,6 +37,7 @@ class Captured:
     parameters: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)  # by qualified name
     seconds: float = 0.0  # the time that the capture took
+    reason: str = ""  # how the model was captured, if not as others are in this form
     quantities: frozenset[Quantity] = frozenset({"output", "gradient", "buffer"})  # those that can be compared
     operators: dict[str, int] = field(default_factory=dict)  # calls by operator; empty if the form has no graph
     artifact: Any = None  # the object to save (a ScriptModule, an ExportedProgram)

@@ -35,6 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradctl.joint.decompositions import EARLY, TABLE
 from gradctl.joint.decompositions.losses import fake_ctc_loss
+from gradctl.joint.detached import CONSTANT
 from gradctl.joint.dynamic_shapes import exported_axes, free_sizes, named_axes, with_sizes
 from gradctl.joint.export_error import JointExportError
 from gradctl.joint.joint_program import exported_program
@@ -85,7 +86,8 @@ def joint_program(
     Args:
         instance: a private copy, with its hooks.
         dynamic: symbolic sizes, by input and axis; all others are fixed to those of the inputs.
-        wrt: leaves to differentiate by, globs of ``param:fc1.weight`` and ``input:x``.
+        wrt: leaves to differentiate by, globs of ``param:fc1.weight`` and ``input:x``; without any, the program is the
+            forward alone.
         update: the step of an optimizer on the gradients of a loss, which takes the place of the cotangents.
 
     Raises:
@@ -94,7 +96,7 @@ def joint_program(
         Exception: whatever tracing and the user's model raise.
     """
     step, dynamic = TrainingStep(instance, wrt, update), dynamic or {}
-    if not step.is_differentiable:
+    if wrt and not step.is_differentiable:
         raise JointExportError("no output requires a gradient.")
     _ensure_distinct(step.names)
     by_leaf(instance.subject.model, step.args, step.kwargs, dynamic, lambda axes: axes)  # refuses unknown inputs
@@ -119,7 +121,7 @@ def joint_program(
         )(*fakes)
     instance.restore()
     _ensure_distinct([*step.names, *found.outputs, *found.gradients, *found.updated])
-    if not found.gradients and update is None:
+    if wrt and not found.gradients and update is None:
         raise JointExportError(f"no output depends on {' '.join(wrt)}.")
     _remove_operators_without_effect(graph)
     _rename_inputs(graph, step.names)
@@ -204,6 +206,8 @@ def _remove_operators_without_effect(graph: fx.GraphModule) -> None:
         if node.op == "call_function" and (node.target in _NO_OPERATION or is_second):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+        elif node.target is CONSTANT:
+            node.target = _NO_OPERATION[0]
 
 
 def _rename_inputs(graph: fx.GraphModule, names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import input_name, output_name, parameter_name
+from gradctl.joint.detached import DetachedValues
 from gradctl.joint.export_error import JointExportError
 from gradctl.joint.optimizer_update import NEXT, OptimizerUpdate
 from gradctl.joint.provenance import Places
@@ -78,7 +80,10 @@ class TrainingStep:
             self.written = {name for name, value in state.items() if not same_values(value, before[name])}
         self.random_inputs = draws.by_name
         self.is_differentiable = any(value.requires_grad for _, value in named)
-        self.cotangents = {name: torch.randn_like(value) for name, value in named if value.requires_grad and not update}
+        has_cotangents = bool(wrt) and update is None
+        self.cotangents = {
+            name: torch.randn_like(value) for name, value in named if value.requires_grad and has_cotangents
+        }
         self.optimizer_state = update.state(self.parameters) if update is not None else {}
         instance.restore()
         self.args, self.kwargs = instance.inputs()
@@ -151,7 +156,9 @@ class TrainingStep:
         args, kwargs = map_leaves(
             lambda _, leaf: next(pending) if isinstance(leaf, Tensor) else leaf, (self.args, self.kwargs)
         )
-        outputs = dict(_named(model(*args, **kwargs)))
+        # The backward of a joint graph leaves out what the program detaches; a later backward of the forward does not.
+        with nullcontext() if self.wrt else DetachedValues():
+            outputs = dict(_named(model(*args, **kwargs)))
         if free_unbacked_symbols(list(outputs.values())):
             raise JointExportError(self.places.sized)
         for name, each in inputs.items():
@@ -165,6 +172,8 @@ class TrainingStep:
     def _gradients(
         self, outputs: Mapping[str, Tensor], leaves_by_name: Mapping[str, Tensor], values: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
+        if not self.wrt:
+            return {}
         wanted = self._differentiated(leaves_by_name)
         roots = [outputs[name] for name in self.cotangents]
         cotangents = [values[f"grad_{name}"] for name in self.cotangents]

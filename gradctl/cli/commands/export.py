@@ -41,7 +41,8 @@ _OPSET = "Version of ONNX's operators.  [default: torch's]"
 )
 @target_options
 @output_option(
-    "FILE", "File to write: .onnx, or .pt2 with --graph joint. Weights above 2 GiB are written to FILE.data beside it."
+    "FILE",
+    "File to write: .onnx, or .pt2 but for --graph train-step. Weights above 2 GiB are written to FILE.data beside it.",
 )
 @choice_option("--graph", "GRAPH", _GRAPHS, "Graph to export", heading=_CAPTURE)
 @option("--wrt", heading=_CAPTURE, metavar="GLOB", multiple=True, help=_WRT)
@@ -97,8 +98,8 @@ def export(
 def _ensure_applicable(output: Path, graph: str, given: dict[str, Any]) -> None:
     """Raise for a file, or for one of the options ``given``, that does not apply to the graph."""
     kind = output.suffix.lower(), graph
-    if kind[0] != ".onnx" and kind != (".pt2", "joint"):
-        raise click.UsageError(f"{output}: export writes .onnx, and .pt2 with --graph joint.")
+    if kind[0] not in (".onnx", ".pt2") or kind == (".pt2", "train-step"):
+        raise click.UsageError(f"{output}: export writes .onnx, and .pt2 but for --graph train-step.")
     refused: dict[str, tuple[str, ...]] = {}
     if kind[0] == ".pt2":
         refused["an .onnx file, not to .pt2"] = ("--freeze", "--opset")
@@ -114,16 +115,17 @@ def _ensure_applicable(output: Path, graph: str, given: dict[str, Any]) -> None:
                 raise click.UsageError(f"{name} applies to {condition}.")
 
 
-def _forward(subject: Subject, *args: Any, **options: Any) -> Written:
+def _forward(subject: Subject, output: Path, **options: Any) -> Written:
     from gradctl.commands.export import export as export_verified
     from gradctl.core.errors import TargetError
 
     # torch.onnx converts dropout and batch normalisation for inference: after the capture, the outputs would differ.
-    for note in (each for each in subject.notes if each.code == "GC105"):
+    active_layers = (each for each in subject.notes if each.code == "GC105")
+    for note in active_layers if output.suffix.lower() == ".onnx" else ():
         active = note.message.partition(";")[0]
         remedy = "Add --eval to export it for inference, or --train to try it as it is."
         raise TargetError("GC105", f"{subject.target}: {active}. {remedy}")
-    return export_verified(subject, *args, **options)
+    return export_verified(subject, output, **options)
 
 
 def _joint(*args: Any, **options: Any) -> Written:

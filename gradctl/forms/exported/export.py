@@ -8,6 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -17,23 +18,26 @@ from torch import Tensor, nn
 from gradctl.forms.form import CannotCapture, Captured, named_tensors
 from gradctl.forms.reasons import reason_of
 from gradctl.forms.silence import silenced
+from gradctl.joint.export_error import JointExportError
 from gradctl.subject.inputs.dynamic_sizes import Dynamic, by_leaf
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
-from gradctl.subject.signature import call_signature
+from gradctl.subject.signature import call_signature, module_of
 from gradctl.subject.tree import map_leaves
+
+Around = Callable[[nn.Module], AbstractContextManager[Any]]
 
 
 class FunctionModule(nn.Module):
     """A plain function as a module for torch.export; its inputs keep the names that the function defines."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Any, signature: inspect.Signature | None = None) -> None:
         super().__init__()
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
-        signature = call_signature(function)
+        signature = signature or call_signature(function)
         if signature is not None:
             forward.__signature__ = signature  # type: ignore[attr-defined]
         self.forward = forward
@@ -43,7 +47,7 @@ def capture(
     instance: Instance,
     *,
     dynamic: Dynamic | None = None,
-    around: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
+    around: Around = nullcontext,
 ) -> Captured:
     """Return the model exported on its own inputs (non-strict).
 
@@ -56,9 +60,55 @@ def capture(
         CannotCapture: torch.export rejects the model.
         TargetError: GC104 if ``dynamic`` names an unknown input or axis.
     """
+    try:
+        return _export(instance, _as_module(instance.model), dynamic, around)
+    except CannotCapture as refusal:
+        return capture_differentiated(instance, refusal, dynamic=dynamic, around=around)
+
+
+def capture_differentiated(
+    instance: Instance, refusal: CannotCapture, *, dynamic: Dynamic | None, around: Around = nullcontext
+) -> Captured:
+    """Return a model that differentiates in its forward, traced with its inner backward, and then exported.
+
+    Args:
+        instance, dynamic, around: as in ``capture``.
+        refusal: of the model without that, to be raised for one that does not differentiate inside.
+
+    Raises:
+        CannotCapture: the ``refusal``, or it cannot be traced.
+    """
+    # torch's symbolic shapes take a third of a second to import, and few models need them here.
+    from gradctl.forms.joint_call import capture_joint, run_eagerly
+    from gradctl.joint.inner_gradients import differentiates_inside, replay
+
+    start = perf_counter()
+    if not differentiates_inside(instance):
+        raise refusal
+    structure, _ = run_eagerly(instance, *instance.inputs())
+    try:
+        joint = capture_joint(instance, dynamic=dynamic, wrt=())
+        module = FunctionModule(replay(joint, instance, structure), call_signature(instance.model))
+        if (owner := module_of(instance.model)) is not None:
+            # Their own names in the program. Hooks of the module are in the graph, and run no second time.
+            module._parameters, module._buffers, module._modules = owner._parameters, owner._buffers, owner._modules
+            module._non_persistent_buffers_set = owner._non_persistent_buffers_set
+            module.train(owner.training)
+        captured = _export(instance, module, dynamic, around)
+    except (CannotCapture, JointExportError) as error:
+        raise CannotCapture(f"the model differentiates in its forward, and {error}", refusal.details) from error
+    said = refusal.reason.partition(" refuses ")[0]
+    reason = f"the model differentiates in its forward, which {said} refuses: traced by gradctl with its inner backward"
+    return replace(captured, reason=reason, seconds=perf_counter() - start)
+
+
+def _as_module(model: Callable[..., Any]) -> nn.Module:
+    return model if isinstance(model, nn.Module) else FunctionModule(model)
+
+
+def _export(instance: Instance, module: nn.Module, dynamic: Dynamic | None, around: Around) -> Captured:
     args, kwargs = _apart(*instance.inputs())
     instance.restore()
-    module = instance.model if isinstance(instance.model, nn.Module) else FunctionModule(instance.model)
     shapes = _dynamic_shapes(module, args, kwargs, dynamic) if dynamic else None
     seed_generators(instance.subject.seed + 1)  # not the seed of a run: a number fixed at capture must differ
     torch.compiler.reset()  # torch.cond compiles in eager too, and code that it compiled under a mode is rejected here

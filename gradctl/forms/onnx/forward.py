@@ -10,7 +10,7 @@ import importlib.util
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -64,7 +64,7 @@ def run_from_file(captured: Captured, load: Callable[[OnnxFile], Captured]) -> C
         except TargetError as error:
             said = error.message.replace(str(path), "the exported file")
             raise CannotCapture(f"the model is exported, and {said}", traceback.format_exc()) from error
-    return replace(loaded, seconds=captured.seconds)
+    return replace(loaded, seconds=captured.seconds, reason=captured.reason)
 
 
 def export_graph(instance: Instance, *, opset: int | None = None, dynamic: Dynamic | None = None) -> Captured:
@@ -82,16 +82,34 @@ def export_graph(instance: Instance, *, opset: int | None = None, dynamic: Dynam
     start = perf_counter()
     # torch.onnx rejects dataclasses, None and numbers among the outputs; the caller knows them from eager.
     outputs: list[str] = []
-    with _symbolic_steps() if dynamic else nullcontext():
-        captured = export.capture(instance, dynamic=dynamic, around=lambda module: _tensor_outputs(module, outputs))
-        model = convert(
+
+    def around(module: nn.Module) -> AbstractContextManager[None]:
+        return _tensor_outputs(module, outputs)
+
+    def graph_of(captured: Captured) -> ir.Model:
+        return convert(
             captured.artifact,
             opset,
             lambda found: _name(found, outputs, instance, dynamic or {}),
             lambda error: f"torch.onnx refuses the model: {first_line(error)}",
         )
+
+    with _symbolic_steps() if dynamic else nullcontext():
+        captured = export.capture(instance, dynamic=dynamic, around=around)
+        try:
+            model = graph_of(captured)
+        except CannotCapture as refusal:
+            if captured.reason:
+                raise
+            captured = export.capture_differentiated(instance, refusal, dynamic=dynamic, around=around)
+            model = graph_of(captured)
     return Captured(
-        "onnx", not_called, seconds=perf_counter() - start, quantities=frozenset({"output"}), artifact=model
+        "onnx",
+        not_called,
+        seconds=perf_counter() - start,
+        quantities=frozenset({"output"}),
+        artifact=model,
+        reason=captured.reason,
     )
 
 

@@ -111,7 +111,7 @@ def test_a_file_of_a_model_trained_one_step_further_is_told_by_its_parameters(tm
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("-o", "net.pt2"), "Error: net.pt2: export writes .onnx, and .pt2 with --graph joint."),
+        (("-o", "net.pt"), "Error: net.pt: export writes .onnx, and .pt2 but for --graph train-step."),
         (("-o", "net.onnx", "--dynamic", "x"), "Error: --dynamic 'x' is not NAME:AXIS=SIZE, for example x:0=batch."),
         (("-o", "net.onnx", "--opset", "0"), "Error: Invalid value for '--opset': 0 is not in the range x>=1."),
         ((), "Error: Missing option '-o' / '--output'."),

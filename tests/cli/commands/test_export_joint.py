@@ -283,7 +283,11 @@ def test_a_dropout_mask_is_an_input_that_the_caller_draws(tmp_path):
             2,
             "--freeze applies to an .onnx file, not to .pt2.",
         ),
-        (("mlp.py", "-o", "joint.pt2"), 2, "joint.pt2: export writes .onnx, and .pt2 with --graph joint."),
+        (
+            ("mlp.py", "--graph", "train-step", "-o", "step.pt2"),
+            2,
+            "step.pt2: export writes .onnx, and .pt2 but for --graph train-step.",
+        ),
         (
             ("control_flow.py", "--graph", "joint"),
             4,
