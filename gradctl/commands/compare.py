@@ -208,6 +208,7 @@ class Comparing:
                     found = bisect_findings(found, comparison)
             comparison.program.state.restore()
             found = [*found, *failures.notes()]
+        skipped = [f"not tried: {each}" for each in self.reference.skipped]
         return make_unit(
             self.subject.target,
             captured.form,
@@ -215,10 +216,7 @@ class Comparing:
             tensors,
             allows=self.allows,
             fail_on=self.fail_on,
-            reason="; ".join(
-                filter(None, [captured.reason, *(f"not tried: {each}" for each in self.reference.skipped)])
-            )
-            or None,
+            reason="; ".join([captured.reason] * bool(captured.reason) + skipped) or None,
             details=failures.details(),
             seconds=time.perf_counter() - start,
             variations=tuple(comparison.tried),

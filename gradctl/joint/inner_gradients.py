@@ -1,6 +1,6 @@
 """Models that differentiate in their forward (forces, guidance, gradient penalties), as a graph of operators.
 
-``torch.export`` rejects them. Autograd runs while a joint program is traced, so the same trace has their inner backward.
+``torch.export`` rejects them. Autograd runs while a joint program is traced, so that trace has their inner backward.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def replay(joint: Joint, instance: Instance, structure: Any) -> Callable[..., An
     """
     if joint.random_inputs:
         raise JointExportError(
-            f"it draws random numbers ({next(iter(joint.random_inputs))}): draw them outside, and pass them as an input."
+            f"it draws random numbers ({next(iter(joint.random_inputs))}): draw them outside, and pass them as an "
+            "input."
         )
     graph = joint.program.module(check_guards=False)
     module, model = module_of(instance.model), instance.subject.model

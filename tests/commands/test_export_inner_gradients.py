@@ -1,6 +1,6 @@
 """Models that differentiate in their forward, in a file of the forward: outputs of onnxruntime alone against eager's.
 
-``torch.export`` rejects them, so gradctl traces them with their inner backward; what it takes goes through it as before.
+``torch.export`` rejects them, so gradctl traces them with their inner backward. What it takes is exported by it.
 """
 
 from __future__ import annotations

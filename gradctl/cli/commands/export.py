@@ -71,7 +71,8 @@ def export(
 
     The graph computes the forward pass. Inputs have the names of the model's arguments (x, batch.mask), outputs those
     in reports (output, output.logits). The file is run by onnxruntime and compared with eager on several inputs. If
-    they differ, or the model cannot be exported, FILE is not written, and an existing FILE is not changed.
+    they differ, or the model cannot be exported, FILE is not written, and an existing FILE is not changed. A model that
+    differentiates in its forward (forces by torch.autograd.grad) is exported with its inner backward.
 
     With --graph joint the graph computes gradients too, as autograd does in eager. Its inputs are parameters
     (fc1.weight), inputs (input.x) and the gradients of the loss with respect to the outputs (grad_output); its outputs
