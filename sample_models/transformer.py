@@ -2,6 +2,10 @@
 
 ``gradctl gradcheck sample_models/transformer.py`` passes. The key bias in ``in_proj_bias`` cannot move the output
 (softmax ignores a shift), so a third of that gradient is zero by cancellation: that is right too.
+
+
+``gradctl compare sample_models/transformer.py --form ddp:2 --form fsdp:2 --form tp:2`` runs it on two ranks, the last
+form by ``tp_plan``.
 """
 
 from __future__ import annotations
@@ -26,6 +30,10 @@ class Encoder(nn.Module):
 def make_model() -> Encoder:
     torch.manual_seed(0)
     return Encoder().eval()
+
+
+# Tensor parallelism: the feed-forward's columns and rows are divided between the ranks.
+tp_plan = {"layers.layers.*.linear1": "colwise", "layers.layers.*.linear2": "rowwise"}
 
 
 def example_inputs() -> tuple[Tensor]:

@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+from gradctl.core.errors import nearest
+from gradctl.core.names import RANK_FORMS, RANK_FORMS_TEXT
+
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 # In this order in every help text.
 HEADINGS = (
@@ -44,6 +47,18 @@ class _HeadedOption(click.Option):
 
 # click.option for another heading than "What to check".
 option = functools.partial(click.option, cls=_HeadedOption)
+
+
+class FormChoice(click.Choice[str]):
+    """One of some forms, or a form of many ranks."""
+
+    def __init__(self, forms: Sequence[str]) -> None:
+        super().__init__([*forms, *RANK_FORMS])
+        self.text = f"{', '.join(forms)}; {RANK_FORMS_TEXT}"
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return the message on a value that is no form."""
+        return f"{value!r} is not one of {self.text}{nearest(str(value), [str(each) for each in self.choices])}."
 
 
 def choice_option(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from torch import Tensor
@@ -26,8 +27,8 @@ from gradctl.comparison.timing import timing_of
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import NothingToCheck, TargetError
-from gradctl.core.findings import Unit
-from gradctl.core.names import DEFAULT_FORMS, FORMS
+from gradctl.core.findings import Finding, TensorResult, Unit
+from gradctl.core.names import DEFAULT_FORMS, FORMS, RANK_FORMS
 from gradctl.core.verdicts import unit_verdict
 from gradctl.diagnosis.bisect import bisect_findings
 from gradctl.diagnosis.explanation import PreRunObservations, explain_findings
@@ -48,7 +49,7 @@ from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.signature import module_of
 from gradctl.subject.subject import Subject
 
-STATIC_FORMS = tuple(name for name in FORMS if name != "eager")
+STATIC_FORMS = (*(name for name in FORMS if name != "eager"), *RANK_FORMS)
 DEFAULT_STATIC_FORMS = tuple(name for name in DEFAULT_FORMS if name != "eager")
 
 
@@ -75,6 +76,7 @@ class Comparing:
         outputs_only: whether the forms give no gradients: then the model need not have any.
         bisect: whether torch is to say which part of its compiler is wrong, where ``compile`` is.
         wrt: which gradients the forms give, globs of names; the others are not asked of them.
+        rank_seconds: the time limit of each answer of a form with many ranks.
         is_brief: whether forms run on the example alone, without variations of it, and are not timed.
 
     Raises:
@@ -91,9 +93,10 @@ class Comparing:
         bisect: bool = False,
         wrt: Sequence[str] = ("*",),
         is_brief: bool = False,
+        rank_seconds: float = 300.0,
     ) -> None:
         self.allows, self.fail_on, self.outputs_only = allows, fail_on, outputs_only
-        self.bisect, self.wrt, self.is_brief = bisect, wrt, is_brief
+        self.bisect, self.wrt, self.is_brief, self.rank_seconds = bisect, wrt, is_brief, rank_seconds
         with silenced_run():
             self.baseline: Baseline | None = None
             input_mode: InputMode = "constant"
@@ -132,6 +135,46 @@ class Comparing:
             except CannotCapture as refusal:
                 unit = refused_unit(self.subject, name, refusal, start)
                 return unit if named else msgspec.structs.replace(unit, verdict="skipped")
+
+    def _ranks(self, name: str, start: float) -> Unit:
+        """Return the verdict on a model on many ranks, compared with one process."""
+        # torch's parallel wrappers take half a second to import.
+        from gradctl.comparison.ranks.rank_comparison import rank_comparison
+        from gradctl.comparison.ranks.rank_findings import failure_finding, rank_findings
+        from gradctl.forms.ranks.processes import RankFailed
+        from gradctl.forms.ranks.rank_form import RankForm
+
+        if reason := self._left_open():
+            return self._inconclusive(name, reason, start)
+        stacks: str | None = None
+        found, tensors, skipped, tried = list[Finding](), list[TensorResult](), self.reference.skipped, list[str]()
+        with silenced_run(), unexplained() as failures:
+            kind, _, world = name.partition(":")
+            try:
+                comparison = rank_comparison(self.reference, RankForm(kind, int(world)), seconds=self.rank_seconds)
+                comparison.compare()
+                found, tensors = findings_and_rows(comparison, self.arbiter)
+                found += rank_findings(comparison)
+                skipped, tried = [*skipped, *comparison.skipped], comparison.tried
+            except RankFailed as failure:
+                found = [failure_finding(name, failure)]
+                stacks = failure.details
+            except CannotCapture as refusal:
+                return refused_unit(self.subject, name, refusal, start)
+            found = [*found, *failures.notes()]
+        return make_unit(
+            self.subject.target,
+            name,
+            found,
+            tensors,
+            allows=self.allows,
+            fail_on=self.fail_on,
+            reference="one process",
+            reason="; ".join(f"not tried: {each}" for each in skipped) or None,
+            details=stacks or failures.details(),
+            seconds=time.perf_counter() - start,
+            variations=tuple(tried),
+        )
 
     def file(self, path: Path, *, trusted: bool) -> Unit:
         """Return the verdict on a file that somebody wrote: is it this model, values and all?
@@ -181,6 +224,8 @@ class Comparing:
     def captured(self, captured: Captured, form: Form, *, start: float | None = None) -> Unit:
         """Return the verdict on what was captured just now, or loaded from a file."""
         start = time.perf_counter() if start is None else start
+        if captured.form in RANK_FORMS:
+            return self._ranks(captured.form, start)
         if self.reference.differentiable is not None:
             captured = replace(captured, quantities=captured.quantities - {"gradient"})
         if reason := self._left_open():
@@ -286,6 +331,7 @@ def compare(
     fail_on: str = "error",
     progress: Callable[[str], None] | None = None,
     on_unit: Callable[[Unit], None] | None = None,
+    **options: Any,
 ) -> list[Unit]:
     """Return eager's own gradcheck as the first unit, then one a form, in this process.
 
@@ -295,13 +341,14 @@ def compare(
         named: whether the user asked for just these: one that refuses the model is inconclusive then.
         allows, fail_on, progress: as in ``gradcheck``.
         on_unit: called with each unit as soon as it is complete.
+        options: of ``Comparing``.
     """
     accepted = allows if isinstance(allows, Allows) else Allows(allows)
     say, told = progress or (lambda text: None), on_unit or (lambda unit: None)
     units: list[Unit] = []
     with preserve_generators():
         say("running eager")
-        comparing = Comparing(subject, accepted, fail_on=fail_on)
+        comparing = Comparing(subject, accepted, fail_on=fail_on, **options)
         try:
             say("checking eager")
             units.append(
@@ -339,7 +386,7 @@ def compare_one(
     named: bool = True,
     allows: Sequence[str] = (),
     fail_on: str = "error",
-    bisect: bool = False,
+    **options: Any,
 ) -> Unit:
-    """Return the verdict on one form: what a process of its own does."""
-    return Comparing(subject, Allows(allows), fail_on=fail_on, bisect=bisect).form(form_name, named=named)
+    """Return the verdict on one form: what a process of its own does; ``options`` are those of ``Comparing``."""
+    return Comparing(subject, Allows(allows), fail_on=fail_on, **options).form(form_name, named=named)

@@ -18,9 +18,10 @@ from gradctl.commands.compare import DEFAULT_STATIC_FORMS, Comparing, compare, c
 from gradctl.core.allows import Allows
 from gradctl.core.errors import TargetError
 from gradctl.core.findings import Unit
+from gradctl.core.names import RANK_FORMS
 from gradctl.forms.table import form_named
 from gradctl.gradients.size_sweep import gradcheck_at_sizes, merged
-from gradctl.subject.inputs.sizes import MOST_SIZES, Sizes, sized_subjects, without_layout
+from gradctl.subject.inputs.sizes import EXPANDED, MOST_SIZES, Sizes, sized_subjects, without_layout
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.subject import Subject
 from gradctl.subject.torch_private import dynamo_config
@@ -86,6 +87,8 @@ class ComparingSizes:
 
     def _places(self, form: str) -> list[str]:
         """Return the sizes and layouts at which a form is tried."""
+        if form in RANK_FORMS:  # the loss of an expanded cotangent is a sum, which ranks would average
+            return _few({name: each for name, each in self._subjects.items() if not name.endswith(EXPANDED)})
         return list(self._subjects) if form in _FREE_SIZES else _few(self._subjects)
 
     def _comparing(self, at: str) -> Comparing | str:
@@ -119,6 +122,7 @@ def compare_at_sizes(
     fail_on: str = "error",
     progress: Callable[[str], None] | None = None,
     on_unit: Callable[[Unit], None] | None = None,
+    **of_comparing: Any,
 ) -> list[Unit]:
     """Return what ``compare`` does, at all sizes; on the example alone if there are no ``sizes``.
 
@@ -127,10 +131,10 @@ def compare_at_sizes(
     """
     if not sizes:
         options: dict[str, Any] = {"allows": allows, "fail_on": fail_on, "progress": progress, "on_unit": on_unit}
-        return compare(subject, forms=forms, named=named, **options)
+        return compare(subject, forms=forms, named=named, **options, **of_comparing)
     units: list[Unit] = []
     with preserve_generators():
-        comparing = Comparing(subject, allows, fail_on=fail_on)
+        comparing = Comparing(subject, allows, fail_on=fail_on, **of_comparing)
         others = ComparingSizes(comparing, sizes, limit=limit, progress=progress)
         check = partial(gradcheck_at_sizes, subject, sizes, limit=limit, progress=progress)
         checks = [partial(check, allows=allows, fail_on=fail_on)]

@@ -13,13 +13,47 @@ FormName = Literal[
 FORMS: tuple[str, ...] = get_args(FormName)
 RUNTIME_FORMS: tuple[str, ...] = get_args(RuntimeForm)
 
+# The model on 2 to 8 ranks: DistributedDataParallel, FSDP2, tensor parallelism, or as the target's file arranges it.
+RankFormName = Literal[
+    "ddp:2",
+    "ddp:3",
+    "ddp:4",
+    "ddp:5",
+    "ddp:6",
+    "ddp:7",
+    "ddp:8",
+    "fsdp:2",
+    "fsdp:3",
+    "fsdp:4",
+    "fsdp:5",
+    "fsdp:6",
+    "fsdp:7",
+    "fsdp:8",
+    "tp:2",
+    "tp:3",
+    "tp:4",
+    "tp:5",
+    "tp:6",
+    "tp:7",
+    "tp:8",
+    "ranks:2",
+    "ranks:3",
+    "ranks:4",
+    "ranks:5",
+    "ranks:6",
+    "ranks:7",
+    "ranks:8",
+]
+RANK_FORMS: tuple[str, ...] = get_args(RankFormName)
+RANK_FORMS_TEXT = "ddp:N, fsdp:N, tp:N, ranks:N (N ranks, 2 to 8)"
+
 # Compared if no form is named: a joint graph is for those who want gradients outside PyTorch.
 DEFAULT_FORMS: tuple[str, ...] = tuple(
     name for name in FORMS if not name.endswith("-joint") and name not in RUNTIME_FORMS
 )
 
 # What ``gradctl check`` compares with a snapshot is a unit beside those of the forms.
-UnitForm = Literal[FormName, "snapshot"]
+UnitForm = Literal[FormName, RankFormName, "snapshot"]
 SNAPSHOT: UnitForm = "snapshot"
 SNAPSHOT_SUFFIX = ".snapshot"
 _MOST_CHARACTERS = 120  # of the name of a snapshot's file

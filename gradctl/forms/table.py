@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import cast
 
+from gradctl.core.names import RANK_FORMS
 from gradctl.forms.form import Form
 
 FORM_MODULES = {
@@ -20,8 +21,12 @@ FORM_MODULES = {
     "openvino": "gradctl.forms.runtimes.openvino",
     "openvino-joint": "gradctl.forms.runtimes.openvino_joint",
 }
+_RANK_FORM = "gradctl.forms.ranks.rank_form"
 
 
 def form_named(name: str) -> Form:
     """Return the module of one form, imported on demand: ``compile`` imports inductor."""
+    if name in RANK_FORMS:
+        kind, _, world = name.partition(":")
+        return cast(Form, importlib.import_module(_RANK_FORM).RankForm(kind, int(world)))
     return cast(Form, importlib.import_module(FORM_MODULES[name]))

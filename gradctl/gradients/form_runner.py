@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from gradctl.core.errors import TargetError
-from gradctl.core.names import WITHOUT_GRADIENTS
+from gradctl.core.names import RANK_FORMS, WITHOUT_GRADIENTS
 from gradctl.forms.form import CannotCapture, Captured, gradient_tensors, to_float64
 from gradctl.forms.table import form_named
 from gradctl.numerics.runner import Outputs
@@ -27,7 +27,8 @@ class FormRunner(ModelRunner):
         self.captured = captured
         self.leaves = [replace(leaf, sharing=gradient_tensors(leaf, captured)) for leaf in eager.leaves]
         # Dynamo runs eagerly under a dispatch mode: compiled code is called, and differentiated, without it.
-        self._plain, self._is_eager = captured.form in ("aot", "compile"), False
+        # Ranks enter it themselves.
+        self._plain, self._is_eager = captured.form in ("aot", "compile", *RANK_FORMS), False
 
     def differentiate(self) -> Outputs:
         """Return the form's outputs with their graph."""

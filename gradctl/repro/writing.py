@@ -32,7 +32,7 @@ from gradctl import __version__
 from gradctl.core.assembly import environment
 from gradctl.core.errors import GradctlError
 from gradctl.core.findings import Finding, Unit
-from gradctl.core.names import SEVERITIES
+from gradctl.core.names import RANK_FORMS, SEVERITIES
 from gradctl.core.target_files import Target, parse_target
 from gradctl.core.target_options import TargetOptions
 from gradctl.gradients.guard import explaining, unexplained
@@ -212,6 +212,8 @@ def _run(command: Sequence[str], folder: Path, seconds: float) -> tuple[int | No
 
 
 def _quantity(unit: Unit, finding: Finding) -> str | None:
+    if unit.form in RANK_FORMS:
+        return None
     if unit.form != "eager":
         return _OF_FORM.get(finding.code)
     if finding.code == "GC407" and finding.quantity in ("output", "gradient"):

@@ -19,7 +19,12 @@ from pathlib import Path
 import torch
 
 _GRADCTL = str(Path(__file__).parents[1])
-_ENTRANCES = (str(Path(_GRADCTL) / "cli") + os.sep, str(Path(_GRADCTL) / "api.py"))
+# The last is where a forked process begins, below which is the stack of its parent.
+_ENTRANCES = (
+    str(Path(_GRADCTL) / "cli") + os.sep,
+    str(Path(_GRADCTL) / "api.py"),
+    str(Path(_GRADCTL) / "forms" / "ranks" / "processes.py"),
+)
 _TORCH = str(Path(torch.__file__).parent)
 _FUNCTORCH = str(Path(_TORCH).with_name("functorch"))  # a package of its own in torch's wheel
 _IMPORTLIB = str(Path(importlib.__file__).parent)

@@ -168,9 +168,12 @@ class Instance:
     def call_as_seeded(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[tuple[str, Tensor]]:
-        """Return what ``call`` returns; the random generators go on from where they are."""
+        """Return what ``call`` returns; the random generators go on from where they are.
+
+        A form that applies the loss itself (``applies_loss``) returns it.
+        """
         value = model(*args, **kwargs)
-        if self._loss is not None:
+        if self._loss is not None and not getattr(model, "applies_loss", False):
             value = call_loss(self._loss, value, args, kwargs)
         given = leaves(value)
         self.closed_outputs = [(path, leaf) for path, leaf in given if not isinstance(leaf, Tensor)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,11 @@ from torch import nn
 from torch.autograd import Function
 
 from gradctl.core.findings import Finding
+
+# How the model runs on many ranks, as its file may say: ``parallelize(model, mesh) -> model``,
+# ``shard_inputs(inputs, rank, world) -> inputs``, ``gather(name, parts) -> tensor``, the plan of tensor parallelism,
+# and whether the losses of the ranks are averaged ("mean") or summed ("sum").
+OF_RANKS = ("parallelize", "shard_inputs", "gather", "tp_plan", "loss_reduction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,7 @@ class Subject:
         seed: for every random generator, set anew before each call.
         notes: what was noted while loading (a model in training mode, for example).
         inputs_beside: name and object of the source of the inputs beside the target, which may be a function of sizes.
+        beside: what the target's file says about ranks, by the names in ``OF_RANKS``.
     """
 
     target: str
@@ -37,6 +43,7 @@ class Subject:
     seed: int = 0
     notes: tuple[Finding, ...] = ()
     inputs_beside: tuple[str, Any] | None = None
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def module(self) -> nn.Module | None:

@@ -16,7 +16,18 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from gradctl.core.errors import TargetError, nearest
-from gradctl.core.names import FORMS, SEVERITIES, SNAPSHOT, VERDICTS, FormName, Severity, UnitForm, UnitVerdict
+from gradctl.core.names import (
+    FORMS,
+    RANK_FORMS,
+    SEVERITIES,
+    SNAPSHOT,
+    VERDICTS,
+    FormName,
+    RankFormName,
+    Severity,
+    UnitForm,
+    UnitVerdict,
+)
 from gradctl.core.target_options import DEFAULTS, OPTIONS, TargetOptions
 from gradctl.rules.catalogue import allow_problem
 
@@ -67,7 +78,7 @@ def _type_of(name: str) -> Any:
 
 @_with_option_keys(is_shared=True)
 class _Forms(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    forms: tuple[FormName, ...] | None = None
+    forms: tuple[Literal[FormName, RankFormName], ...] | None = None
 
 
 class _Settings(_Forms, frozen=True, kw_only=True):
@@ -300,7 +311,7 @@ def _unknown_key(word: str, key: str) -> str:
     return f"unknown key {word!r}{f' in {key}' if key else ''}{near}"
 
 
-_VALUES = [*FORMS, SNAPSHOT, *VERDICTS, *SEVERITIES, *get_args(_Mode)]
+_VALUES = [*FORMS, *RANK_FORMS, SNAPSHOT, *VERDICTS, *SEVERITIES, *get_args(_Mode)]
 # By message of msgspec: what to say of the word in it and the innermost key of its place.
 _TRANSLATIONS: dict[str, Callable[[str, str], str]] = {
     "Object contains unknown field `(.*)`": _unknown_key,

@@ -13,7 +13,7 @@ import msgspec
 
 from gradctl.core.allows import Allows
 from gradctl.core.findings import Allowance, Finding, Unit, fingerprint
-from gradctl.core.names import DEFAULT_FORMS, FORMS, SNAPSHOT, UnitVerdict, snapshot_name
+from gradctl.core.names import DEFAULT_FORMS, FORMS, RANK_FORMS, SNAPSHOT, UnitVerdict, snapshot_name
 from gradctl.core.numbers import format_number
 from gradctl.core.verdicts import unit_verdict
 from gradctl.isolation.protocol import UnitRequest
@@ -169,7 +169,8 @@ def _is_used(accepted: Accepted, units: Iterable[Unit]) -> bool:
 
 def _forms_of(project: Project, entry: TargetEntry, chosen: Sequence[str]) -> list[str]:
     """Return the forms of a target, those that are ``chosen`` if some are."""
-    forms = entry.forms or project.configuration.forms or (FORMS if chosen else DEFAULT_FORMS)
+    every = (*FORMS, *RANK_FORMS) if chosen else DEFAULT_FORMS
+    forms: tuple[str, ...] = entry.forms or project.configuration.forms or every
     return [form for form in forms if not chosen or form in chosen]
 
 

@@ -94,6 +94,7 @@ def run_unit(request: UnitRequest) -> Unit:
         allows=request.allows,
         fail_on=request.fail_on,
         bisect=request.bisect,
+        rank_seconds=request.timeout_seconds,
     )
 
 

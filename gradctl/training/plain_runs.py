@@ -16,6 +16,7 @@ from gradctl.comparison.compare import tensors_of
 from gradctl.comparison.difference import Key
 from gradctl.core.errors import TargetError, is_out_of_memory
 from gradctl.core.names import Quantity
+from gradctl.forms.draws import MeansOfDraws
 from gradctl.numerics.agreement import scale_of
 from gradctl.numerics.repetition import NOISE_SEEDS, is_cancelled, noise_of
 from gradctl.subject.frames import first_line
@@ -23,7 +24,6 @@ from gradctl.subject.instance import native_dtype
 from gradctl.subject.loading.triton_interpreter import kernels_in_float64
 from gradctl.tracing.promotion import Promotion, default_dtype
 from gradctl.training.recipe import TrainingRecipe
-from gradctl.training.step_draws import MeansOfDraws
 from gradctl.training.trainer import LOSS, StepRecord, Trainer
 
 # The promotion mode runs each operator in float64; without it the copy is in float64, and casts inside are kept.

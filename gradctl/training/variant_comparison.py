@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gradctl.comparison.difference import Key
 from gradctl.core.errors import TargetError, is_out_of_memory
+from gradctl.forms.draws import Draw, RecordedDraws, describe_draws, repeats
 from gradctl.training.chosen_variants import ChosenVariant
 from gradctl.training.plain_runs import PlainRuns, Precision
 from gradctl.training.step_comparison import StepComparison, StepDifference
-from gradctl.training.step_draws import Draw, RecordedDraws, describe_draws, repeats
 from gradctl.training.trainer import Trainer
 from gradctl.training.variants.table import CannotApply
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.help import HelpfulCommand
+from gradctl.cli.help import FormChoice, HelpfulCommand
 from gradctl.cli.reporting import ReportOptions, emit, format_clock, progress_line, read_report, report_options
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.names import FORMS, SNAPSHOT
@@ -32,7 +32,8 @@ _MOST_JOBS = 8
 _CONFIG = "Configuration.  [default: the nearest gradctl.toml, or pyproject.toml with [tool.gradctl]]"
 _KEYWORDS = "Run only units with TEXT in 'TARGET FORM'. May be repeated."
 _UNIT_FORMS = (*FORMS, SNAPSHOT)
-_FORM = f"Run only this form: {', '.join(_UNIT_FORMS)}. May be repeated."
+_FORM_CHOICE = FormChoice(_UNIT_FORMS)
+_FORM = f"Run only this form: {_FORM_CHOICE.text}. May be repeated."
 _JOBS = f"Processes at a time.  [default: one for each CPU, at most {_MOST_JOBS}]"
 _TIMEOUT = "Time limit of each unit.  [default: 300]"
 _MEMORY = "Memory limit of each process, on the CPU: 8GiB.  [default: no limit]"
@@ -78,7 +79,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help=_CONFIG)
 @click.option("-k", "keywords", metavar="TEXT", multiple=True, help=_KEYWORDS)
-@click.option("--form", "forms", metavar="FORM", type=click.Choice(_UNIT_FORMS), multiple=True, help=_FORM)
+@click.option("--form", "forms", metavar="FORM", type=_FORM_CHOICE, multiple=True, help=_FORM)
 @click.option("--list", "is_listed", is_flag=True, help="List the units that would run, and stop.")
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), help=_JOBS)
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help=_TIMEOUT)

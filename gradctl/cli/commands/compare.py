@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.help import HelpfulCommand, option
+from gradctl.cli.help import FormChoice, HelpfulCommand, option
 from gradctl.cli.options import refuse_other_options, sizes_of, subject_from, target_options, use_threads
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 _Progress = Callable[[str], None]
 _STATIC_FORMS = [name for name in FORMS if name != "eager"]
-_FORM = f"Form to compare: {', '.join(_STATIC_FORMS)}. May be repeated.  [default: the first {len(DEFAULT_FORMS) - 1}]"
-_TIMEOUT = f"Time limit of each form or variant that runs in its own process: {', '.join(NEEDS_PROCESS)}."
+_FORM_CHOICE = FormChoice(_STATIC_FORMS)
+_FORM = f"Form to compare: {_FORM_CHOICE.text}. May be repeated.  [default: the first {len(DEFAULT_FORMS) - 1}]"
+_TIMEOUT = f"Time limit of each form or variant that runs in its own process: {', '.join(NEEDS_PROCESS)}; of ranks."
 _TRAINING = "Training steps"
 _STEPS = "Compare variants of the training step with the plain one for N steps."
 _OPTIMIZER = f"Optimizer: {', '.join(OPTIMIZERS)}, or FILE:FACTORY.  [default: {OPTIMIZERS[0]}]"
@@ -54,7 +55,7 @@ _OF_FILES = ("target", "candidate", "inputs_file", "seed", "threads")
 )
 @target_options
 @click.argument("candidate", required=False, metavar="[CANDIDATE]", type=click.Path(path_type=Path))
-@click.option("--form", "forms", metavar="FORM", type=click.Choice(_STATIC_FORMS), multiple=True, help=_FORM)
+@click.option("--form", "forms", metavar="FORM", type=_FORM_CHOICE, multiple=True, help=_FORM)
 @option("--map", "renamed", heading=_PAIR, metavar="OLD=NEW", multiple=True, help=_MAP)
 @option("--own-weights", heading=_PAIR, is_flag=True, help=_OWN)
 @option("--candidate-device", heading=_PAIR, metavar="DEVICE", help="Device of CANDIDATE.  [default: --device]")
@@ -338,6 +339,7 @@ def _forms(
             fail_on=reporting.fail_on,
             progress=say,
             on_unit=complete,
+            rank_seconds=timeout,
         )
         say(f"waiting for {', '.join(request.form for request in requests)}")
         # What was accepted there is marked here too, or an allow that was needed would be called unused.

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gradctl.cli.help import HelpfulCommand, choice_option
+from gradctl.cli.help import FormChoice, HelpfulCommand
 from gradctl.cli.options import sizes_of, subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
@@ -17,6 +17,8 @@ from gradctl.core.names import FORMS
 from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions
 
+_FORM_CHOICE = FormChoice(FORMS)
+_FORM = f"Form whose gradients are compared with finite differences of eager: {_FORM_CHOICE.text}."
 _PROBES = "Random directions, along each of which autograd is compared with a finite difference."
 
 
@@ -35,7 +37,7 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     "  gradctl gradcheck sample_models/straight_through.py --allow GC408:RoundStraightThrough",
 )
 @target_options
-@choice_option("--form", "FORM", FORMS, "Form whose gradients are compared with finite differences of eager")
+@click.option("--form", metavar="FORM", type=_FORM_CHOICE, default=FORMS[0], show_default=True, help=_FORM)
 @click.option("--tensor", default="*", metavar="GLOB", help="Check only these tensors, for example 'param:fc1.*'.")
 @click.option("--thorough", is_flag=True, help="Check each tensor alone, not only if all together differ.")
 @click.option("--probes", metavar="N", type=click.IntRange(min=1), default=2, show_default=True, help=_PROBES)

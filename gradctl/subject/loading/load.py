@@ -46,7 +46,7 @@ from gradctl.subject.signature import (
     optimized_inner,
     parameters_of,
 )
-from gradctl.subject.subject import Subject
+from gradctl.subject.subject import OF_RANKS, Subject
 from gradctl.subject.tree import leaves, map_leaves
 
 
@@ -85,7 +85,18 @@ def load_subject(options: TargetOptions, given: Inputs | None = None) -> Subject
     args, kwargs = map_leaves(lambda _, leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
     is_given = bool(specs) or options.inputs_file is not None or given is not None
     source = None if is_given else beside
-    return Subject(options.target, model, args, kwargs, function_class(model), loss, options.seed, notes, source)
+    return Subject(
+        options.target,
+        model,
+        args,
+        kwargs,
+        function_class(model),
+        loss,
+        options.seed,
+        notes,
+        source,
+        _of_ranks(module, name),
+    )
 
 
 def make_subject(
@@ -108,7 +119,16 @@ def make_subject(
         ensure_loss(loss, "the loss")
     args, named = inputs_from_call(inputs, kwargs or {}, model)
     notes = training_notes(model, "call eval() first if this is not intended")
-    return Subject(name, model, args, named, function_class(model), loss, seed, notes)
+    module = inspect.getmodule(type(model) if isinstance(model, nn.Module) else model)
+    beside = {} if module is None else _of_ranks(module, name)
+    return Subject(name, model, args, named, function_class(model), loss, seed, notes, beside=beside)
+
+
+def _of_ranks(module: ModuleType, target: str) -> dict[str, Any]:
+    """Return what a file says about ranks: by ``NAME_parallelize`` of one target, or ``parallelize`` of all."""
+    own = target.rpartition("::")[2].replace(".", "_")
+    found = {name: getattr(module, f"{own}_{name}", getattr(module, name, None)) for name in OF_RANKS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def make_candidate(model: Callable[..., Any], reference: Subject) -> Subject:

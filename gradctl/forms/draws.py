@@ -1,4 +1,4 @@
-"""Random numbers in a training step: which were drawn, and a step in which each is replaced by its mean.
+"""Random numbers in a run: which were drawn, and a run in which each is replaced by its mean.
 
 A dropout mask has the shape of what it masks, so that micro-batches draw other masks than the batch: that is no error
 of theirs, and hides every other difference. Without random numbers, both steps compute the same function.

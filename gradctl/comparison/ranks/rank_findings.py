@@ -1,0 +1,74 @@
+"""The findings about ranks beside those of every comparison: GC620 to GC625."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradctl.comparison.ranks.rank_comparison import Disagreement, RankComparison
+from gradctl.core.findings import Finding, Location, note
+from gradctl.core.numbers import number
+from gradctl.forms.ranks.processes import RankFailed
+
+
+def rank_findings(comparison: RankComparison) -> Iterator[Finding]:
+    """Yield what differs between the ranks, and notes on what they are compared with."""
+    form = comparison.program.name
+    for each in comparison.disagreements.values():
+        yield _disagreement(form, each)
+    if comparison.normalises_shares:
+        yield note(
+            "GC623",
+            f"in {form} batch normalisation has the statistics of each rank's share, and is compared with one process "
+            "that normalises each share alone, too; the running statistics are those of rank 0.",
+            "use torch.nn.SyncBatchNorm if the statistics are to be those of the whole batch.",
+        )
+    if comparison.shares.is_uneven:
+        parts = " and ".join(f"{weight:.3g}" for weight in comparison.shares.weights)
+        yield note(
+            "GC624",
+            f"the shares of the batch are of different sizes ({parts} of it), and the loss of each rank is weighted by "
+            "its size here.",
+            "if training takes the mean of each rank's mean loss, samples of smaller shares count more.",
+        )
+    if comparison.has_means:
+        yield note(
+            "GC625",
+            f"random numbers are replaced by their means (dropout is the identity) in {form} and in one process: the "
+            "ranks draw others for their shares.",
+        )
+
+
+def failure_finding(form: str, failure: RankFailed) -> Finding:
+    """Return the finding on a rank that did not answer: GC621 if it raises or dies, GC622 if it waits."""
+    code = "GC622" if failure.kind in ("hung", "late") else "GC621"
+    place = failure.place
+    return Finding(
+        code=code,
+        # Of a rank that is not ready at its time limit, it is not known whether it waits for ever.
+        severity="warning" if failure.kind == "late" else "error",
+        message=f"{form}: {failure.reason}, where one process runs.",
+        location=Location(file=place[0], line=place[1]) if place is not None else None,
+        allow=f"{code}:{form}",
+    )
+
+
+def _disagreement(form: str, each: Disagreement) -> Finding:
+    (one, other), tensor = each.ranks, each.key[1]
+    if each.names[0] == each.names[1]:
+        said = f"the gradient of {tensor} on rank {other} differs from that on rank {one}"
+    else:
+        first, second = each.names
+        said = (
+            f"{tensor} is tied, and the gradient of {second} on rank {other} differs from that of {first} on rank {one}"
+        )
+    return Finding(
+        code="GC620",
+        severity="error",
+        quantity="gradient",
+        tensor=tensor,
+        verdict="differs",
+        message=f"in {form} {said}: relative error {each.error:.2e}. The copies of the parameter drift apart.",
+        hint="reduce the gradient over all ranks that have a copy.",
+        error=number(each.error),
+        allow=f"GC620:{tensor}",
+    )
