@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradctl.subject.torch_private import patched
 
 
 def normalises_shares(model: Any) -> bool:
     """Return whether a model has batch normalisation that uses the statistics of the batch."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     modules = model.modules() if isinstance(model, nn.Module) else ()
-    return any(isinstance(each, _BatchNorm) and (each.training or each.running_mean is None) for each in modules)
+    return any(isinstance(each, kinds) and (each.training or each.running_mean is None) for each in modules)
 
 
 def batch_norm_of_shares(weights: Sequence[float]) -> AbstractContextManager[None]:
