@@ -1,8 +1,8 @@
 """The update of SGD, Adam and AdamW as a function of tensors: what ``torch.optim`` does in one step, for a graph.
 
-The operations and their order are those of ``torch.optim`` (``_single_tensor_sgd``, ``_single_tensor_adam``), so that
-rounding is nearly the same. The bias corrections of Adam are computed in float64, as Python computes them there: in
-float32, ``1 - 0.999 ** step`` is off by 6e-5 at the first step.
+The formulas are those of ``torch.optim`` (``_single_tensor_sgd``, ``_single_tensor_adam``), of Adam with fewer
+operations on whole tensors; rounding is nearly the same. The bias corrections of Adam are computed in float64, as Python
+computes them there: in float32, ``1 - 0.999 ** step`` is off by 6e-5 at the first step.
 
 Inputs beside the parameters: ``step``, how many steps were made; ``learning_rate`` of the first group, to which the
 others are proportional; the state, ``exp_avg.fc1.weight``. Outputs: ``next.fc1.weight``, ``next.exp_avg.fc1.weight``,
@@ -161,16 +161,20 @@ def _adam(
         parameter = parameter * (1 - scalars.rate * options["weight_decay"])
     elif options["weight_decay"]:
         gradient = gradient.add(parameter, alpha=options["weight_decay"])
-    first = state["exp_avg"] + (gradient - state["exp_avg"]) * (1 - beta1)
-    second = state["exp_avg_sq"] * beta2 + gradient * gradient * (1 - beta2)
+    # 12 operations on whole tensors, which take the time of the update: onnxruntime multiplies by ``root`` in the
+    # MatMul that computes the gradient, and the bias corrections are applied to scalars only.
+    root = math.sqrt(1 - beta2)
+    scaled = gradient * root
+    first = state["exp_avg"] * beta1 + scaled * ((1 - beta1) / root)
+    second = state["exp_avg_sq"] * beta2 + scaled * scaled
     now = {"exp_avg": first, "exp_avg_sq": second}
     if options["amsgrad"]:
         now["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
     steps = scalars.step.to(torch.float64)
-    size = scalars.rate.to(torch.float64) / (1 - _power(beta1, steps))
     correction = (1 - _power(beta2, steps)).sqrt()
+    size = scalars.rate.to(torch.float64) / (1 - _power(beta1, steps)) * correction
     largest = now["max_exp_avg_sq"] if options["amsgrad"] else second
-    denominator = largest.sqrt() / correction.to(parameter.dtype) + options["eps"]
+    denominator = largest.sqrt() + (correction * options["eps"]).to(parameter.dtype)
     return parameter - size.to(parameter.dtype) * (first / denominator), now
 
 

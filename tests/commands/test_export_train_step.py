@@ -7,9 +7,7 @@ import math
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-import safetensors
 import safetensors.numpy
 import torch
 from torch import nn
@@ -19,6 +17,7 @@ from gradctl.commands.export_train_step import export_train_step
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.subject.loading.load import make_subject
 from tests.sweeps import sampled
+from tests.training.step_runner import StepRunner
 
 STEPS = 20
 
@@ -117,22 +116,6 @@ def exported(tmp_path, model, x, loss, **options):
     return export_train_step(subject, tmp_path / "step.onnx", **options)
 
 
-class Runner:
-    """The loop of a user: onnxruntime, and the files."""
-
-    def __init__(self, path):
-        self.session = onnxruntime.InferenceSession(path)
-        with safetensors.safe_open(path.with_suffix(".safetensors"), "np") as file:
-            self.feeds = json.loads(file.metadata()["train_step"])["feeds"]
-        self.values = safetensors.numpy.load_file(path.with_suffix(".safetensors"))
-
-    def step(self, **batch):
-        names = [output.name for output in self.session.get_outputs()]
-        found = dict(zip(names, self.session.run(None, {**self.values, **batch}), strict=True))
-        self.values |= {name: found[output] for output, name in self.feeds.items()}
-        return found
-
-
 # ------------------------------------------------------------------ the steps are those of torch.optim
 
 
@@ -154,7 +137,7 @@ def test_step_is_that_of_torch(tmp_path, loss, optimizer):
 def test_loop_of_a_user_ends_where_torch_does(tmp_path):
     model, x, loss = made("conv and max pool")
     assert exported(tmp_path, model, x, loss, optimizer="adamw").written
-    runner, optimizer = Runner(tmp_path / "step.onnx"), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    runner, optimizer = StepRunner(tmp_path / "step.onnx"), torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(STEPS):
         optimizer.zero_grad()
         expected = loss(model(x))
@@ -181,7 +164,7 @@ def test_state_of_batch_norm_and_masks_of_dropout_are_ports(tmp_path):
 def test_gradients_are_clipped_together_and_may_be_outputs(tmp_path):
     model, x, loss = made("mlp")
     assert exported(tmp_path, model, x, loss, clip_norm=1e-3, keeps_gradients=True).written
-    found = Runner(tmp_path / "step.onnx").step()
+    found = StepRunner(tmp_path / "step.onnx").step()
     gradients = [value for name, value in found.items() if name.startswith("grad.")]
     assert len(gradients) == 4
     assert math.sqrt(sum(float((each**2).sum()) for each in gradients)) == pytest.approx(1e-3, rel=1e-3)
@@ -190,7 +173,7 @@ def test_gradients_are_clipped_together_and_may_be_outputs(tmp_path):
 def test_learning_rate_is_an_input(tmp_path):
     model, x, loss = made("mlp")
     exported(tmp_path, model, x, loss, optimizer="sgd")
-    runner = Runner(tmp_path / "step.onnx")
+    runner = StepRunner(tmp_path / "step.onnx")
     before = runner.values["0.weight"]
     np.testing.assert_array_equal(runner.step(learning_rate=np.array(0, np.float32))["next.0.weight"], before)
 
