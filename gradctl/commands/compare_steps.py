@@ -31,7 +31,7 @@ from gradctl.subject.tree import leaves
 from gradctl.training.candidate_step import candidate_variant
 from gradctl.training.chosen_variants import ChosenVariant, choose_variants
 from gradctl.training.optimizers import OptimizerChoice, optimizer_choice
-from gradctl.training.plain_runs import PlainRuns
+from gradctl.training.plain_runs import PlainRuns, PlainStep
 from gradctl.training.recipe import TrainingRecipe, trained
 from gradctl.training.step_causes import explain_steps
 from gradctl.training.step_findings import step_findings, step_rows, summarise_training
@@ -126,6 +126,23 @@ def plain_runs(
         yield PlainRuns(training.recipe, steps, alter)
 
 
+def plain_steps(runs: PlainRuns) -> list[PlainStep]:
+    """Return the plain steps in the model's own dtype; none if the loss of the first is not finite.
+
+    Raises:
+        TargetError: GC111 if the model raises; others as of ``compare_steps``.
+    """
+    try:
+        return runs.run("native") or []
+    except (TargetError, CannotApply):
+        raise
+    except Exception as error:  # the user's model may raise anything
+        if is_out_of_memory(error):
+            raise
+        said = f"{runs.recipe.subject.target} raises in a training step: {first_line(error)}."
+        raise TargetError("GC111", said, details=user_frames(error)) from error
+
+
 class _Training:
     """The plain step of one model, with which variants are compared."""
 
@@ -193,15 +210,7 @@ class _Training:
 
     def _plain(self, runs: PlainRuns) -> int | str:
         """Return the number of plain steps that ran, or why no step can be compared."""
-        try:
-            plain = runs.run("native")
-        except (TargetError, CannotApply):
-            raise
-        except Exception as error:  # the user's model may raise anything
-            if is_out_of_memory(error):
-                raise
-            said = f"{self.subject.target} raises in a training step: {first_line(error)}."
-            raise TargetError("GC111", said, details=user_frames(error)) from error
+        plain = plain_steps(runs)
         return len(plain) if plain else "the loss of the first step is not finite"
 
     def _open(self, form: str, reason: str, start: float, **fields: Any) -> Unit:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gradctl.commands.capture_to_file import Written
 from gradctl.commands.compare import refused_unit
-from gradctl.commands.compare_steps import plain_runs
+from gradctl.commands.compare_steps import plain_runs, plain_steps
 from gradctl.core.allows import Allows
 from gradctl.core.assembly import make_unit
 from gradctl.core.errors import TargetError, listed, nearest
@@ -142,7 +142,7 @@ class _Verification:
         with plain_runs(
             subject, count, self.optimizer, lambda trainer: clip_gradients(trainer, self.clip_norm)
         ) as runs:
-            plain = runs.run("native")
+            plain = plain_steps(runs)
             if not plain:
                 raise CannotCapture("the loss of the first step is not finite, so that no step can be compared.")
             yield runs, plain

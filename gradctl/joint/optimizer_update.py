@@ -1,8 +1,8 @@
 """The update of SGD, Adam and AdamW as a function of tensors: what ``torch.optim`` does in one step, for a graph.
 
 The formulas are those of ``torch.optim`` (``_single_tensor_sgd``, ``_single_tensor_adam``), of Adam with fewer
-operations on whole tensors; rounding is nearly the same. The bias corrections of Adam are computed in float64, as Python
-computes them there: in float32, ``1 - 0.999 ** step`` is off by 6e-5 at the first step.
+operations on whole tensors; rounding is nearly the same. The bias corrections of Adam are computed in float64, as
+Python computes them there: in float32, ``1 - 0.999 ** step`` is off by 6e-5 at the first step.
 
 Inputs beside the parameters: ``step``, how many steps were made; ``learning_rate`` of the first group, to which the
 others are proportional; the state, ``exp_avg.fc1.weight``. Outputs: ``next.fc1.weight``, ``next.exp_avg.fc1.weight``,

@@ -170,6 +170,8 @@ class Trainer:
         self.loss_name = name = self.recipe.loss_name(outputs)
         if name is not None:
             self._loss_scale = 0.0
+            if not outputs[name].requires_grad:
+                raise TargetError("GC113", "the loss requires no gradient: it depends on no parameter that is trained.")
             return outputs[name]
         terms = [self._weighted(key, t, rows) for key, t in outputs.items() if t.requires_grad]
         if not terms:
@@ -264,7 +266,7 @@ class Trainer:
         for tensor, state in self.optimizer.state.items():
             for key, value in state.items() if id(tensor) in names else ():
                 if isinstance(value, Tensor | int | float):
-                    found[f"optimizer:{key}.{names[id(tensor)]}"] = torch.as_tensor(value).detach()
+                    found[f"optimizer:{key}.{names[id(tensor)]}"] = torch.as_tensor(value).detach().to_dense()
         for number, group in enumerate(self.optimizer.param_groups):
             suffix = f".{number}" if len(self.optimizer.param_groups) > 1 else ""
             found[f"optimizer:lr{suffix}"] = torch.as_tensor(group.get("lr", 0.0), dtype=torch.float64)

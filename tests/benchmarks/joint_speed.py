@@ -1,11 +1,12 @@
-"""Forward and backward: the joint graph in onnxruntime against torch eager and inductor, in one run.
+"""Forward and backward: the joint graph in onnxruntime and OpenVINO against torch eager and inductor, in one run.
 
     python tests/benchmarks/joint_speed.py [NAME…] [--threads 2] [--seconds 20] [--profile]
 
-A call gives the outputs and the gradients of all parameters, for one cotangent. The graph is run as it is exported, in
-a session of onnxruntime with all optimisations, its feeds made before. The three take turns, call by call; times are
-of the fastest call and of the median one, in milliseconds, and as a ratio to eager in the same run. ``error`` is the
-largest relative error of a gradient in the graph against eager's, of the largest entry of each.
+A call returns the outputs and the gradients of all parameters, for one cotangent. Both runtimes run the file as it is
+exported, onnxruntime with all optimisations, OpenVINO (if it is installed) in float32; their feeds are made before. All
+take turns, call by call; times are of the fastest call and of the median one, in milliseconds, and as a ratio to eager
+in the same run. ``error`` is the largest relative error of a gradient in a runtime against eager's, of the largest
+entry of each.
 
 ``export`` is the seconds of the joint export, and in multiples of the forward ONNX export of the same model.
 ``--profile`` prints which operators the time of the graph goes to.
@@ -14,6 +15,7 @@ largest relative error of a gradient in the graph against eager's, of the larges
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import tempfile
@@ -37,6 +39,7 @@ from gradctl.subject.subject import Subject
 from gradctl.subject.tree import leaves
 from tests.zoo.transformers import built
 
+RUNTIMES = ("onnxruntime", "OpenVINO")  # of the graph
 Inputs = tuple[Tensor, ...]
 Gradients = dict[str, Tensor]
 
@@ -137,12 +140,36 @@ def session_of(path: Path, threads: int, *, profile: bool = False) -> onnxruntim
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def running(session: onnxruntime.InferenceSession, values: dict[str, Tensor]) -> Callable[[], Any]:
+def running(session: onnxruntime.InferenceSession, values: dict[str, Tensor]) -> Callable[[], Gradients]:
     """Return a call of a session whose feeds are made already."""
     make = onnxruntime.OrtValue.ortvalue_from_numpy
     feeds = {each.name: make(values[each.name].detach().numpy()) for each in session.get_inputs()}
     names = [each.name for each in session.get_outputs()]
-    return lambda: dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
+
+    def call() -> Gradients:
+        found = session.run_with_ort_values(names, feeds)
+        return {name: torch.from_dlpack(each) for name, each in zip(names, found, strict=True)}
+
+    return call
+
+
+def in_openvino(path: Path, threads: int, values: dict[str, Tensor]) -> Callable[[], Gradients]:
+    """Return a call of a file in OpenVINO whose feeds are made already."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    request = compiled.create_infer_request()
+    for port in compiled.inputs:
+        array = values[port.any_name].detach().contiguous().numpy()
+        request.set_tensor(port.any_name, openvino.Tensor(array, shared_memory=True))
+    names = [port.any_name for port in compiled.outputs]
+
+    def call() -> Gradients:
+        request.infer(share_outputs=True)
+        return {name: torch.from_numpy(request.get_tensor(name).data) for name in names}
+
+    return call
 
 
 def turns(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
@@ -195,12 +222,16 @@ def one_model(name: str, threads: int, seconds: float, profile: bool, folder: Pa
     calls = {
         "eager": stepping(model, model, inputs, cotangents),
         "inductor": stepping(model, compiled, inputs, cotangents),
-        "joint": running(session, values),
+        "onnxruntime": running(session, values),
     }
-    truth, found = calls["eager"](), calls["joint"]()
+    if importlib.util.find_spec("openvino") is not None:
+        calls["OpenVINO"] = in_openvino(path, threads, values)
+    truth = calls["eager"]()
+    found = [calls[each]() for each in RUNTIMES if each in calls]
     error = max(
-        float((torch.from_numpy(found[f"grad.{each}"].numpy()) - want).abs().max() / want.abs().max())
-        for each, want in truth.items()
+        float((each[f"grad.{name}"] - want).abs().max() / want.abs().max())
+        for each in found
+        for name, want in truth.items()
         if float(want.abs().max()) > 1e-4
     )
     taken = turns(calls, seconds)
@@ -224,7 +255,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(given.threads)
     print(f"torch {torch.__version__}, onnxruntime {onnxruntime.__version__}, {given.threads} threads")
-    head = "".join(f"{each:>11} {'ratio':>5}" for each in ("eager", "inductor", "joint"))
+    head = "".join(f"{each:>11} {'ratio':>5}" for each in ("eager", "inductor", *RUNTIMES))
     print(f"{'':<18}{head}{'error':>9} {'export':>8} {'times':>5}")
     linear = Instance(Subject(target="first", model=nn.Linear(1, 1), args=(torch.ones(1, 1),)), keep_hooks=True)
     onnx_joint.export_graph(linear)  # what is imported and registered once is in no time of a model
