@@ -21,7 +21,9 @@ import torch
 
 from gradctl.commands.export_train_step import export_train_step
 from gradctl.core.target_options import TargetOptions
-from gradctl.subject.loading.load import load_subject
+from gradctl.subject.loading.load import load_subject, make_subject
+from tests.commands.test_export_train_step import LOSSES, made
+from tests.training.step_runner import StepRunner
 
 RUNNERS = Path("sample_models/train_step")
 SPIRALS = RUNNERS / "spirals.py"
@@ -90,6 +92,22 @@ def test_losses_of_a_runner_are_those_of_torch(folder, command):
     )
     losses = [float(each) for each in re.findall(r"loss ([\d.]+)", done.stdout)]
     np.testing.assert_allclose(losses, trained_by_torch()[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_each_kind_under_node_are_those_of_onnxruntime(folder, name):
+    model, x, loss = made(name)
+    path = folder / f"{name.replace(' ', '_')}.onnx"
+    subject = make_subject(model, x, loss=loss)
+    assert export_train_step(subject, path, optimizer="adamw").written  # 20 steps are those of torch
+    done = subprocess.run(
+        ["node", "run.mjs", path.name, str(STEPS)], cwd=folder, capture_output=True, text=True, check=True
+    )
+    runner = StepRunner(path)
+    expected = [float(runner.step()["loss"]) for _ in range(STEPS)]
+    losses = [float(each) for each in re.findall(r"loss ([\d.]+)", done.stdout)]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=2e-6)
+    assert losses[-1] < losses[0]
 
 
 @pytest.fixture

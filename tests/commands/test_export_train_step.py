@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
@@ -148,6 +149,43 @@ def test_loop_of_a_user_ends_where_torch_does(tmp_path):
     for name, parameter in model.named_parameters():
         np.testing.assert_allclose(runner.values[name], parameter.detach(), rtol=1e-4, atol=1e-6)
     assert runner.values["step"] == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["nesterov", "adamw"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_200_steps_end_where_torch_does(tmp_path, name, optimizer):
+    """The tolerance is 8 epsilons of the norm, and 10 times what a move of the parameters by one ULP becomes."""
+    model, x, loss = made(name)
+    for each in model.modules():  # a file takes its masks from the caller
+        for attribute in {"p", "dropout"} & set(vars(each)):
+            setattr(each, attribute, 0.0)
+    assert exported(tmp_path, model, x, loss, optimizer=OPTIMIZERS[optimizer]).written
+    runner = StepRunner(tmp_path / "step.onnx")
+    for _ in range(200):
+        runner.step()
+    expected, *moved = (trained(model, x, loss, OPTIMIZERS[optimizer], seed) for seed in (None, 1, 2))
+    for key, value in expected.items():
+        noise = max((other[key] - value).norm() for other in moved)
+        error = (torch.from_numpy(runner.values[key]) - value).norm()
+        assert error <= 8 * torch.finfo(torch.float32).eps * value.norm() + 10 * noise, key
+
+
+def trained(model, x, loss, factory, seed):
+    """Return the parameters after 200 steps of torch.optim; with a seed, all are moved by one ULP before."""
+    model = copy.deepcopy(model)
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for each in model.parameters():
+                sign = torch.randint(2, each.shape, generator=generator) * 2 - 1
+                each.copy_(torch.nextafter(each, each + sign))
+    optimizer = factory(list(model.parameters()))
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(model(x)).backward()
+        optimizer.step()
+    return {name: each.detach() for name, each in model.named_parameters()}
 
 
 def test_state_of_batch_norm_and_masks_of_dropout_are_ports(tmp_path):

@@ -54,10 +54,25 @@ def momentum(parameters):
         ("Net", "--loss mse --optimizer rmsprop", 2, "GC144 there is no optimizer 'rmsprop'"),
         ("Net", "--loss mse --optimizer net.py:misspelt", 2, "unexpected keyword argument 'weight_deacy'"),
         ("Net", "--loss mse --clip-norm 0", 2, "Invalid value for '--clip-norm': 0.0 is not in the range x>0."),
-        ("Net", "--loss mse --wrt param:unused.*", 2, "GC113 the loss requires no gradient: it depends on no parameter"),
+        (
+            "Net",
+            "--loss mse --wrt param:unused.*",
+            2,
+            "GC113 the loss requires no gradient: it depends on no parameter",
+        ),
         ("Detached", "--loss mse", 2, "GC113 the loss requires no gradient: it depends on no parameter"),
-        ("make_sparse", "--loss mse", 2, "GC144 the optimizer adamw raises in step(): RuntimeError: Adam does not supp"),
-        ("make_sparse", "--loss mse --optimizer net.py:momentum", 4, "(the backward of net.py, line 13): use dense ten"),
+        (
+            "make_sparse",
+            "--loss mse",
+            2,
+            "GC144 the optimizer adamw raises in step(): RuntimeError: Adam does not supp",
+        ),
+        (
+            "make_sparse",
+            "--loss mse --optimizer net.py:momentum",
+            4,
+            "(the backward of net.py, line 13): use dense ten",
+        ),
         ("Branching", "--loss mse", 4, "depends on the values of a tensor (net.py, line 22)"),
     ],
 )
