@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "gradctl.cli.commands.compare",
         "Compare the static forms of TARGET with eager, or another implementation with TARGET.",
     ),
+    "bench": ("gradctl.cli.commands.bench", "Measure what each form of TARGET costs, and whether it is right."),
     "snapshot": ("gradctl.cli.commands.snapshot", "Record the outputs and gradients of TARGET in a file."),
     "verify": ("gradctl.cli.commands.verify", "Check whether a model still computes what a snapshot holds."),
     "trace": ("gradctl.cli.commands.trace", "Capture TARGET as TorchScript or torch.export, in a verified file."),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from gradctl.core.measurements import Measurement
 from gradctl.core.names import Component, Quantity, Severity, TensorVerdict, UnitStatus, UnitVerdict
 from gradctl.core.numbers import Number
 from gradctl.core.optimization import Optimization
@@ -132,7 +133,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     findings allowed; not met, it fails with GC152. ``reference`` is the file that it was held against; None stands for
     eager, and for finite differences of eager. ``optimization`` is there where the unit is a graph that ``optimize``
     made, ``structure`` where it is an ONNX file that was compared with another, ``training`` where it is a variant of
-    the training step.
+    the training step, ``measurements`` (one for each size of the inputs) if ``bench`` measured what it costs.
     """
 
     target: str
@@ -150,6 +151,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     optimization: Optimization | None = None
     structure: Structure | None = None
     training: Training | None = None
+    measurements: tuple[Measurement, ...] = ()
     tensors: tuple[TensorResult, ...] = ()
     findings: tuple[Finding, ...] = ()
 

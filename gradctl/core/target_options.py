@@ -41,6 +41,18 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuringOptions:
+    """How ``bench`` measures a form: for how long, and at which batch size; None leaves the example's.
+
+    ``other_batches`` are those on which a compiled form is called afterwards: Dynamo may compile it again.
+    """
+
+    seconds: float
+    batch: int | None = None
+    other_batches: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Option:
     """How a user sets one field of ``TargetOptions``; a field that is a tuple may be set several times.
 

@@ -19,13 +19,13 @@ from pathlib import Path
 
 from gradctl.core.names import PASSIVE_WAIT
 
-_MARK = "GRADCTL_UNIT"
+UNIT_FOLDER = "GRADCTL_UNIT"  # the variable
 _MOST_SCANS, _SCAN_SECONDS = 10, 0.005
 
 
 def unit_environment(folder: Path) -> dict[str, str]:
     """Return the environment of a unit's process: ours, passive waits unless another policy is set, and the folder."""
-    return {**dict([PASSIVE_WAIT]), **os.environ, _MARK: str(folder)}
+    return {**dict([PASSIVE_WAIT]), **os.environ, UNIT_FOLDER: str(folder)}
 
 
 def python_command(module: str, folder: Path) -> list[str]:
@@ -85,5 +85,5 @@ def _has_mark(environment: Path, folder: Path) -> bool:
         entries = environment.read_bytes().split(b"\0")
     except OSError:
         return False
-    wanted = os.fsencode(f"{_MARK}={folder}")
+    wanted = os.fsencode(f"{UNIT_FOLDER}={folder}")
     return any(entry == wanted or entry.startswith(wanted + os.fsencode(os.sep)) for entry in entries)

@@ -15,7 +15,7 @@ import msgspec
 
 from gradctl.core.findings import Finding, Location, Unit, fingerprint
 from gradctl.core.names import UnitStatus
-from gradctl.core.target_options import TargetOptions, TrainingOptions
+from gradctl.core.target_options import MeasuringOptions, TargetOptions, TrainingOptions
 
 ASSIGNMENT, ANSWER = "assignment.json", "answer.json"
 
@@ -38,6 +38,7 @@ class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
         named: whether the user asked for this form by name; then it is not skipped in silence.
         bisect: whether torch is to say which part of its compiler is wrong.
         training: the training steps, if the form is a variant of the training step.
+        measuring: how to measure what the form costs, before it is judged; None measures nothing.
         snapshot: the file to verify, of form ``snapshot``; None of any other form.
         update: whether the snapshot is written if it is missing or differs.
         timeout_seconds: when the process is ended, counted from its start.
@@ -51,6 +52,7 @@ class UnitRequest(msgspec.Struct, frozen=True, kw_only=True):
     named: bool = False
     bisect: bool = False
     training: TrainingOptions | None = None
+    measuring: MeasuringOptions | None = None
     snapshot: Path | None = None
     update: bool = False
     timeout_seconds: float = 300.0

@@ -168,13 +168,21 @@ class Instance:
     def call_as_seeded(
         self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[tuple[str, Tensor]]:
-        """Return what ``call`` returns; the random generators go on from where they are.
+        """Return what ``call`` returns; the random generators go on from where they are."""
+        return self.named_outputs(self.value_of(model, args, kwargs))
+
+    def value_of(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what ``model`` returns on these inputs, the loss applied: all of a forward, and nothing else.
 
         A form that applies the loss itself (``applies_loss``) returns it.
         """
         value = model(*args, **kwargs)
-        if self._loss is not None and not getattr(model, "applies_loss", False):
-            value = call_loss(self._loss, value, args, kwargs)
+        if self._loss is None or getattr(model, "applies_loss", False):
+            return value
+        return call_loss(self._loss, value, args, kwargs)
+
+    def named_outputs(self, value: Any) -> list[tuple[str, Tensor]]:
+        """Return the tensors of what ``value_of`` returned, by name; raises as ``run``."""
         given = leaves(value)
         self.closed_outputs = [(path, leaf) for path, leaf in given if not isinstance(leaf, Tensor)]
         tensors = [(output_name(path), leaf) for path, leaf in given if isinstance(leaf, Tensor)]

@@ -80,6 +80,9 @@ _NAMES = {
     "reset_dynamo": "torch._dynamo:reset",
     "dynamo_config": "torch._dynamo.config:",
     "dynamo_counters": "torch._dynamo.utils:counters",
+    "explain_dynamo": "torch._dynamo:explain",
+    "compilation_metrics": "torch._dynamo.utils:get_compilation_metrics",
+    "clear_compilation_metrics": "torch._dynamo.utils:clear_compilation_metrics",
 }
 
 
