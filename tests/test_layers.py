@@ -36,7 +36,7 @@ WITHOUT_TORCH = {"core", "rules", "report", "isolation", "environments"}
 
 MOST_FILES = 16
 # Files of one name mean one thing: the command, its options and the form of its name; the data and their text.
-SAME_MEANING = {"check", "compare", "doctor", "export", "gradcheck", "optimize", "trace"} | {
+SAME_MEANING = {"bench", "check", "compare", "doctor", "export", "gradcheck", "optimize", "trace"} | {
     "inspection",
     "optimization",
     "structure",

@@ -32,6 +32,7 @@ LOADED = {
     ("init", "--help"): OF_HELP | {"gradctl.cli.commands.init", "gradctl.cli.commands.check", "gradctl.cli.reporting"},
     ("gradcheck", "--help"): OF_REPRO | {"gradctl.cli.commands.gradcheck"},
     ("compare", "--help"): OF_REPRO | {"gradctl.cli.commands.compare"},
+    ("bench", "--help"): OF_TARGETS | {"gradctl.cli.commands.bench"},
     ("snapshot", "--help"): OF_TARGETS | {"gradctl.cli.commands.snapshot"},
     ("verify", "--help"): OF_TARGETS | {"gradctl.cli.commands.verify"},
     ("trace", "--help"): OF_WRITTEN | {"gradctl.cli.commands.trace"},

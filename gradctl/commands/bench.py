@@ -1,11 +1,12 @@
 """``gradctl bench``: what a form costs, measured in a process of its own, and whether it is right.
 
-The process loads the model, captures the form, calls it, and only then runs eager, in turn with the form: so the peak of
-its memory is that of the form. It is compared last, as ``compare`` does, in a second capture that no call has warmed up.
+The process loads the model, captures the form, calls it, and only then runs eager, in turn with the form: so the peak
+of its memory is that of the form. It is compared last, as by ``compare``, in a second capture that no call has warmed.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -22,8 +23,7 @@ import torch
 from gradctl.commands.compare import compare_one, silenced_run
 from gradctl.comparison.timing import TimedStep, medians_of, rounds_of
 from gradctl.core.errors import TargetError, is_out_of_memory
-from gradctl.core.findings import Finding, Location, Unit, fingerprint, note
-from gradctl.core.measurements import Estimate, Measurement, calls_to_pay
+from gradctl.core.findings import Estimate, Finding, Measurement, Unit, fingerprint, note
 from gradctl.core.target_options import MeasuringOptions
 from gradctl.core.verdicts import unit_verdict
 from gradctl.forms.artifact import save
@@ -31,6 +31,7 @@ from gradctl.forms.eager import capture as capture_eager
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.table import form_named
 from gradctl.gradients.gradcheck import gradcheck
+from gradctl.gradients.gradient_findings import location
 from gradctl.gradients.size_sweep import merged
 from gradctl.isolation.cleanup import UNIT_FOLDER
 from gradctl.numerics.intervals import median_interval
@@ -82,8 +83,8 @@ def bench_one(
     verdict = unit.verdict if unit.verdict != "pass" else unit_verdict(unit.status, found, unit.tensors, fail_on)
     unit = msgspec.structs.replace(unit, timing=None, findings=found, verdict=verdict)
     reason = "; ".join(filter(None, (unit.reason, costs.pop("reason", None)))) or None
-    said = {"sizes": sizes, "verdict": verdict, "status": unit.status, "reason": reason}
-    return msgspec.structs.replace(unit, reason=reason, measurements=(Measurement(**said, **costs),))
+    cost = Measurement(sizes=sizes, verdict=verdict, status=unit.status, reason=reason, **costs)
+    return msgspec.structs.replace(unit, reason=reason, measurements=(cost,))
 
 
 def at_batch(subject: Subject, batch: int) -> Subject:
@@ -115,9 +116,10 @@ def _measure(
     subject: Subject, form: str, seconds: float, others: Sequence[Subject]
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Return fields of a measurement, and notes on what Dynamo did; no fields but the reason if the form raises."""
-    clear_compilation_metrics()
     costs: dict[str, Any] = {}
     try:
+        if form in _COMPILED:
+            clear_compilation_metrics()  # imports Dynamo
         instance = _instance(subject)
         meter = _PeakMemory(instance)
         captured = form_named(form).capture(instance)
@@ -128,7 +130,7 @@ def _measure(
             step()
         costs |= {"capture": captured.seconds if form != "eager" else None, "first_call": first, **meter.read()}
         costs |= {"artifact_bytes": _artifact_bytes(captured), "nodes": sum(captured.operators.values()) or None}
-        costs |= _times(step, None if form == "eager" else _eager_step(subject, has_gradients), seconds)
+        costs |= _times(step, None if form == "eager" else eager_step(subject, has_gradients), seconds)
         findings: list[Finding] = []
         if form in _COMPILED:
             findings, counts = _dynamo_notes(form, captured, subject, others, has_gradients)
@@ -148,7 +150,8 @@ def _instance(subject: Subject) -> Instance:
     return instance if instance.leaves else Instance(subject, input_mode="clone", keep_hooks=True)
 
 
-def _eager_step(subject: Subject, has_gradients: bool) -> TimedStep:
+def eager_step(subject: Subject, has_gradients: bool) -> TimedStep:
+    """Return eager on a private copy, to be timed in turn with a form."""
     instance = _instance(subject)
     return TimedStep(capture_eager(instance), instance, has_gradients)
 
@@ -192,6 +195,20 @@ def _paying(costs: Mapping[str, Any]) -> dict[str, int | None]:
     return {"pays_after": calls_to_pay(once, eager.median * ratio.median, eager.median)}
 
 
+def calls_to_pay(once: float, per_call: float, eager_per_call: float) -> int | None:
+    """Return after how many calls a form has taken less time than eager; None if it never has.
+
+    That is the smallest n ≥ 1 with ``once + n · per_call < n · eager_per_call``.
+
+    Args:
+        once: seconds of the capture, and of what the first call takes beyond the others.
+        per_call: seconds of a call of the form.
+        eager_per_call: seconds of a call of eager.
+    """
+    gain = eager_per_call - per_call
+    return max(1, math.floor(once / gain) + 1) if gain > 0 else None
+
+
 def _artifact_bytes(captured: Captured) -> int | None:
     """Return the size of the file of a form; None if it has none, or torch cannot save it."""
     if captured.artifact is None:
@@ -222,18 +239,19 @@ def _dynamo_notes(
     again = recompilations()
     explained = graph_breaks(_instance(subject))
     findings = [
-        _note("GC701", f"{form} breaks the graph: {each.reason}.", each.file, each.line) for each in explained.breaks
+        note("GC701", f"{form} breaks the graph: {each.reason}.", location=location(each.place))
+        for each in explained.breaks
     ]
-    first = {(each.file, each.line): each.reason for each in reversed(again)}
-    for place, count in Counter((each.file, each.line) for each in again).items():
+    refused = {each.place for each in again if each.is_refused}
+    again = [each for each in again if not each.is_refused]
+    first = {each.place: each.reason for each in reversed(again)}
+    for place, count in Counter(each.place for each in again).items():
         times = "once" if count == 1 else f"{count} times"
-        findings.append(_note("GC702", f"{form} is compiled again {times}: not {first[place]}.", *place))
+        end = " Then it runs as eager: that is Dynamo's limit." if place in refused else ""
+        message = f"{form} is compiled again {times}. The guard that failed first: {first[place]}.{end}"
+        findings.append(note("GC702", message, location=location(place)))
     counts = {"graph_breaks": len(explained.breaks), "recompilations": len(again)}
     return findings, {**counts, **({"nodes": explained.operators} if explained.operators else {})}
-
-
-def _note(code: str, message: str, file: str | None, line: int | None) -> Finding:
-    return note(code, message, location=Location(file=file, line=line) if file is not None else None)
 
 
 class _PeakMemory:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import onnxruntime
 import torch
 from torch import Tensor
-from torch.utils.benchmark import timer  # waits for the accelerator
+from torch.utils.benchmark import timer
 
 from gradctl.comparison.program import cotangents_of
 from gradctl.comparison.reference import Reference
@@ -26,6 +26,7 @@ from gradctl.onnxio.onnx_file import OnnxFile, session
 from gradctl.onnxio.session import run
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
+from gradctl.subject.tree import leaves
 
 T = TypeVar("T")
 
@@ -52,28 +53,32 @@ class TimedStep:
     instance: Instance
     has_gradients: bool
     _gradients: list[Tensor] = field(init=False)
+    _clock: Callable[[], float] = field(init=False)
     _cotangents: tuple[object, list[Tensor]] | None = None
     _given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
     _versions: list[tuple[Tensor, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._gradients = [each for leaf in self.instance.leaves for each in gradient_tensors(leaf, self.captured)]
+        used = [*self._gradients, *(each for _, each in leaves(self.instance.inputs()) if isinstance(each, Tensor))]
+        # The former waits for the accelerator, which it would start for a model on the CPU.
+        self._clock = timer if any(each.device.type != "cpu" for each in used) else time.perf_counter
 
     def __call__(self) -> Step:
         """Return the times of one step."""
         args, kwargs = self._inputs()
         with torch.set_grad_enabled(self.has_gradients):
-            start = timer()
+            start = self._clock()
             value = self.instance.value_of(self.captured.call, args, kwargs)
-            forward = timer() - start
+            forward = self._clock() - start
         if not self.has_gradients:
             return Step(forward, forward)
         outputs = [(name, each) for name, each in self.instance.named_outputs(value) if each.requires_grad]
         tensors, cotangents = [each for _, each in outputs], self._cotangents_for(outputs)
-        start = timer()
+        start = self._clock()
         if tensors:
             torch.autograd.backward(tensors, cotangents)
-        training = forward + timer() - start
+        training = forward + self._clock() - start
         for tensor in self._gradients:
             tensor.grad = None
         return Step(forward, training)
@@ -222,9 +227,9 @@ def _runs(files: Sequence[OnnxFile], feeds: Mapping[str, Tensor], seconds: float
 
 
 def _run_seconds(running: onnxruntime.InferenceSession, feeds: Mapping[str, Tensor]) -> float:
-    start = timer()
+    start = time.perf_counter()
     run(running, feeds)
-    return timer() - start
+    return time.perf_counter() - start
 
 
 def _latency(*turns: Sequence[float]) -> Latency:

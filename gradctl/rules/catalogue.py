@@ -16,6 +16,7 @@ GROUPS = {
     "GC4": "gradients",
     "GC5": "optimisation passes",
     "GC6": "exported files",
+    "GC7": "what a form costs",
     "GC8": "processes and resources",
     "GC9": "files that cannot be trusted",
 }

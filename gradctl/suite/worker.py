@@ -80,8 +80,14 @@ def run_unit(request: UnitRequest) -> Unit:
     if request.measuring is not None:
         from gradctl.commands.bench import bench_one
 
-        judged = {"allows": request.allows, "fail_on": request.fail_on}
-        return bench_one(subject, request.form, request.measuring, named=request.named, **judged)
+        return bench_one(
+            subject,
+            request.form,
+            request.measuring,
+            named=request.named,
+            allows=request.allows,
+            fail_on=request.fail_on,
+        )
     sizes = sizes_from(request.checking.sizes)
     limit = request.checking.max_sizes
     if request.form == "eager":

@@ -123,8 +123,8 @@ def test_a_misspelt_command_names_the_nearest():
     assert finished.stderr == (
         "Usage: gradctl [OPTIONS] COMMAND [ARGS]...\nTry 'gradctl --help'.\n\n"
         "Error: unknown command 'gradchek' (did you mean 'gradcheck'?). "
-        "Commands: gradcheck, compare, snapshot, verify, trace, export, optimize, check, init, inspect, report, "
-        "explain, doctor.\n"
+        "Commands: gradcheck, compare, bench, snapshot, verify, trace, export, optimize, check, init, inspect, "
+        "report, explain, doctor.\n"
     )
 
 

@@ -6,8 +6,10 @@ import re
 
 import pytest
 
+from gradctl.commands.bench import bench_one
 from gradctl.commands.compare import compare_one
 from gradctl.core.errors import GradctlError
+from gradctl.core.target_options import MeasuringOptions
 from gradctl.gradients.gradcheck import gradcheck
 from gradctl.rules.catalogue import codes, page
 from gradctl.subject.subject import Subject
@@ -24,6 +26,8 @@ def findings_of(source):
     names = {"__name__": "example"}
     exec(compile(source, "example.py", "exec"), names)
     subject = Subject(target="example.py", model=names["make_model"](), args=names["example_inputs"]())
+    if form := re.search(r"# gradctl bench example.py --form (\w+)", source):
+        return bench_one(subject, form[1], MeasuringOptions(0.1)).findings
     form = re.search(r"# gradctl compare example.py --form (\w+)", source)
     return compare_one(subject, form[1], named=True, allows=()).findings if form else gradcheck(subject).findings
 

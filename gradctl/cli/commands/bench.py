@@ -45,7 +45,12 @@ def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option("--form", "forms", metavar="FORM", type=click.Choice(_STATIC_FORMS), multiple=True, help=_FORM)
 @option("--batch", "batches", heading="Inputs", metavar="N,N,…", callback=_batches, help=_BATCH)
 @click.option(
-    "--seconds", metavar="SECONDS", type=click.FloatRange(0, min_open=True), default=3.0, show_default=True, help=_SECONDS
+    "--seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help=_SECONDS,
 )
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True, help=_TIMEOUT)
 @report_options
@@ -96,17 +101,15 @@ def bench(
             for form in chosen
             for size in sizes
         ]
-        done: list[Unit] = []
 
-        def complete(unit: Unit | None = None) -> None:
-            if unit is not None:
-                done.append(unit)
-                progress(f"{unit.form}: {unit.verdict} ({unit.seconds:.1f} s)\n")
-            if len(done) < len(requests):
-                progress(f"{len(done)} of {len(requests)}  measuring {requests[len(done)].form}")
+        def started(request: UnitRequest) -> None:
+            progress(f"{requests.index(request)} of {len(requests)}  measuring {request.form}")
 
-        complete()
-        found = iter(run_units(requests, on_result=complete))  # one at a time: they would take each other's cores
+        def ended(request: UnitRequest, unit: Unit) -> None:
+            progress(f"{unit.form}: {unit.verdict} ({unit.seconds:.1f} s)\n")
+
+        # One process at a time: they would take each other's cores.
+        found = iter(run_units(requests, on_start=started, on_result=ended))
         units = [
             merged_batches({f"batch={size}" if size is not None else None: next(found) for size in sizes})
             for _ in chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ _GUARDED = re.compile(r"#\s*\S*?(?P<name>[^/\\\s]+\.py):(?P<line>\d+) in ")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A graph break or a recompilation: Dynamo's reason in one line, and file and line in the user's program."""
+    """A graph break or a recompilation: Dynamo's reason in one line, and file and line in the user's program.
+
+    ``is_refused``: there were too many, and Dynamo runs the function as eager from then on.
+    """
 
     reason: str
-    file: str | None
-    line: int | None
+    place: tuple[str, int] | None
+    is_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,9 @@ def graph_breaks(instance: Instance) -> GraphBreaks:
     reasons = (each for each in explained.break_reasons if each.graph_break)
     breaks = [_event(each.reason, "".join(traceback.format_list(each.user_stack))) for each in reasons]
     # A break in a loop leaves the whole function to Python: then there is no graph that ends in it.
-    breaks += [_at_frame(each.fail_reason, each) for each in compilation_metrics() if each.fail_reason]
-    return GraphBreaks(tuple(dict.fromkeys(breaks)), explained.op_count)
+    breaks += [_at_frame(each.fail_reason, each) for each in compilation_metrics() if each.co_name and each.fail_reason]
+    nodes = (node for graph in explained.graphs for node in graph.graph.nodes)
+    return GraphBreaks(tuple(dict.fromkeys(breaks)), sum(node.op.startswith("call_") for node in nodes))
 
 
 def recompilations() -> list[Event]:
@@ -59,14 +63,14 @@ def recompilations() -> list[Event]:
     Frames that continue a function after a graph break are compiled again with it, and are not counted.
     """
     return [
-        _at_frame(each.recompile_reason, each)
+        replace(_at_frame(each.recompile_reason, each), is_refused=each.fail_reason is not None)
         for each in compilation_metrics()
-        if each.recompile_reason and not each.co_name.startswith("torch_dynamo_resume_in_")
+        if each.recompile_reason and not (each.co_name or "").startswith("torch_dynamo_resume_in_")
     ]
 
 
 def _event(reason: str, stack: str) -> Event:
-    return Event(_first_line(reason), *(line_in(stack) or (None, None)))
+    return Event(_first_line(reason), line_in(stack))
 
 
 def _at_frame(reason: str, metrics: Any) -> Event:
@@ -75,11 +79,12 @@ def _at_frame(reason: str, metrics: Any) -> Event:
     if place is None and metrics.fail_user_frame_lineno is not None:
         place = metrics.fail_user_frame_filename, metrics.fail_user_frame_lineno
     guarded = _GUARDED.search(reason)
-    if place is None and guarded is not None and guarded["name"] == Path(metrics.co_filename).name:
-        place = metrics.co_filename, int(guarded["line"])
-    if place is None and is_users(metrics.co_filename):
-        place = metrics.co_filename, metrics.co_firstlineno
-    return Event(_first_line(reason), *(place or (None, None)))
+    file = metrics.co_filename or "<unknown>"
+    if place is None and guarded is not None and guarded["name"] == Path(file).name:
+        place = file, int(guarded["line"])
+    if place is None and is_users(file):
+        place = file, metrics.co_firstlineno
+    return Event(_first_line(reason), place)
 
 
 def _first_line(reason: str) -> str:

@@ -15,6 +15,7 @@ from gradctl.core.numbers import format_number
 from gradctl.core.optimization import Optimization
 from gradctl.core.structure import Structure
 from gradctl.report.text import wording
+from gradctl.report.text.costs import NAMES, cost_legend, cost_table
 from gradctl.report.text.matrix import matrix_of_forms, matrix_of_targets
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.screen import Screen
@@ -78,6 +79,10 @@ def _print_units(screen: Screen, units: Sequence[Unit], limits: _Limits) -> None
         return
     if any(unit.training is not None for unit in units):
         screen.table(*matrix_of_variants(units), names=4)
+        screen.line()
+    elif any(unit.measurements for unit in units):
+        screen.table(*cost_table(units), names=NAMES)
+        screen.paragraph(cost_legend(units))
         screen.line()
     elif len(units) > 1:
         screen.table(*matrix_of_forms(units), names=4)

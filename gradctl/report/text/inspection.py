@@ -44,7 +44,7 @@ def render(inspection: Inspection, *, width: int | None = None) -> str:
 def summary(inspection: Inspection) -> list[str]:
     """Return lines with the sizes of a graph, its operators by count, opsets, random inputs and guards."""
     tensors = f"{counted(len(inspection.parameters), 'parameter')}, {counted(inspection.elements, 'element')}"
-    lines = [f"{tensors}; {counted(len(inspection.buffers), 'buffer')}; {_size(inspection.bytes)}"]
+    lines = [f"{tensors}; {counted(len(inspection.buffers), 'buffer')}; {format_size(inspection.bytes)}"]
     if inspection.operators:
         total = counted(sum(inspection.operators.values()), "operator")
         lines.append(f"{total}: {_first([f'{name} {count}' for name, count in inspection.operators.items()], ', ')}")
@@ -96,7 +96,8 @@ def _marks(row: ParameterRow) -> str:
     return ", ".join(marks + (["unused (no gradient)"] if row.unused else []))
 
 
-def _size(count: int) -> str:
+def format_size(count: int) -> str:
+    """Return bytes with three significant digits, in GB, MB or kB."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"

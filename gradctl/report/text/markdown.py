@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gradctl.core.findings import Finding, Report, TensorResult, Unit
 from gradctl.core.optimization import Optimization
 from gradctl.report.text import wording
+from gradctl.report.text.costs import NAMES, cost_legend, cost_table
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.shared_causes import findings_by_cause
 from gradctl.report.text.structure import structure_lines
@@ -29,7 +30,7 @@ def parts(report: Report) -> list[str]:
     if len({unit.target for unit in report.units}) > 1:
         table, sections = _of_targets(report.units)
     else:
-        table, sections = [], [_unit(unit) for unit in report.units]
+        table, sections = _costs(report.units), [_unit(unit) for unit in report.units]
     return ["\n".join([*lines, ""]) for lines in ([*head, *table], *sections, foot)]
 
 
@@ -87,6 +88,14 @@ def _optimization(optimization: Optimization) -> list[str]:
     lines = [*_table(PASS_HEADINGS, rows, left=2), ""] if rows else []
     lines += [*_items(notes(optimization)), ""]
     return [*lines, *_table(SIZE_HEADINGS, size_rows(optimization), left=1), ""]
+
+
+def _costs(units: Sequence[Unit]) -> list[str]:
+    """Return the table of ``bench``, or nothing."""
+    if not any(unit.measurements for unit in units):
+        return []
+    headings, rows = cost_table(units)
+    return [*_table([each.replace("\n", " ") for each in headings], rows, left=NAMES), "", cost_legend(units), ""]
 
 
 def _items(texts: Sequence[str]) -> list[str]:

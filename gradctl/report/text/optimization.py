@@ -22,8 +22,8 @@ def pass_rows(optimization: Optimization) -> list[tuple[str, ...]]:
             str(each.size.nodes) if each.size is not None else "-",
             format_number(each.error),
             format_number(each.budget),
-            _time(each.latency.median) if each.latency is not None else "-",
-            _time(each.seconds),
+            format_seconds(each.latency.median) if each.latency is not None else "-",
+            format_seconds(each.seconds),
         )
         for each in optimization.passes
         if each.status not in _WITHOUT_ROW
@@ -45,7 +45,7 @@ def size_rows(optimization: Optimization) -> list[tuple[str, ...]]:
             _estimate(before, before.activation_bytes),
             _estimate(after, after.activation_bytes),
         ),
-        ("latency (median)", *(_time(each.median) if each else "-" for each in latencies)),
+        ("latency (median)", *(format_seconds(each.median) if each else "-" for each in latencies)),
         ("latency (quartiles)", *(_quartiles(each) if each else "-" for each in latencies)),
     ]
     for kind in sorted({*before.operators, *after.operators}):
@@ -84,10 +84,11 @@ def _estimate(size: GraphSize, value: int) -> str:
 
 
 def _quartiles(latency: Latency) -> str:
-    return f"{_time(latency.lower_quartile)}, {_time(latency.upper_quartile)}"
+    return f"{format_seconds(latency.lower_quartile)}, {format_seconds(latency.upper_quartile)}"
 
 
-def _time(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
+    """Return a time with three significant digits, in s, ms or us."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -187,7 +187,7 @@ def _noun_of_units(units: Sequence[Unit]) -> str:
 
 def _failures(failed: Sequence[Unit], total: str) -> str:
     """Return how many units fail, and which forms are right although they differ from eager."""
-    right = [unit for unit in failed if _is_right(unit)]
+    right = [unit for unit in failed if is_right(unit)]
     wrong = [unit for unit in failed if unit not in right]
     if not wrong:
         return f"{len(right)} of {total} {_verb(right, 'differ')} from eager, which is wrong{_how_to_go_on(right)}"
@@ -342,7 +342,7 @@ def _bad(unit: Unit, tensors: Sequence[TensorResult], quantity: str) -> list[Ten
     return [tensor for tensor in tensors if tensor.quantity == quantity and tensor.verdict in wrong]
 
 
-def _is_right(unit: Unit) -> bool:
+def is_right(unit: Unit) -> bool:
     """Return whether a form fails only because it differs from eager where eager is wrong."""
     differing = [tensor for tensor in unit.tensors if tensor.verdict in _FAILS]
     errors = [finding.verdict for finding in failing_findings(unit)]
