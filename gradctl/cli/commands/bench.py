@@ -10,7 +10,7 @@ from gradctl.cli.help import HelpfulCommand, option
 from gradctl.cli.options import subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.users_code import users_code
-from gradctl.core.names import FORMS
+from gradctl.core.names import DEFAULT_FORMS, FORMS
 from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import MeasuringOptions, TargetOptions
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gradctl.core.findings import Unit
 
 _STATIC_FORMS = [name for name in FORMS if name != "eager"]
-_FORM = f"Form to measure beside eager: {', '.join(_STATIC_FORMS)}. May be repeated.  [default: all without -joint]"
+_FORM = f"Form to measure: {', '.join(_STATIC_FORMS)}. May be repeated.  [default: the first {len(DEFAULT_FORMS) - 1}]"
 _BATCH = "Batch sizes (axis 0 of the inputs) to measure.  [default: that of the example]"
 _SECONDS = "Time for the calls of a form and of eager, in turn, at each batch size."
 _TIMEOUT = "Time limit of each form at each batch size."
@@ -78,7 +78,6 @@ def bench(
         import msgspec
 
         from gradctl.commands.bench import at_batch, merged_batches
-        from gradctl.commands.compare import DEFAULT_STATIC_FORMS
         from gradctl.isolation.protocol import UnitRequest
         from gradctl.isolation.units import run_units
 
@@ -87,7 +86,7 @@ def bench(
             at_batch(subject, each)
         sizes = batches or (None,)
         # A compiled form is called at the other sizes in the process of the first one only.
-        chosen = ["eager", *dict.fromkeys(forms or DEFAULT_STATIC_FORMS)]
+        chosen = list(dict.fromkeys(("eager", *forms) if forms else DEFAULT_FORMS))
         requests = [
             UnitRequest(
                 checking=checking,
