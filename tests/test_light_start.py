@@ -15,6 +15,7 @@ from gradctl.cli.main import COMMANDS
 OF_HELP = {"gradctl", "gradctl.cli", "gradctl.cli.help", "gradctl.cli.main"}
 OF_HELP |= {"gradctl.core", "gradctl.core.errors", "gradctl.core.names"}
 OF_EXPLAIN = OF_HELP | {"gradctl.cli.commands.explain", "gradctl.rules", "gradctl.rules.catalogue"}
+OF_CHECK = OF_HELP | {"gradctl.cli.commands.check", "gradctl.cli.dask_options", "gradctl.cli.reporting"}
 OF_OPTIONS = OF_HELP | {"gradctl.cli.reporting", "gradctl.core.names", "gradctl.core.target_options"}
 OF_TARGETS = OF_OPTIONS | {"gradctl.cli.options", "gradctl.cli.users_code", "gradctl.core.target_files"}
 OF_TARGETS |= {"gradctl.core.library_targets"}
@@ -26,10 +27,10 @@ LOADED = {
     ("explain",): OF_EXPLAIN,
     ("explain", "GC401"): OF_EXPLAIN,
     ("explain", "--help"): OF_HELP | {"gradctl.cli.commands.explain"},
-    ("check", "--help"): OF_HELP | {"gradctl.cli.commands.check", "gradctl.cli.reporting", "gradctl.core.names"},
+    ("check", "--help"): OF_CHECK | {"gradctl.core.names"},
     ("report", "--help"): OF_HELP | {"gradctl.cli.commands.report", "gradctl.cli.reporting", "gradctl.core.names"},
     ("doctor", "--help"): OF_HELP | {"gradctl.cli.commands.doctor"},
-    ("init", "--help"): OF_HELP | {"gradctl.cli.commands.init", "gradctl.cli.commands.check", "gradctl.cli.reporting"},
+    ("init", "--help"): OF_CHECK | {"gradctl.cli.commands.init"},
     ("gradcheck", "--help"): OF_REPRO | {"gradctl.cli.commands.gradcheck"},
     ("compare", "--help"): OF_REPRO | {"gradctl.cli.commands.compare"},
     ("bench", "--help"): OF_TARGETS | {"gradctl.cli.commands.bench"},

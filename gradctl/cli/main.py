@@ -15,7 +15,7 @@ import click
 
 from gradctl import __version__
 from gradctl.cli.help import HelpfulCommand
-from gradctl.core.errors import GradctlError, ResourceError, TargetError, is_out_of_memory, nearest
+from gradctl.core.errors import GradctlError, ResourceError, TargetError, first_line_of, is_out_of_memory, nearest
 from gradctl.core.names import PASSIVE_WAIT
 
 # Name → (module that defines a click command of the same name, its line in ``gradctl --help``).
@@ -176,7 +176,7 @@ def _broke(error: BaseException) -> int:
 
 
 def _out_of_memory(error: BaseException) -> ResourceError:
-    said = (next(iter(str(error).strip().splitlines()), "") or type(error).__name__).rstrip(".")
+    said = first_line_of(error)
     return ResourceError(
         "GC803", f"out of memory: {said}. Use a smaller batch (it runs the same code), or free memory and run again."
     )

@@ -72,6 +72,11 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + more if names else "none"
 
 
+def first_line_of(error: BaseException) -> str:
+    """Return the first line of what an exception says, without a full stop; its type if it says nothing."""
+    return (next(iter(str(error).strip().splitlines()), "") or type(error).__name__).rstrip(".")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out, without importing torch, whose CPU allocator raises a bare RuntimeError."""
     return (

@@ -42,8 +42,7 @@ def run_child(
         OSError: it cannot be started.
     """
     own = Path(tempfile.mkdtemp(prefix="gradctl-", dir=folder)).resolve()
-    given = {**unit_environment(own), **(variables or {})}
-    environment = {name: value for name, value in given.items() if value is not None}
+    environment = unit_environment(own, variables)
     # Files, not pipes: a process that has left its group could keep a pipe open for ever.
     with remove_at_end(own), (own / "output").open("w+b") as output, (own / "errors").open("w+b") as errors:
         process = subprocess.Popen(

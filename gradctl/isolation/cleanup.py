@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gradctl.core.names import PASSIVE_WAIT
@@ -23,17 +24,37 @@ UNIT_FOLDER = "GRADCTL_UNIT"  # the variable
 _MOST_SCANS, _SCAN_SECONDS = 10, 0.005
 
 
-def unit_environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a unit's process: ours, passive waits unless another policy is set, and the folder."""
-    return {**dict([PASSIVE_WAIT]), **os.environ, UNIT_FOLDER: str(folder)}
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a unit's process does not inherit from its supervisor.
+
+    Attributes:
+        current: its current folder; None for the supervisor's.
+        imports: folders at the end of its search path.
+        variables: of its environment; one with the value None is removed.
+    """
+
+    current: Path | None = None
+    imports: tuple[str, ...] = ()
+    variables: Mapping[str, str | None] = field(default_factory=dict)
 
 
-def python_command(module: str, folder: Path) -> list[str]:
+def unit_environment(folder: Path, variables: Mapping[str, str | None] | None = None) -> dict[str, str]:
+    """Return the environment of a unit's process: ours, passive waits unless another policy is set, and the folder.
+
+    ``variables`` replace ours; one with the value None is removed.
+    """
+    given = {**dict([PASSIVE_WAIT]), **os.environ, **(variables or {}), UNIT_FOLDER: str(folder)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def python_command(module: str, folder: Path, imports: Sequence[str] = ()) -> list[str]:
     """Return the command of a process that runs ``main`` of a module for a folder.
 
-    Its search path is ours from the first import on, or a file in the current folder could shadow a module.
+    Its search path is ours from the first import on, or a file in the current folder could shadow a module; folders of
+    ``imports`` follow.
     """
-    path = [entry for entry in sys.path if isinstance(entry, str)]
+    path = list(dict.fromkeys(entry for entry in (*sys.path, *imports) if isinstance(entry, str)))
     start = f"import sys; sys.path[:] = {path!r}; from {module} import main; main()"
     return [sys.executable, "-P", "-c", start, str(folder)]
 

@@ -78,7 +78,7 @@ def write_message(path: Path, message: Any) -> None:
     """Write ``message`` beside ``path`` and move it there: nobody sees half of it. The folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)  # also anew, where a model has cleaned up
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(msgspec.json.encode(message, enc_hook=str))
+    part.write_bytes(encode(message))
     os.replace(part, path)  # noqa: PTH105  # named as what it is: the move that is whole or not at all
 
 
@@ -88,7 +88,17 @@ def read_message(path: Path, kind: type[_Message]) -> _Message:
     Raises:
         OSError, ValueError: it is missing, incomplete, or of another kind.
     """
-    return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=lambda kind, value: kind(value))
+    return decode(path.read_bytes(), kind)
+
+
+def encode(message: Any) -> bytes:
+    """Return a message as JSON."""
+    return msgspec.json.encode(message, enc_hook=str)
+
+
+def decode(content: bytes, kind: type[_Message]) -> _Message:
+    """Return the message in JSON, read strictly; ValueError if it is incomplete, or of another kind."""
+    return msgspec.json.decode(content, type=kind, dec_hook=lambda kind, value: kind(value))
 
 
 def read_answer(path: Path, nonce: str) -> Unit | None:

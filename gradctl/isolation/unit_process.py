@@ -21,7 +21,7 @@ from typing import IO
 
 from gradctl.core.findings import Location, Unit
 from gradctl.core.names import UnitStatus
-from gradctl.isolation.cleanup import kill_processes, python_command, unit_environment
+from gradctl.isolation.cleanup import Surroundings, kill_processes, python_command, unit_environment
 from gradctl.isolation.protocol import (
     ANSWER,
     ASSIGNMENT,
@@ -47,8 +47,8 @@ class UnitProcess:
     ``folder``, which does not exist yet, holds the assignment and the answer.
     """
 
-    def __init__(self, request: UnitRequest, folder: Path) -> None:
-        self._request, self._folder = request, folder
+    def __init__(self, request: UnitRequest, folder: Path, surroundings: Surroundings | None = None) -> None:
+        self._request, self._folder, self._surroundings = request, folder, surroundings or Surroundings()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._is_late = self._is_stopped = False
@@ -103,13 +103,14 @@ class UnitProcess:
             if self._is_stopped:
                 return None
             self._process = subprocess.Popen(
-                python_command("gradctl.suite.worker", self._folder),
+                python_command("gradctl.suite.worker", self._folder, self._surroundings.imports),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
                 start_new_session=True,
-                env=unit_environment(self._folder),
+                cwd=self._surroundings.current,
+                env=unit_environment(self._folder, self._surroundings.variables),
             )
             return self._process
 

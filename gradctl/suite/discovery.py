@@ -60,6 +60,13 @@ def python_files(folder: Path) -> Iterator[Path]:
     return _files(_absolute(folder), lambda file: True)
 
 
+def every_file(folder: Path) -> Iterator[Path]:
+    """Yield all files of a folder that may be of its project, sorted: not those of caches, environments, and so on."""
+    for root, folders, files in os.walk(_absolute(folder)):
+        folders[:] = sorted(each for each in folders if _is_looked_into(Path(root) / each))
+        yield from (Path(root) / name for name in sorted(files))
+
+
 def module_and_name(target: str) -> tuple[str, str]:
     """Return file or module, and the name after the colon or nothing."""
     if is_library_target(target):
@@ -147,10 +154,7 @@ def _absolute(path: Path) -> Path:
 
 def _files(folder: Path, is_wanted: Callable[[Path], bool]) -> Iterator[Path]:
     """Yield the Python files of a folder and its subfolders that are wanted, sorted; none is imported."""
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(each for each in folders if _is_looked_into(Path(root) / each))
-        paths = (Path(root) / name for name in sorted(files) if name.endswith(".py"))
-        yield from (path for path in paths if is_wanted(path))
+    yield from (path for path in every_file(folder) if path.name.endswith(".py") and is_wanted(path))
 
 
 def _is_looked_into(folder: Path) -> bool:

@@ -102,6 +102,12 @@ def _key(request: UnitRequest) -> str:
     return hashlib.sha256(msgspec.json.encode(request, enc_hook=str)).hexdigest()
 
 
+def versions() -> dict[str, str | int | None]:
+    """Return what verdicts may depend on: versions of gradctl, of the packages that run graphs, and of Python."""
+    packages = ("torch", "onnx", "onnxruntime", "python")
+    return {"gradctl": __version__} | {name: environment("cpu")[name] for name in packages}
+
+
 def describe_plan(requests: Sequence[UnitRequest]) -> str:
     """Return a digest of the requests of a run, in their order."""
     return hashlib.sha256("".join(map(_key, requests)).encode()).hexdigest()
@@ -121,9 +127,7 @@ def open_journal(path: Path, project: Project, requests: Sequence[UnitRequest], 
         GradctlError: GC154 if the file is no journal, is of another run, or another process is writing it.
         ResourceError: GC131 if it cannot be written.
     """
-    packages = ("torch", "onnx", "onnxruntime", "python")
-    versions = {"gradctl": __version__} | {name: environment("cpu")[name] for name in packages}
-    described = _Run(1, describe_plan(requests), versions, _digests(project, requests))
+    described = _Run(1, describe_plan(requests), versions(), _digests(project, requests))
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

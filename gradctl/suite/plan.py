@@ -6,6 +6,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from gradctl.suite.kept_snapshots import snapshot_folder
 # Errors of wrong gradients differ by rounding from run to run; accepted errors are written with three digits.
 _NOT_WORSE = 1.01
 _TIMEOUT_SECONDS = 300.0
+# As ``run_units`` without ``jobs``.
+Runner = Callable[..., list[Unit]]
 _WORDS: dict[UnitVerdict, str] = {
     "pass": "passed",
     "fail": "failed",
@@ -85,11 +88,14 @@ def plan(
 def run(
     planned: Sequence[Planned],
     *,
-    jobs: int,
+    jobs: int = 1,
+    runner: Runner | None = None,
     on_result: Callable[[Unit], None] | None = None,
     journal: Journal | None = None,
 ) -> list[Unit]:
     """Return the judged units, in their order; those that have ended in the journal are not run again.
+
+    ``runner`` runs them instead of ``run_units``, which runs ``jobs`` at a time.
 
     Raises:
         Interrupted: with the judged units that were complete.
@@ -108,8 +114,9 @@ def run(
         if on_result is not None:
             on_result(unit)
 
+    runner = runner or partial(run_units, jobs=jobs)
     try:
-        units = run_units(missing, jobs=jobs, on_start=journal.started if journal else None, on_result=ended)
+        units = runner(missing, on_start=journal.started if journal else None, on_result=ended)
     except Interrupted as interrupted:
         raise Interrupted(judged(interrupted.units)) from interrupted.__cause__
     return [unit for unit in judged(units) if unit is not None]

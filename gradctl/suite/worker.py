@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from gradctl.core.errors import GradctlError
+from gradctl.core.errors import GradctlError, first_line_of
 from gradctl.core.exits import intercept_exits
 from gradctl.core.findings import Location, Unit
 from gradctl.core.target_files import ensure_files
@@ -179,7 +179,7 @@ def _explained(request: UnitRequest, error: BaseException, seconds: float) -> Un
 
 def _ending(request: UnitRequest, error: BaseException) -> dict[str, Any]:
     """Return status, code, reason, hint and location of an exception that gradctl did not mean to raise."""
-    said = (next(iter(str(error).strip().splitlines()), "") or type(error).__name__).rstrip(".")
+    said = first_line_of(error)
     named = f"{type(error).__name__}: {said}" if str(error) else type(error).__name__
     if _is_out_of_memory(request, error, said):
         return {"status": "error", "code": "GC803", "reason": f"out of memory: {said}", "hint": _LESS_MEMORY}

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradctl.cli.dask_options import DaskOptions, dask_options
 from gradctl.cli.help import FormChoice, HelpfulCommand
 from gradctl.cli.reporting import ReportOptions, emit, format_clock, progress_line, read_report, report_options
-from gradctl.core.errors import NothingToCheck, TargetError
+from gradctl.core.errors import GradctlError, NothingToCheck, TargetError
 from gradctl.core.names import FORMS, SNAPSHOT
 
 if TYPE_CHECKING:
     from gradctl.core.findings import Report, Unit
     from gradctl.suite.configuration import Accepted, Project
     from gradctl.suite.journal import Journal
-    from gradctl.suite.plan import Planned
+    from gradctl.suite.plan import Planned, Runner
 
 _MOST_JOBS = 8
 
@@ -89,6 +90,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--resume", is_flag=True, help=_RESUME)
 @click.option("--shard", metavar="I/N", callback=_shard, help=_SHARD)
 @click.option("--durations", metavar="FILE", type=click.Path(path_type=Path), help=_DURATIONS)
+@dask_options
 @click.option("--write-allows", is_flag=True, help=_WRITE_ALLOWS)
 @report_options
 def check(
@@ -105,6 +107,7 @@ def check(
     resume: bool,
     shard: tuple[int, int] | None,
     durations: Path | None,
+    cluster: DaskOptions,
     write_allows: bool,
     **limits: Any,
 ) -> int:
@@ -169,7 +172,6 @@ def check(
     if write_allows:
         ensure_writable(project.file)
     sys.path.append(str(project.root))  # modules that the configuration names; the processes have our path
-    jobs = jobs or project.configuration.jobs or processors()
 
     def noted(units: Sequence[Unit]) -> Sequence[Unit]:
         # Only without PATH are these all targets that may have a snapshot. Of several shards, one notes.
@@ -190,7 +192,11 @@ def check(
 
     if resume and not reporting.files:
         raise click.UsageError("--resume continues the journal beside a report: add the --report of the run that died.")
-    with _journal(project, planned, reporting, resumes=resume) as journal:
+    processes = project.configuration.jobs or processors()
+    with (
+        _journal(project, planned, reporting, resumes=resume) as journal,
+        cluster.runner(project, planned, jobs=jobs, processors=processes) as runner,
+    ):
         code = _checked(
             project,
             planned,
@@ -198,7 +204,7 @@ def check(
             noted,
             sharded,
             whole=whole,
-            jobs=jobs,
+            runner=runner,
             write_allows=write_allows,
             journal=journal,
         )
@@ -241,7 +247,7 @@ def _checked(
     sharded: Callable[[Report, Sequence[Unit | None]], Report],
     *,
     whole: Sequence[Planned],
-    jobs: int,
+    runner: Runner,
     write_allows: bool,
     journal: Journal | None,
 ) -> int:
@@ -259,7 +265,7 @@ def _checked(
     def judged(some: Sequence[Planned]) -> list[Unit]:
         count = sum(journal is None or journal.unit_of(each.request) is None for each in some)
         with unit_progress(count, is_shown=not reporting.quiet) as said:
-            return run(some, jobs=jobs, on_result=said, journal=journal)
+            return run(some, runner=runner, on_result=said, journal=journal)
 
     with _terminable():
         try:
@@ -269,6 +275,8 @@ def _checked(
         except Interrupted as interrupted:
             complete = [unit for unit in interrupted.units if unit is not None]
             emit(sharded(report(complete, (), planned=len(interrupted.units)), interrupted.units), reporting)
+            if isinstance(interrupted.__cause__, GradctlError):
+                raise interrupted.__cause__ from None
             return 143 if isinstance(interrupted.__cause__, _Terminated) else 130
     every = [*_every_unit(project), *whole]
     if write_allows:
