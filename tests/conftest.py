@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent
 FAST = tuple(
     """
     core/ rules/test_catalogue.py rules/test_examples.py report/text/ report/machine/ report/test_formats.py
+    report/html/test_page.py report/figures/
     isolation/test_units.py::test_an_answer isolation/test_units.py::test_nothing environments/test_version
     subject/test_ subject/inputs/ subject/loading/ numerics/ onnxio/ tracing/
     joint/test_capture.py::test_what_a_model_keeps
@@ -32,7 +33,8 @@ FAST = tuple(
     forms/test_artifact.py forms/test_reasons.py forms/torchscript/ forms/exported/
     gradients/test_guard.py gradients/test_function_contracts.py gradients/test_broken_calls.py
     gradients/test_backward_localisation.py gradients/test_gradcheck_clean.py::test_a_right_sample
-    comparison/ graphdiff/test_graph_difference.py::test_an_inserted inspection/ diagnosis/test_first_change.py passes/
+    comparison/ graphdiff/test_graph_difference.py::test_an_inserted graphdiff/test_graph_parts.py
+    inspection/ diagnosis/test_first_change.py passes/
     training/test_plain_runs.py commands/test_trace.py commands/test_compare_files.py suite/ repro/test_sources.py
     snapshots/ cli/test_main.py::test_the_version test_api.py::test_a_
     cases/test_0 cases/test_1 cases/test_2

@@ -18,13 +18,13 @@ from gradctl.comparison.program import cotangents_of
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.trials import ModelTrial
 from gradctl.core.allows import Allows
-from gradctl.core.findings import Element
+from gradctl.core.findings import Element, StepLadder
 from gradctl.core.names import TensorVerdict
 from gradctl.core.numbers import number
 from gradctl.gradients.float64 import oracle_runner
 from gradctl.gradients.functions.attribution import is_allowed
 from gradctl.numerics.elements import component_of, components_of, element_slope, index_of
-from gradctl.numerics.ladder import noise_floor, slope_at_zero
+from gradctl.numerics.ladder import noise_floor, slope_at_zero, step_ladder
 from gradctl.numerics.measures import dot, norm
 from gradctl.numerics.point import Point, Sample
 from gradctl.tracing.functions import FunctionWatch
@@ -55,6 +55,7 @@ class Arbiter:
 
     reference: Reference
     allows: Allows
+    ladders: dict[str, StepLadder | None] = field(default_factory=dict)  # by gradient, until they are taken
     _benches: dict[str, _Bench | None] = field(default_factory=dict)
 
     def verdict(self, difference: ModelDifference) -> TensorVerdict:
@@ -70,9 +71,11 @@ class Arbiter:
         along = (form - eager) / distance
         phi = bench.point.along(bench.point.along_leaf(i, along), bench.sample)
         slope = slope_at_zero(phi, noise_floor(phi), distance)
+        stated = dot(eager, along)
+        self.ladders[difference.name] = step_ladder(slope, stated, stated + distance)
         if not slope.error < _SIDES * distance:
             return "differs"
-        place = (slope.derivative - dot(eager, along)) / distance  # 0: eager is right, 1: the form is
+        place = (slope.derivative - stated) / distance  # 0: eager is right, 1: the form is
         if abs(place) < _SIDES:
             return "wrong"
         return "reference-wrong" if abs(place - 1) < _SIDES else "differs"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -14,11 +15,12 @@ from gradctl.comparison.arbiter import Arbiter
 from gradctl.comparison.difference import FileDifference, ModelDifference, TensorDifference, dtype_name
 from gradctl.comparison.model_comparison import RANDOM_INPUTS, ModelComparison
 from gradctl.core.errors import listed
-from gradctl.core.findings import Element, Finding, TensorResult
+from gradctl.core.findings import Element, ErrorMap, Finding, TensorResult
 from gradctl.core.names import Quantity, TensorVerdict
 from gradctl.core.numbers import number
 from gradctl.forms.form import Captured
 from gradctl.gradients.guard import explaining
+from gradctl.numerics.error_map import error_map
 from gradctl.numerics.measures import relative_error
 from gradctl.subject.frames import first_line
 
@@ -58,7 +60,8 @@ class _Words:
 def findings_and_rows(comparison: ModelComparison, arbiter: Arbiter) -> tuple[list[Finding], list[TensorResult]]:
     """Return what a program gets wrong, worst first, and a row for each of its tensors."""
     words = _Words(comparison.reference_name, comparison.candidate.name)
-    findings, rows = [], []
+    findings: list[Finding] = []
+    rows: list[TensorResult] = []
     if comparison.raised:
         findings.append(_raises(words, comparison.raised))
     order = sorted(comparison.worst.items(), key=lambda item: (not item[1].differs, -item[1].severity))
@@ -70,7 +73,10 @@ def findings_and_rows(comparison: ModelComparison, arbiter: Arbiter) -> tuple[li
         if (quantity, name) in with_rows:
             with explaining(f"the elements of {name}"):
                 elements, count = arbiter.rows(each)
-        rows.append(_result(quantity, each, verdict, elements, count))
+        row, ladder = _result(quantity, each, verdict, elements, count), arbiter.ladders.pop(name, None)
+        if len(rows) < _TENSORS_WITH_ROWS or (quantity, name) in with_rows:
+            row = msgspec.structs.replace(row, ladder=ladder, errors=_errors(each))
+        rows.append(row)
         if each.differs:
             findings.append(_difference(words, quantity, verdict, each))
         elif each.rounding is not None:
@@ -82,7 +88,8 @@ def findings_and_rows(comparison: ModelComparison, arbiter: Arbiter) -> tuple[li
 
 def output_result(each: FileDifference) -> TensorResult:
     """Return the row of an output of a file."""
-    return _result("output", each, "same" if not each.differs else "unresolved" if each.is_unstable else "differs")
+    verdict: TensorVerdict = "same" if not each.differs else "unresolved" if each.is_unstable else "differs"
+    return msgspec.structs.replace(_result("output", each, verdict), errors=_errors(each))
 
 
 def _result(
@@ -134,6 +141,15 @@ def stale_values(captured: Captured, expected: Mapping[str, Tensor], path: Path)
             )
         )
     return findings
+
+
+def _errors(each: TensorDifference[Any]) -> ErrorMap | None:
+    """Return where a tensor that differs is off; None if it is of another type."""
+    reference, candidate = each.judged
+    if not each.differs or reference is None or candidate is None or reference.shape != candidate.shape:
+        return None
+    wide = torch.complex128 if reference.is_complex() else torch.float64
+    return error_map((candidate.to_dense().to(wide) - reference.to_dense().to(wide)).abs())
 
 
 def _verdict(quantity: Quantity, each: ModelDifference, arbiter: Arbiter) -> TensorVerdict:

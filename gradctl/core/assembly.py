@@ -6,14 +6,22 @@ import importlib.metadata
 import platform
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gradctl import __version__
 from gradctl.core.allows import Allows
-from gradctl.core.findings import Allowance, Finding, Report, TensorResult, Tool, Unit, fingerprint
+from gradctl.core.findings import Allowance, Finding, Report, SourceExcerpt, TensorResult, Tool, Unit, fingerprint
 from gradctl.core.verdicts import run_verdict, summarise, unit_verdict
+
+# Lines of a source file before and after the one that a finding names.
+_LINES_BEFORE, _LINES_AFTER = 4, 5
+_MOST_EXCERPTS = 400
+_LONGEST_LINE = 200
+# Only these are shown: a finding can be located in a binary file too.
+_SOURCES = (".py", ".pyi", ".cpp", ".cu", ".cuh", ".h")
 
 
 def make_unit(
@@ -86,7 +94,35 @@ def assemble_report(
         units=tuple(units),
         allows=tuple(allowances),
         summary=summarise(verdicts),
+        sources=_source_excerpts(named_places(units)),
     )
+
+
+def named_places(units: Iterable[Unit]) -> list[tuple[str, int]]:
+    """Return the places (file, line) that the findings of units name, each once."""
+    locations = (each.location for unit in units for each in unit.findings if each.location is not None)
+    return list(dict.fromkeys((each.file, each.line) for each in locations if each.file and each.line))
+
+
+def _source_excerpts(places: Iterable[tuple[str, int]]) -> tuple[SourceExcerpt, ...]:
+    """Return the lines around each place; files that cannot be read are left out."""
+    excerpts: list[SourceExcerpt] = []
+    for file, line in places:
+        if len(excerpts) < _MOST_EXCERPTS and Path(file).suffix in _SOURCES and (excerpt := _excerpt(file, line)):
+            excerpts.append(excerpt)
+    return tuple(excerpts)
+
+
+def _excerpt(file: str, line: int) -> SourceExcerpt | None:
+    try:
+        lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+    except (OSError, ValueError):
+        return None
+    if not 1 <= line <= len(lines):
+        return None
+    first = max(1, line - _LINES_BEFORE)
+    shown = [each[:_LONGEST_LINE] for each in lines[first - 1 : line + _LINES_AFTER]]
+    return SourceExcerpt(file=file, line=line, first_line=first, lines=tuple(shown))
 
 
 def environment(device: str, threads: int | None = None) -> dict[str, str | int | None]:

@@ -74,8 +74,54 @@ class Element(msgspec.Struct, frozen=True, kw_only=True):
     relative_error: Number = None
 
 
+class LadderStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One finite difference: its step, the derivative that it states, and an estimate of its absolute error."""
+
+    step: float
+    derivative: Number
+    error: Number
+
+
+class StepLadder(msgspec.Struct, frozen=True, kw_only=True):
+    """The finite differences of one directional derivative, from the largest step to the smallest.
+
+    ``reference`` is the derivative along the same direction by autograd of the eager model, ``candidate`` that of the
+    form; null for eager's own gradient.
+    """
+
+    steps: tuple[LadderStep, ...]
+    reference: Number
+    candidate: Number = None
+
+
+class ErrorMap(msgspec.Struct, frozen=True, kw_only=True):
+    """The absolute error of each element of a tensor, as a matrix: its first axis by all others, in blocks if large.
+
+    ``values`` are ``rows`` times ``columns`` cells, row by row; each is the largest error of a block of
+    ``block_rows`` by ``block_columns`` elements, with three significant digits.
+    """
+
+    rows: int
+    columns: int
+    block_rows: int
+    block_columns: int
+    values: tuple[Number, ...]
+
+
+class SourceExcerpt(msgspec.Struct, frozen=True, kw_only=True):
+    """Lines of a file of the user's program around ``line``, as they were when the report was made."""
+
+    file: str
+    line: int
+    first_line: int
+    lines: tuple[str, ...]
+
+
 class TensorResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The verdict on one tensor. ``error`` is norm-relative, against the oracle; ``budget`` what rounding explains."""
+    """The verdict on one tensor. ``error`` is norm-relative, against the oracle; ``budget`` what rounding explains.
+
+    ``ladder`` and ``errors`` are there for the worst few tensors of a unit that differ.
+    """
 
     quantity: Quantity
     tensor: str
@@ -88,6 +134,8 @@ class TensorResult(msgspec.Struct, frozen=True, kw_only=True):
     max_abs: Number = None
     elements_wrong: int | None = None
     worst: tuple[Element, ...] = ()
+    ladder: StepLadder | None = None
+    errors: ErrorMap | None = None
 
 
 class Oracle(msgspec.Struct, frozen=True, kw_only=True):
@@ -273,6 +321,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """All of one run. Read strictly by ``gradctl.report``; ``schema_version`` changes when a reader must.
 
     ``planned`` is how many units a run that was interrupted was to have, ``shard`` which part of a run this is.
+    ``sources`` are the lines that the findings name.
     """
 
     schema_version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
@@ -287,6 +336,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     summary: Summary
     planned: int | None = None
     shard: Shard | None = None
+    sources: tuple[SourceExcerpt, ...] = ()
 
 
 def fingerprint(code: str, target: str, form: str, quantity: str | None, tensor: str | None) -> str:

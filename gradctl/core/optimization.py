@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from gradctl.core.numbers import Number
+from gradctl.core.structure import GraphPart
 
 PassStatus = Literal["kept", "unchanged", "set aside", "undone", "failed", "not installed", "not applicable"]
 
@@ -60,7 +61,10 @@ class PassOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Optimization(msgspec.Struct, frozen=True, kw_only=True):
-    """All passes over one graph. ``error`` and ``budget`` are of the result against the graph before all of them."""
+    """All passes over one graph. ``error`` and ``budget`` are of the result against the graph before all of them.
+
+    ``parts`` are those of the graph that differ, for a drawing.
+    """
 
     level: str | None
     before: GraphSize
@@ -72,3 +76,4 @@ class Optimization(msgspec.Struct, frozen=True, kw_only=True):
     budget: Number = None
     tied_to_machine: bool = False
     opsets: dict[str, int] = {}
+    parts: tuple[GraphPart, ...] = ()

@@ -46,6 +46,38 @@ class GraphChange(msgspec.Struct, frozen=True, kw_only=True):
     inside: str | None = None
 
 
+class DrawnNode(msgspec.Struct, frozen=True, kw_only=True):
+    """One node of a part of a graph that is drawn.
+
+    ``attributes`` are those that differ from their defaults. ``inputs`` are the names of the values that it uses, and
+    ``sources`` the drawn nodes that compute them, by position; null for another source. ``counterpart`` is the node of
+    the other graph that it is matched with, by position. ``change`` is null for a node that did not change.
+    """
+
+    operator: str
+    name: str
+    value: str
+    attributes: dict[str, str] = {}
+    inputs: tuple[str, ...] = ()
+    sources: tuple[int | None, ...] = ()
+    counterpart: int | None = None
+    change: ChangeKind | None = None
+
+
+class GraphPart(msgspec.Struct, frozen=True, kw_only=True):
+    """Changed nodes of two graphs that are connected, and the nodes next to them, to be drawn side by side.
+
+    ``alike`` is how many parts of the graphs differ in the same way; one is drawn. ``omitted`` counts nodes of this
+    part that are not drawn. ``inside`` is as in ``GraphChange``.
+    """
+
+    before: tuple[DrawnNode, ...] = ()
+    after: tuple[DrawnNode, ...] = ()
+    alike: int = 1
+    omitted: int = 0
+    inside: str | None = None
+
+
 class InitializerChange(msgspec.Struct, frozen=True, kw_only=True):
     """One constant: initializer or Constant node.
 
@@ -68,7 +100,7 @@ class Structure(msgspec.Struct, frozen=True, kw_only=True):
     Nodes are counted without Identity and Constant, which compute nothing; ``operators_*`` has every node, those of
     subgraphs and functions too. ``renamed`` counts values of matched nodes with another name, ``moved`` constants that
     are the same under another name or in another place (initializer or node). ``omitted`` counts changes that the
-    lists leave out.
+    lists leave out. ``parts`` are for a drawing: of the first changes, one of each kind.
     """
 
     nodes_before: int
@@ -84,3 +116,4 @@ class Structure(msgspec.Struct, frozen=True, kw_only=True):
     initializers: tuple[InitializerChange, ...] = ()
     model: tuple[Difference, ...] = ()
     omitted: int = 0
+    parts: tuple[GraphPart, ...] = ()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import msgspec
 import torch
 
 from gradctl.core.allows import Allows
@@ -59,8 +60,9 @@ from gradctl.gradients.wrong_calls import (
     locate_nonfinite_outputs,
     locate_wrong_backwards,
 )
-from gradctl.numerics.elements import ElementDifference, worst_elements
+from gradctl.numerics.elements import WorstElements, worst_elements
 from gradctl.numerics.judge import Judge, TensorJudgement, Verdict
+from gradctl.numerics.ladder import step_ladder
 from gradctl.numerics.point import NoGradient
 from gradctl.subject.inputs.example import trained_inputs
 from gradctl.subject.seeding import preserve_generators
@@ -321,15 +323,23 @@ class _Check:
         worst = sorted(wrong, key=lambda i: -(self.judged[i].error or 0.0))[:_TENSORS_WITH_ROWS]
         results = []
         for i, judged in self.judged.items():
-            rows, count = self._rows(i) if i in worst else ([], None)
-            results.append(tensor_result(leaves[i], judged, nonfinite=i in nonfinite, rows=rows, wrong=count))
+            elements = self._elements(i) if i in worst else WorstElements()
+            result = tensor_result(leaves[i], judged, nonfinite=i in nonfinite, elements=elements)
+            results.append(self._with_evidence(result, i) if i in worst and i not in nonfinite else result)
         return with_hooks(results, self.hooked)
 
-    def _rows(self, i: int) -> tuple[Sequence[ElementDifference], int | None]:
+    def _with_evidence(self, result: TensorResult, i: int) -> TensorResult:
+        """Return a row with the finite differences at each step."""
+        with explaining(f"the steps of {result.tensor}"):
+            probe = self.probing.site(i).probe_at_every_step(i)
+            return msgspec.structs.replace(result, ladder=step_ladder(probe.slope, probe.predicted))
+        return result
+
+    def _elements(self, i: int) -> WorstElements:
         """Return the worst elements of one tensor, and how many are wrong."""
         with explaining(f"the elements of {self._name(i)}"):
             return worst_elements(self.probing, i)
-        return [], None
+        return WorstElements()
 
     def findings(self) -> list[Finding]:
         """Return what is wrong: custom Functions first, then tensors, worst first."""

@@ -20,7 +20,8 @@ from gradctl.core.numbers import number
 from gradctl.gradients.baseline import Baseline
 from gradctl.gradients.functions.function_part import FunctionFault, function_name, source_place
 from gradctl.gradients.guard import explaining
-from gradctl.numerics.elements import ElementDifference
+from gradctl.numerics.elements import WorstElements
+from gradctl.numerics.error_map import error_map
 from gradctl.numerics.judge import TensorJudgement
 from gradctl.subject.instance import Leaf
 from gradctl.subject.signature import module_of, optimized_inner
@@ -189,14 +190,12 @@ def _details(
     }
 
 
-def tensor_result(
-    leaf: Leaf, judged: TensorJudgement, *, nonfinite: bool, rows: Iterable[ElementDifference], wrong: int | None
-) -> TensorResult:
+def tensor_result(leaf: Leaf, judged: TensorJudgement, *, nonfinite: bool, elements: WorstElements) -> TensorResult:
     """Return one leaf's row of the report."""
     verdict: TensorVerdict = "reference-wrong" if nonfinite or judged.verdict == "wrong" else judged.verdict
     if verdict == "same" and judged.where == "beside":
         verdict = "non-differentiable"
-    elements = tuple(
+    worst = tuple(
         Element(
             index=row.index,
             component=row.component,
@@ -205,9 +204,9 @@ def tensor_result(
             absolute_error=number(row.error),
             relative_error=number(row.error / abs(row.finite_difference) if row.finite_difference else math.inf),
         )
-        for row in rows
+        for row in elements.rows
     )
-    finite = [row.error for row in rows if math.isfinite(row.error)]
+    finite = [row.error for row in elements.rows if math.isfinite(row.error)]
     return TensorResult(
         quantity="gradient",
         tensor=leaf.name,
@@ -218,8 +217,9 @@ def tensor_result(
         error=number(judged.error),
         budget=number(judged.budget),
         max_abs=number(max(finite)) if finite else None,
-        elements_wrong=wrong,
-        worst=elements,
+        elements_wrong=elements.wrong,
+        worst=worst,
+        errors=error_map(elements.errors) if elements.errors is not None else None,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx
 
@@ -34,12 +34,24 @@ _KINDS_OF_PAIRS: dict[tuple[bool, bool], ChangeKind] = {
 _Region = tuple[tuple[int, ...], tuple[int, ...]]
 
 
+class PlacedChange(NamedTuple):
+    """A change by the positions of its nodes in both graphs."""
+
+    kind: ChangeKind
+    before: Sequence[int]
+    after: Sequence[int]
+    differences: Sequence[Difference] = ()
+
+
 class Changes:
     """The changes of two matched graphs, and the values that they share.
 
     Args:
         found: the pairs of nodes; pairs that become part of a region are removed.
         constants: the pairs of constants.
+
+    Attributes:
+        placed: the changes by position; one of the graph's outputs alone has no nodes.
     """
 
     def __init__(self, found: Matching, constants: Mapping[int, int]) -> None:
@@ -53,22 +65,26 @@ class Changes:
             for side, places in zip((self.a, self.b), region, strict=True)
             for place in places
         }
+        self.placed = list(self._placed())
 
     def __iter__(self) -> Iterator[GraphChange]:
+        return map(self._change, self.placed)
+
+    def _placed(self) -> Iterator[PlacedChange]:
         for region in self._regions:
-            yield self._change(self._kind(region), *region)
+            yield PlacedChange(self._kind(region), *region)
         for one, other in sorted(self.found.to_b.items()):
             rewired, attributes = self._rewired(one, other), self._attributes(one, other)
             kind = _KINDS_OF_PAIRS.get((bool(rewired), bool(attributes)))
             if kind is not None:
-                yield self._change(kind, [one], [other], rewired + attributes)
+                yield PlacedChange(kind, [one], [other], rewired + attributes)
         outputs = [
             self._difference(f"output {place}", reference, candidate)
             for place, reference, candidate in self.found.outputs()
             if not self._agree(reference, candidate)
         ]
         if outputs:
-            yield self._change("rewired", (), (), outputs)
+            yield PlacedChange("rewired", (), (), outputs)
 
     def values(self) -> list[tuple[Source, Source]]:
         """Return the values of nodes that both graphs have, in the order of the first."""
@@ -86,14 +102,12 @@ class Changes:
                 pairs.setdefault(reference, candidate)
         return sorted(pairs.items())
 
-    def _change(
-        self, kind: ChangeKind, before: Iterable[int], after: Iterable[int], differences: Iterable[Difference] = ()
-    ) -> GraphChange:
+    def _change(self, placed: PlacedChange) -> GraphChange:
         return GraphChange(
-            kind=kind,
-            before=tuple(graph_node(self.a.view, place) for place in before),
-            after=tuple(graph_node(self.b.view, place) for place in after),
-            differences=tuple(differences),
+            kind=placed.kind,
+            before=tuple(graph_node(self.a.view, place) for place in placed.before),
+            after=tuple(graph_node(self.b.view, place) for place in placed.after),
+            differences=tuple(placed.differences),
         )
 
     def _kind(self, region: _Region) -> ChangeKind:

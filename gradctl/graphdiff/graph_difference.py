@@ -7,14 +7,15 @@ names and metadata of nodes, types of inner values (``value_info``), training in
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import onnx
 
-from gradctl.core.structure import Difference, GraphChange, GraphNode, InitializerChange, Structure
+from gradctl.core.structure import Difference, GraphChange, GraphNode, GraphPart, InitializerChange, Structure
 from gradctl.graphdiff.constant_matching import constant_changes, count_moved_constants, match_constants
 from gradctl.graphdiff.graph_changes import Changes, graph_node
+from gradctl.graphdiff.graph_parts import changed_parts, select_parts
 from gradctl.graphdiff.graph_view import GraphView, operators, shorten, subgraphs
 from gradctl.graphdiff.node_colours import Side
 from gradctl.graphdiff.node_matching import match_nodes
@@ -53,6 +54,7 @@ class _Found:
     matched: int = 0
     renamed: int = 0
     moved: int = 0
+    parts: list[GraphPart] = field(default_factory=list)
 
 
 def compare_structure(a: OnnxFile, b: OnnxFile) -> ComparedStructure:
@@ -77,6 +79,7 @@ def compare_structure(a: OnnxFile, b: OnnxFile) -> ComparedStructure:
         initializers=tuple(found.initializers[:_MOST_CHANGES]),
         model=tuple(_model_differences(a, b)),
         omitted=omitted,
+        parts=tuple(select_parts(found.parts)),
     )
     a_view, b_view = sides[0].view, sides[1].view
     values = (
@@ -117,6 +120,7 @@ def _compare(a: Side, b: Side, inside: str | None, found: _Found) -> Changes:
     constants = match_constants(pairs)
     changes = Changes(pairs, constants)
     found.changes += [msgspec.structs.replace(change, inside=inside) for change in changes]
+    found.parts += [msgspec.structs.replace(part, inside=inside) for part in changed_parts(changes)]
     found.initializers += constant_changes(pairs, constants)
     found.nodes_before += len(a.view.nodes)
     found.nodes_after += len(b.view.nodes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,32 +39,48 @@ class ElementDifference:
         return math.inf if math.isnan(difference) else difference
 
 
-def worst_elements(judge: Judge, i: int) -> tuple[list[ElementDifference], int | None]:
-    """Return up to five of the worst elements of leaf ``i``, worst first, and how many are wrong if that is known.
+class WorstElements(NamedTuple):
+    """The worst elements of a gradient.
+
+    Attributes:
+        rows: up to five elements, worst first; a complex one is two.
+        wrong: how many elements are wrong, if that is known.
+        errors: the absolute error of each element, if all were measured, in the shape of the tensor.
+    """
+
+    rows: Sequence[ElementDifference] = ()
+    wrong: int | None = None
+    errors: Tensor | None = None
+
+
+def worst_elements(judge: Judge, i: int) -> WorstElements:
+    """Return up to five of the worst elements of leaf ``i``, and how many are wrong if that is known.
 
     A complex element is two, its real and its imaginary part. Elements that are not finite come first. Else small
     tensors are measured whole, and larger ones by halves.
     """
-    nonfinite = judge.samples[0].nonfinite.get(i)
+    nonfinite, errors = judge.samples[0].nonfinite.get(i), None
     if nonfinite is not None:
         positions = nonfinite.reshape(-1).nonzero().reshape(-1)[:_ROWS].tolist()
-        return [part for each in positions for part in _measured(judge.here, i, each)], int(nonfinite.sum())
+        rows = [part for each in positions for part in _measured(judge.here, i, each)]
+        return WorstElements(rows, int(nonfinite.sum()))
     site = judge.site(i)
     if site.point.values[i].numel() <= _ALL:
-        positions, wrong = _search_all(site, i)
+        positions, wrong, errors = _search_all(site, i)
     else:
         positions, wrong = _search_by_halves(site, judge.generator, i), None
     measured = sorted((_measured(site, i, position) for position in positions), key=_error, reverse=True)
-    return [part for element in measured for part in element], wrong
+    return WorstElements([part for element in measured for part in element], wrong, errors)
 
 
-def _search_all(site: Site, i: int) -> tuple[list[int], int]:
-    """Return the positions of the worst elements, and how many are wrong: 2 forwards an element."""
+def _search_all(site: Site, i: int) -> tuple[list[int], int, Tensor]:
+    """Return the positions of the worst elements, how many are wrong, and all errors: 2 forwards an element."""
     coarse = [_measured(site, i, position, once=True) for position in range(site.point.values[i].numel())]
     parts = [part for element in coarse for part in element]
     size = max(abs(e.autograd) for e in parts) + max(abs(e.finite_difference) for e in parts)
     wrong = sum(_error(element) > 1e-6 * size for element in coarse)
-    return sorted(range(len(coarse)), key=lambda position: -_error(coarse[position]))[: min(_ROWS, wrong)], wrong
+    worst = sorted(range(len(coarse)), key=lambda position: -_error(coarse[position]))[: min(_ROWS, wrong)]
+    return worst, wrong, torch.tensor(list(map(_error, coarse))).reshape(site.point.values[i].shape)
 
 
 def _error(element: list[ElementDifference]) -> float:

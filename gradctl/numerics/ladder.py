@@ -15,6 +15,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from gradctl.core.findings import LadderStep, StepLadder
+from gradctl.core.numbers import number
+
 LARGEST_STEP = 3.07e-2  # 3e-2 is a whole multiple of the thousandths that programs round to
 _SMALLEST_STEP = 2e-7
 # Below that only while each smaller step still resolves more (sin(1e5 x), a value close to the edge of a domain).
@@ -35,6 +38,19 @@ _NOISE_SPACING = 1e-7
 
 
 @dataclass(frozen=True, slots=True)
+class Level:
+    """The finite differences at one step; see the source in ``slope_at_zero``."""
+
+    step: float
+    derivative: float
+    truncation: float
+    error: float
+    second: float
+    second_half: float
+    floor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Slope:
     """A directional derivative."""
 
@@ -46,19 +62,21 @@ class Slope:
     # has a small error by luck, against a derivative that is large with reason.
     usable: bool
     step: float = math.nan  # the larger distance of the central differences that were kept
+    levels: tuple[Level, ...] = ()  # the finite differences at all steps, from the largest
 
 
-@dataclass(frozen=True, slots=True)
-class _Level:
-    """The finite differences at one step; see the source in ``slope_at_zero``."""
+def step_ladder(slope: Slope, reference: float, candidate: float | None = None) -> StepLadder | None:
+    """Return the finite differences of a slope for a report, beside the derivatives that programs state; None if none.
 
-    step: float
-    derivative: float
-    truncation: float
-    error: float
-    second: float
-    second_half: float
-    floor: float
+    Args:
+        slope: the finite differences.
+        reference, candidate: the derivative along the same direction by eager's autograd, and by that of a form.
+    """
+    steps = tuple(
+        LadderStep(step=each.step, derivative=number(each.derivative), error=number(each.error))
+        for each in slope.levels
+    )
+    return StepLadder(steps=steps, reference=number(reference), candidate=number(candidate)) if steps else None
 
 
 def central_slope(phi: Callable[[float], float], step: float) -> float:
@@ -122,7 +140,7 @@ def slope_at_zero(
             values[t] = phi(t)
         return values[t]
 
-    levels: list[_Level] = []
+    levels: list[Level] = []
     step = largest_step
     while step > _LAST_STEP:
         level = _level(at, step, noise, epsilon, size)
@@ -137,21 +155,21 @@ def slope_at_zero(
     return _slope(levels, scale, is_quiet=largest == 0 or not noise > _NOISIEST * largest)
 
 
-def _slope(levels: list[_Level], scale: float, *, is_quiet: bool) -> Slope:
+def _slope(levels: list[Level], scale: float, *, is_quiet: bool) -> Slope:
     best = _best(levels)
     error = max(best.error, _contradiction(levels, best))
     # Without a typical slope, the slope itself and the noise floor are the measure.
     allowed = _RESOLVED * scale if scale else max(_RESOLVED * abs(best.derivative), 10 * best.floor)
     resolved = is_quiet and error <= allowed
     usable = is_quiet and error <= max(abs(best.derivative) / 10, 1e3 * best.floor)
-    return Slope(best.derivative, error, _is_kinked(levels) or not resolved, resolved, usable, best.step)
+    return Slope(best.derivative, error, _is_kinked(levels) or not resolved, resolved, usable, best.step, tuple(levels))
 
 
-def _best(levels: list[_Level]) -> _Level:
+def _best(levels: list[Level]) -> Level:
     return min(levels, key=lambda level: level.error)
 
 
-def _is_last(levels: list[_Level], level: _Level | None, next_step: float, scale: float, to_the_end: bool) -> bool:
+def _is_last(levels: list[Level], level: Level | None, next_step: float, scale: float, to_the_end: bool) -> bool:
     """Return whether no smaller step is taken: its noise would be above the error, or the smallest steps add nothing.
 
     ``level`` is that of the present step; None if its values are not finite.
@@ -162,7 +180,7 @@ def _is_last(levels: list[_Level], level: _Level | None, next_step: float, scale
     return next_step <= _SMALLEST_STEP and (error <= _RESOLVED * scale or not _improves(levels))
 
 
-def _level(at: Callable[[float], float], step: float, noise: float, epsilon: float, size: float) -> _Level | None:
+def _level(at: Callable[[float], float], step: float, noise: float, epsilon: float, size: float) -> Level | None:
     origin, half = at(0.0), step / 2
     points = [at(step), at(-step), at(half), at(-half)]
     if not all(map(math.isfinite, [origin, *points])):
@@ -176,10 +194,10 @@ def _level(at: Callable[[float], float], step: float, noise: float, epsilon: flo
     floor = 2 * (max(noise, least) if math.isfinite(noise) else least) / step
     truncation = abs(derivative - central_half)
     error = truncation + abs(second - 2 * second_half) / 2 + floor
-    return _Level(step, derivative, truncation, error, second, second_half, floor)
+    return Level(step, derivative, truncation, error, second, second_half, floor)
 
 
-def _compared_with_larger(level: _Level, levels: list[_Level]) -> _Level:
+def _compared_with_larger(level: Level, levels: list[Level]) -> Level:
     """Return a level with the truncation error by comparison with the next larger step, if that is less.
 
     The extrapolated derivative at 4 h is off by 256 times as much as the one at h; C(h/2) is off by far more.
@@ -191,12 +209,12 @@ def _compared_with_larger(level: _Level, levels: list[_Level]) -> _Level:
     return replace(level, truncation=truncation, error=level.error - saved) if saved > 0 else level
 
 
-def _improves(levels: list[_Level]) -> bool:
+def _improves(levels: list[Level]) -> bool:
     """Return whether the last step resolved more than the one before: at a kink none does."""
     return len(levels) < 2 or levels[-1].error < levels[-2].error / 2
 
 
-def _contradiction(levels: list[_Level], best: _Level) -> float:
+def _contradiction(levels: list[Level], best: Level) -> float:
     """Return how far another step that also looks resolved disagrees: a staircase is flat between its steps.
 
     Larger steps do not count if two neighbours agree: what oscillates within them has any slope, and a small error.
@@ -211,7 +229,7 @@ def _contradiction(levels: list[_Level], best: _Level) -> float:
     return max((gap for ratio, gap, error in gaps if (ratio < 1 or not confirmed) and gap > 10 * error), default=0.0)
 
 
-def _is_kinked(levels: list[_Level]) -> bool:
+def _is_kinked(levels: list[Level]) -> bool:
     """Return whether the second difference no longer shrinks at the smallest steps, far above the noise."""
     clear = [level for level in levels if abs(level.second) > 20 * level.floor]
     if len(clear) < 2 or (clear[-1] is not levels[-1] and len(levels) - len(clear) > 2):

@@ -252,7 +252,15 @@ class Site:
                         self._ulp_changes[i] = max(self._ulp_changes[i], norm(now - before))
         return self._ulp_changes
 
-    def probe(self, indices: Sequence[int], number: int) -> Probe:
+    def probe_at_every_step(self, i: int) -> Probe:
+        """Return one comparison of a tensor at every step, for a person; other probes are as they were without it."""
+        state = self.generator.get_state()
+        try:
+            return self.probe([i], 0, at_every_step=True)
+        finally:
+            self.generator.set_state(state)
+
+    def probe(self, indices: Sequence[int], number: int, *, at_every_step: bool = False) -> Probe:
         """Return one comparison along a random direction over ``indices``, which have gradients of similar size."""
         self.enter()
         sample = self.samples[number]
@@ -264,6 +272,8 @@ class Site:
         noise = noise_floor(phi) if small else self.noise
         slope_by = partial(slope_at_zero, phi, noise, scale, self.epsilon, size=sample.size)
         compare = partial(self._compare, indices, sample, direction)
+        if at_every_step:
+            return compare(slope_by(largest_step=start, to_the_end=True))
         if len(indices) == 1 and not small and self.step is not None:
             probe = compare(slope_by(largest_step=self.step, single_step=True))
             if self._is_plain(probe, indices[0], number, partial(slope_by, largest_step=self.step / 64)):

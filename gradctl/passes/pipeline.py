@@ -22,6 +22,7 @@ from gradctl.core.names import Severity
 from gradctl.core.numbers import number
 from gradctl.core.optimization import GraphSize, Latency, Optimization, PassOutcome, PassStatus
 from gradctl.diagnosis.first_change import FirstChange, first_change
+from gradctl.graphdiff.graph_difference import compare_structure
 from gradctl.onnxio.onnx_file import OnnxFile
 from gradctl.onnxio.validation import nodes
 from gradctl.passes.pass_result import NotApplicable, Pass, PassResult, compare_models
@@ -70,7 +71,7 @@ class Pipeline:
         self.shapes = {name: tuple(value.shape) for name, value in example.items()}
         self.before = self._size(self.current.model)
         self.whole = onnx.load(self.current.path)
-        self.stages = [self.current.path]
+        self.first, self.stages = self.current, [self.current.path]
         self.outcomes: list[PassOutcome] = []
         self.findings: list[Finding] = []
 
@@ -193,6 +194,7 @@ class Pipeline:
             latency_after=found[-1],
             tied_to_machine=any(each.tied_to_machine for each in outcomes),
             opsets=final.opsets,
+            parts=compare_structure(self.first, self.current).structure.parts,
         )
 
     def clear(self) -> None:

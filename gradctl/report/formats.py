@@ -18,6 +18,7 @@ FORMATTERS: dict[str, str] = {
     "markdown": "gradctl.report.text.markdown",
     "junit": "gradctl.report.machine.junit",
     "github": "gradctl.report.text.github",
+    "html": "gradctl.report.html.page",
 }
 
 

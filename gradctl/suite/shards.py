@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from gradctl.core.allows import Allows
+from gradctl.core.assembly import named_places
 from gradctl.core.errors import GradctlError, TargetError
 from gradctl.core.findings import Allowance, Report, Shard, ShardAllow, Unit
 from gradctl.core.verdicts import failing_severities, run_verdict, summarise, unit_verdict
@@ -109,7 +110,10 @@ def merge(reports: Mapping[str, Report]) -> Report:
     else:
         units, allows = _note_unused(units, first.shard.allows)
         planned = first.shard.planned
-    return _joined(first, list(units.values()), allows, planned, [each.status for each in reports.values()])
+    joined = _joined(first, list(units.values()), allows, planned, [each.status for each in reports.values()])
+    sources = {(each.file, each.line): each for report in reports.values() for each in report.sources}
+    places = (place for place in named_places(joined.units) if place in sources)
+    return msgspec.structs.replace(joined, sources=tuple(sources[place] for place in places))
 
 
 def _joined(

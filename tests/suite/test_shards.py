@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gradctl.core.assembly import assemble_report
 from gradctl.core.errors import GradctlError, TargetError
-from gradctl.core.findings import Finding, Unit
+from gradctl.core.findings import Finding, Location, Unit
 from gradctl.report.machine.json import load, render
 from gradctl.suite.configuration import parse_configuration
 from gradctl.suite.discovery import select_entries
@@ -210,3 +210,15 @@ def _without_time(value):
     if isinstance(value, dict):
         return {key: _without_time(each) for key, each in value.items() if key not in ("seconds", "timing")}
     return value
+
+
+def test_the_merged_report_has_the_source_lines_of_all(tmp_path):
+    (tmp_path / "net.py").write_text("one\ntwo\nthree\n", encoding="utf-8")
+    units = []
+    for number in (3, 1):
+        place = Location(file=str(tmp_path / "net.py"), line=number)
+        finding = Finding(code="GC408", severity="error", message="m", location=place)
+        units.append(Unit(target=f"net:{number}", form="eager", verdict="fail", findings=(finding,)))
+    reports = {each.target: assemble_report("check", [each], (), seed=0) for each in units}
+    (tmp_path / "net.py").unlink()
+    assert [each.line for each in merge(reports).sources] == [3, 1]

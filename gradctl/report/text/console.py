@@ -294,16 +294,7 @@ def _of_elements(tensor: TensorResult) -> str:
 
 
 def _print_elements(screen: Screen, unit: Unit, tensor: TensorResult, *, indent: int = 0) -> None:
-    of_eager, of_snapshot = unit.form == "eager", unit.form == "snapshot"
-    headings = ["autograd"] if of_eager else ["reference" if unit.reference else "eager", unit.form]
-    headings = ["snapshot", "now"] if of_snapshot else [*headings, "finite diff"]
-    rows = []
-    for each in tensor.worst:
-        values = [each.reference] if of_eager else [each.reference, each.candidate]
-        values += [] if of_snapshot else [each.finite_difference]
-        numbers = [*values, each.absolute_error, each.relative_error]
-        rows.append([f"{list(each.index)} {each.component or ''}".rstrip(), *map(format_number, numbers)])
-    screen.table(["index", *headings, "abs error", "rel error"], rows, names=1, indent=indent)
+    screen.table(*wording.element_table(unit, tensor), names=1, indent=indent)
 
 
 def _print_rows(

@@ -39,11 +39,11 @@ def matrix_of_targets(units: Sequence[Unit]) -> tuple[list[str], list[list[str]]
 
 
 def _cells(unit: Unit, is_complete: bool) -> list[str]:
-    words = [_cell(unit, quantity) for quantity in QUANTITIES]
+    words = [quantity_word(unit, quantity) for quantity in QUANTITIES]
     return words if is_complete else [unit.status, *words[1:]]
 
 
-def _cell(unit: Unit, quantity: Quantity) -> str:
+def quantity_word(unit: Unit, quantity: Quantity) -> str:
     """Return the word for the worst verdict on the unit's tensors of this quantity."""
     verdicts: set[TensorVerdict] = {tensor.verdict for tensor in unit.tensors if tensor.quantity == quantity}
     return next((word for verdict, word in tensor_words(unit).items() if verdict in verdicts), "-")

@@ -326,6 +326,20 @@ def tensor_row(unit: Unit, tensor: TensorResult) -> list[str]:
     return [one_line(tensor.tensor), shape_and_dtype(tensor), tensor_words(unit)[tensor.verdict], *numbers]
 
 
+def element_table(unit: Unit, tensor: TensorResult) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows for the worst elements of a unit's tensor."""
+    of_eager, of_snapshot = unit.form == "eager", unit.form == _SNAPSHOT
+    headings = ["autograd"] if of_eager else ["reference" if unit.reference else "eager", unit.form]
+    headings = ["snapshot", "now"] if of_snapshot else [*headings, "finite diff"]
+    rows = []
+    for each in tensor.worst:
+        values = [each.reference] if of_eager else [each.reference, each.candidate]
+        values += [] if of_snapshot else [each.finite_difference]
+        numbers = [*values, each.absolute_error, each.relative_error]
+        rows.append([f"{list(each.index)} {each.component or ''}".rstrip(), *map(format_number, numbers)])
+    return ["index", *headings, "abs error", "rel error"], rows
+
+
 def printable(text: str) -> str:
     """Return ``text`` with control characters escaped: a name or message must not move the cursor or set a colour."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)

@@ -56,7 +56,7 @@ def test_the_keys_are_those_of_the_contract():
     written = json.loads(render(examples.wrong_weight()))
     assert list(written) == [
         "schema_version", "tool", "command", "status", "verdict", "seed", "environment", "units", "allows", "summary",
-        "planned", "shard",
+        "planned", "shard", "sources",
     ]  # fmt: skip
     assert written["summary"] == {"pass": 0, "fail": 1, "inconclusive": 0, "skipped": 0}
     (unit,) = written["units"]
