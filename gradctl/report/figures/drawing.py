@@ -132,7 +132,10 @@ class Decades:
 
     def place(self, value: float) -> float:
         """Return the pixel of a value; one beyond an end, or 0, is at that end."""
-        exponent = math.log10(value) if value > 0 else self.low
+        return self.at(math.log10(value) if value > 0 else self.low)
+
+    def at(self, exponent: float) -> float:
+        """Return the pixel of a power of ten."""
         part = (min(max(exponent, self.low), self.high) - self.low) / (self.high - self.low)
         return self.start + part * (self.end - self.start)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradctl.core.findings import TensorResult
-from gradctl.core.numbers import format_number
+from gradctl.core.numbers import Number, format_number
 from gradctl.report.figures.drawing import (
     WIDTH,
     Anchor,
@@ -31,7 +31,7 @@ _MOST_TICKS = 4
 def error_scale(tensors: Sequence[TensorResult], width: float = _STRIP_WIDTH) -> Decades:
     """Return the axis of all errors and tolerances of some tensors."""
     # What is not finite is drawn at the end, beyond all others.
-    values = [10.0 if isinstance(tensor.error, str) else tensor.error for tensor in tensors]
+    values: list[Number] = [10.0 if isinstance(tensor.error, str) else tensor.error for tensor in tensors]
     values += [tensor.budget for tensor in tensors]
     return Decades.around(values, _MARGIN, width - _MARGIN)
 
@@ -67,7 +67,7 @@ def error_chart(title: str, tensors: Sequence[TensorResult]) -> Drawing:
 def _labels(scale: Decades, y: float) -> list[Shape]:
     ticks = scale.ticks(_MOST_TICKS)
     anchors: dict[int, Anchor] = {ticks[0]: "end", ticks[-1]: "start" if ticks[-1] == scale.low else "middle"}
-    return [Text(scale.place(10.0**each), y, power(each), "muted", anchors.get(each, "middle")) for each in ticks]
+    return [Text(scale.at(each), y, power(each), "muted", anchors.get(each, "middle")) for each in ticks]
 
 
 def _strip(tensor: TensorResult, scale: Decades, top: float) -> list[Shape]:
@@ -76,10 +76,7 @@ def _strip(tensor: TensorResult, scale: Decades, top: float) -> list[Shape]:
     budget, error = finite(tensor.budget), finite(tensor.error)
     if budget:
         shapes.append(Rectangle(scale.start, middle - 4, scale.place(budget) - scale.start, 8, "good-soft"))
-    shapes += [
-        Line(((scale.place(10.0**each), top + 2), (scale.place(10.0**each), bottom)), "grid")
-        for each in scale.ticks(_MOST_TICKS)
-    ]
+    shapes += [Line(((scale.at(each), top + 2), (scale.at(each), bottom)), "grid") for each in scale.ticks(_MOST_TICKS)]
     shapes.append(Line(((scale.start, middle), (scale.end, middle)), "grid"))
     if budget:
         shapes.append(Line(((scale.place(budget), top + 2), (scale.place(budget), bottom)), "ink", 1.5))

@@ -51,10 +51,10 @@ def _is_apart(line: Sequence[tuple[float, float]], errors: Sequence[tuple[float,
 
 def _axes(drawing: Drawing, x: Decades, y: Decades) -> None:
     for exponent in y.ticks(5):
-        at = y.place(10.0**exponent)
+        at = y.at(exponent)
         drawing.add(Line(((_LEFT, at), (_RIGHT, at)), "grid"), Text(_LEFT - 5, at + 4, power(exponent), "muted", "end"))
     for exponent in x.ticks(5):
-        at = x.place(10.0**exponent)
+        at = x.at(exponent)
         drawing.add(Line(((at, _TOP), (at, _BOTTOM)), "grid"))
         drawing.add(Text(at, _BOTTOM + 15, power(exponent), "muted", "middle"))
     drawing.add(Text((_LEFT + _RIGHT) / 2, _HEIGHT - 4, "step, the largest first", "muted", "middle"))

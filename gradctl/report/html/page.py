@@ -124,6 +124,7 @@ def _content(report: Report) -> dict[str, Any]:
     figures = [("Time of each unit", unit_bars(units)), ("One call", call_bars(report.units))]
     return {
         "report": report,
+        "environment": sorted(report.environment.items()),
         "css": _CLASSES["inconclusive" if report.status == "interrupted" else report.verdict],
         "verdict": wording.verdict_line(report),
         "several_targets": len({unit.target for unit in units}) > 1,
