@@ -18,7 +18,7 @@ _SWEEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class GraphLayout:
     """The row and column of each node of both graphs, by its position in the part, and how many there are."""
 
     before: list[tuple[int, int]]
@@ -49,7 +49,7 @@ def pairs_of(part: GraphPart) -> dict[int, int]:
     }
 
 
-def lay_out(part: GraphPart) -> Layout:
+def lay_out(part: GraphPart) -> GraphLayout:
     """Return the rows and columns of the nodes of both graphs."""
     pairs = pairs_of(part)
     of_after = {other: one for one, other in pairs.items()}
@@ -67,7 +67,7 @@ def lay_out(part: GraphPart) -> Layout:
     places = {name: (rows[name], columns[name]) for name in names}
     width = max((column for _, column in places.values()), default=-1) + 1
     height = max((row for row, _ in places.values()), default=-1) + 1
-    return Layout([places[each] for each in range(count)], [places[each] for each in merged], height, width)
+    return GraphLayout([places[each] for each in range(count)], [places[each] for each in merged], height, width)
 
 
 def _layers(names: Sequence[int], users: Mapping[int, Sequence[int]]) -> dict[int, int]:
