@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import escape
 
 import msgspec
 
@@ -12,7 +13,7 @@ from gradctl.core.findings import Report
 class CheckReport(Report, frozen=True, kw_only=True):
     """The report of a check, true if its verdict is ``pass``.
 
-    ``str`` returns the text of the command line, ``report.machine.json.render`` the JSON.
+    ``str`` returns the text of the command line, ``report.machine.json.render`` the JSON; Jupyter shows the HTML.
     """
 
     @classmethod
@@ -24,6 +25,13 @@ class CheckReport(Report, frozen=True, kw_only=True):
         from gradctl.report.text import console
 
         return console.render(self)
+
+    def _repr_html_(self) -> str:
+        """Return the HTML report for a notebook, in a frame of its own: neither changes the styles of the other."""
+        from gradctl.report.html import page
+
+        style = "width: 100%; height: 40rem; border: 0"
+        return f'<iframe title="gradctl report" style="{style}" srcdoc="{escape(page.render(self))}"></iframe>'
 
     def __bool__(self) -> bool:
         return self.verdict == "pass"

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,12 @@ def test_every_option_and_sample_that_is_named_exists():
     helped = "".join(gradctl(command, "--help", cwd=ROOT).stdout for command in COMMANDS)
     helped += of_the_plugin()
     assert {option for option in re.findall(r"--[a-z]+(?:-[a-z]+)?", README) if option not in helped} == set()
+
+
+def test_the_pictures_are_there_and_part_of_the_sources():
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert len(pictures) == 2
+    assert all((ROOT / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    sources = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {Path(picture).parts[0] for picture in pictures} <= set(sources)

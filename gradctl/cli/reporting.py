@@ -34,6 +34,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _INTERRUPTED = 130
 _REPORT = "Also write a report in this format to FILE. May be repeated."
+_PLOT = "Also write the figures of the HTML report to a folder, as PNG and SVG. Needs matplotlib."
 _ALLOW = "Accept a finding that is intentional. May be repeated."
 _VERBOSE = "Print every tensor and finding, tracebacks, and how likely a pass has missed an error of 1 %."
 
@@ -42,7 +43,7 @@ _VERBOSE = "Print every tensor and finding, tracebacks, and how likely a pass ha
 class ReportOptions:
     """Where a report goes, and which findings fail: those of severity ``fail_on`` or worse that are not allowed.
 
-    ``files`` are more reports, as (format, path).
+    ``files`` are more reports, as (format, path); ``plots`` is the folder of the figures.
     """
 
     format: str = "console"
@@ -51,6 +52,7 @@ class ReportOptions:
     quiet: bool = False
     allows: tuple[str, ...] = ()
     fail_on: str = "error"
+    plots: Path | None = None
 
 
 REPORT_PARAMETERS = tuple(each.name for each in fields(ReportOptions))
@@ -90,6 +92,7 @@ _output = functools.partial(option, heading="Output")
 _OUTPUT = (
     choice_option("--format", "FORMAT", FORMATS, "Format of standard output", heading="Output"),
     _output("--report", "files", metavar="FORMAT=FILE", callback=_format_files, multiple=True, help=_REPORT),
+    _output("--plot", "plots", metavar="DIR", type=click.Path(path_type=Path), help=_PLOT),
     _output("-q", "--quiet", is_flag=True, help="Print only the verdict, without progress."),
     _output("-v", "--verbose", is_flag=True, help=_VERBOSE),
 )
@@ -112,11 +115,25 @@ def _with_options(command: _Command, *, options: Sequence[Callable[..., Any]]) -
             raise click.UsageError(f"--quiet prints only the verdict, so it cannot be combined with {other}.")
         for _, path in reporting.files:
             ensure_writable(path)
+        if reporting.plots is not None:
+            _ensure_plots(reporting.plots)
         return command(*args, reporting=reporting, **kwargs)
 
     for each in reversed(options):
         with_reporting = each(with_reporting)
     return with_reporting  # type: ignore[return-value]  # click keeps the options in an attribute, the type stays
+
+
+def _ensure_plots(folder: Path) -> None:
+    """Raise if figures cannot be written to a folder, which is made."""
+    from gradctl.report.formats import ensure_writable
+    from gradctl.report.plots import missing
+
+    if reason := missing():
+        raise click.UsageError(f"--plot: {reason}")
+    if not folder.exists() and folder.parent.is_dir():
+        folder.mkdir()
+    ensure_writable(folder / "figure.png")
 
 
 # Decorators of a command: of one that judges nothing itself, and of any other.
@@ -157,6 +174,10 @@ def emit(report: Report, reporting: ReportOptions, *, preface: str = "") -> int:
 
     for format_name, path in reporting.files:
         write(path, render(report, format_name))
+    if reporting.plots is not None:
+        from gradctl.report.plots import write_plots
+
+        write_plots(report, reporting.plots)
     if "github" in (reporting.format, *(format_name for format_name, _ in reporting.files)):
         _append_step_summary(report)
     if reporting.format == "console":

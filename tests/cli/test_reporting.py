@@ -257,3 +257,26 @@ def test_quiet_contradicts_what_would_print_more(other):
     assert raised.value.message == (
         f"--quiet prints only the verdict, so it cannot be combined with {' '.join(other)}."
     )
+
+
+def test_figures_are_written_beside_the_report(tmp_path, capsysbinary):
+    pytest.importorskip("matplotlib")
+    reporting = options("--plot", str(tmp_path / "figures"))
+    assert emit(examples.wrong_weight(), reporting) == 1
+    assert "1-eager-errors.png" in [file.name for file in (tmp_path / "figures").iterdir()]
+
+
+def test_figures_without_matplotlib_are_refused_before_the_check_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradctl.report.plots.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        click.UsageError, match=r"--plot: matplotlib is not installed: pip install 'gradctl\[plots\]'\."
+    ):
+        options("--plot", str(tmp_path / "figures"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_for_figures_that_is_a_file_is_noticed_before_the_check_starts(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "figures").touch()
+    with pytest.raises(ResourceError, match="GC131"):
+        options("--plot", str(tmp_path / "figures"))

@@ -23,7 +23,7 @@ def step_chart(ladder: StepLadder, form: str, tensor: str) -> Drawing:
              if (derivative := finite(each.derivative)) is not None]  # fmt: skip
     stated = [("eager" if ladder.candidate is not None else "autograd", ladder.reference), (form, ladder.candidate)]
     known = [(name, value) for name, number in stated if (value := finite(number)) is not None]
-    drawing = Drawing(f"finite differences of {tensor}: difference from each stated derivative by step", WIDTH, _HEIGHT)
+    drawing = Drawing(f"finite differences of {tensor}", WIDTH, _HEIGHT)
     sizes = [abs(value) for value in (*(value for _, value in known), *(each for _, each, _ in steps))]
     size = max(sizes, default=0.0) or 1.0
     errors = [(step, error / size) for step, _, error in steps if error is not None]

@@ -15,17 +15,17 @@ import jinja2
 from markupsafe import Markup
 
 from gradctl.core.findings import Finding, Report, SourceExcerpt, TensorResult, Unit
-from gradctl.core.names import NOT_JUDGED, Quantity
-from gradctl.report.figures.drawing import Drawing, finite
+from gradctl.core.names import NOT_JUDGED
+from gradctl.report.figures.drawing import Drawing, Role, finite
 from gradctl.report.figures.error_strips import error_axis, error_scale, error_strip
 from gradctl.report.figures.graph_picture import graph_picture
 from gradctl.report.figures.heat_map import heat_map
 from gradctl.report.figures.step_chart import step_chart
 from gradctl.report.figures.timing_bars import call_bars, pass_bars, unit_bars
+from gradctl.report.figures.verdict_matrix import quantity_marks, unit_word
 from gradctl.report.html.rule_pages import rule_page
 from gradctl.report.html.svg import svg
 from gradctl.report.text import wording
-from gradctl.report.text.matrix import QUANTITIES, quantity_word
 from gradctl.report.text.optimization import PASS_HEADINGS, SIZE_HEADINGS, notes, pass_rows, size_rows
 from gradctl.report.text.shared_causes import findings_by_cause
 from gradctl.report.text.structure import structure_lines
@@ -38,8 +38,6 @@ _MOST_EVIDENCE = 3  # tensors of a unit
 _MOST_TARGETS = 600
 _MOST_LISTED = 2000
 _CLASSES = {"pass": "good", "fail": "bad", "inconclusive": "warn", "skipped": "muted"}
-# What stands behind the letter of a quantity.
-_LETTERS: dict[Quantity, str] = {"output": "O", "gradient": "G", "buffer": "B"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class _Cell:
     link: str
     word: str
     css: str
-    marks: tuple[tuple[str, str, str], ...]
+    marks: list[tuple[Role, str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +163,7 @@ def _matrix(units: Sequence[Unit], keys: dict[int, str]) -> dict[str, Any]:
 
 
 def _cell(unit: Unit, key: str) -> _Cell:
-    marks = []
-    for quantity in QUANTITIES:
-        word = quantity_word(unit, quantity)
-        if word != "-":
-            css, sign = ("bad", "!") if word.isupper() else ("warn", "?") if word == "?" else ("good", "")
-            marks.append((css, f"{_LETTERS[quantity]}{sign}", f"{quantity}s {word}"))
-    word = wording.verdict_word(unit) if unit.status in ("complete", "unsupported") else unit.status
-    return _Cell(key, word, _CLASSES[unit.verdict], tuple(marks))
+    return _Cell(key, unit_word(unit), _CLASSES[unit.verdict], quantity_marks(unit))
 
 
 def _section(unit: Unit, key: str, rows: int, *, is_full: bool) -> _Section:

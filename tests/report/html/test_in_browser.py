@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gradctl.check_report import CheckReport
 from gradctl.report.html.page import render
 from tests.report import examples
 from tests.report.html.pages import everything, optimized, two_graphs
@@ -153,4 +154,18 @@ def test_text_that_would_be_a_script_does_not_run(browser, tmp_path):
     file.write_text(render(examples.report_of(examples.unit("fail", tensors, target=name))), encoding="utf-8")
     opened(browser, file)
     assert browser.execute_script("return window.ran") is None
+    assert browser.get_log("browser") == []
+
+
+def test_a_notebook_keeps_its_own_styles(browser, tmp_path):
+    file = tmp_path / "notebook.html"
+    own = "<!doctype html><title>notebook</title><style>h1 { color: rgb(1, 2, 3) }</style><h1>mine</h1>"
+    file.write_text(own + CheckReport.of(everything())._repr_html_(), encoding="utf-8")
+    browser.get(file.as_uri())
+    colour = "return getComputedStyle(document.querySelector('h1')).color"
+    assert browser.execute_script(colour) == "rgb(1, 2, 3)"
+    browser.switch_to.frame(0)
+    assert browser.execute_script(colour) != "rgb(1, 2, 3)"
+    assert browser.execute_script("return document.querySelectorAll('svg').length") > 5
+    browser.switch_to.default_content()
     assert browser.get_log("browser") == []

@@ -7,6 +7,7 @@ import re
 import pytest
 from msgspec.structs import replace
 
+from gradctl.check_report import CheckReport
 from gradctl.core.structure import GraphPart, Structure
 from gradctl.report.html.page import render
 from gradctl.report.html.rule_pages import rule_page
@@ -76,14 +77,14 @@ def test_the_line_that_a_finding_names_is_marked_among_its_neighbours():
 @pytest.mark.parametrize(("stated", "role"), [(2.0, "good"), (1.0, "bad")])
 def test_the_ladder_of_steps_shows_whether_finite_differences_exclude_a_derivative(stated, role):
     html = render(with_evidence(examples.wrong_weight(), ladder(stated)))
-    chart = html[html.index("difference from each stated derivative by step") :]
+    chart = html[html.index("finite differences of ") :]
     assert "distance from autograd" in chart
     assert re.findall(r'class="s-(good|bad)"', chart[: chart.index("</svg>")])[0] == role
 
 
 def test_a_form_that_is_wrong_and_eager_that_is_right_have_their_own_lines():
     html = render(with_evidence(examples.wrong_weight(), ladder(2.0, 0.5)))
-    chart = html[html.index("difference from each stated derivative by step") :]
+    chart = html[html.index("finite differences of ") :]
     assert re.findall(r'class="s-(good|bad)"', chart[: chart.index("</svg>")])[:2] == ["good", "bad"]
     assert "distance from eager" in chart
 
@@ -132,3 +133,12 @@ def test_two_thousand_nodes_that_all_differ_are_a_page_of_less_than_three_megaby
     structure = Structure(nodes_before=2000, nodes_after=1000, matched=1000, parts=parts)
     report = examples.report_of(examples.unit("pass", form="onnx", structure=structure))
     assert len(render(report).encode()) < _MOST_BYTES
+
+
+def test_a_notebook_shows_the_page_in_a_frame_that_keeps_its_styles_to_itself():
+    report = everything()
+    frame = Page(CheckReport.of(report)._repr_html_())
+    ((tag, attributes),) = frame.tags
+    assert (tag, frame.is_balanced) == ("iframe", True)
+    assert attributes["srcdoc"] == render(report)
+    assert attributes["title"] == "gradctl report"
