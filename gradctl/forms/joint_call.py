@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from gradctl.forms.form import CannotCapture, Captured, named_tensors
 from gradctl.forms.reasons import reason_of
 from gradctl.forms.silence import silenced
 from gradctl.joint.capture import Joint, joint_program
+from gradctl.joint.derivatives import TANGENT, inner_name, port_name
 from gradctl.joint.export_error import JointExportError, raised_by
 from gradctl.joint.random_inputs import RandomInput, RandomInputs
 from gradctl.subject.inputs.example import input_names
@@ -68,6 +69,25 @@ def capture_joint(instance: Instance, **options: Any) -> Joint:
         raise CannotCapture(said, traceback.format_exc()) from error
 
 
+def with_ports(joint: Joint, wrt: Sequence[str]) -> Joint:
+    """Return a joint program with the names of a file, which those of directional derivatives (no ``wrt``) have."""
+    if wrt:
+        return joint
+    axes = {port_name(name): named for name, named in joint.axes.items()}
+    inputs, outputs = (tuple(map(port_name, names)) for names in (joint.inputs, joint.outputs))
+    return replace(joint, inputs=inputs, outputs=outputs, axes=axes)
+
+
+def _without_ports(runtime: JointRuntime) -> JointRuntime:
+    """Return the runtime of directional derivatives with the names that the program had before ``with_ports``."""
+
+    def run(feeds: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        found = runtime.run({name: feeds[inner_name(name)] for name in runtime.inputs})
+        return {inner_name(name): value for name, value in found.items()}
+
+    return JointRuntime(list(map(inner_name, runtime.inputs)), list(map(inner_name, runtime.outputs)), run)
+
+
 def gradient_targets(inputs: Sequence[str], outputs: Sequence[str]) -> tuple[str, ...]:
     """Return the leaves whose gradients a graph with these ports computes, ``param:fc1.weight`` and ``input:x``.
 
@@ -93,6 +113,9 @@ def wrap_runtime(form: str, runtime: JointRuntime, instance: Instance, where: st
         TargetError: GC141 if it is not a joint graph of this model.
     """
     instance.restore()
+    if any(name.startswith(f"{TANGENT}.") for name in runtime.inputs):
+        runtime = _without_ports(runtime)
+        attributes["quantities"] = frozenset({"output", "buffer"})
     args, kwargs = instance.inputs()
     try:
         structure, draws = run_eagerly(instance, args, kwargs)

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 _CAPTURE = "What to capture"
 _WRT = (
-    "Differentiate only with respect to these, for example input:x or 'param:fc1.*'; with --graph joint. May be "
-    "repeated.  [default: all]"
+    "Differentiate only with respect to these, for example input:x or 'param:fc1.*'. May be repeated.  [default: all; "
+    "inputs with --graph jvp and hvp]"
 )
-_FREEZE = "Make parameters constants of the graph, not inputs; with --graph joint."
-_GRAPHS = ("forward", "joint", "train-step")
+_FREEZE = "Make parameters constants of the graph, not inputs; with --graph joint, jvp and hvp."
+_GRAPHS = ("forward", "joint", "train-step", "jvp", "hvp")
 _STEP = "Training steps"
 _OPTIMIZER = f"Optimizer: {', '.join(OPTIMIZERS)}, or FILE:FACTORY.  [default: {OPTIMIZERS[0]}]"
 _CLIP = "Clip the norm of all gradients together to X.  [default: no limit]"
@@ -83,16 +83,24 @@ def export(
     inputs are parameters, optimizer state (exp_avg.fc1.weight), step, learning_rate and a batch; its outputs are loss
     and the next value of each (next.fc1.weight). FILE.safetensors has the first state. 20 steps are compared with
     torch.optim. --wrt selects the parameters to train; all others are constants.
+
+    With --graph jvp the graph takes a tangent for each float input (tangent.input.x) and returns the outputs and their
+    directional derivatives (jvp.output). With --graph hvp, of a scalar or of --loss, it returns the scalar, its
+    gradient (grad.input.x) and the Hessian-vector product (hvp.input.x). --wrt selects others, and parameters. Both are
+    two backward passes of autograd, which are compared with its VJP, or with finite differences of its gradient.
     """
     step = {"--optimizer": optimizer, "--clip-norm": clip_norm, "--with-gradients": with_gradients}
     _ensure_applicable(output, graph, {"--wrt": wrt, "--freeze": freeze, "--opset": options["opset"], **step})
+    derivatives = ("jvp", "hvp")
     if graph != "forward":
-        options.update(wrt=wrt or ("*",))
-    if graph == "joint":
+        options.update(wrt=wrt or (() if graph in derivatives else ("*",)))
+    if graph in ("joint", *derivatives):
         options.update(frozen=freeze)
+    if graph in derivatives:
+        options.update(graph=graph)
     if graph == "train-step":
         options.update(optimizer=optimizer or OPTIMIZERS[0], clip_norm=clip_norm, keeps_gradients=with_gradients)
-    writers = {"forward": _forward, "joint": _joint, "train-step": _train_step}
+    writers = {"forward": _forward, "joint": _joint, "train-step": _train_step, "jvp": _derivative, "hvp": _derivative}
     return write_and_emit(writers[graph], output, checking, reporting, **options)
 
 
@@ -105,9 +113,9 @@ def _ensure_applicable(output: Path, graph: str, given: dict[str, Any]) -> None:
     if kind[0] == ".pt2":
         refused["an .onnx file, not to .pt2"] = ("--freeze", "--opset")
     if graph == "forward":
-        refused["--graph joint and train-step: a forward graph has no gradients"] = ("--wrt",)
-    if graph != "joint":
-        refused[f"--graph joint, not to {graph}"] = ("--freeze",)
+        refused["graphs with derivatives: a forward graph has no gradients"] = ("--wrt",)
+    if graph in ("forward", "train-step"):
+        refused[f"--graph joint, jvp and hvp, not to {graph}"] = ("--freeze",)
     if graph != "train-step":
         refused["--graph train-step"] = ("--optimizer", "--clip-norm", "--with-gradients")
     for condition, names in refused.items():
@@ -133,6 +141,12 @@ def _joint(*args: Any, **options: Any) -> Written:
     from gradctl.commands.export import export_joint
 
     return export_joint(*args, **options)
+
+
+def _derivative(*args: Any, **options: Any) -> Written:
+    from gradctl.commands.export_derivative import export_derivative
+
+    return export_derivative(*args, **options)
 
 
 def _train_step(*args: Any, **options: Any) -> Written:

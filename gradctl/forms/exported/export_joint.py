@@ -16,7 +16,7 @@ from torch import Tensor
 from gradctl.forms.artifact import read_extra, reading, save_by_torch, unreadable
 from gradctl.forms.exported.export import count_operators
 from gradctl.forms.form import Captured, not_called
-from gradctl.forms.joint_call import JointRuntime, capture_joint, gradient_targets, wrap_runtime
+from gradctl.forms.joint_call import JointRuntime, capture_joint, gradient_targets, with_ports, wrap_runtime
 from gradctl.subject.inputs.dynamic_sizes import Dynamic
 from gradctl.subject.instance import Instance
 
@@ -55,7 +55,7 @@ def export_program(instance: Instance, *, dynamic: Dynamic | None = None, wrt: S
         TargetError: GC104 if ``dynamic`` or ``wrt`` has an unknown name.
     """
     start = perf_counter()
-    joint = capture_joint(instance, dynamic=dynamic, wrt=wrt)
+    joint = with_ports(capture_joint(instance, dynamic=dynamic, wrt=wrt), wrt)
     draws = {name: dict(draw) for name, draw in joint.random_inputs.items()}
     artifact = Names(inputs=joint.inputs, outputs=joint.outputs, draws=draws), joint.program
     return Captured("export-joint", not_called, seconds=perf_counter() - start, artifact=artifact)

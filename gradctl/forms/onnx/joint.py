@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from gradctl.forms.form import CannotCapture, Captured, not_called
-from gradctl.forms.joint_call import JointRuntime, capture_joint, gradient_targets, wrap_runtime
+from gradctl.forms.joint_call import JointRuntime, capture_joint, gradient_targets, with_ports, wrap_runtime
 from gradctl.forms.onnx.forward import convert, name_ports, run_from_file
 from gradctl.forms.onnx.lowering import optimize, skip_decompositions
 from gradctl.forms.reasons import reason_of
@@ -61,7 +61,8 @@ def export_graph(
         opset: of ONNX's own operators; None for the exporter's default.
         dynamic: symbolic sizes, by input and axis.
         frozen: whether parameters are initializers, not inputs.
-        wrt: the leaves to differentiate with respect to, globs of ``param:fc1.weight`` and ``input:x``.
+        wrt: the leaves to differentiate with respect to, globs of ``param:fc1.weight`` and ``input:x``; without any,
+            the model is one of directional derivatives (``gradctl.joint.derivatives``).
         update: the step of an optimizer, which the graph makes, too; its other parameters are initializers.
 
     Raises:
@@ -69,7 +70,7 @@ def export_graph(
         TargetError: GC104 if ``dynamic`` names an unknown input or axis.
     """
     start = perf_counter()
-    joint = capture_joint(instance, dynamic=dynamic, wrt=wrt, update=update)
+    joint = with_ports(capture_joint(instance, dynamic=dynamic, wrt=wrt, update=update), wrt)
     _ensure_numpy_dtypes(joint)
     changed = {name.removeprefix(NEXT) for name in joint.outputs}
     is_constant = frozen or update is not None
