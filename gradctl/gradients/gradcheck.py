@@ -25,6 +25,7 @@ from gradctl.core.findings import Finding, Oracle, TensorResult, Unit
 from gradctl.core.numbers import number
 from gradctl.gradients.baseline import Baseline, run_native
 from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
+from gradctl.gradients.forces import force_findings
 from gradctl.gradients.form_runner import form_runner
 from gradctl.gradients.functions.attribution import FunctionCheck, is_allowed, nothing_in_front, tensors_behind
 from gradctl.gradients.functions.function_part import fault_size, function_name
@@ -141,6 +142,9 @@ def gradcheck(
                     native = replace(native, input_mode="constant", outputs=regimes.own_outputs)
             check = _Check(subject, native, accepted, progress or (lambda text: None), form)
             check.judge(thorough, tensor, {"probes": probes, "rtol": rtol, "atol": atol})
+            if form == "eager" and tensor == "*":
+                with explaining("whether forces are the derivative of an energy"):
+                    operators += force_findings(check.source.runner, torch.finfo(check.source.dtype).eps)
             found, tensors = of_form(form, check.findings(), check.results())
             tensors = with_verdicts(tensors, regimes.findings) + frozen_results(subject, tensor)
             findings = [*subject.notes, *operators, *alone, *found, *about(regimes.findings, tensors), *check.notes()]

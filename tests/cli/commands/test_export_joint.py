@@ -270,9 +270,9 @@ def test_a_dropout_mask_is_an_input_that_the_caller_draws(tmp_path):
         (
             ("mlp.py", "--wrt", "input:x"),
             2,
-            "--wrt applies to --graph joint and train-step: a forward",
+            "--wrt applies to graphs with derivatives: a forward graph has no gradients.",
         ),
-        (("mlp.py", "--freeze"), 2, "--freeze applies to --graph joint, not to forward."),
+        (("mlp.py", "--freeze"), 2, "--freeze applies to --graph joint, jvp and hvp, not to forward."),
         (
             ("mlp.py", "--graph", "joint", "--wrt", "input:z"),
             2,
