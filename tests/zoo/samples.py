@@ -7,6 +7,7 @@ __all__ = ["RIGHT_SAMPLES"]
 RIGHT_SAMPLES = (
     "control_flow",
     "custom_relu",
+    "energy_and_forces",
     "forces",
     "gru",
     "linear",
