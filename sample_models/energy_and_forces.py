@@ -1,4 +1,4 @@
-"""Energies of molecules, and the forces on their atoms: minus the derivative, by ``torch.autograd.grad`` inside forward.
+"""Energies of molecules, and the forces on their atoms: minus the derivative, by autograd inside forward.
 
 ``gradctl export sample_models/energy_and_forces.py -o potential.onnx`` writes both into one ONNX file, although
 torch.export rejects such a model. ``gradctl gradcheck`` compares the forces with the derivative of the energy (GC425).

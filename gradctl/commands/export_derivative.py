@@ -22,7 +22,7 @@ from gradctl.forms.exported import export_joint as program
 from gradctl.forms.form import CannotCapture
 from gradctl.forms.onnx import forward as onnx
 from gradctl.forms.onnx import joint as onnx_joint
-from gradctl.gradients.directional import CannotDifferentiate, check_directional
+from gradctl.gradients.directional.products import CannotDifferentiate, check_directional
 from gradctl.inspection.file_contents import inspect_captured
 from gradctl.joint.derivatives import TANGENT, derivative_subject
 from gradctl.onnxio.onnx_file import read

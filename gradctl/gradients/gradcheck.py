@@ -24,8 +24,8 @@ from gradctl.core.errors import TargetError, nearest
 from gradctl.core.findings import Finding, Oracle, TensorResult, Unit
 from gradctl.core.numbers import number
 from gradctl.gradients.baseline import Baseline, run_native
+from gradctl.gradients.directional.forces import force_findings
 from gradctl.gradients.float64 import OracleRunner, cast_note, oracle_runner
-from gradctl.gradients.forces import force_findings
 from gradctl.gradients.form_runner import form_runner
 from gradctl.gradients.functions.attribution import FunctionCheck, is_allowed, nothing_in_front, tensors_behind
 from gradctl.gradients.functions.function_part import fault_size, function_name

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from gradctl.commands.export_derivative import export_derivative
 from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.subject.subject import Subject
-from tests.gradients.test_directional import Detaching, Round, Saving
+from tests.gradients.directional.test_products import Detaching, Round, Saving
 
 
 class Once(torch.autograd.Function):

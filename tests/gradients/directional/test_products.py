@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradctl.core.allows import Allows
-from gradctl.gradients.directional import check_directional
+from gradctl.gradients.directional.products import check_directional
 from gradctl.subject.subject import Subject
 
 pytestmark = pytest.mark.fast
