@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
 from gradctl.cli.help import HelpfulCommand, option
-from gradctl.cli.options import subject_from, target_options
+from gradctl.cli.options import target_options, use_threads
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.users_code import users_code
+from gradctl.core.errors import NothingToCheck, TargetError
 from gradctl.core.names import DEFAULT_FORMS, FORMS
 from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import MeasuringOptions, TargetOptions
@@ -44,14 +46,7 @@ def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @target_options
 @click.option("--form", "forms", metavar="FORM", type=click.Choice(_STATIC_FORMS), multiple=True, help=_FORM)
 @option("--batch", "batches", heading="Inputs", metavar="N,N,…", callback=_batches, help=_BATCH)
-@click.option(
-    "--seconds",
-    metavar="SECONDS",
-    type=click.FloatRange(0, min_open=True),
-    default=3.0,
-    show_default=True,
-    help=_SECONDS,
-)
+@click.option("--seconds", metavar="SECONDS", type=click.FloatRange(0.1), default=3.0, show_default=True, help=_SECONDS)
 @click.option("--timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True, help=_TIMEOUT)
 @report_options
 def bench(
@@ -77,13 +72,11 @@ def bench(
     with judging(reporting) as (allows, progress), users_code():
         import msgspec
 
-        from gradctl.commands.bench import at_batch, merged_batches
+        from gradctl.commands.bench import merged_batches
         from gradctl.isolation.protocol import UnitRequest
         from gradctl.isolation.units import run_units
 
-        subject = subject_from(checking)  # an error of the target ends the command, and not each row
-        for each in batches:
-            at_batch(subject, each)
+        use_threads(checking)  # which the report names
         sizes = batches or (None,)
         # A compiled form is called at the other sizes in the process of the first one only.
         chosen = list(dict.fromkeys(("eager", *forms) if forms else DEFAULT_FORMS))
@@ -108,10 +101,25 @@ def bench(
             progress(f"{unit.form}: {unit.verdict} ({unit.seconds:.1f} s)\n")
 
         # One process at a time: they would take each other's cores.
-        found = iter(run_units(requests, on_start=started, on_result=ended))
+        run = partial(run_units, on_start=started, on_result=ended)
+        first = run(requests[:1])
+        _raise_error_of_target(first[0])
+        found = iter([*first, *run(requests[1:])])
         units = [
             merged_batches({f"batch={size}" if size is not None else None: next(found) for size in sizes})
             for _ in chosen
         ]
         units = [msgspec.structs.replace(unit, findings=allows.apply(unit.findings)) for unit in units]
     return emit_units(units, allows, checking, reporting)
+
+
+def _raise_error_of_target(eager: Unit) -> None:
+    """Raise what keeps eager from running at all: it would be the reason of every row.
+
+    Raises:
+        TargetError: GC1xx; NothingToCheck of GC110.
+    """
+    code = eager.findings[0].code if eager.status in ("error", "unsupported") and eager.findings else ""
+    if code.startswith("GC1"):
+        kind = NothingToCheck if eager.status == "unsupported" else TargetError
+        raise kind(code, eager.findings[0].message, details=eager.details or "")

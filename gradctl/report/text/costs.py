@@ -15,6 +15,8 @@ _HEADINGS = (
 )
 _INPUTS = 1
 NAMES = 3  # the columns of text
+# An interval that is farther from the median than this part of it is printed by its ends: they may be very uneven.
+_WIDE = 0.25
 _WORDS = {"pass": "yes", "fail": "WRONG", "inconclusive": "?", "skipped": "skipped"}
 
 
@@ -68,12 +70,16 @@ def _seconds(value: float | None) -> str:
 
 
 def _ratio(ratio: Estimate | None) -> str:
-    """Return ``0.61x ± 0.03``, with as many decimals as the median needs for three digits."""
+    """Return ``0.61x ± 0.03``, or ``0.61x (0.43 to 1.92)`` if the interval is wide; with three digits of the median."""
     if ratio is None:
         return "-"
     decimals = 2 if ratio.median < 10 else 1 if ratio.median < 100 else 0
-    margin = f" ± {ratio.margin:.{decimals}f}" if ratio.margin is not None else ""
-    return f"{ratio.median:.{decimals}f}x{margin}"
+    text = f"{ratio.median:.{decimals}f}x"
+    if ratio.margin is None:
+        return text
+    if ratio.margin > _WIDE * ratio.median:
+        return f"{text} ({ratio.lower:.{decimals}f} to {ratio.upper:.{decimals}f})"
+    return f"{text} ± {ratio.margin:.{decimals}f}"
 
 
 def _pays_after(cost: Measurement) -> str:

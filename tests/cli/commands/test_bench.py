@@ -75,7 +75,23 @@ def test_a_batch_that_is_no_list_of_sizes_is_a_usage_error(value):
     assert f"{value!r} is not a list of positive numbers. Write, for example, 1,8,64." in finished.stderr
 
 
-def test_an_error_of_the_target_ends_the_command():
+def test_a_target_that_does_not_exist_ends_the_command():
     finished = gradctl("bench", "sample_models/mpl.py")
     assert (finished.returncode, finished.stdout) == (2, "")
     assert "GC101 there is no file 'sample_models/mpl.py' (did you mean 'mlp.py'?)" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "exit_code", "said"),
+    [
+        ("x[:, 9]", 2, "GC111 net.py raises on x=f32[2,4]: IndexError"),
+        ("x.argmax(-1)", 5, "GC110 net.py has no differentiable leaf"),
+    ],
+)
+def test_what_keeps_eager_from_running_ends_the_command_and_is_said_once(body, exit_code, said, tmp_path):
+    dtype = "float" if exit_code == 2 else "int64"
+    lines = ["import torch", "def make_model():", f"    return lambda x: {body}", "def example_inputs():"]
+    (tmp_path / "net.py").write_text("\n".join([*lines, f"    return (torch.ones(2, 4, dtype=torch.{dtype}),)"]))
+    finished = gradctl("bench", "net.py", "--seconds", 0.1, cwd=tmp_path)
+    assert (finished.returncode, finished.stdout) == (exit_code, ""), finished.stderr
+    assert finished.stderr.count(said) == 1
