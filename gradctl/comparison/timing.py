@@ -28,6 +28,11 @@ from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import seed_generators
 from gradctl.subject.tree import leaves
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 T = TypeVar("T")
 
 _MOST_PAIRS = 7
@@ -36,10 +41,11 @@ _MOST_SESSION_RUNS, _FEWEST_SESSION_RUNS, _SESSION_SECONDS = 50, 3, 1.0
 
 
 class Step(NamedTuple):
-    """The seconds of a forward, and of it and the backward."""
+    """The seconds of a forward, and of it and the backward; and whether another process took a core meanwhile."""
 
     forward: float
     training: float
+    is_disturbed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -67,21 +73,23 @@ class TimedStep:
     def __call__(self) -> Step:
         """Return the times of one step."""
         args, kwargs = self._inputs()
+        switches = _switches()
         with torch.set_grad_enabled(self.has_gradients):
             start = self._clock()
             value = self.instance.value_of(self.captured.call, args, kwargs)
             forward = self._clock() - start
         if not self.has_gradients:
-            return Step(forward, forward)
+            return Step(forward, forward, _switches() > switches)
         outputs = [(name, each) for name, each in self.instance.named_outputs(value) if each.requires_grad]
         tensors, cotangents = [each for _, each in outputs], self._cotangents_for(outputs)
         start = self._clock()
         if tensors:
             torch.autograd.backward(tensors, cotangents)
         training = forward + self._clock() - start
+        is_disturbed = _switches() > switches
         for tensor in self._gradients:
             tensor.grad = None
-        return Step(forward, training)
+        return Step(forward, training, is_disturbed)
 
     def _inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the inputs of one call: those of the last one if it could not, or did not, change them."""
@@ -131,8 +139,9 @@ def timing_of(captured: Captured, reference: Reference) -> Timing | None:
 
 
 def medians_of(blocks: Sequence[Sequence[Step]], part: str) -> list[float]:
-    """Return the median of one part of the steps in each round."""
-    return [statistics.median(getattr(step, part) for step in block) for block in blocks]
+    """Return the median of one part of the steps in each round, of those that were not disturbed if there are any."""
+    kept = ([step for step in block if not step.is_disturbed] or block for block in blocks)
+    return [statistics.median(getattr(step, part) for step in block) for block in kept]
 
 
 def _medians_and_noise(rounds: Sequence[Sequence[Sequence[Step]]], part: str) -> tuple[float, float, float | None]:
@@ -188,6 +197,11 @@ def _block(call: Callable[[], T], seconds: float) -> list[T]:
     while time.perf_counter() < end:
         found.append(call())
     return found
+
+
+def _switches() -> int:
+    """Return how often the system has taken a core from a thread of this process; 0 if it does not say (Windows)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource is not None else 0
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from gradctl.comparison.timing import timing_of
+from gradctl.comparison.timing import Step, medians_of, rounds_of, timing_of
 from gradctl.forms.compiled import aot
 from gradctl.forms.onnx import forward as onnx_forward
 from tests.compared import comparing
@@ -39,3 +39,23 @@ def test_a_form_without_gradients_is_timed_beside_a_forward_without_them():
     assert set(recorded) == {False}
     assert timing.forward > 0
     assert timing.training is timing.eager_training is None
+
+
+def test_calls_in_which_the_system_took_the_core_do_not_count_if_there_are_others():
+    quiet, loud = Step(1.0, 3.0), Step(50.0, 90.0, is_disturbed=True)
+    blocks = [[quiet, loud, loud], [loud, loud], [quiet]]
+    assert medians_of(blocks, "training") == [3.0, 90.0, 3.0]
+    assert medians_of(blocks, "forward") == [1.0, 50.0, 1.0]
+
+
+def test_rounds_are_in_turn_each_in_the_reverse_order_of_the_last():
+    order = []
+    rounds = rounds_of([lambda: order.append("a"), lambda: order.append("b")], fewest=3, most=3, seconds=60)
+    assert "".join(order) == "ab" + "ab" + "ba" + "ab"  # the first pair warms up
+    assert [len(blocks) for blocks in rounds] == [3, 3]
+
+
+def test_a_block_has_a_call_at_least_and_a_round_is_not_begun_after_the_end():
+    calls = []
+    (blocks,) = rounds_of([lambda: calls.append(1)], fewest=2, most=9, seconds=0.0, block_seconds=0.0)
+    assert [len(block) for block in blocks] == [1, 1]
