@@ -85,7 +85,7 @@ VARIANTS: dict[str, str | None] = {
 # Those of them that run in a process of their own, under a time limit.
 VARIANTS_IN_PROCESS: tuple[str, ...] = ("compile", "compile-step")
 
-FORMATS = ("console", "json", "jsonl", "markdown", "junit", "github", "html")
+FORMATS = ("console", "json", "jsonl", "markdown", "junit", "github", "html", "gitlab", "sarif")
 
 # The short dtype names of ``--input 'x=f32[8,784]'``; values are attribute names of torch.
 DTYPES = {

@@ -19,6 +19,8 @@ FORMATTERS: dict[str, str] = {
     "junit": "gradctl.report.machine.junit",
     "github": "gradctl.report.text.github",
     "html": "gradctl.report.html.page",
+    "gitlab": "gradctl.report.machine.gitlab",
+    "sarif": "gradctl.report.machine.sarif",
 }
 
 
