@@ -113,19 +113,21 @@ class ExportedStep:
         recipe: the batches and seeds.
         instance: a private copy of the model, for inputs and random numbers.
         feeds: which output is which input of the next step.
+        draws: whether some of its inputs are random numbers of the model.
     """
 
     session: onnxruntime.InferenceSession
     recipe: TrainingRecipe
     instance: Instance
     feeds: Mapping[str, str]
+    draws: bool
 
     @classmethod
     def of_file(cls, file: OnnxFile, recipe: TrainingRecipe) -> ExportedStep:
         """Return the step in a file."""
         metadata = {each.key: each.value for each in file.model.metadata_props}
         described = json.loads(metadata[METADATA])
-        return cls(session(file), recipe, _joint_instance(recipe), described["feeds"])
+        return cls(session(file), recipe, _joint_instance(recipe), described["feeds"], bool(described["random"]))
 
     def from_plain(
         self, initial: Mapping[str, Tensor], plain: Sequence[PlainStep], start: int = 0
@@ -171,12 +173,13 @@ class ExportedStep:
 
     def _run(self, number: int, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         args, kwargs = self.recipe.batch(self.instance, number)
-        seed = self.recipe.subject.seed + number
-        seed_generators(seed)
-        _, draws = run_eagerly(self.instance, args, kwargs)
         feeds = _batch(self.instance, args, kwargs)
-        seed_generators(seed)
-        feeds |= _drawn(draws)
+        if self.draws:
+            seed = self.recipe.subject.seed + number
+            seed_generators(seed)
+            _, draws = run_eagerly(self.instance, args, kwargs)
+            seed_generators(seed)
+            feeds |= _drawn(draws)
         wanted = [each.name for each in self.session.get_inputs()]
         return run(self.session, {name: {**values, **feeds}[name].detach() for name in wanted})
 
