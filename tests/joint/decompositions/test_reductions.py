@@ -36,13 +36,14 @@ def test_sum_of_many_terms_is_a_sum_of_sums(
 
 
 @pytest.mark.parametrize("name", ["sum", "mean"])
-def test_sum_of_many_terms_is_as_exact_as_that_of_torch(name: str) -> None:
+@pytest.mark.parametrize("shape", [(8, 128, 256), (512, 512), (1000000,)])
+def test_sum_of_many_terms_is_as_exact_as_that_of_torch(name: str, shape: tuple[int, ...]) -> None:
     class Reduced(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return getattr(x, name)()
 
-    # In one operator, onnxruntime 1.32 is off by 6e-6 here.
-    x = torch.rand(4, 512, 512, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    # In one operator, onnxruntime 1.32 is off by 1e-5 and more: each partial sum of equal terms is rounded to one side.
+    x = torch.full(shape, 0.7337).requires_grad_()
     found = by_onnxruntime(joint_graph(Reduced(), x), {"input.x": x, "grad_output": torch.ones(())})
     assert found["output"].item() == pytest.approx(getattr(x.double(), name)().item(), rel=5e-7)
 
