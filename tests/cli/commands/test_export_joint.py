@@ -284,6 +284,21 @@ def test_a_dropout_mask_is_an_input_that_the_caller_draws(tmp_path):
             "--freeze applies to an .onnx file, not to .pt2.",
         ),
         (
+            ("transformer.py", "--graph", "jvp"),
+            2,
+            "GC104 --graph jvp differentiates by float inputs, and",
+        ),
+        (
+            ("mlp.py", "--graph", "hvp"),
+            2,
+            "returns output of shape [8, 10]. Add --loss NAME, a function of the outputs that returns a scalar.",
+        ),
+        (
+            ("mlp.py", "--graph", "jvp", "--wrt", "param:fc9.*"),
+            2,
+            "--wrt param:fc9.* matches nothing that requires a gradient",
+        ),
+        (
             ("mlp.py", "--graph", "train-step", "-o", "step.pt2"),
             2,
             "step.pt2: export writes .onnx, and .pt2 but for --graph train-step.",
