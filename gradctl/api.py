@@ -125,7 +125,7 @@ def compare(
     Args:
         model, inputs, kwargs, loss, seed, allow, fail_on, sizes, max_sizes: as in ``gradcheck``.
         forms: some of trace, script, export, aot, compile, onnx (by default these), export-joint, onnx-joint, openvino,
-            openvino-joint.
+            openvino-joint, executorch, executorch-joint.
         candidate: another implementation, which is compared with ``model`` in place of the forms, or trained like it.
             It runs on the inputs and with the parameters of ``model``, which are paired by name, else by order and
             shape.

@@ -107,6 +107,12 @@ def sizes_of(checking: TargetOptions, repro: Path | None) -> Sizes:
     return sizes_from(checking.sizes)
 
 
+def ensure_provider_applies(checking: TargetOptions, forms: Collection[str]) -> None:
+    """Raise a usage error for ``--provider`` if none of the forms runs in onnxruntime."""
+    if checking.provider is not None and not {"onnx", "onnx-joint"} & set(forms):
+        raise click.UsageError("--provider applies to the forms onnx and onnx-joint, and to .onnx files. Omit it.")
+
+
 def use_threads(checking: TargetOptions) -> None:
     """Set the threads of torch to ``--threads``, if it is given."""
     import torch

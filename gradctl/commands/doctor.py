@@ -104,7 +104,8 @@ def _forms(torch: Any, failure: str, compiler: str | None, of_onnx: subprocess.P
         "onnx": onnx,
         "export-joint": dynamo,
         "onnx-joint": onnx,
-        **{form: _runtime(form.removesuffix("-joint"), onnx) for form in RUNTIME_FORMS},
+        **{form: _runtime(form.removesuffix("-joint"), onnx) for form in RUNTIME_FORMS if "openvino" in form},
+        **{form: _runtime(form.removesuffix("-joint"), dynamo) for form in RUNTIME_FORMS if "executorch" in form},
     }
 
 

@@ -6,7 +6,9 @@ import hashlib
 import re
 from typing import Literal, get_args
 
-RuntimeForm = Literal["openvino", "openvino-joint"]  # of packages that are installed on request
+RuntimeForm = Literal[
+    "openvino", "openvino-joint", "executorch", "executorch-joint"
+]  # of packages that are installed on request
 FormName = Literal[
     "eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint", RuntimeForm
 ]
@@ -58,7 +60,7 @@ SNAPSHOT: UnitForm = "snapshot"
 SNAPSHOT_SUFFIX = ".snapshot"
 _MOST_CHARACTERS = 120  # of the name of a snapshot's file
 
-WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx", "openvino")
+WITHOUT_GRADIENTS: tuple[str, ...] = ("onnx", "openvino", "executorch")
 # Compilers and runtimes that can hang or crash: these forms run in a process of their own, under a time limit.
 # ``gradctl check`` gives every unit one; the Python API has no way to send a model to another process.
 NEEDS_PROCESS: tuple[str, ...] = ("compile", "onnx", "onnx-joint", *RUNTIME_FORMS)

@@ -14,7 +14,8 @@ from typing import Any
 class TargetOptions:
     """What a user wants checked: the target, how to load it, and the subcommand that was called.
 
-    ``training`` sets the mode, None leaves it; ``threads`` None leaves torch's; ``sizes`` None leaves the example's.
+    ``training`` sets the mode, None leaves it; ``threads`` None leaves torch's; ``sizes`` None leaves the example's;
+    ``provider`` None is that of the CPU.
     """
 
     target: str
@@ -29,6 +30,7 @@ class TargetOptions:
     threads: int | None = None
     sizes: str | None = None
     max_sizes: int = 12
+    provider: str | None = None
     command: str = "gradcheck"
 
 
@@ -91,6 +93,7 @@ _SIZES = (
     "arguments of example_inputs, or axes NAME@INPUT:AXIS; batch is axis 0)."
 )
 _MAX_SIZES = "The most combinations of --sizes; of more, a sample with each value."
+_PROVIDER = "Execution provider of onnxruntime, for the forms onnx and onnx-joint.  [default: CPUExecutionProvider]"
 _LOSS = "Function in the target's file from outputs to a scalar.  [default: sum of all outputs with random weights]"
 
 # By field of ``TargetOptions``, in the order of ``--help``.
@@ -107,6 +110,15 @@ OPTIONS = {
     "sizes": Option("--sizes", "sizes", str, _SIZES, "SIZES", "Inputs", commands=("gradcheck", "compare")),
     "max_sizes": Option(
         "--max-sizes", "max_sizes", int, _MAX_SIZES, "N", "Inputs", minimum=2, commands=("gradcheck", "compare")
+    ),
+    "provider": Option(
+        "--provider",
+        "provider",
+        str,
+        _PROVIDER,
+        "NAME",
+        is_shared=True,
+        commands=("gradcheck", "compare", "export", "bench"),
     ),
 }
 DEFAULTS: dict[str, Any] = {each.name: each.default for each in fields(TargetOptions) if each.name in OPTIONS}

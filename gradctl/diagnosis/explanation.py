@@ -148,7 +148,7 @@ _OF_RUNTIME = {
 def _right_in_plain_runtime(search: Search, wrong: set[Key]) -> Iterator[Key]:
     """Yield the tensors that agree if the file is run by onnxruntime without its graph optimiser."""
     try:
-        plain = without_optimizer(search.comparison.captured)
+        plain = without_optimizer(search.comparison.captured, search.reference.subject.provider)
     except TargetError:
         return
     for trial in search.reference.trials:
@@ -228,13 +228,14 @@ def _equal(first: Tensor | None, second: Tensor | None) -> bool:
 def _started_otherwise(form: str, witness: PreRunObservations) -> Iterator[Intervention]:
     """Return eager that starts with what the form starts with: statistics moved while capturing, weights untied."""
     if witness.moved:
+        started = f"{form} starts with other values of {few(witness.moved, 3)} than the model has: "
+        words = "capturing runs a model, which moves its buffers"
+        hint = "capture a copy (copy.deepcopy), or load the state dict again after capturing."
+        if form == "executorch":
+            words = "the initial values of buffers that the forward changes are not in its file"
+            hint = f"add InitializedMutableBufferPass({list(witness.moved)}) to the passes of ExecutorchBackendConfig."
         yield Intervention(
-            Cause(
-                "GC211",
-                f"{form} starts with other values of {few(witness.moved, 3)} than the model has: capturing runs a "
-                "model, which moves its buffers",
-                "capture a copy (copy.deepcopy), or load the state dict again after capturing.",
-            ),
+            Cause("GC211", started + words, hint),
             call=lambda instance: _with_buffers(instance, witness.moved),
         )
     if witness.split:

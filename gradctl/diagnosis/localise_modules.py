@@ -152,7 +152,7 @@ class AloneModules:
             return Instance(own, input_mode=self.reference.input_mode, keep_hooks=True)
         module = whole.get_submodule(path)
         own = Subject(target=f"{subject.target} {path}", model=module, args=call.args, kwargs=call.kwargs)
-        return Instance(replace(own, seed=subject.seed), input_mode="clone", keep_hooks=True)
+        return Instance(replace(own, seed=subject.seed, provider=subject.provider), input_mode="clone", keep_hooks=True)
 
 
 def capture_with(form: Form) -> Callable[[str, Instance], Captured]:

@@ -20,6 +20,8 @@ FORM_MODULES = {
     "onnx-joint": "gradctl.forms.onnx.joint",
     "openvino": "gradctl.forms.runtimes.openvino",
     "openvino-joint": "gradctl.forms.runtimes.openvino_joint",
+    "executorch": "gradctl.forms.runtimes.executorch",
+    "executorch-joint": "gradctl.forms.runtimes.executorch_joint",
 }
 _RANK_FORM = "gradctl.forms.ranks.rank_form"
 

@@ -52,7 +52,9 @@ def exported_program(
         [OutputSpec(OutputKind.USER_OUTPUT, each, None) for each in found],
     )
     example: tuple[tuple[Tensor, ...], dict[str, Tensor]] = (tuple(tensors), {})
-    call = ModuleCallSignature(given, found, tree_structure(example), tree_structure(outputs))
+    # Names of its inputs and outputs would not be renamed with those of the graph, which a pass may do: torch.export
+    # writes none, and with them ExecuTorch rejects the program.
+    call = ModuleCallSignature([], [], tree_structure(example), tree_structure(outputs))
     values = {name: getattr(graph, name) for name in constants}
     return ExportedProgram(graph, graph.graph, signature, {}, {}, [ModuleCallEntry("", call)], example, values)
 

@@ -35,6 +35,7 @@ from gradctl.onnxio.validation import (
 from gradctl.subject.frames import first_line
 
 _ONNX_DOMAINS = ("", "ai.onnx")
+_CPU = "CPUExecutionProvider"
 _SHORT = {"float": "float32", "double": "float64"}
 
 
@@ -102,14 +103,19 @@ def read(path: Path) -> OnnxFile:
 
 
 def session(
-    file: OnnxFile, *, optimised: bool = True, values: Mapping[str, np.ndarray[Any, Any]] | None = None
+    file: OnnxFile,
+    *,
+    optimised: bool = True,
+    values: Mapping[str, np.ndarray[Any, Any]] | None = None,
+    provider: str | None = None,
 ) -> onnxruntime.InferenceSession:
-    """Return an onnxruntime session of a file that ``read`` accepted, on the CPU, with torch's number of threads.
+    """Return an onnxruntime session of a file that ``read`` accepted, with torch's number of threads.
 
     Args:
         file: the file.
         optimised: whether onnxruntime optimises the graph, its default.
         values: of initializers, instead of those in the file.
+        provider: execution provider, by default that of the CPU, which also runs the nodes that another one lacks.
 
     Raises:
         TargetError: GC602 if onnxruntime cannot run it.
@@ -119,7 +125,7 @@ def session(
     for name, value in held.items():
         options.add_initializer(name, value)
     try:
-        running = onnxruntime.InferenceSession(str(file.path), options, providers=["CPUExecutionProvider"])
+        running = onnxruntime.InferenceSession(str(file.path), options, providers=[provider or _CPU])
     except Exception as error:  # onnxruntime has a class for each of its codes, and no common one
         if is_out_of_memory(error):
             raise
@@ -130,6 +136,8 @@ def session(
             f"{file.path} cannot be run by onnxruntime {onnxruntime.__version__}: {onnxruntime_message(error)}.{hint}"
         )
         raise TargetError("GC602", said) from error
+    if provider is not None and provider not in running.get_providers():  # it falls back to the CPU in silence
+        raise TargetError("GC602", f"{file.path} cannot be run by {provider}, which onnxruntime could not start.")
     running.held = held  # the session reads them in place
     return running
 

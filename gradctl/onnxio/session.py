@@ -18,9 +18,9 @@ from gradctl.onnxio.onnx_file import OnnxFile, onnx_dtype_name, onnxruntime_mess
 Run = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
-def load(file: OnnxFile) -> Run:
-    """Return a file in onnxruntime, with its default optimiser; errors are those of ``session``."""
-    return partial(run, session(file))
+def load(file: OnnxFile, provider: str | None = None, *, optimised: bool = True) -> Run:
+    """Return a file in onnxruntime; arguments and errors are those of ``session``."""
+    return partial(run, session(file, optimised=optimised, provider=provider))
 
 
 def run(running: onnxruntime.InferenceSession, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ class Subject:
         notes: what was noted while loading (a model in training mode, for example).
         inputs_beside: name and object of the source of the inputs beside the target, which may be a function of sizes.
         beside: what the target's file says about ranks, by the names in ``OF_RANKS``.
+        provider: execution provider of onnxruntime, for the forms that run in it; None for the CPU's.
     """
 
     target: str
@@ -44,6 +45,7 @@ class Subject:
     notes: tuple[Finding, ...] = ()
     inputs_beside: tuple[str, Any] | None = None
     beside: Mapping[str, Any] = field(default_factory=dict)
+    provider: str | None = None
 
     @property
     def module(self) -> nn.Module | None:

@@ -127,7 +127,9 @@ class ExportedStep:
         """Return the step in a file."""
         metadata = {each.key: each.value for each in file.model.metadata_props}
         described = json.loads(metadata[METADATA])
-        return cls(session(file), recipe, _joint_instance(recipe), described["feeds"], bool(described["random"]))
+        instance = _joint_instance(recipe)
+        running = session(file, provider=instance.subject.provider)
+        return cls(running, recipe, instance, described["feeds"], bool(described["random"]))
 
     def from_plain(
         self, initial: Mapping[str, Tensor], plain: Sequence[PlainStep], start: int = 0

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradctl.cli.help import FormChoice, HelpfulCommand, option
-from gradctl.cli.options import refuse_other_options, sizes_of, subject_from, target_options, use_threads
+from gradctl.cli.options import (
+    ensure_provider_applies,
+    refuse_other_options,
+    sizes_of,
+    subject_from,
+    target_options,
+    use_threads,
+)
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
@@ -108,6 +115,8 @@ def compare(
     with the plain step: loss, gradients, parameters, optimizer state and buffers after each of N steps. A CANDIDATE is
     trained in the plain way, too: does it train like TARGET?
     """
+    own_forms = (forms or DEFAULT_FORMS) if candidate is None and steps is None else ()
+    ensure_provider_applies(checking, ["onnx"] if candidate is not None and _is_onnx(candidate) else own_forms)
     if steps is not None:
         _refuse_other_than_steps(candidate)
         return _steps(

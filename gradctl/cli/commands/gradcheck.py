@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gradctl.cli.help import FormChoice, HelpfulCommand
-from gradctl.cli.options import sizes_of, subject_from, target_options
+from gradctl.cli.options import ensure_provider_applies, sizes_of, subject_from, target_options
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
@@ -59,6 +59,7 @@ def gradcheck(checking: TargetOptions, reporting: ReportOptions, *, repro: Path 
     reported as notes. With --sizes, this is done at each size, the smallest first.
     """
     ensure_files(checking)
+    ensure_provider_applies(checking, [settings["form"]])
     with judging(reporting) as (allows, progress):
         from gradctl.gradients.size_sweep import gradcheck_at_sizes as check
 

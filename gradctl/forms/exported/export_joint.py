@@ -87,11 +87,20 @@ def load_file(path: Path, instance: Instance) -> Captured:
     Raises:
         TargetError: GC141 if it is not a joint graph of this model; GC142 if it cannot be loaded.
     """
+    names, program = read(path)
+    return _wrap_program(program, names, instance, str(path))
+
+
+def read(path: Path) -> tuple[Names, torch.export.ExportedProgram]:
+    """Return the names and the program in a file that may be loaded, as ``load_file``.
+
+    Raises:
+        TargetError: GC142 if it cannot be loaded.
+    """
     names = _names(path)
     assert names is not None
     with reading(path):
-        program = torch.export.load(path)
-    return _wrap_program(program, names, instance, str(path))
+        return names, torch.export.load(path)
 
 
 def _names(path: Path) -> Names | None:

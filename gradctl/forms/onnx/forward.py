@@ -84,7 +84,7 @@ def export_graph(instance: Instance, *, opset: int | None = None, dynamic: Dynam
     outputs: list[str] = []
 
     def around(module: nn.Module) -> AbstractContextManager[None]:
-        return _tensor_outputs(module, outputs)
+        return tensor_outputs(module, outputs)
 
     def graph_of(captured: Captured) -> ir.Model:
         return convert(
@@ -226,7 +226,7 @@ def _symbolic_steps() -> Iterator[None]:
 
 
 @contextmanager
-def _tensor_outputs(module: nn.Module, names: list[str]) -> Iterator[None]:
+def tensor_outputs(module: nn.Module, names: list[str]) -> Iterator[None]:
     """Make a module return its output tensors as a tuple; a call puts their names in the list."""
 
     def tensors_of(_module: nn.Module, _inputs: Any, value: Any) -> tuple[Tensor, ...]:

@@ -6,7 +6,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from torch import Tensor
 from gradctl.core.errors import TargetError
 from gradctl.core.names import output_name
 from gradctl.forms.form import Captured, named_tensors
-from gradctl.onnxio.onnx_file import OnnxFile, initializers, session
-from gradctl.onnxio.session import Run, as_numpy, describe_port, load, port_text, run
+from gradctl.onnxio.onnx_file import OnnxFile, initializers
+from gradctl.onnxio.session import Run, as_numpy, describe_port, load, port_text
 from gradctl.onnxio.validation import nodes
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
@@ -28,7 +27,7 @@ from gradctl.subject.tree import leaves, map_leaves
 
 
 def wrap_file(
-    file: OnnxFile, instance: Instance, form: str = "onnx", load: Callable[[OnnxFile], Run] = load
+    file: OnnxFile, instance: Instance, form: str = "onnx", load_in: Callable[[OnnxFile], Run] | None = None
 ) -> Captured:
     """Return an ONNX file as a form of a model. Inputs and outputs are matched by name, or else by their order.
 
@@ -39,7 +38,7 @@ def wrap_file(
         file: the file.
         instance: a private copy of the model; it is called once.
         form: the name of the form.
-        load: loads the file in a runtime; by default onnxruntime.
+        load_in: loads the file in another runtime than onnxruntime.
 
     Raises:
         TargetError: GC141 if inputs, outputs or initializers are not those of the model; GC602 if it does not run.
@@ -57,7 +56,8 @@ def wrap_file(
     parameters, buffers = _values(file, instance, differing)
     if differing:
         raise TargetError("GC141", f"{file.path} is not a form of {instance.subject.target}: {'; '.join(differing)}.")
-    call = _Call(load(file), instance.subject.model, feeds, results, structure)
+    running = load_in(file) if load_in is not None else load(file, instance.subject.provider)
+    call = ModelCall(running, instance.subject.model, feeds, results, structure)
     operators = dict(Counter(node.op_type for node in nodes(file.model)).most_common())
     return Captured(
         form, call, parameters, buffers, quantities=frozenset({"output"}), operators=operators, artifact=file
@@ -66,7 +66,7 @@ def wrap_file(
 
 def free_sizes(captured: Captured) -> dict[str, dict[int, str]]:
     """Return the symbolic sizes of the file of a form, by input of the model and axis."""
-    assert isinstance(captured.call, _Call)
+    assert isinstance(captured.call, ModelCall)
     free: dict[str, dict[int, str]] = {}
     for port in captured.artifact.inputs:
         for axis, size in enumerate(port.type.tensor_type.shape.dim):
@@ -75,31 +75,31 @@ def free_sizes(captured: Captured) -> dict[str, dict[int, str]]:
     return free
 
 
-def without_optimizer(captured: Captured) -> Captured:
+def without_optimizer(captured: Captured, provider: str | None = None) -> Captured:
     """Return the form of a file, run by onnxruntime without its graph optimiser.
 
     Raises:
         TargetError: GC602 if it does not run without it: an operator that only the optimiser removes.
     """
     call = captured.call
-    assert isinstance(call, _Call)
+    assert isinstance(call, ModelCall)
     file: OnnxFile = captured.artifact
     with tempfile.TemporaryDirectory(prefix="gradctl-") as folder:
         if not file.path.exists():  # a file that this run exported is in memory only
             file = replace(file, path=Path(folder) / "model.onnx")
             onnx.save(file.model, file.path)
-        plain = partial(run, session(file, optimised=False))
+        plain = load(file, provider, optimised=False)
     return replace(captured, call=replace(call, run=plain))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Call:
-    """A file in a runtime as a callable."""
+class ModelCall:
+    """A runtime as a callable with the inputs and outputs of a model."""
 
     run: Run
     model: Callable[..., Any]  # its parameters name the inputs
-    feeds: Mapping[str, str]  # the model's input name by that of the graph
-    results: Mapping[str, str]  # the model's output name by that of the graph
+    feeds: Mapping[str, str]  # the model's input name by that of the runtime
+    results: Mapping[str, str]  # the model's output name by that of the runtime
     structure: Any  # an output of the model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

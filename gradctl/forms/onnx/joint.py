@@ -94,7 +94,7 @@ def export_graph(
 
 
 def wrap_file(
-    file: OnnxFile, instance: Instance, form: str = "onnx-joint", load: Callable[[OnnxFile], Run] = load
+    file: OnnxFile, instance: Instance, form: str = "onnx-joint", load_in: Callable[[OnnxFile], Run] | None = None
 ) -> Captured:
     """Return a joint ONNX file as a form of a model.
 
@@ -102,14 +102,14 @@ def wrap_file(
         file: the file, with inputs and outputs named as in ``gradctl.joint.capture``.
         instance: a private copy of the model; it is called once, and holds the state of the form.
         form: the name of the form.
-        load: loads the file in a runtime; by default onnxruntime.
+        load_in: loads the file in another runtime than onnxruntime.
 
     Raises:
         TargetError: GC141 if it is not a joint graph of this model; GC602 if it does not run.
     """
-    runtime = JointRuntime(
-        [each.name for each in file.inputs], [each.name for each in file.model.graph.output], load(file)
-    )
+    running = load_in(file) if load_in is not None else load(file, instance.subject.provider)
+    outputs = [each.name for each in file.model.graph.output]
+    runtime = JointRuntime([each.name for each in file.inputs], outputs, running)
     operators = dict(Counter(node.op_type for node in nodes(file.model)).most_common())
     return wrap_runtime(form, runtime, instance, str(file.path), operators=operators, artifact=file)
 

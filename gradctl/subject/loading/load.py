@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from gradctl.core.errors import TargetError, is_out_of_memory
+from gradctl.core.errors import TargetError, is_out_of_memory, listed
 from gradctl.core.findings import Finding, note
 from gradctl.core.target_files import parse_target
 from gradctl.core.target_options import TargetOptions
@@ -64,7 +64,7 @@ def load_subject(options: TargetOptions, given: Inputs | None = None) -> Subject
     parsed = parse_target(options.target)
     values = parse_arguments(options.arguments)
     specs = [parse_input(text) for text in options.input_specs]
-    device = usable_device(options.device)
+    device, provider = usable_device(options.device), usable_provider(options.provider)
     with on_import_path(parsed.root), preserve_generators():
         seed_generators(options.seed)
         module = import_target(parsed)
@@ -96,6 +96,7 @@ def load_subject(options: TargetOptions, given: Inputs | None = None) -> Subject
         notes,
         source,
         _of_ranks(module, name),
+        provider,
     )
 
 
@@ -301,6 +302,21 @@ def usable_device(device: str) -> torch.device:
         said = f"device {device!r} cannot be used here ({first_line(error)})"
         raise TargetError("GC106", f"{said}. Give --device cpu, or see 'gradctl doctor'.") from error
     return where
+
+
+def usable_provider(provider: str | None) -> str | None:
+    """Return the execution provider, if onnxruntime has it; None stays None.
+
+    Raises:
+        TargetError: GC106 if it does not.
+    """
+    if provider is not None:
+        import onnxruntime  # few targets name one
+
+        if provider not in (known := onnxruntime.get_available_providers()):
+            said = f"onnxruntime has no execution provider {provider!r} here"
+            raise TargetError("GC106", f"{said}. It has {listed(known)}.")
+    return provider
 
 
 def _place(model: Callable[..., Any], target: str, device: torch.device) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -53,6 +54,28 @@ def test_the_matrix_has_a_line_for_each_form():
         ["onnx", "same", "-"],
     ]
     assert lines[-1] == "PASS: 3 of 3 forms agree"
+
+
+@pytest.mark.parametrize(
+    ("provider", "options", "said"),
+    [
+        (
+            "CUDAExecutionProvidr",
+            ("--form", "onnx"),
+            "GC106 onnxruntime has no execution provider 'CUDAExecutionProvidr' here. It has "
+            f"{', '.join(onnxruntime.get_available_providers())}.\n",
+        ),
+        (
+            "CPUExecutionProvider",
+            ("--form", "trace"),
+            "Error: --provider applies to the forms onnx and onnx-joint, and to .onnx files. Omit it.\n",
+        ),
+    ],
+)
+def test_a_provider_that_is_not_there_or_does_not_apply_is_a_usage_error(provider, options, said):
+    finished = gradctl("compare", SAMPLES / "mlp.py", *options, "--provider", provider)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert finished.stderr.endswith(said)
 
 
 def test_two_files_are_compared_by_their_outputs(files):

@@ -16,7 +16,7 @@ from gradctl import __version__
 from gradctl.commands.doctor import examine
 from tests.cli.command_line import gradctl
 
-RUNTIMES = ["openvino", "openvino-joint"]
+RUNTIMES = ["openvino", "openvino-joint", "executorch", "executorch-joint"]
 FORMS = ["eager", "trace", "script", "export", "aot", "compile", "onnx", "export-joint", "onnx-joint", *RUNTIMES]
 OF_ONNX = ["onnx", "onnx-joint", "openvino", "openvino-joint"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -211,6 +212,26 @@ def test_an_output_that_is_no_tensor_is_named(file):
     path = file("g (float[2,3] a) => (seq(float[2,3]) output) { output = SequenceConstruct(a) }")
     with pytest.raises(RuntimeError, match="^output 'output' is a list, not a tensor$"):
         run(onnxruntime.InferenceSession(path), {"a": A})
+
+
+def test_the_provider_of_the_subject_runs_the_file(file):
+    provider = next(iter(onnxruntime.get_available_providers()))  # of the CPU build: AzureExecutionProvider
+    path = file(f"g {PORTS} {{ output = Sub(a, b) }}")
+    captured = loaded(path, replace(subject_of(), provider=provider))
+    assert captured.call.run.args[0].get_providers()[0] == provider
+    assert torch.equal(captured.call(A, B), A - B)
+    plain = loaded(path)
+    assert plain.call.run.args[0].get_providers() == ["CPUExecutionProvider"]
+
+
+def test_a_provider_that_does_not_start_is_an_error(file):
+    """onnxruntime warns, and uses the CPU."""
+    path = file(f"g {PORTS} {{ output = Sub(a, b) }}")
+    with pytest.raises(TargetError) as caught:
+        loaded(path, replace(subject_of(), provider="CUDAExecutionProvider"))
+    assert str(caught.value) == (
+        f"GC602 {path} cannot be run by CUDAExecutionProvider, which onnxruntime could not start."
+    )
 
 
 def test_the_caller_keeps_its_input(file):

@@ -366,6 +366,7 @@ def test_mistakes_in_the_options_are_found_before_anything_is_imported(write):
         ({"input_specs": ["x=f33[3]"]}, "GC104"),
         ({"arguments": ["width"]}, "GC108"),
         ({"device": "gpu"}, "GC106"),
+        ({"provider": "gpu"}, "GC106"),
     ):
         with pytest.raises(TargetError) as caught:
             load_subject(TargetOptions("net.py", **options))
