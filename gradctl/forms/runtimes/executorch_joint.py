@@ -10,6 +10,7 @@ from time import perf_counter
 from torch import Tensor
 
 from gradctl.forms.exported import export_joint
+from gradctl.forms.exported.export import count_operators
 from gradctl.forms.form import Captured
 from gradctl.forms.joint_call import JointRuntime, wrap_runtime
 from gradctl.forms.runtimes import executorch_program
@@ -41,7 +42,7 @@ def capture(instance: Instance) -> Captured:
         JointRuntime(names.inputs, names.outputs, run),
         instance,
         "the program",
-        operators=export_joint.count_operators(program),
+        operators=count_operators(program),
         artifact=program,
         seconds=perf_counter() - start,
     )
