@@ -111,8 +111,7 @@ def test_a_package_that_is_broken_is_a_reason_and_no_traceback(tmp_path, package
     finished = gradctl("doctor", "--format", "json", PYTHONPATH=str(tmp_path))
     assert (finished.returncode, finished.stderr) == (0, "")
     forms = json.loads(finished.stdout)["forms"]
-    assert [form for form, can in forms.items() if not can["available"]] == without
-    assert {forms[form]["reason"] for form in without} == {reason}
+    assert [form for form, can in forms.items() if can == {"available": False, "reason": reason}] == without
 
 
 def test_a_package_whose_import_ends_the_process_is_a_reason_too(tmp_path):
@@ -120,8 +119,8 @@ def test_a_package_whose_import_ends_the_process_is_a_reason_too(tmp_path):
     finished = gradctl("doctor", "--format", "json", PYTHONPATH=str(tmp_path))
     assert (finished.returncode, finished.stderr) == (0, "")
     forms = json.loads(finished.stdout)["forms"]
-    assert [form for form, can in forms.items() if not can["available"]] == OF_ONNX
-    assert forms["onnx"]["reason"] == "importing onnx, onnxscript, onnxruntime ended the process with exit code -6"
+    said = "importing onnx, onnxscript, onnxruntime ended the process with exit code -6"
+    assert [form for form, can in forms.items() if can == {"available": False, "reason": said}] == OF_ONNX
 
 
 def test_the_process_that_prints_imports_neither_onnx_nor_what_compiles():
