@@ -154,7 +154,7 @@ class Comparing:
                 comparison = rank_comparison(self.reference, RankForm(kind, int(world)), seconds=self.rank_seconds)
                 comparison.compare()
                 found, tensors = findings_and_rows(comparison, self.arbiter)
-                found += rank_findings(comparison)
+                found, tensors = [*found, *rank_findings(comparison)], comparison.without_cancelled(tensors)
                 skipped, tried = [*skipped, *comparison.skipped], comparison.tried
             except RankFailed as failure:
                 found = [failure_finding(name, failure)]

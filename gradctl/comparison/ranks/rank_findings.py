@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
+
 from gradctl.comparison.ranks.rank_comparison import Disagreement, RankComparison
 from gradctl.core.findings import Finding, Location, note
 from gradctl.core.numbers import number
@@ -15,12 +17,16 @@ def rank_findings(comparison: RankComparison) -> Iterator[Finding]:
     form = comparison.program.name
     for each in comparison.disagreements.values():
         yield _disagreement(form, each)
-    if comparison.normalises_shares:
+    if comparison.is_by_share:
+        model = comparison.reference.subject.module
+        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        has_norm = any(isinstance(each, kinds) and each.training for each in (model.modules() if model else ()))
+        why = "batch normalisation has the statistics of each rank's share" if has_norm else "samples affect each other"
         yield note(
             "GC623",
-            f"in {form} batch normalisation has the statistics of each rank's share, and is compared with one process "
-            "that normalises each share alone, too; the running statistics are those of rank 0.",
-            "use torch.nn.SyncBatchNorm if the statistics are to be those of the whole batch.",
+            f"in {form} {why}, so that the model computes another function on shares of the batch than on the whole; "
+            "it is compared with one process that runs share after share. Buffers are those of rank 0.",
+            "use torch.nn.SyncBatchNorm if the statistics are to be those of the whole batch." if has_norm else "",
         )
     if comparison.shares.is_uneven:
         parts = " and ".join(f"{weight:.3g}" for weight in comparison.shares.weights)

@@ -15,7 +15,7 @@ from gradctl.forms.eager import wrap_module
 from gradctl.forms.form import CannotCapture, Captured
 from gradctl.forms.ranks.processes import RankFailed
 from gradctl.forms.ranks.ranks_run import RanksRun, ensure_runnable
-from gradctl.forms.ranks.sharing import shares_of
+from gradctl.forms.ranks.sharing import as_returned, shares_of
 from gradctl.subject.instance import Instance
 
 
@@ -70,9 +70,7 @@ class RanksCall:
         tensors = [leaf.tensor for leaf in self._instance.leaves]
         found = _OnRanks.apply(run, names, [outputs[name] for name in names], *tensors)  # type: ignore[no-untyped-call]
         outputs |= dict(zip(names, found, strict=True))
-        if list(outputs) == ["output"]:
-            return outputs["output"]
-        return {name.removeprefix("output."): each for name, each in outputs.items()}
+        return as_returned(outputs)
 
 
 class _OnRanks(Function):

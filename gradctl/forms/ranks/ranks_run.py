@@ -168,6 +168,8 @@ class RanksRun:
             factor = 1.0 if self.shares.is_sum else float(len(sharing))
             return torch.stack(present).sum(0) / factor if present else None
         for name in _qualified(leaf):
+            if len({name in record.placements for record in records}) > 1:
+                return None  # a part of the ranks has a share of the gradient, and the others none
             wholes = [record.whole_gradients.get(name, record.gradients.get(name)) for record in records]
             whole = self.shares.whole(parameter_name(name), wholes, leaf.tensor.shape)
             if whole is not None:
@@ -223,7 +225,7 @@ def _shapes_and_called(
     with ExitStack() as stack:
         stack.callback(register_module_forward_pre_hook(see).remove)
         stack.enter_context(context())
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.enable_grad())  # a model may differentiate inside
         outputs = instance.call(instance.model, *instance.inputs())
     instance.restore()
     return {name: each.shape for name, each in outputs}, frozenset(called)

@@ -32,6 +32,7 @@ class Shares:
         world: the number of ranks.
         groups: the ranks of each share, in the order of the shares.
         weights: the part of the batch that each share is; they sum to 1.
+        are_of_batch: whether they are parts of the first axis of the inputs.
         is_sum: whether the losses of the shares are summed; if not, their mean is taken.
         gather: the user's ``gather(name, parts)``, which makes one tensor of those of the ranks; None if there is none.
     """
@@ -39,6 +40,7 @@ class Shares:
     world: int
     groups: tuple[tuple[int, ...], ...]
     weights: tuple[float, ...]
+    are_of_batch: bool = False
     is_sum: bool = False
     gather: Callable[[str, list[Tensor | None]], Tensor | None] | None = field(default=None)
 
@@ -129,6 +131,13 @@ def as_call(given: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     return by_position, {name: given[name] for name in kwargs}
 
 
+def as_returned(outputs: Mapping[str, Tensor]) -> Any:
+    """Return outputs by name as a model returns them, so that they get these names."""
+    if list(outputs) == ["output"]:
+        return outputs["output"]
+    return {name.removeprefix("output."): each for name, each in outputs.items()}
+
+
 def shares_of(kind: str, world: int, subject: Subject) -> tuple[Shares, Shard]:
     """Return how the inputs of a subject are shared between ranks, and the function that returns the share of a rank.
 
@@ -152,7 +161,9 @@ def shares_of(kind: str, world: int, subject: Subject) -> tuple[Shares, Shard]:
         )
     sizes = [len(part) for part in torch.arange(size).tensor_split(world)]
     weights = tuple(each / size for each in sizes)
-    return Shares(world, tuple((rank,) for rank in range(world)), weights, **settings), _split_batch(size)
+    return Shares(world, tuple((rank,) for rank in range(world)), weights, are_of_batch=True, **settings), _split_batch(
+        size
+    )
 
 
 def batch_size(subject: Subject) -> int | None:

@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate
@@ -28,14 +29,35 @@ from gradctl.subject.signature import module_of
 from gradctl.subject.subject import Subject
 
 _SIGNATURE = "parallelize(model, mesh) -> model"
+
+
+class GradientAllReduce(ParallelStyle):
+    """A module whose parameters each rank has whole, and whose gradients are sums over the ranks: it sees this rank's
+    heads only (transformers' ``replicated_with_grad_allreduce``).
+    """
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def sum_over_ranks(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            dist.all_reduce(parameter.grad, group=device_mesh.get_group())
+
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(sum_over_ranks)  # type: ignore[no-untyped-call]
+        return module
+
+
 # The names of transformers' plans; torch's objects may stand in a plan, too.
 _STYLES: dict[str, Any] = {
     "colwise": ColwiseParallel,
     "colwise_rep": lambda: ColwiseParallel(output_layouts=Replicate()),
     "colwise_gather_output": lambda: ColwiseParallel(output_layouts=Replicate()),
     "rowwise": RowwiseParallel,
+    "rowwise_rep": lambda: RowwiseParallel(input_layouts=Replicate()),
+    "rowwise_split_input": lambda: RowwiseParallel(input_layouts=Replicate()),
     "embedding_rowwise": lambda: RowwiseParallel(input_layouts=Replicate()),
     "sequence_parallel": SequenceParallel,
+    "replicated_with_grad_allreduce": GradientAllReduce,
 }
 
 
@@ -87,7 +109,10 @@ def wrap(kind: str, subject: Subject, model: Any, mesh: DeviceMesh, called: Coll
         for block in _blocks(module, called):
             fully_shard(block, mesh=mesh)
         return fully_shard(module, mesh=mesh)
-    return parallelize_module(module, mesh, tensor_plan(subject, model))
+    tied = _tied(module)
+    parallelize_module(module, mesh, tensor_plan(subject, model))
+    _tie_again(module, tied)
+    return module
 
 
 def _blocks(module: nn.Module, called: Collection[str]) -> list[nn.Module]:
@@ -114,6 +139,33 @@ def _blocks(module: nn.Module, called: Collection[str]) -> list[nn.Module]:
     return [each for name, each in found.items() if name not in tied]
 
 
+def _tied(module: nn.Module) -> list[list[str]]:
+    """Return the names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [each for each in names.values() if len(each) > 1]
+
+
+def _tie_again(module: nn.Module, tied: list[list[str]]) -> None:
+    """Let parameters that were tied be one object again: a plan divides each by itself.
+
+    Raises:
+        CannotCapture: it divides them in different ways.
+    """
+    for first, *others in tied:
+        own = module.get_parameter(first)
+        for name in others:
+            other = module.get_parameter(name)
+            if getattr(own, "placements", None) != getattr(other, "placements", None):
+                raise CannotCapture(
+                    f"tp_plan divides {name} and {first}, which are tied, in different ways: they would no longer be "
+                    "tied. Give their modules styles that divide the weight alike, or leave both out."
+                )
+            path, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(path), attribute, own)
+
+
 def tensor_plan(subject: Subject, model: Any) -> dict[str, ParallelStyle]:
     """Return the plan of tensor parallelism that the target's file or the model states, by path of the module.
 
@@ -137,13 +189,15 @@ def tensor_plan(subject: Subject, model: Any) -> dict[str, ParallelStyle]:
     names = [name for name, _ in module.named_modules()]
     plan: dict[str, ParallelStyle] = {}
     for pattern, style in given.items():
+        if isinstance(style, str) and style not in _STYLES:
+            raise CannotCapture(
+                f"tp_plan has the style {style!r} for {pattern!r}; known are {listed(list(_STYLES), len(_STYLES))}."
+            )
         matched = [name for name in names if _matches(name, pattern)]
         if not matched:
             raise CannotCapture(
                 f"tp_plan names {pattern!r}, and the model has no such module{nearest(pattern, names)}."
             )
-        if isinstance(style, str) and style not in _STYLES:
-            raise CannotCapture(f"tp_plan has the style {style!r} for {pattern!r}; known are {listed(list(_STYLES))}.")
         plan |= {name: _STYLES[style]() if isinstance(style, str) else style for name in matched}
     return plan
 
