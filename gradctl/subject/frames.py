@@ -19,12 +19,9 @@ from pathlib import Path
 import torch
 
 _GRADCTL = str(Path(__file__).parents[1])
-# The last is where a forked process begins, below which is the stack of its parent.
-_ENTRANCES = (
-    str(Path(_GRADCTL) / "cli") + os.sep,
-    str(Path(_GRADCTL) / "api.py"),
-    str(Path(_GRADCTL) / "forms" / "ranks" / "processes.py"),
-)
+_ENTRANCES = (str(Path(_GRADCTL) / "cli") + os.sep, str(Path(_GRADCTL) / "api.py"))
+# Where a forked process begins; below it is the stack of its parent.
+_FORKING = str(Path(_GRADCTL) / "forms" / "ranks" / "processes.py")
 _TORCH = str(Path(torch.__file__).parent)
 _FUNCTORCH = str(Path(_TORCH).with_name("functorch"))  # a package of its own in torch's wheel
 _IMPORTLIB = str(Path(importlib.__file__).parent)
@@ -79,7 +76,7 @@ def user_location() -> tuple[str, int] | None:
         file = frame.f_code.co_filename
         if is_users(file) and not _is_standard_library(file):
             return file, frame.f_lineno
-        if is_entrance(file):
+        if is_entrance(file) or file == _FORKING:
             return None
         frame = frame.f_back  # type: ignore[assignment]  # None at the outermost, which ends the loop
     return None

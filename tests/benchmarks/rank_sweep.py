@@ -20,7 +20,7 @@ LIBRARY = [
     f"hf:{name}"
     for name in ("llama", "gpt2", "bert", "t5", "mistral", "qwen2", "gemma", "opt", "vit", "roberta", "mixtral", "phi")
 ]
-BY_PLAN = [f"hf:{name}" for name in ("llama", "qwen2", "phi", "qwen3", "granite", "starcoder2", "cohere", "olmo")]
+BY_PLAN = [f"hf:{name}" for name in ("llama", "qwen2", "phi", "qwen3", "granite", "cohere", "olmo")]
 # What DDP or FSDP computes is another step than that of one process: a mean over tokens of shares with unequal numbers
 # of them; parameters that one rank does not use, whose part of the gradient FSDP leaves out there; a backward that is
 # wrong, and depends on the batch.

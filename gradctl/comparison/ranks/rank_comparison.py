@@ -321,7 +321,7 @@ class RankComparison(ModelComparison):
         for quantity in ("output", "gradient", "buffer"):
             own, found = tensors_of(expected.outcome, quantity), tensors_of(call, quantity)
             own = {name: each for name, each in own.items() if quantity != "buffer" or name.startswith("buffer:")}
-            for name in own.keys() | found.keys():
+            for name in sorted(own.keys() | found.keys()):
                 key: Key = (quantity, name)
                 candidate = self._farthest(key, own.get(name), found.get(name), expected)
                 self._keep(key, self._difference(key, own.get(name), candidate, expected))

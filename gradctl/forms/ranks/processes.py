@@ -102,11 +102,19 @@ class _Process:
     status: int | None = None
 
     def is_alive(self) -> bool:
+        return self.wait(os.WNOHANG) is None
+
+    def wait(self, options: int = 0) -> int | None:
+        """Return how it ended, as ``os.waitpid`` has it; None if it has not."""
         if self.status is None:
-            with contextlib.suppress(ChildProcessError):
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-                self.status = status if pid else None
-        return self.status is None
+            pid, status = os.waitpid(self.pid, options)
+            self.status = status if pid else None
+        return self.status
+
+    def kill(self) -> None:
+        if self.is_alive():
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
 
     def seconds_used(self) -> float:
         """Return its processor time."""
@@ -180,9 +188,7 @@ class RankProcesses:
     def close(self) -> None:
         """End all ranks, whatever they are doing."""
         for process in self._processes:
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGKILL)
-                os.waitpid(process.pid, 0)
+            process.kill()
             process.pipe.close()
             os.close(process.written)
         self._processes.clear()
@@ -235,17 +241,14 @@ class RankProcesses:
         try:
             kind, value = pickle.loads(process.pipe.recv_bytes())
         except (OSError, EOFError):
-            os.waitpid(process.pid, 0) if process.is_alive() else None
-            said = process.said()
-            ending = "ended" if process.status is None or os.WIFEXITED(process.status) else "died"
-            how = f"{ending} without an answer"
-            if process.status is not None and os.WIFSIGNALED(process.status):
-                how = (
-                    f"died of signal {os.WTERMSIG(process.status)} ({signal.Signals(os.WTERMSIG(process.status)).name})"
-                )
-            words = (
-                said.partition("Fatal Python error")[0].strip().splitlines()
-            )  # what a library wrote before it aborted
+            status = process.wait()
+            assert status is not None
+            said, how = process.said(), "ended without an answer"
+            if os.WIFSIGNALED(status):
+                signalled = os.WTERMSIG(status)
+                how = f"died of signal {signalled} ({signal.Signals(signalled).name})"
+            # What a library wrote before it aborted.
+            words = said.partition("Fatal Python error")[0].strip().splitlines()
             place = _place_in(said)
             reason = f"rank {number} {how}{f': {words[-1].strip()}' if words else ''}{_shown(place)}"
             return RankFailed(number, "died", reason.rstrip(". "), place=place, details=said)
@@ -345,6 +348,7 @@ def _answer_requests(rank: Rank, serve: Serve, pipe: Connection, meeting: str, s
         pipe.send_bytes(pickle.dumps(("answer", None)))
         while True:
             request = pickle.loads(pipe.recv_bytes())
+            rank.note("computes")
             reply = pickle.dumps(("answer", answer(request)))
             rank.note("has finished")
             pipe.send_bytes(reply)

@@ -7,6 +7,7 @@ tensor parallelism, compute the same, and get the same cotangent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,8 @@ class Shares:
             axis = _axis_of(found, shape)
             if axis is not None:
                 return torch.cat(found, axis)
+        if all(each.dim() == 1 for each in present) and sum(each.numel() for each in present) == math.prod(shape):
+            return torch.cat(present).reshape(tuple(shape))  # parts of the flat tensor, as in FSDP1 and ZeRO
         raise CannotCapture(
             f"{name} has the shapes {listed([str(list(each.shape)) for each in present])} on the ranks, which do not "
             f"make {list(shape)}, its shape in one process. Write gather(name, parts) -> tensor beside the target."
