@@ -262,3 +262,40 @@ def test_a_target_that_is_a_function_is_refused_by_wrappers():
     unit = unit_of(Subject("f", torch.sin, (torch.randn(4),)), "ddp:2")
     assert unit.status == "unsupported"
     assert "ddp wraps an nn.Module" in unit.reason
+
+
+class Centred(nn.Linear):
+    """Subtracts the mean over the batch: the samples of a batch affect each other."""
+
+    def forward(self, x):
+        return super().forward(x - x.mean(0)).tanh()
+
+
+def test_a_model_whose_samples_affect_each_other_is_compared_share_by_share():
+    unit = unit_of(subject_of(Centred(4, 3)), "ddp:2")
+    assert (unit.verdict, codes(unit)) == ("pass", {"GC623"})
+    wrong = unit_of(subject_of(Centred(4, 3), parallelize=averaging("bias")), "ranks:2")
+    assert {each.tensor for each in wrong.findings if each.severity == "error"} == {"param:bias"}
+
+
+def test_a_mean_over_the_whole_batch_agrees_with_the_whole_batch():
+    def parallelize(model, mesh):
+        def forward(x):
+            mean = MeanOverRanks.apply(x.mean(0))
+            return nn.functional.linear(x - mean, model.weight, model.bias).tanh()
+
+        model.forward = forward
+        return averaging()(model, mesh)
+
+    unit = unit_of(subject_of(Centred(4, 3), parallelize=parallelize), "ranks:2")
+    assert (unit.verdict, unit.findings) == ("pass", ())
+
+
+class MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total / torch.distributed.get_world_size()
+
+    backward = forward

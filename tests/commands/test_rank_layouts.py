@@ -1,0 +1,148 @@
+"""Arrangements of ranks that users write: two-dimensional meshes, sharded sequences, hybrid FSDP; right ones agree with
+one process, and a published mistake in each is found.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+from gradctl.commands.compare import compare_one
+from gradctl.subject.subject import Subject
+from tests.forms.ranks.models import averaging, subject_of
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ranks are forked")
+
+
+def two_dimensions(model, mesh):
+    """Data parallelism by FSDP over pairs of ranks, each of which is tensor-parallel."""
+    both = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    parallelize_module(model, both["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    return fully_shard(model, mesh=both["data"])
+
+
+def hybrid(model, mesh):
+    return fully_shard(model, mesh=dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard")))
+
+
+def flat_shards(model, mesh):
+    return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+
+
+def by_pairs(inputs, rank, world):
+    return tuple(each.chunk(2)[rank // 2] for each in inputs)
+
+
+RIGHT = {
+    "two dimensions": ("ranks:4", {"parallelize": two_dimensions, "shard_inputs": by_pairs}),
+    "hybrid FSDP": ("ranks:4", {"parallelize": hybrid}),
+    "flat shards of FSDP 1": ("ranks:2", {"parallelize": flat_shards}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_arrangement_agrees_with_one_process(name):
+    form, beside = RIGHT[name]
+    unit = compare_one(subject_of(batch=8, **beside), form)
+    assert (unit.verdict, unit.findings) == ("pass", ())
+
+
+def test_a_module_that_is_called_without_its_wrapper_is_not_reduced():
+    own = {"parallelize": lambda model, mesh: DistributedDataParallel(model).module}
+    unit = compare_one(subject_of(**own), "ranks:2")
+    names = {f"param:{each}" for each in ("0.weight", "0.bias", "2.weight", "2.bias")}
+    for code in ("GC402", "GC620"):
+        assert {each.tensor for each in unit.findings if each.code == code} == names
+
+
+class Attention(nn.Module):
+    """One head; ``gather`` collects keys and values of a sequence that is divided between ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.gather = lambda x: x
+
+    def forward(self, x):
+        query, key, value = self.query(x), self.gather(self.key(x)), self.gather(self.value(x))
+        return torch.softmax(query @ key.mT / 8**0.5, -1) @ value
+
+
+class GatherSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size(), 1)[dist.get_rank()]
+
+
+class GatherWithoutReduction(GatherSequence):
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.chunk(dist.get_world_size(), 1)[dist.get_rank()]
+
+
+def unit_of_sequence(gather):
+    def parallelize(model, mesh):
+        if gather is not None:
+            model.gather = gather.apply
+        return averaging()(model, mesh)
+
+    def shard_inputs(inputs, rank, world):
+        return tuple(each.chunk(world, 1)[rank] for each in inputs)
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 8)
+    beside = {"parallelize": parallelize, "shard_inputs": shard_inputs}
+    return compare_one(Subject("attention", Attention(), (x,), beside=beside), "ranks:2")
+
+
+def test_a_sequence_divided_between_ranks_agrees_if_attention_sees_all_of_it():
+    assert unit_of_sequence(GatherSequence).verdict == "pass"
+    alone = unit_of_sequence(None)  # each rank attends to its own part
+    assert {("GC301", "output")} < {(each.code, each.tensor) for each in alone.findings}
+
+
+def test_a_gather_whose_backward_is_not_reduced_has_right_outputs_and_wrong_gradients():
+    unit = unit_of_sequence(GatherWithoutReduction)
+    assert {each.code for each in unit.findings} == {"GC402"}
+    tensors = {each.tensor for each in unit.findings}
+    # The gradient of the key bias is zero only if all its parts are there.
+    assert tensors == {"param:key.weight", "param:key.bias", "param:value.weight", "param:value.bias", "input:x"}
+
+
+@pytest.mark.slow
+def test_fifty_units_leave_no_process_no_file_and_no_port(tmp_path, monkeypatch):
+    import os
+    import tempfile
+    from pathlib import Path
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def left() -> tuple[str, int, int, int]:
+        sockets = Path("/proc/self/net/tcp").read_text()
+        listening = sum(line.split()[3] == "0A" for line in sockets.splitlines()[1:])
+        child = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+        return child, len(list(Path("/proc/self/fd").iterdir())), len(list(tmp_path.iterdir())), listening
+
+    compare_one(subject_of(), "ddp:2")  # what is imported once
+    before = left()
+    for number in range(50):
+        own = {"parallelize": averaging()} if number % 5 else {"parallelize": lambda model, mesh: 1 / 0}
+        unit = compare_one(subject_of(**own), "ranks:2")
+        assert unit.verdict == ("pass" if number % 5 else "inconclusive")
+    assert left() == before
