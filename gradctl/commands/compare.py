@@ -141,6 +141,8 @@ class Comparing:
         # torch's parallel wrappers take half a second to import.
         from gradctl.comparison.ranks.rank_comparison import rank_comparison
         from gradctl.comparison.ranks.rank_findings import failure_finding, rank_findings
+        from gradctl.diagnosis.ranks.rank_causes import explain_ranks
+        from gradctl.diagnosis.ranks.rank_draws import draw_findings
         from gradctl.forms.ranks.processes import RankFailed
         from gradctl.forms.ranks.rank_form import RankForm
 
@@ -155,6 +157,8 @@ class Comparing:
                 comparison.compare()
                 found, tensors = findings_and_rows(comparison, self.arbiter)
                 found, tensors = [*found, *rank_findings(comparison)], comparison.without_cancelled(tensors)
+                with explaining(f"why {name} differs from one process"):
+                    found = [*explain_ranks(found, comparison), *draw_findings(comparison)]
                 skipped, tried = [*skipped, *comparison.skipped], comparison.tried
             except RankFailed as failure:
                 found = [failure_finding(name, failure)]

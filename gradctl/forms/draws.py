@@ -18,7 +18,8 @@ from gradctl.tracing.operators import OperatorMode, name_of
 from gradctl.tracing.tracer import tensors_in
 
 _aten = torch.ops.aten
-# Operator and shape of one draw, and the sum of its values.
+# Operator and shape of one draw, and the sum of its values times the roots of their positions: two masks with as many
+# ones are told apart.
 Draw = tuple[str, tuple[int, ...], float]
 
 
@@ -44,7 +45,7 @@ class RecordedDraws(OperatorMode):
         result = func(*args, **(kwargs or {}))
         if _state() != before:
             drawn = tensors_in(result)[-1].detach()  # a fused dropout returns its mask last
-            self._found.setdefault(before, (name_of(func), tuple(drawn.shape), float(drawn.double().sum())))
+            self._found.setdefault(before, (name_of(func), tuple(drawn.shape), _digest(drawn)))
         return result
 
 
@@ -95,6 +96,11 @@ def _counted(draws: Sequence[Draw]) -> str:
         shapes = dict.fromkeys(str(list(shape)) for each, shape, _ in draws if each == name)
         parts.append(f"{times} {'call' if times == 1 else 'calls'} of {name} ({listed(list(shapes), 2)})")
     return "makes " + " and ".join(parts)
+
+
+def _digest(drawn: Tensor) -> float:
+    values = drawn.flatten().double()
+    return float(values @ torch.arange(1, len(values) + 1, dtype=torch.float64).sqrt())
 
 
 def _state() -> bytes:

@@ -128,7 +128,7 @@ class _SemanticsTracer(Tracer):
             return apply(*args)
         self.events.functions.setdefault(function, user_location())
         with self.body_hidden():
-            return _differentiably(function, args) if function in self.suppressed.functions else apply(*args)
+            return differentiably(function, args) if function in self.suppressed.functions else apply(*args)
 
 
 class _Context:
@@ -142,8 +142,8 @@ class _Context:
     save_for_forward = mark_dirty = mark_non_differentiable = set_materialize_grads = save_for_backward
 
 
-def _differentiably(function: FunctionClass, args: tuple[Any, ...]) -> Any:
-    """Run the forward of a Function as a program that autograd differentiates."""
+def differentiably(function: FunctionClass, args: tuple[Any, ...]) -> Any:
+    """Return the result of a Function whose forward runs as a program that autograd differentiates."""
     forward: Any = function.forward
     with torch.enable_grad():
         if function.setup_context != SingleLevelFunction.setup_context:

@@ -12,7 +12,7 @@ from gradctl.core.errors import GradctlError
 from gradctl.core.target_options import MeasuringOptions
 from gradctl.gradients.gradcheck import gradcheck
 from gradctl.rules.catalogue import codes, page
-from gradctl.subject.subject import Subject
+from gradctl.subject.subject import OF_RANKS, Subject
 
 
 def example(code):
@@ -25,10 +25,11 @@ def findings_of(source):
     """Return what the command of an example finds, or the error that it ends in."""
     names = {"__name__": "example"}
     exec(compile(source, "example.py", "exec"), names)
-    subject = Subject(target="example.py", model=names["make_model"](), args=names["example_inputs"]())
+    beside = {name: names[name] for name in OF_RANKS if name in names}
+    subject = Subject(target="example.py", model=names["make_model"](), args=names["example_inputs"](), beside=beside)
     if form := re.search(r"# gradctl bench example.py --form (\w+)", source):
         return bench_one(subject, form[1], MeasuringOptions(0.1)).findings
-    form = re.search(r"# gradctl compare example.py --form (\w+)", source)
+    form = re.search(r"# gradctl compare example.py --form ([\w:]+)", source)
     return compare_one(subject, form[1], named=True, allows=()).findings if form else gradcheck(subject).findings
 
 

@@ -8,7 +8,7 @@ means in both.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,7 +32,7 @@ from gradctl.forms.draws import MeansOfDraws
 from gradctl.forms.form import CannotCapture, Outcome
 from gradctl.forms.ranks.processes import RankFailed
 from gradctl.forms.ranks.rank_form import RankForm
-from gradctl.forms.ranks.rank_program import RankRecord
+from gradctl.forms.ranks.rank_program import RankProgram, RankRecord
 from gradctl.forms.ranks.ranks_run import SECONDS, RanksRun
 from gradctl.forms.ranks.sharing import Shard, Shares, batch_size, shares_of
 from gradctl.numerics.agreement import norm_of_difference, scale_of
@@ -107,6 +107,7 @@ class RanksProgram:
         context: of the float64 run in one process.
         has_means: whether random numbers are replaced by their means.
         seconds: the time limit of each answer of the ranks.
+        alter: changes what each rank does, to test a cause.
         records: of each rank, by trial and call.
         leaves: of the last run, with the copies of its gradients by rank and name, by call.
         failure: what a rank did instead of answering.
@@ -116,6 +117,7 @@ class RanksProgram:
     reference: Reference
     has_means: bool = False
     seconds: float = SECONDS
+    alter: Callable[[RankProgram], None] | None = None
     quantities: frozenset[Quantity] = field(default=ALL_QUANTITIES)
     records: dict[str, list[list[RankRecord]]] = field(default_factory=dict)
     copies: list[dict[str, dict[tuple[int, str], Tensor]]] = field(default_factory=list)
@@ -147,6 +149,7 @@ class RanksProgram:
             has_means=self.has_means,
             context=self.reference.promoting,
             seconds=self.seconds,
+            alter=self.alter,
         ) as run:
             self.records[trial.name] = run.records
             for _ in range(calls):
@@ -221,6 +224,35 @@ class RankComparison(ModelComparison):
             else each
             for each in rows
         ]
+
+    @property
+    def example(self) -> ModelTrial:
+        """The first trial that was compared."""
+        return next(each for each in self.reference.trials if each.name in self.expected)
+
+    @property
+    def records(self) -> list[RankRecord]:
+        """What each rank computed in the first call of the example."""
+        return self.program.records[self.example.name][0]
+
+    def altered(self, alter: Callable[[RankProgram], None], *, has_means: bool | None = None) -> RankComparison:
+        """Return the comparison of ranks that do something else, on the first call of the example alone.
+
+        Args:
+            alter: called in each rank.
+            has_means: whether random numbers are replaced by their means; None: as here.
+
+        Raises:
+            CannotCapture, RankFailed: as ``compare``.
+        """
+        trial, means = self.example, self.has_means if has_means is None else has_means
+        program = replace(self.program, alter=alter, has_means=means, records={}, copies=[], buffers=[])
+        other = replace(
+            self, candidate=program, program=program, tried=[], raised={}, worst={}, differs_on={}, disagreements={}
+        )
+        (call,) = program.run(trial, 1)
+        other._add(call, self.expected[trial.name][0])
+        return other
 
     def context(self) -> AbstractContextManager[Any]:
         """Return the context of a run in one process."""

@@ -44,6 +44,7 @@ class RankRecord:
         buffers: after the call.
         collectives: in order.
         draws: random numbers that were drawn in forward and backward.
+        observed: what an alteration has noted.
     """
 
     rank: int
@@ -56,6 +57,7 @@ class RankRecord:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     collectives: tuple[Collective, ...] = ()
     draws: tuple[Draw, ...] = ()
+    observed: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +81,7 @@ class RankProgram:
         called: names of the modules that the model calls.
         promotes: whether operators run in float64.
         has_means: whether random numbers are replaced by their means.
+        alter: called once the model is arranged: changes what this rank does, to test a cause.
     """
 
     rank: Rank
@@ -88,6 +91,7 @@ class RankProgram:
     called: frozenset[str]
     promotes: bool
     has_means: bool
+    alter: Callable[[RankProgram], None] | None = None
     model: Any = field(init=False)
     record: RankRecord = field(init=False)
     _log: CollectiveLog = field(init=False)
@@ -107,6 +111,8 @@ class RankProgram:
         mesh = init_device_mesh("cpu", (self.rank.world,))
         with self._context(), silenced():
             self.model = wrap(self.kind, subject, self.instance.model, mesh, self.called)
+            if self.alter is not None:
+                self.alter(self)
         self._generators = torch.get_rng_state()
 
     def answer(self, request: Mapping[str, Tensor] | None) -> Forwarded | RankRecord:

@@ -37,6 +37,7 @@ class RanksRun:
         has_means: whether random numbers are replaced by their means.
         context: entered around the run in one process that shows the shapes of the outputs.
         seconds: the time limit of each answer.
+        alter: changes what each rank does, to test a cause.
 
     Attributes:
         shares: which rank has which share of the inputs.
@@ -58,6 +59,7 @@ class RanksRun:
         has_means: bool = False,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
         seconds: float = SECONDS,
+        alter: Callable[[RankProgram], None] | None = None,
     ) -> None:
         self.instance, self.records = instance, list[list[RankRecord]]()
         self.requiring: frozenset[str] = frozenset()
@@ -75,6 +77,7 @@ class RanksRun:
             called=called,
             promotes=promotes,
             has_means=has_means,
+            alter=alter,
         )
         try:
             self._processes = RankProcesses(world, serve(make), seconds)

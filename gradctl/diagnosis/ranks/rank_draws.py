@@ -1,0 +1,116 @@
+"""Random numbers on many ranks: the same ones where ranks have other samples, others where they have the same: GC626.
+
+The comparison of results replaces random numbers by their means. Here ranks and one process run with their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradctl.comparison.program import run_copy
+from gradctl.comparison.ranks.rank_comparison import RankComparison
+from gradctl.core.findings import Finding
+from gradctl.forms.draws import Draw, RecordedDraws
+from gradctl.forms.form import CannotCapture
+from gradctl.forms.ranks.processes import RankFailed
+from gradctl.forms.ranks.rank_program import RankProgram, RankRecord
+from gradctl.gradients.gradient_findings import location
+from gradctl.subject.frames import user_location
+from gradctl.subject.torch_private import patched
+from gradctl.tracing.tracer import SourceLine
+
+
+def draw_findings(comparison: RankComparison) -> Iterator[Finding]:
+    """Yield what is wrong with the random numbers of the ranks, if the model draws any."""
+    if not comparison.has_means:
+        return
+    try:
+        whole, records = _draws_of_whole(comparison), _records(comparison)
+    except (CannotCapture, RankFailed):
+        return
+    form, groups = comparison.program.name, comparison.shares.groups
+    seeds: list[SourceLine] = [place for record in records for place in record.observed.get("seeds", ())]
+    place = location(seeds[0] if seeds else None)
+    for group in groups:
+        for rank in group[1:]:
+            draw = _other(whole, records[group[0]].draws, records[rank].draws)
+            if draw is not None:
+                yield Finding(
+                    code="GC626",
+                    severity="error",
+                    message=f"in {form} rank {rank} has the inputs of rank {group[0]}, and draws other random numbers "
+                    f"where one process draws {draw[0]} {list(draw[1])}: the ranks mask one activation differently.",
+                    hint="seed these ranks alike for what each of them has whole, and differently for what is sharded.",
+                    location=place,
+                    allow=f"GC626:{form}",
+                )
+                return
+    firsts = [records[group[0]].draws for group in groups]
+    # Without a seed of the user's, the ranks have ours.
+    if seeds and len(firsts) > 1 and firsts[0] and all(each == firsts[0] for each in firsts[1:]):
+        yield Finding(
+            code="GC626",
+            severity="warning",
+            message=f"in {form} all ranks draw the same random numbers for their different samples (the same dropout "
+            "masks): the gradient averages over fewer masks than in one process.",
+            hint="add the rank to the seed: torch.manual_seed(seed + rank).",
+            location=place,
+            allow=f"GC626:{form}",
+        )
+
+
+def _other(whole: Sequence[Draw], own: Sequence[Draw], other: Sequence[Draw]) -> Draw | None:
+    """Return the first draw of one process that two ranks make with other values; None without one."""
+    if not len(whole) == len(own) == len(other):
+        return None
+    for expected, left, right in zip(whole, own, other, strict=True):
+        if expected[:2] == left[:2] == right[:2] and left != right:
+            return expected
+    return None
+
+
+def _draws_of_whole(comparison: RankComparison) -> list[Draw]:
+    plain, recorded = replace(comparison, has_means=False), RecordedDraws()
+    trial = comparison.example
+
+    def context() -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        stack.enter_context(plain.context())
+        stack.enter_context(recorded)
+        return stack
+
+    mode = comparison.reference.input_mode
+    run_copy(
+        trial.name,
+        trial.instance.subject,
+        plain.reference.subject,
+        promoted=True,
+        input_mode=mode,
+        calls=1,
+        context=context,
+    )
+    return recorded.draws
+
+
+def _records(comparison: RankComparison) -> list[RankRecord]:
+    """Return what the ranks draw, and the lines of the user's that seed torch's generator there."""
+    seed, seeds = torch.manual_seed, list[SourceLine]()
+
+    def seeding(number: Any) -> Any:
+        place = user_location()
+        if place is not None:
+            seeds.append(place)
+        return seed(number)
+
+    def alter(program: RankProgram) -> None:
+        if isinstance(program.model, nn.Module):
+            program.model.register_forward_hook(lambda *_: program.record.observed.update(seeds=list(seeds)))
+
+    with patched(torch, "manual_seed", seeding):  # the ranks are forked with it
+        return comparison.altered(alter, has_means=False).records
