@@ -83,7 +83,13 @@ VARIANTS: dict[str, str | None] = {
     "fused": None,
     "lora": "4",
     "resume": None,
+    "ddp": "2",
+    "fsdp": "2",
+    "tp": "2",
+    "ranks": "2",
 }
+# Those of them that are compared only if they are named: they start processes for their ranks.
+VARIANTS_OF_RANKS: tuple[str, ...] = ("ddp", "fsdp", "tp", "ranks")
 # Those of them that run in a process of their own, under a time limit.
 VARIANTS_IN_PROCESS: tuple[str, ...] = ("compile", "compile-step")
 

@@ -14,7 +14,7 @@ from gradctl.core.findings import Finding
 # How the model runs on many ranks, as its file may say: ``parallelize(model, mesh) -> model``,
 # ``shard_inputs(inputs, rank, world) -> inputs``, ``gather(name, parts) -> tensor``, the plan of tensor parallelism,
 # and whether the losses of the ranks are averaged ("mean") or summed ("sum").
-OF_RANKS = ("parallelize", "shard_inputs", "gather", "tp_plan", "loss_reduction")
+OF_RANKS = ("parallelize", "shard_inputs", "gather", "tp_plan", "loss_reduction", "rank_step")
 
 
 @dataclass(frozen=True, slots=True)

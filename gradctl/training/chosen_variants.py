@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradctl.core.errors import TargetError, nearest
-from gradctl.core.names import VARIANTS
+from gradctl.core.names import VARIANTS, VARIANTS_OF_RANKS
 from gradctl.subject.loading.target import find_by_text
 from gradctl.subject.state import State
 from gradctl.training.trainer import Trainer
@@ -45,11 +45,11 @@ class ChosenVariant:
             CannotApply: with the reason.
         """
         if self.own is not None:
-            _use_own_step(trainer, self.own)
+            use_own_step(trainer, self.own)
         elif self.change is not None:
             self.change(trainer)
         else:
-            self.row.function()(trainer, self.argument)
+            self.row.function(self.row.entry)(trainer, self.argument)
 
     def alter_plain(self) -> Callable[[Trainer], None] | None:
         """Return what changes the plain step that it is compared with, if that is not the model's own."""
@@ -60,7 +60,7 @@ class ChosenVariant:
 
 
 def choose_variants(given: Iterable[str | Callable[..., Any]], target: str | None) -> list[ChosenVariant]:
-    """Return the variants of ``--variant``; all of the table if none is given.
+    """Return the variants of ``--variant``; all of the table that run in one process if none is given.
 
     Args:
         given: names with their arguments, ``NAME`` of a function beside the target, ``FILE:NAME``, or the function.
@@ -70,12 +70,13 @@ def choose_variants(given: Iterable[str | Callable[..., Any]], target: str | Non
         TargetError: GC145 if there is no such variant, or it takes no argument; GC101 to GC103 for a file.
     """
     chosen = [_chosen(each, target) for each in given]
-    return chosen or [_named(name, default) for name, default in VARIANTS.items()]
+    return chosen or [_named(name, default) for name, default in VARIANTS.items() if name not in VARIANTS_OF_RANKS]
 
 
 def variant_names(given: Iterable[str]) -> list[str]:
     """Return the names of the variants that are compared, defaults with their arguments; nothing is imported."""
-    return list(dict.fromkeys(given)) or [_with_argument(name, default) for name, default in VARIANTS.items()]
+    defaults = [_with_argument(name, each) for name, each in VARIANTS.items() if name not in VARIANTS_OF_RANKS]
+    return list(dict.fromkeys(given)) or defaults
 
 
 def is_of_table(name: str) -> bool:
@@ -124,7 +125,7 @@ def _own(name: str, step: Any) -> ChosenVariant:
     return ChosenVariant(name, Variant(""), own=step)
 
 
-def _use_own_step(trainer: Trainer, step: Callable[..., Any]) -> None:
+def use_own_step(trainer: Trainer, step: Callable[..., Any]) -> None:
     """Let the user's function make each step; what it keeps is restored before each run."""
     state = State([step])
 

@@ -30,12 +30,13 @@ def explain_steps(findings: Sequence[Finding], compared: VariantComparison) -> l
 
 def cause_of(compared: VariantComparison) -> Experiment | None:
     """Return the last experiment in which the variant agrees with the plain step; None without one."""
-    experiments: Callable[[str | None], Experiments] | None = getattr(
-        importlib.import_module(compared.variant.row.module), "experiments", None
-    )
+    row = compared.variant.row
+    experiments: Callable[..., Experiments] | None = getattr(importlib.import_module(row.module), "experiments", None)
     if experiments is None:
         return None
-    running, found = experiments(compared.variant.argument), None
+    # Several rows of one file are told apart by their functions.
+    entry = [] if row.entry == "alter" else [row.entry]
+    running, found = experiments(compared.variant.argument, *entry), None
     try:
         experiment = next(running)
         while True:

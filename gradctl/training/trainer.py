@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -201,8 +201,16 @@ class Trainer:
             Exception: whatever the model, the optimizer or the variant raises.
         """
         self.steps = steps
-        for self.number in range(start, steps):
-            self.before_step(self.number)
+        try:
+            yield from self._run(start)
+        finally:
+            if isinstance(self.made_elsewhere, Generator):  # it ends its processes
+                self.made_elsewhere.close()
+
+    def _run(self, start: int) -> Iterator[StepRecord]:
+        for number in range(start, self.steps):
+            self.number = number
+            self.before_step(number)
             if self.made_elsewhere is not None:
                 yield next(self.made_elsewhere)
                 continue

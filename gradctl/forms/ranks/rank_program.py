@@ -163,7 +163,7 @@ class RankProgram:
 
     def _parameters(self) -> dict[str, Tensor]:
         """Return the parameters of this rank by the names that they have in the user's model."""
-        return {_name_in(name, self._known): each for name, each in named_tensors(self.model)[0].items()}
+        return {name_in(name, self._known): each for name, each in named_tensors(self.model)[0].items()}
 
     def _clear(self) -> None:
         for parameter in self._parameters().values():
@@ -197,7 +197,7 @@ class RankProgram:
     def _buffers(self) -> dict[str, Tensor]:
         found = named_tensors(self.model)[1].items()
         return {
-            _name_in(name, self._known): (each.full_tensor() if isinstance(each, DTensor) else each).detach().clone()
+            name_in(name, self._known): (each.full_tensor() if isinstance(each, DTensor) else each).detach().clone()
             for name, each in found
         }
 
@@ -207,7 +207,7 @@ def serve(make: Callable[[Rank], RankProgram]) -> Callable[[Rank], Callable[[Any
     return lambda rank: make(rank).answer
 
 
-def _name_in(name: str, known: Collection[str]) -> str:
+def name_in(name: str, known: Collection[str]) -> str:
     """Return the name of a tensor in the user's model, without what wrappers add to it."""
     if name in known:
         return name

@@ -66,7 +66,7 @@ class RanksRun:
         self.buffers: dict[str, list[Tensor | None]] = {}
         ensure_runnable(kind, instance)
         self.shares, shard = shares_of(kind, world, instance.subject)
-        self._shapes, called = _shapes_and_called(instance, context)
+        self._shapes, called = shapes_and_called(instance, context)
         self._parts: dict[str, list[Tensor | None]] = {}
         self._whole: dict[str, Tensor] = {}
         make = partial(
@@ -214,7 +214,7 @@ def _leaf(part: Tensor | None) -> Tensor | None:
     return part.detach().requires_grad_() if part is not None and is_float else part
 
 
-def _shapes_and_called(
+def shapes_and_called(
     instance: Instance, context: Callable[[], AbstractContextManager[Any]]
 ) -> tuple[dict[str, torch.Size], frozenset[str]]:
     """Return the shapes of the outputs in one process, and the names of the modules that the model calls."""

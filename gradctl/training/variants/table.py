@@ -27,7 +27,8 @@ when ``optimizer.step()`` is entered), parameters, optimizer state and buffers, 
   step (an adapter trained in a model whose other weights are trained, too).
 
 A file may have a second function, ``experiments(argument)``, which tests the causes of a difference
-(``training/step_experiments.py``).
+(``training/step_experiments.py``). In a file of several rows, each row names its function as ``entry``, which
+``experiments(argument, entry)`` is called with, too.
 
 ``trainer.loss_of(outputs, rows)`` is the loss of a micro-batch: for a loss that is the sum of all outputs with random
 weights, ``rows`` selects the weights. ``trainer.recipe.loss_name(outputs)`` is None for such a loss.
@@ -55,9 +56,10 @@ class CannotApply(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Variant:
-    """One row: where ``alter`` is, and how its runs are compared (see above)."""
+    """One row: where ``alter`` is, or ``entry`` in its place, and how its runs are compared (see above)."""
 
     module: str
+    entry: str = "alter"
     promotes: bool = True
     rounding: str | Callable[[str | None], str | None] | None = None
     plain: str | None = None  # name of a function beside ``alter``
@@ -88,4 +90,8 @@ TABLE = {
     "fused": Variant(f"{_FOLDER}.fused"),
     "lora": Variant(f"{_FOLDER}.lora", plain="plain"),
     "resume": Variant(f"{_FOLDER}.resume"),
+    "ddp": Variant(f"{_FOLDER}.many_ranks", "ddp", plain="plain"),
+    "fsdp": Variant(f"{_FOLDER}.many_ranks", "fsdp", plain="plain"),
+    "tp": Variant(f"{_FOLDER}.many_ranks", "tp", plain="plain"),
+    "ranks": Variant(f"{_FOLDER}.many_ranks", "ranks", plain="plain"),
 }
