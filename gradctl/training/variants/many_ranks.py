@@ -204,7 +204,7 @@ def _clip_by_all(trainer: Trainer, shapes: Mapping[str, torch.Size], added: floa
                 each.mul_((held**0.5 + added) / ((held - shards + float(total)) ** 0.5 + added))
         record()
 
-    Tensor.backward, trainer.record_update = backward_and_keep, clip_and_record  # type: ignore[method-assign,assignment]
+    Tensor.backward, trainer.record_update = backward_and_keep, clip_and_record  # type: ignore[method-assign]
 
 
 def _loss(trainer: Trainer, kind: str, shares: Shares, group: int, *args: Any, **kwargs: Any) -> Tensor:
@@ -229,8 +229,8 @@ def _loss(trainer: Trainer, kind: str, shares: Shares, group: int, *args: Any, *
 def _sent(record: StepRecord) -> StepRecord:
     """Return the record of a rank with whole tensors in place of DTensors, which all ranks gather together."""
     own, outcome = record.kept(), record.outcome
-    outputs, gradients, state = map(_whole, (outcome.outputs, outcome.gradients, own.outcome.state))
-    return StepRecord(Outcome(outputs, gradients, state), own.updates, own.loss_scale, own.draws)
+    whole = Outcome(_whole(outcome.outputs), _whole(outcome.gradients), _whole(own.outcome.state))
+    return StepRecord(whole, own.updates, own.loss_scale, own.draws)
 
 
 def _whole(tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
