@@ -34,7 +34,7 @@ from gradctl.diagnosis.ranks.rank_values import alike, relation
 from gradctl.forms import eager
 from gradctl.forms.form import Outcome
 from gradctl.forms.ranks.rank_program import RankRecord
-from gradctl.forms.ranks.sharing import as_call, given_inputs, shares_of
+from gradctl.forms.ranks.sharing import as_call, given_inputs
 from gradctl.subject.frames import is_users
 from gradctl.subject.instance import Instance
 from gradctl.subject.state import State
@@ -273,8 +273,7 @@ def _weighted_losses(seen: Observed) -> Iterator[RankExperiment]:
 def _on_share(seen: Observed, rank: int) -> Outcome:
     """Return what one process computes on the share of one rank."""
     comparison, subject = seen.comparison, seen.comparison.example.instance.subject
-    _, shard = shares_of(comparison.program.form.kind, comparison.shares.world, subject)
-    given = shard(given_inputs(subject.args, subject.kwargs), rank, comparison.shares.world)
+    given = comparison.shard(given_inputs(subject.args, subject.kwargs), rank, comparison.shares.world)
     args, kwargs = as_call(given, subject.args, subject.kwargs)
     _, found = run_copy(
         seen.comparison.example.name,
@@ -318,8 +317,8 @@ def _shares_alone(seen: Observed) -> Iterator[RankExperiment]:
                 "GC228",
                 f"{name} computes on each rank's part of axis {axis} alone, and its result depends on all of it; with "
                 "its input gathered over the ranks, they agree with one process",
-                "gather keys and values over the ranks (ring attention, all_gather with a backward), or do not shard "
-                "this axis.",
+                "gather keys and values over the ranks (ring attention, all_gather with a backward), use SyncBatchNorm in "
+                "place of BatchNorm, or do not shard this axis.",
                 seen.place(name),
                 name,
             ),
