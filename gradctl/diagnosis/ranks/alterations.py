@@ -23,6 +23,8 @@ from gradctl.tracing.semantics import differentiably
 from gradctl.tracing.tracer import Apply, FunctionClass, Tracer
 
 Alter = Callable[[RankProgram], None]
+# Of the outputs of modules that a rank sends, in float64: 64 MB.
+_MOST_ELEMENTS = 8_000_000
 Back = Callable[[Tensor], Tensor]
 # What wrappers of torch put between a model and its modules, in their names.
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -68,6 +70,8 @@ def observe_modules(model: Any, into: Callable[[], dict[str, Any]]) -> None:
         outputs = found.setdefault("outputs", {})
         if type(output) is not Tensor or not output.is_floating_point() or name in outputs:
             return
+        if sum(each.numel() for each in outputs.values()) > _MOST_ELEMENTS:
+            return
         outputs[name] = output.detach().clone()
         given = next((each for each in args if type(each) is Tensor), None)
         if given is not None:
@@ -102,15 +106,14 @@ def on_outputs(module: str, change: Callable[[nn.Module, Tensor], Tensor]) -> Al
     return alter
 
 
-def sum_output(module: str) -> Alter:
-    """Return the alteration that sums what a module returns over the ranks; a bias of the module is added once."""
+def sum_output(module: str, *, has_bias: bool) -> Alter:
+    """Return the alteration that sums what a module returns over the ranks; a bias that each has added counts once."""
 
     def change(owner: nn.Module, output: Tensor) -> Tensor:
-        bias = getattr(owner, "bias", None)
-        bias = bias if isinstance(bias, Tensor) and bias.shape == output.shape[-1:] else None
-        partial = output if bias is None else output - bias
+        bias = owner.bias if has_bias else None
+        partial = output - bias if isinstance(bias, Tensor) else output
         whole: Tensor = WithBackward.apply(partial, summed, same)  # type: ignore[no-untyped-call]
-        return whole if bias is None else whole + bias
+        return whole + bias if isinstance(bias, Tensor) else whole
 
     return on_outputs(module, change)
 

@@ -148,7 +148,7 @@ def _of_copies(
         if len(values) > 1 and agrees(total, factor):
             return Cause(
                 "GC222",
-                f"each rank has the gradient of its own share, which is not reduced: their {word} is right",
+                f"each rank has a part of the gradient of its own, which is not reduced: their {word} is right",
                 f"reduce it over the ranks ({_collectives(records)}).",
                 place,
             )

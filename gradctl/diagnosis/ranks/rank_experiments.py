@@ -109,9 +109,10 @@ class Observed:
         return [name for name, each in inputs.items() if name != module and alike(each, output) and name]
 
     def place(self, module: str) -> SourceLine | None:
-        """Return file and line of the forward of a module, if it is of the user's code."""
+        """Return file and line of the forward of a module; of ``parallelize``, if that is not the user's code."""
         owner = dict(named_modules(self.model)).get(module)
-        return defined_at(type(owner).forward) if owner is not None else None
+        own = defined_at(type(owner).forward) if owner is not None else None
+        return own or defined_at(self.comparison.reference.subject.beside.get("parallelize"))
 
 
 def defined_at(function: Any) -> SourceLine | None:
@@ -177,9 +178,12 @@ def _functions(seen: Observed) -> Iterator[RankExperiment]:
 
 def _partial_outputs(seen: Observed) -> Iterator[RankExperiment]:
     """Yield modules that return, on each rank, a part of the sum that they return in one process."""
-    for name in [each for each in seen.modules("outputs") if each and _is_sum(seen, each)][:_MOST_PLACES]:
+    biases = {name: _bias(seen, name) for name in seen.modules("outputs") if name}
+    partial = [name for name, bias in biases.items() if _is_sum(seen, name, bias) or _is_sum(seen, name, None)]
+    for name in partial[:_MOST_PLACES]:
+        has_bias = _is_sum(seen, name, biases[name]) and biases[name] is not None
         yield RankExperiment(
-            sum_output(name),
+            sum_output(name, has_bias=has_bias),
             Cause(
                 "GC225",
                 f"what {name} returns on each rank is one part of a sum, which is not summed over the ranks",
@@ -190,13 +194,19 @@ def _partial_outputs(seen: Observed) -> Iterator[RankExperiment]:
         )
 
 
-def _is_sum(seen: Observed, module: str) -> bool:
-    """Return whether the outputs of the ranks add up to that of one process, a bias of the module taken once."""
-    whole, parts = seen.whole["outputs"][module], seen.parts("outputs", module)
+def _bias(seen: Observed, module: str) -> Tensor | None:
+    """Return the bias of a module that adds one to its output."""
     bias = getattr(dict(named_modules(seen.model)).get(module), "bias", None)
-    if isinstance(bias, Tensor) and all(each is not None and each.shape[-1:] == bias.shape for each in (whole, *parts)):
-        return relation(whole - bias, [each - bias if each is not None else None for each in parts])[0] == "sum"
-    return relation(whole, parts)[0] == "sum"
+    return bias if isinstance(bias, Tensor) and bias.shape == seen.whole["outputs"][module].shape[-1:] else None
+
+
+def _is_sum(seen: Observed, module: str, bias: Tensor | None) -> bool:
+    """Return whether the outputs of the ranks add up to that of one process, if each rank has added the bias."""
+    whole, parts = seen.whole["outputs"][module], seen.parts("outputs", module)
+    if any(each is None or each.shape != whole.shape for each in parts):
+        return False
+    own = 0.0 if bias is None else bias.detach()
+    return relation(whole - own, [each - own for each in parts if each is not None])[0] == "sum"
 
 
 def _partial_gradients(seen: Observed) -> Iterator[RankExperiment]:
@@ -317,8 +327,8 @@ def _shares_alone(seen: Observed) -> Iterator[RankExperiment]:
                 "GC228",
                 f"{name} computes on each rank's part of axis {axis} alone, and its result depends on all of it; with "
                 "its input gathered over the ranks, they agree with one process",
-                "gather keys and values over the ranks (ring attention, all_gather with a backward), use SyncBatchNorm in "
-                "place of BatchNorm, or do not shard this axis.",
+                "gather keys and values over the ranks (ring attention, all_gather with a backward), use SyncBatchNorm, "
+                "or do not shard this axis.",
                 seen.place(name),
                 name,
             ),
