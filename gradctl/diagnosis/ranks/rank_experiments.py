@@ -327,7 +327,7 @@ def _shares_alone(seen: Observed) -> Iterator[RankExperiment]:
                 "GC228",
                 f"{name} computes on each rank's part of axis {axis} alone, and its result depends on all of it; with "
                 "its input gathered over the ranks, they agree with one process",
-                "gather keys and values over the ranks (ring attention, all_gather with a backward), use SyncBatchNorm, "
+                "gather keys and values over the ranks (ring attention), use SyncBatchNorm in place of BatchNorm, "
                 "or do not shard this axis.",
                 seen.place(name),
                 name,
