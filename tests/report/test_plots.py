@@ -27,7 +27,7 @@ def test_each_figure_is_a_png_and_an_svg(tmp_path):
     assert {file.name for file in written} == {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")}
     assert {file.name for file in (tmp_path / "figures").iterdir()} == {file.name for file in written}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in written if file.suffix == ".png")
-    assert {"matrix", "time", "calls"} < names
+    assert {"matrix", "time"} < names
 
 
 def test_a_finding_has_its_errors_its_steps_and_its_map(tmp_path):

@@ -58,7 +58,9 @@ def unit_bars(units: Sequence[Unit]) -> Drawing | None:
 
 
 def call_bars(units: Sequence[Unit]) -> Drawing | None:
-    """Return the times of forms beside eager's, measured in the same process."""
+    """Return the times of forms beside eager's, measured in the same process; None of several targets."""
+    if len({unit.target for unit in units}) > 1:
+        return None
     return bar_chart("time of one call, beside eager's", [bar for unit in units for bar in _of_calls(unit)])
 
 

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradctl.core.findings import Element, ErrorMap
+from gradctl.core.findings import Element, ErrorMap, Timing
 from gradctl.core.structure import DrawnNode, GraphPart
-from gradctl.report.figures.drawing import HEATS, Decades, Dot, Line, Rectangle, fitted
+from gradctl.report.figures.drawing import HEATS, Decades, Dot, Line, Rectangle, Text, fitted
 from gradctl.report.figures.error_strips import error_scale, error_strip
 from gradctl.report.figures.graph_layout import edges_of, lay_out, pairs_of
 from gradctl.report.figures.graph_picture import graph_picture
 from gradctl.report.figures.heat_map import heat_map
-from gradctl.report.figures.timing_bars import Bar, bar_chart
-from tests.report.examples import gradient
+from gradctl.report.figures.timing_bars import Bar, bar_chart, call_bars
+from tests.report.examples import gradient, unit
 
 
 def node(sources=(), counterpart=None, change=None):
@@ -158,3 +158,14 @@ def test_of_many_bars_the_longest_are_drawn_and_the_rest_counted():
 def test_a_text_that_does_not_fit_ends_in_an_ellipsis():
     assert fitted("abc", 100) == "abc"
     assert fitted("a" * 100, 61) == "a" * 9 + "…"
+
+
+def test_calls_of_forms_stand_beside_those_of_eager_if_there_is_one_target():
+    timing = Timing(capture=0.5, forward=1e-3, eager_forward=2e-3)
+    units = [unit("pass", form=form, timing=timing) for form in ("trace", "export")]
+    labels = [each.text for each in call_bars(units).shapes if isinstance(each, Text) and each.role == "ink"]
+    assert labels == [
+        *("trace, forward", "eager, forward, beside trace"),
+        *("export, forward", "eager, forward, beside export"),
+    ]
+    assert call_bars([*units, unit("pass", target="other.py", timing=timing)]) is None
