@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gradctl.check_report import CheckReport
 from gradctl.core.errors import GradctlError, TargetError, nearest
 from gradctl.core.findings import Unit
-from gradctl.core.names import DTYPES, OPTIMIZERS, SEVERITIES, Severity
+from gradctl.core.names import DTYPES, OPTIMIZERS, RANK_FORMS, RANK_FORMS_TEXT, SEVERITIES, Severity
 from gradctl.core.target_options import DEFAULTS
 
 if TYPE_CHECKING:
@@ -165,9 +165,12 @@ def compare(
             if given:
                 raise _unfit(name, given, "It applies to a candidate, and there is none.")
         chosen = DEFAULT_STATIC_FORMS if forms is None else _texts(forms)
+        named = [form for form in STATIC_FORMS if form not in RANK_FORMS]
         for form in chosen:
             if form not in STATIC_FORMS:
-                raise _unfit("forms", form, f"There are {', '.join(STATIC_FORMS)}.", nearest(form, STATIC_FORMS))
+                raise _unfit(
+                    "forms", form, f"There are {', '.join(named)}; {RANK_FORMS_TEXT}.", nearest(form, STATIC_FORMS)
+                )
         return compare_at_sizes(
             subject,
             _sizes(sizes, max_sizes),

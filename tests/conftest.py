@@ -30,7 +30,7 @@ FAST = tuple(
     joint/test_capture.py::test_what_a_model_keeps
     joint/test_capture.py::test_outputs_in_a_dictionary
     joint/decompositions/test_elementwise.py joint/decompositions/test_register.py
-    forms/test_artifact.py forms/test_reasons.py forms/torchscript/ forms/exported/
+    forms/test_artifact.py forms/test_reasons.py forms/ranks/test_sharing.py forms/torchscript/ forms/exported/
     gradients/test_guard.py gradients/test_function_contracts.py gradients/test_broken_calls.py
     gradients/test_backward_localisation.py gradients/test_gradcheck_clean.py::test_a_right_sample
     comparison/ graphdiff/test_graph_difference.py::test_an_inserted graphdiff/test_graph_parts.py

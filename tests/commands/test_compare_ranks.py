@@ -299,3 +299,12 @@ class MeanOverRanks(torch.autograd.Function):
         return total / torch.distributed.get_world_size()
 
     backward = forward
+
+
+def test_the_python_api_compares_ranks_and_lists_them_once_if_a_form_is_unknown():
+    import gradctl
+
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    assert gradctl.compare(model, torch.randn(4, 4), forms=["ddp:2"]).verdict == "pass"
+    with pytest.raises(gradctl.GradctlError, match="ddp:N, fsdp:N, tp:N, ranks:N"):
+        gradctl.compare(model, torch.randn(4, 4), forms=["ddp:9"])
