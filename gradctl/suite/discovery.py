@@ -51,18 +51,18 @@ def find_models(project: Project) -> list[TargetEntry]:
     Those are files with a ``make_model``, and files that define a ``model`` or a module class and do nothing else: to
     import a script could start a training. None is imported here.
     """
-    files = _files(_absolute(project.root), lambda file: _defines_make_model(file) or _only_defines_model(file))
+    files = _files(project.root, lambda file: _defines_make_model(file) or _only_defines_model(file))
     return [_named(project, str(file)) for file in files]
 
 
 def python_files(folder: Path) -> Iterator[Path]:
     """Yield all Python files of a folder that may be of its project, sorted; those of environments are not."""
-    return _files(_absolute(folder), lambda file: True)
+    return _files(folder, lambda file: True)
 
 
 def every_file(folder: Path) -> Iterator[Path]:
     """Yield all files of a folder that may be of its project, sorted: not those of caches, environments, and so on."""
-    for root, folders, files in os.walk(_absolute(folder)):
+    for root, folders, files in os.walk(absolute(folder)):
         folders[:] = sorted(each for each in folders if _is_looked_into(Path(root) / each))
         yield from (Path(root) / name for name in sorted(files))
 
@@ -80,7 +80,7 @@ def relative_target(root: Path, target: str) -> str:
     place, name = module_and_name(target)
     if not _is_file(place):
         return _with_absolute_folder(root, target)
-    file = _absolute(root / place)
+    file = absolute(root / place)
     here = Path.cwd()
     text = str(file.relative_to(here) if file.is_relative_to(here) else file)
     return f"{text}:{name}" if name else text
@@ -89,7 +89,7 @@ def relative_target(root: Path, target: str) -> str:
 def _with_absolute_folder(root: Path, target: str) -> str:
     """Return a target with the absolute path of a checkpoint's folder (``hf:./FOLDER``); any other as it is."""
     library, _, folder = target.partition(":")
-    return f"{library}:{_absolute(root / folder)}" if is_library_target(target) and folder[:1] == "." else target
+    return f"{library}:{absolute(root / folder)}" if is_library_target(target) and folder[:1] == "." else target
 
 
 def _at(project: Project, path: str) -> list[TargetEntry]:
@@ -111,7 +111,7 @@ def _in_folder(project: Project, folder: Path) -> list[TargetEntry]:
     places = [(entry, _place_of(project, entry)) for entry in project.configuration.targets]
     inside = [(entry, place) for entry, place in places if Path(place).is_relative_to(folder.resolve())]
     known = {place for _, place in inside}
-    found = [file for file in _files(_absolute(folder), _defines_make_model) if file.resolve() not in known]
+    found = [file for file in _files(folder, _defines_make_model) if file.resolve() not in known]
     return [*(entry for entry, _ in inside), *(_named(project, str(file)) for file in found)]
 
 
@@ -147,7 +147,7 @@ def _place_of(project: Project, entry: TargetEntry) -> Path | str:
     return (project.root / place).resolve() if _is_file(place) else place
 
 
-def _absolute(path: Path) -> Path:
+def absolute(path: Path) -> Path:
     """Return a path from the root, without dots; links stay as they are named."""
     return Path(os.path.abspath(path))  # noqa: PTH100  # Path.absolute leaves the dots
 

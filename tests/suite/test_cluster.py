@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +29,7 @@ from gradctl.suite.cluster.dispatch import run_units_on
 from gradctl.suite.cluster.shipment import Shipped, pack
 from gradctl.suite.cluster.workers import Workers
 from gradctl.suite.configuration import Configuration, Project, TargetEntry
+from gradctl.suite.discovery import select_entries
 from gradctl.suite.plan import plan, run
 from tests.cli.command_line import gradctl
 
@@ -318,7 +322,7 @@ def test_paths_are_moved_as_whole_paths_and_back(tmp_path):
     root.mkdir()
     (root / "model.py").touch()
     archive, _ = pack(Project(root / "gradctl.toml", Configuration()), [])
-    shipped = Shipped(tmp_path / "there", root, archive)
+    shipped = Shipped(tmp_path / "there", root, root, archive)
     target, other = f"{root}/model.py:make", f"/mnt{root}/model.py"
     (request,) = requests(target, arguments=(f"data={root}", f"other={other}", f"near={root}2"))
     moved = json.loads(shipped.moved(encode(request)))["checking"]
@@ -365,3 +369,109 @@ def test_options_that_contradict_each_other_are_an_error(tmp_path, options, said
     finished = gradctl("check", *options, cwd=tmp_path)
     assert finished.returncode == 2
     assert said in finished.stderr
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """A scheduler here, and two workers of two threads in processes, which start again if they are killed."""
+    folder = tmp_path_factory.mktemp("scratch of processes")
+    before = dict(os.environ)  # which Dask's nanny changes
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, dashboard_address="127.0.0.1:0", local_directory=folder
+    ) as cluster:
+        cluster.scratch = folder
+        yield cluster
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_worker_that_is_killed_during_a_unit_loses_nothing(processes, tmp_path, seed):
+    draw = random.Random(seed)
+    some = requests(*(f"missing{n}.py" for n in range(8)))
+    ended = []
+
+    def kill():
+        soon(lambda: marked(processes.scratch))
+        time.sleep(draw.uniform(0, 0.5))
+        os.kill(draw.choice(list(processes.workers.values())).pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    with connected(processes.scheduler_address, tmp_path, some) as runner:
+        killer.start()
+        units = runner(some, on_result=lambda request, unit: ended.append(request.checking.target))
+    killer.join()
+    assert [unit.findings[0].code for unit in units] == ["GC101"] * 8
+    assert sorted(ended) == [f"missing{n}.py" for n in range(8)]
+    soon(lambda: not marked(processes.scratch))
+    soon(lambda: all(each.pid for each in processes.workers.values()))
+
+
+@linux
+@pytest.mark.slow
+def test_a_model_that_kills_its_worker_is_crashed_and_no_other(processes, tmp_path):
+    (tmp_path / "kills.py").write_text("import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nmodel = None\n")
+    some = requests(*(tmp_path / name for name in ("a.py", "kills.py", "b.py", "c.py")))
+    with connected(processes.scheduler_address, tmp_path, some) as runner:
+        units = runner(some)
+    assert [unit.findings[0].code for unit in units] == ["GC101", "GC801", "GC101", "GC101"]
+    assert [unit.status for unit in units] == ["error", "crashed", "error", "error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["local", "processes"])
+def test_samples_have_the_verdicts_that_they_have_without_dask(processes, tmp_path, monkeypatch, address):
+    for name in ("linear.py", "wrong_backward.py", "straight_through.py"):
+        shutil.copy(SAMPLES / name, tmp_path)
+    # Dask's nanny sets these for its workers.
+    asks = "import os\nraise ValueError([os.environ.get(n) for n in ('OMP_NUM_THREADS', 'PYTHONHASHSEED')])\n"
+    (tmp_path / "variables.py").write_text(f"{asks}def make_model(): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    project = Project(tmp_path / "gradctl.toml", Configuration())
+    planned = plan(project, select_entries(project, ()), forms=("eager", "export"))
+    here = run(planned, jobs=2)
+    assert {unit.verdict for unit in here} == {"pass", "fail", "inconclusive"}
+    address = processes.scheduler_address if address == "processes" else "local"
+    requests = [each.request for each in planned]
+    with cluster_runner(address, project, requests, jobs=2, say=lambda text: None) as runner:
+        there = run(planned, runner=runner)
+    assert without_times(there) == without_times(here)
+
+
+@pytest.mark.slow
+def test_all_samples_have_the_verdicts_that_they_have_without_dask(tmp_path):
+    reports = []
+    for options in ([], ["--dask", "local"]):
+        file = tmp_path / f"{len(reports)}.json"
+        command = [sys.executable, "-m", "gradctl", "check", SAMPLES, "--form", "eager", "--report", f"json={file}"]
+        subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, check=False)
+        units = json.loads(file.read_text())["units"]
+        reports.append([(each["target"], each["form"], each["verdict"], each["reason"]) for each in units])
+    assert len(reports[0]) > 10
+    assert reports[0] == reports[1]
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_a_supervisor_that_is_killed_is_resumed_and_loses_nothing(tmp_path, seed):
+    lines = (f'[[targets]]\ntarget = "missing{n}.py"\nforms = ["eager"]\n' for n in range(10))
+    (tmp_path / "gradctl.toml").write_text("".join(lines))
+    command = ["check", "--jobs", "2", "--dask", "local", "--report", "json=report.json"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "gradctl", *command], cwd=tmp_path, stderr=subprocess.DEVNULL
+    ) as first:
+        journal = tmp_path / "report.json.journal"
+        soon(lambda: journal.exists() and b'"type":"start"' in journal.read_bytes())
+        time.sleep(random.Random(seed).uniform(0, 2))
+        first.kill()
+    ended = {line for line in journal.read_bytes().splitlines(keepends=True) if line.startswith(b'{"type":"end"')}
+    finished = gradctl(*command, "--resume", cwd=tmp_path, fresh=True)
+    assert finished.returncode == 4, finished.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [unit["target"] for unit in report["units"]] == [f"missing{n}.py" for n in range(10)]
+    assert finished.stderr.count("eager: inconclusive") == 10 - sum(line.endswith(b"\n") for line in ended)

@@ -28,6 +28,7 @@ from gradctl.suite.cluster.place import Layout, worker_versions
 from gradctl.suite.cluster.shipment import pack
 from gradctl.suite.cluster.workers import Workers
 from gradctl.suite.configuration import Project
+from gradctl.suite.discovery import absolute
 from gradctl.suite.plan import Runner
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 LOCAL = "local"
 _CONNECT_SECONDS, _WORKER_SECONDS = 6, 3
 # Dask's nanny sets them for its workers. Verdicts may depend on threads: a unit has those that it has without Dask.
-_SET_BY_DASK = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED")
+_SET_BY_DASK = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+    *("PYTHONHASHSEED", "MALLOC_TRIM_THRESHOLD_"),
+)
 
 
 @contextmanager
@@ -65,6 +69,7 @@ def cluster_runner(
         GradctlError: GC155 if Dask is not installed, nothing answers, no worker is there, a worker has other versions,
             or files cannot be sent.
     """
+    variables = {name: os.environ.get(name) for name in _SET_BY_DASK}  # before a nanny is here, which sets them
     with _quiet(), _client(address, jobs) as client:
         workers = _workers(client, address)
         mine = worker_versions()
@@ -79,7 +84,7 @@ def cluster_runner(
             where = "files are read at the same path there (--shared)"
         elif address != LOCAL:
             archive, count = pack(project, requests)
-            where = f"{counted(count, 'file')} of {project.root} sent there ({len(archive) / 1e6:.1f} MB)"
+            where = f"{counted(count, 'file')} of {absolute(project.root)} sent there ({len(archive) / 1e6:.1f} MB)"
         at_a_time = counted(sum(workers.values()), "unit")
         of = "on this machine" if address == LOCAL else f"of {address}"
         say(f"dask: {counted(len(workers), 'worker')} {of}, {at_a_time} at a time; {where}")
@@ -87,7 +92,7 @@ def cluster_runner(
         def accepts(versions: Any) -> bool:
             return forces_versions or not _differences(mine, {"": versions})
 
-        chosen = Workers(client, address, _layout(project, archive), accepts, say)
+        chosen = Workers(client, address, _layout(project, variables, archive), accepts, say)
         yield partial(run_units_on, chosen, most=jobs)
 
 
@@ -204,11 +209,11 @@ def _differences(mine: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return "; ".join(f"{what} on {listed(names, 1)}" for what, names in workers.items())
 
 
-def _layout(project: Project, archive: bytes | None) -> Layout:
-    """Return the folders and variables that units have without Dask."""
-    root, current = project.root.absolute(), Path.cwd()
+def _layout(project: Project, variables: Mapping[str, str | None], archive: bytes | None) -> Layout:
+    """Return the folders that units have without Dask, and the variables."""
+    root, current = absolute(project.root), Path.cwd()
     inside = [each for each in map(Path, sys.path) if any(each.is_relative_to(folder) for folder in (root, current))]
     # Not the packages of an environment in the project's folder.
-    imports = [str(each) for each in (*inside, root) if not each.is_relative_to(sys.prefix)]
-    variables = {name: os.environ.get(name) for name in _SET_BY_DASK}
-    return Layout(root, Surroundings(current, tuple(dict.fromkeys(imports)), variables), archive)
+    own = (sys.prefix, sys.base_prefix)
+    imports = [str(each) for each in (*inside, root) if not any(each.is_relative_to(folder) for folder in own)]
+    return Layout(root, root.resolve(), Surroundings(current, tuple(dict.fromkeys(imports)), variables), archive)

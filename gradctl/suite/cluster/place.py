@@ -38,11 +38,13 @@ class Layout:
 
     Attributes:
         root: the folder of the configuration.
+        real: the same without links.
         surroundings: of each process.
         archive: the files in ``root``; None if the worker has them at the same path.
     """
 
     root: Path
+    real: Path
     surroundings: Surroundings
     archive: bytes | None = None
 
@@ -98,7 +100,7 @@ class Place:
         self._shipped: Shipped | None = None
         self._surroundings = layout.surroundings
         if layout.archive is not None:
-            self._shipped = Shipped(self._folder / "files", layout.root, layout.archive)
+            self._shipped = Shipped(self._folder / "files", layout.root, layout.real, layout.archive)
             self._surroundings = self._moved(layout.surroundings, self._shipped)
         threading.Thread(target=self._watch, daemon=True).start()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ import msgspec
 from gradctl.core.errors import GradctlError
 from gradctl.isolation.protocol import UnitRequest
 from gradctl.suite.configuration import Project
-from gradctl.suite.discovery import every_file, module_and_name
+from gradctl.suite.discovery import absolute, every_file, module_and_name
 
 _MOST_BYTES = 256 << 20
 _PER_FILE = 1 << 10  # of the archive
@@ -34,7 +33,7 @@ def pack(project: Project, requests: Sequence[UnitRequest]) -> tuple[bytes, int]
     Raises:
         GradctlError: GC155 if the files are too large, or if a unit reads a file that is not among them.
     """
-    root, size, files = project.root, 0, []
+    root, size, files = absolute(project.root), 0, []
     for file in every_file(root):
         with contextlib.suppress(OSError):
             if file.is_file() and not file.name.startswith("."):
@@ -62,15 +61,18 @@ class Shipped:
     Args:
         folder: without links in its path; it is made.
         root: the project's folder where it came from, absolute.
+        real: the same without links.
         archive: of ``pack``.
     """
 
-    def __init__(self, folder: Path, root: Path, archive: bytes) -> None:
+    def __init__(self, folder: Path, root: Path, real: Path, archive: bytes) -> None:
         self._folder, self._root = folder, root
-        real = self.below(root)
-        real.mkdir(parents=True)
+        self.below(real).mkdir(parents=True)
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(real, filter="data")
+            files.extractall(self.below(real), filter="data")
+        if not self.below(root).exists():
+            self.below(root).parent.mkdir(parents=True, exist_ok=True)
+            self.below(root).symlink_to(self.below(real))
 
     def below(self, path: Path) -> Path:
         """Return where a path of the other machine is on this one."""
@@ -98,4 +100,4 @@ def _read_by(requests: Sequence[UnitRequest]) -> Iterator[Path]:
         place, _ = module_and_name(options.target)
         library, _, folder = place.partition(":")
         named = (folder if library == "hf" else place, options.weights, options.inputs_file, request.snapshot)
-        yield from (Path(os.path.abspath(path)) for path in named if path is not None)  # noqa: PTH100
+        yield from (absolute(Path(path)) for path in named if path is not None)
