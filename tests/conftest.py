@@ -34,7 +34,7 @@ FAST = tuple(
     gradients/test_guard.py gradients/test_function_contracts.py gradients/test_broken_calls.py
     gradients/test_backward_localisation.py gradients/test_gradcheck_clean.py::test_a_right_sample
     comparison/ graphdiff/test_graph_difference.py::test_an_inserted graphdiff/test_graph_parts.py
-    inspection/ diagnosis/test_first_change.py passes/
+    inspection/ diagnosis/test_first_change.py diagnosis/ranks/test_rank_values.py passes/
     training/test_plain_runs.py commands/test_trace.py commands/test_compare_files.py suite/ repro/test_sources.py
     snapshots/ cli/test_main.py::test_the_version test_api.py::test_a_
     cases/test_0 cases/test_1 cases/test_2

@@ -40,7 +40,7 @@ _OPTIMIZER = f"Optimizer: {', '.join(OPTIMIZERS)}, or FILE:FACTORY.  [default: {
 _ALL_VARIANTS = [name if value is None else f"{name}:{value}" for name, value in VARIANTS.items()]
 _VARIANT = (
     f"Variant of the step: {', '.join(_ALL_VARIANTS)}; or a function step(model, optimizer, *args, **kwargs) -> loss "
-    "in TARGET's file, or FILE:NAME. May be repeated.  [default: all but functions]"
+    "in TARGET's file, or FILE:NAME. May be repeated.  [default: all but functions and ranks]"
 )
 _BISECT = "If compile is wrong, find the module and the part of torch's compiler. Slow."
 _PAIR = "Another implementation"
