@@ -98,11 +98,14 @@ class OptimizerUpdate:
         for group in self.groups:
             ratio = float(group.options["lr"]) / self.learning_rate if self.learning_rate else 1.0
             rate = state[LEARNING_RATE] * ratio if ratio != 1 else state[LEARNING_RATE]
+            # Once for all parameters of a dtype: to trace an operation takes milliseconds.
+            dtypes = {parameters[name].dtype for name in group.names}
+            scalars = {dtype: _scalars(step, rate, group.options, dtype, is_adam=self.is_adam) for dtype in dtypes}
             for name in group.names:
                 own = {key: state[f"{key}.{name}"] for key in self._keys(group)}
                 gradient = -gradients[name] if group.options["maximize"] else gradients[name]
                 update = _adam if self.is_adam else _sgd
-                parameter, now = update(parameters[name], gradient, own, _Scalars(step, rate, group.options))
+                parameter, now = update(parameters[name], gradient, own, scalars[parameters[name].dtype])
                 found[f"{NEXT}{name}"] = parameter
                 found |= {f"{NEXT}{key}.{name}": each for key, each in now.items()}
         return {**found, f"{NEXT}{STEP}": step}
@@ -123,11 +126,35 @@ class OptimizerUpdate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Scalars:
-    """What all elements of a group have in common: the number of the step, from 1, learning rate, hyperparameters."""
+    """What the parameters of a group and a dtype have in common.
 
-    step: Tensor
-    rate: Tensor
+    Attributes:
+        options: hyperparameters.
+        is_first: whether this is the first step.
+        rate: learning rate; of Adam with its bias corrections.
+        kept: the part of a parameter that decoupled weight decay keeps; None without it.
+        epsilon: of Adam, with its bias correction; else 0.
+    """
+
     options: Mapping[str, Any]
+    is_first: Tensor
+    rate: Tensor
+    kept: Tensor | None = None
+    epsilon: Tensor | float = 0.0
+
+
+def _scalars(step: Tensor, rate: Tensor, options: Mapping[str, Any], dtype: torch.dtype, *, is_adam: bool) -> _Scalars:
+    """Return what is common to a group, for the step with this number, from 1."""
+    is_first = step == 1
+    if not is_adam:
+        return _Scalars(options, is_first, rate)
+    beta1, beta2 = map(float, options["betas"])
+    steps = step.to(torch.float64)
+    correction = (1 - _power(beta2, steps)).sqrt()
+    corrected = rate.to(torch.float64) / (1 - _power(beta1, steps)) * correction
+    decay = options["weight_decay"] if options["decoupled_weight_decay"] else 0
+    kept = 1 - rate * decay if decay else None
+    return _Scalars(options, is_first, corrected.to(dtype), kept, (correction * options["eps"]).to(dtype))
 
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,7 +173,7 @@ def _sgd(
     if options["momentum"]:
         buffer = state["momentum_buffer"] * options["momentum"] + gradient * (1 - options["dampening"])
         if options["dampening"]:  # the first gradient is not dampened
-            buffer = torch.where(scalars.step == 1, gradient, buffer)
+            buffer = torch.where(scalars.is_first, gradient, buffer)
         now = {"momentum_buffer": buffer}
         gradient = gradient + buffer * options["momentum"] if options["nesterov"] else buffer
     return parameter - scalars.rate * gradient, now
@@ -157,8 +184,8 @@ def _adam(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     options = scalars.options
     beta1, beta2 = map(float, options["betas"])
-    if options["weight_decay"] and options["decoupled_weight_decay"]:
-        parameter = parameter * (1 - scalars.rate * options["weight_decay"])
+    if scalars.kept is not None:
+        parameter = parameter * scalars.kept
     elif options["weight_decay"]:
         gradient = gradient.add(parameter, alpha=options["weight_decay"])
     # 12 operations on whole tensors, which take the time of the update: onnxruntime multiplies by ``root`` in the
@@ -170,12 +197,8 @@ def _adam(
     now = {"exp_avg": first, "exp_avg_sq": second}
     if options["amsgrad"]:
         now["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], second)
-    steps = scalars.step.to(torch.float64)
-    correction = (1 - _power(beta2, steps)).sqrt()
-    size = scalars.rate.to(torch.float64) / (1 - _power(beta1, steps)) * correction
     largest = now["max_exp_avg_sq"] if options["amsgrad"] else second
-    denominator = largest.sqrt() + (correction * options["eps"]).to(parameter.dtype)
-    return parameter - size.to(parameter.dtype) * (first / denominator), now
+    return parameter - scalars.rate * (first / (largest.sqrt() + scalars.epsilon)), now
 
 
 def _power(base: float, exponent: Tensor) -> Tensor:
