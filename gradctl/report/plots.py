@@ -7,6 +7,7 @@ import importlib.util
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from gradctl.core.errors import ResourceError
 from gradctl.core.findings import Report
@@ -87,6 +88,7 @@ def _draw(axes: object, shape: Shape, order: int) -> None:
 
     assert isinstance(axes, Axes)
     point = 72 / _PIXELS
+    look: dict[str, Any]
     match shape:
         case Rectangle(x, y, width, height, fill, edge, radius):
             outline = _colour(edge) if edge else _colours()["grid"] if fill == "blank" else "none"

@@ -148,3 +148,49 @@ def test_fifty_units_leave_no_process_no_file_and_no_port(tmp_path, monkeypatch)
         unit = compare_one(subject_of(**own), "ranks:2")
         assert unit.verdict == ("pass" if number % 5 else "inconclusive")
     assert left() == before
+
+
+class _Columns(nn.Module):
+    """A linear layer of which each rank has a part of the rows; ``scale`` is of the gradient of its input."""
+
+    def __init__(self, whole, scale):
+        super().__init__()
+        rank, world = dist.get_rank(), dist.get_world_size()
+        self.weight = nn.Parameter(whole.weight.detach().chunk(world)[rank])
+        self.bias = nn.Parameter(whole.bias.detach().chunk(world)[rank])
+        self.scale = scale
+
+    def forward(self, x):
+        x = x * self.scale + (x * (1 - self.scale)).detach()
+        return _Gather.apply(x @ self.weight.T + self.bias)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, own):
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own.contiguous())
+        return torch.cat(parts, 1)
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent.chunk(dist.get_world_size(), 1)[dist.get_rank()]
+
+
+@pytest.mark.parametrize(
+    ("requires_grad", "scale", "verdict", "code"),
+    [
+        (False, 1.0, "pass", "GC627"),  # data: nothing needs the sum
+        (True, 1.0, "fail", "GC402"),  # something before the model is trained
+        (False, 0.5, "fail", "GC402"),  # no part of the gradient: it is wrong
+    ],
+)
+def test_parts_of_the_gradient_of_data_need_no_sum(requires_grad, scale, verdict, code):
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).requires_grad_(requires_grad)
+    beside = {
+        "parallelize": lambda model, mesh: _Columns(model, scale),
+        "shard_inputs": lambda inputs, rank, world: inputs,
+    }
+    unit = compare_one(Subject("net", nn.Linear(4, 6), (x,), beside=beside), "ranks:2", named=True, allows=())
+    assert unit.verdict == verdict
+    assert code in {each.code for each in unit.findings}

@@ -26,7 +26,7 @@ from gradctl.comparison.ranks.share_by_share import ShareByShare
 from gradctl.comparison.reference import Reference
 from gradctl.comparison.trials import ALL_QUANTITIES, ModelTrial
 from gradctl.core.findings import TensorResult
-from gradctl.core.names import Quantity
+from gradctl.core.names import Quantity, input_name
 from gradctl.forms import eager
 from gradctl.forms.draws import MeansOfDraws
 from gradctl.forms.form import CannotCapture, Outcome
@@ -37,6 +37,7 @@ from gradctl.forms.ranks.ranks_run import SECONDS, RanksRun
 from gradctl.forms.ranks.sharing import Shard, Shares, batch_size, shares_of
 from gradctl.numerics.agreement import norm_of_difference, scale_of
 from gradctl.numerics.repetition import NOISE_SEEDS, is_cancelled, noise_of, repetition_tolerance
+from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import preserve_generators
 from gradctl.subject.state import State
@@ -173,6 +174,8 @@ class RankComparison(ModelComparison):
         shard: returns the share of a rank.
         expected: what one process computes, by trial and call.
         disagreements: copies of one tensor that differ between ranks, the first of each tensor.
+        partial_inputs: names of inputs of whose gradients the ranks have parts that sum to the whole, where no training
+            needs them.
         has_means: whether random numbers are replaced by their means.
         is_by_share: whether one process runs share after share, because the model computes another function there.
         skipped: trials that were not compared, with the reason.
@@ -184,6 +187,7 @@ class RankComparison(ModelComparison):
     reference_name: str = "one process"
     expected: dict[str, list[Expected]] = field(default_factory=dict)
     disagreements: dict[Key, Disagreement] = field(default_factory=dict)
+    partial_inputs: list[str] = field(default_factory=list)
     has_means: bool = False
     is_by_share: bool = False
     skipped: list[str] = field(default_factory=list)
@@ -247,9 +251,8 @@ class RankComparison(ModelComparison):
         """
         trial, means = self.example, self.has_means if has_means is None else has_means
         program = replace(self.program, alter=alter, has_means=means, records={}, copies=[], buffers=[])
-        other = replace(
-            self, candidate=program, program=program, tried=[], raised={}, worst={}, differs_on={}, disagreements={}
-        )
+        none: dict[str, Any] = {"tried": [], "raised": {}, "worst": {}, "differs_on": {}, "disagreements": {}}
+        other = replace(self, candidate=program, program=program, partial_inputs=[], **none)
         (call,) = program.run(trial, 1)
         other._add(call, self.expected[trial.name][0])
         return other
@@ -355,8 +358,31 @@ class RankComparison(ModelComparison):
             own = {name: each for name, each in own.items() if quantity != "buffer" or name.startswith("buffer:")}
             for name in sorted(own.keys() | found.keys()):
                 key: Key = (quantity, name)
+                if self._is_partial_sum(key, own.get(name), found.get(name), expected):
+                    self.partial_inputs += [name] if name not in self.partial_inputs else []
+                    continue
                 candidate = self._farthest(key, own.get(name), found.get(name), expected)
                 self._keep(key, self._difference(key, own.get(name), candidate, expected))
+
+    def _is_partial_sum(self, key: Key, own: Tensor | None, found: Tensor | None, expected: Expected) -> bool:
+        """Return whether ranks with one share have parts of the gradient of an input, in place of the whole.
+
+        No collective has to sum them if nothing before the model is trained: if the tensor of the example requires no
+        gradient.
+        """
+        subject = self.reference.subject
+        given = input_names(subject.model, subject.args, subject.kwargs)
+        is_data = any(
+            isinstance(each, Tensor) and not each.requires_grad for name, each in given if input_name(name) == key[1]
+        )
+        if key[0] != "gradient" or not is_data or own is None:
+            return False
+        records = self.program.records[expected.trial.name][expected.number]
+        parts = [each for record in records if (each := record.input_gradients.get(key[1])) is not None]
+        if not parts or not self._difference(key, own, found, expected).exceeds:
+            return False
+        whole = torch.stack(parts).sum(0) / (1 if self.shares.is_sum else len(self.shares.groups))
+        return not self._difference(key, own, whole, expected).exceeds
 
     def _farthest(self, key: Key, own: Tensor | None, found: Tensor | None, expected: Expected) -> Tensor | None:
         quantity, name = key

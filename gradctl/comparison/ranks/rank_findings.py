@@ -1,4 +1,4 @@
-"""The findings about ranks beside those of every comparison: GC620 to GC625."""
+"""The findings about ranks beside those of every comparison: GC620 to GC627."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from gradctl.comparison.ranks.rank_comparison import Disagreement, RankComparison
+from gradctl.core.errors import listed
 from gradctl.core.findings import Finding, Location, note
 from gradctl.core.numbers import number
 from gradctl.forms.ranks.processes import RankFailed
@@ -35,6 +36,15 @@ def rank_findings(comparison: RankComparison) -> Iterator[Finding]:
             f"the shares of the batch are of different sizes ({parts} of it), and the loss of each rank is weighted by "
             "its size here.",
             "if training takes the mean of each rank's mean loss, samples of smaller shares count more.",
+        )
+    if comparison.partial_inputs:
+        named = listed(comparison.partial_inputs)
+        yield note(
+            "GC627",
+            f"in {form} each rank has a part of the gradient of {named}, which no collective sums. It is not judged: "
+            "no parameter is before it.",
+            "sum it over the ranks if something before the model is trained; for this check, let the example require a "
+            "gradient there.",
         )
     if comparison.has_means:
         yield note(
