@@ -1,10 +1,13 @@
-"""Closed lists of names that ``--help`` and the report contract share. Nothing here imports torch."""
+"""Closed lists of names, and a bound, that ``--help`` and the report contract share. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from typing import Literal, get_args
+
+# Of a time limit: more does not fit into the milliseconds of poll(2).
+LONGEST_SECONDS = 1e6
 
 RuntimeForm = Literal[
     "openvino", "openvino-joint", "executorch", "executorch-joint"

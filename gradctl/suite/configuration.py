@@ -18,6 +18,7 @@ import msgspec
 from gradctl.core.errors import TargetError, nearest
 from gradctl.core.names import (
     FORMS,
+    LONGEST_SECONDS,
     RANK_FORMS,
     SEVERITIES,
     SNAPSHOT,
@@ -281,8 +282,11 @@ def _of_settings(settings: _Settings, place: _Place) -> Iterator[tuple[_Place, s
         if option.minimum is not None and value is not None and value < option.minimum:
             key = option.key.replace("_", "-")
             yield (*place, key), f"{key} = {value} is too small; the minimum is {option.minimum}"
-    if settings.timeout is not None and not 0 < settings.timeout < float("inf"):
-        yield (*place, "timeout"), f"timeout = {settings.timeout:g} is not a duration; use seconds above 0"
+    if settings.timeout is not None and not 0 < settings.timeout <= LONGEST_SECONDS:
+        yield (
+            (*place, "timeout"),
+            f"timeout = {settings.timeout:g} is not a duration; use seconds above 0, at most {LONGEST_SECONDS:g}",
+        )
     if settings.memory is not None:
         try:
             parse_size(settings.memory)

@@ -123,3 +123,13 @@ def test_a_mistake_ends_with_code_two_and_one_sentence(folder):
 def test_the_options_do_not_import_torch():
     code = "import sys, gradctl.cli.options; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e12"])
+@pytest.mark.parametrize(
+    ("command", "flag"), [("check", "--timeout"), ("compare", "--timeout"), ("bench", "--seconds")]
+)
+def test_a_time_that_is_not_finite_or_too_long_is_refused(command, flag, seconds, folder):
+    finished = gradctl(command, "net.py", flag, seconds, cwd=folder)
+    assert finished.returncode == 2
+    assert finished.stderr.splitlines()[-1].startswith(f"Error: Invalid value for '{flag}': ")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradctl.cli.help import HelpfulCommand, option
+from gradctl.cli.help import FiniteRange, HelpfulCommand, option
 from gradctl.cli.options import target_options, use_threads
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.users_code import users_code
 from gradctl.core.errors import NothingToCheck, TargetError
-from gradctl.core.names import DEFAULT_FORMS, FORMS
+from gradctl.core.names import DEFAULT_FORMS, FORMS, LONGEST_SECONDS
 from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import MeasuringOptions, TargetOptions
 
@@ -46,8 +46,22 @@ def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @target_options
 @click.option("--form", "forms", metavar="FORM", type=click.Choice(_STATIC_FORMS), multiple=True, help=_FORM)
 @option("--batch", "batches", heading="Inputs", metavar="N,N,…", callback=_batches, help=_BATCH)
-@click.option("--seconds", metavar="SECONDS", type=click.FloatRange(0.1), default=3.0, show_default=True, help=_SECONDS)
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True, help=_TIMEOUT)
+@click.option(
+    "--seconds",
+    metavar="SECONDS",
+    type=FiniteRange(0.1, LONGEST_SECONDS),
+    default=3.0,
+    show_default=True,
+    help=_SECONDS,
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=FiniteRange(1, LONGEST_SECONDS),
+    default=300.0,
+    show_default=True,
+    help=_TIMEOUT,
+)
 @report_options
 def bench(
     checking: TargetOptions,

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradctl.cli.dask_options import DaskOptions, dask_options
-from gradctl.cli.help import FormChoice, HelpfulCommand
+from gradctl.cli.help import FiniteRange, FormChoice, HelpfulCommand
 from gradctl.cli.reporting import ReportOptions, emit, format_clock, progress_line, read_report, report_options
 from gradctl.core.errors import GradctlError, NothingToCheck, TargetError
-from gradctl.core.names import FORMS, SNAPSHOT
+from gradctl.core.names import FORMS, LONGEST_SECONDS, SNAPSHOT
 
 if TYPE_CHECKING:
     from gradctl.core.findings import Report, Unit
@@ -83,7 +83,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--form", "forms", metavar="FORM", type=_FORM_CHOICE, multiple=True, help=_FORM)
 @click.option("--list", "is_listed", is_flag=True, help="List the units that would run, and stop.")
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1), help=_JOBS)
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True), help=_TIMEOUT)
+@click.option("--timeout", metavar="SECONDS", type=FiniteRange(0, LONGEST_SECONDS, min_open=True), help=_TIMEOUT)
 @click.option("--memory", metavar="SIZE", callback=_memory, help=_MEMORY)
 @click.option("--snapshot", "snapshots", metavar="DIR", type=click.Path(path_type=Path), help=_SNAPSHOT)
 @click.option("--update", is_flag=True, help=_UPDATE)

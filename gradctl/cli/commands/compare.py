@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.help import FormChoice, HelpfulCommand, option
+from gradctl.cli.help import FiniteRange, FormChoice, HelpfulCommand, option
 from gradctl.cli.options import (
     ensure_provider_applies,
     refuse_other_options,
@@ -20,7 +20,15 @@ from gradctl.cli.options import (
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.repro import add_repros, repro_option
 from gradctl.cli.users_code import users_code
-from gradctl.core.names import DEFAULT_FORMS, FORMS, NEEDS_PROCESS, OPTIMIZERS, VARIANTS, VARIANTS_IN_PROCESS
+from gradctl.core.names import (
+    DEFAULT_FORMS,
+    FORMS,
+    LONGEST_SECONDS,
+    NEEDS_PROCESS,
+    OPTIMIZERS,
+    VARIANTS,
+    VARIANTS_IN_PROCESS,
+)
 from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions, TrainingOptions
 
@@ -71,7 +79,14 @@ _OF_FILES = ("target", "candidate", "inputs_file", "seed", "threads")
 @option("--optimizer", heading=_TRAINING, metavar="NAME", default=OPTIMIZERS[0], help=_OPTIMIZER)
 @option("--variant", "variants", heading=_TRAINING, metavar="NAME", multiple=True, help=_VARIANT)
 @click.option("--trust", is_flag=True, help="Load a file (.pt2, TorchScript) although it contains code.")
-@click.option("--timeout", metavar="SECONDS", type=click.FloatRange(1), default=300.0, show_default=True, help=_TIMEOUT)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=FiniteRange(1, LONGEST_SECONDS),
+    default=300.0,
+    show_default=True,
+    help=_TIMEOUT,
+)
 @click.option("--bisect", is_flag=True, help=_BISECT)
 @repro_option
 @report_options

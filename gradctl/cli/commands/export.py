@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.help import HelpfulCommand, choice_option, option, output_option
+from gradctl.cli.help import FiniteRange, HelpfulCommand, choice_option, option, output_option
 from gradctl.cli.options import dynamic_option, target_options
 from gradctl.cli.reporting import ReportOptions, report_options
 from gradctl.cli.written import keep_unverified_option, write_and_emit
@@ -49,7 +49,7 @@ _OPSET = "Version of ONNX's operators.  [default: torch's]"
 @option("--freeze", heading=_CAPTURE, is_flag=True, help=_FREEZE)
 @option("--opset", heading=_CAPTURE, metavar="N", type=click.IntRange(min=1), help=_OPSET)
 @option("--optimizer", heading=_STEP, metavar="NAME", help=_OPTIMIZER)
-@option("--clip-norm", heading=_STEP, metavar="X", type=click.FloatRange(min=0, min_open=True), help=_CLIP)
+@option("--clip-norm", heading=_STEP, metavar="X", type=FiniteRange(0, min_open=True), help=_CLIP)
 @option("--with-gradients", heading=_STEP, is_flag=True, help=_GRADIENTS)
 @dynamic_option()
 @keep_unverified_option

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,9 @@ from gradctl.numerics.runner import refusals_ignored
 from gradctl.subject.instance import Leaf
 from gradctl.tracing.model_runner import ModelRunner
 
-# Names of outputs and inputs, in lower case, the preferred ones first.
-_ENERGIES = ("total_energy", "energy", "energies", "potential_energy")
+# Names of outputs and inputs, in lower case.
+_ENERGIES = ("total_energy", "energy", "potential_energy")
+_ENERGIES_OF_PARTS = ("energies",)  # of a batch, of atoms: their sum counts if there is no other energy
 _FORCES = ("forces", "force")
 _POSITIONS = ("positions", "position", "pos", "coordinates", "coords", "coord", "xyz")
 _PROBES = 4
@@ -52,40 +53,54 @@ def force_findings(runner: ModelRunner, epsilon: float) -> list[Finding]:
     """
     with runner.instance.preserve_leaves():
         outputs = {name: t.detach().clone() for name, t in runner.differentiate() if is_float(t)}
-        energy, forces = _named(outputs, _ENERGIES), _named(outputs, _FORCES)
-        if energy is None or forces is None:
-            return []
-        leaf = _positions(runner.leaves, outputs[forces])
-        if leaf is None:
-            return []
-        probes = _probe(runner, leaf, energy, outputs[forces], epsilon)
-    if len(probes) < _LEAST_PROBES or any(probe.agrees for probe in probes):
-        return []
+        found = []
+        for forces, energies in _pairs(list(outputs)):
+            leaf = _positions(runner.leaves, outputs[forces])
+            if leaf is None or not energies:
+                continue
+            probes = [_probe(runner, leaf, energy, outputs[forces], epsilon) for energy in energies]
+            if all(map(_refute, probes)):
+                found.append(_finding(forces, energies[0], leaf, probes[0], runner))
+    return found
+
+
+def _refute(probes: Sequence[_Probe]) -> bool:
+    """Return whether most directions disagree: by chance one agrees with forces that are slightly wrong."""
+    return len(probes) >= _LEAST_PROBES and 2 * sum(probe.agrees for probe in probes) < len(probes)
+
+
+def _finding(forces: str, energy: str, leaf: Leaf, probes: Sequence[_Probe], runner: ModelRunner) -> Finding:
     said, is_multiple = _relation(probes)
     is_error = is_multiple or differentiates_inside(runner.instance)
     head = "" if is_error else "; no derivative is computed in the forward, so this may be a direct head"
-    return [
-        Finding(
-            code="GC425",
-            severity="error" if is_error else "warning",
-            quantity="output",
-            tensor=forces,
-            message=f"{forces} is not minus the derivative of {energy} with respect to {leaf.name}: {said}{head}.",
-            hint=f"compute forces = -torch.autograd.grad({energy.rpartition('.')[2]}.sum(), "
-            f"{leaf.name.rpartition(':')[2]}, create_graph=True)[0]; forces with a head of their own are not "
-            "conservative.",
-            allow=f"GC425:{forces}",
-        )
-    ]
+    return Finding(
+        code="GC425",
+        severity="error" if is_error else "warning",
+        quantity="output",
+        tensor=forces,
+        message=f"{forces} is not minus the derivative of {energy} with respect to {leaf.name}: {said}{head}.",
+        hint=f"compute forces = -torch.autograd.grad({energy.rpartition('.')[2]}.sum(), "
+        f"{leaf.name.rpartition(':')[2]}, create_graph=True)[0]; forces with a head of their own are not "
+        "conservative.",
+        allow=f"GC425:{forces}",
+    )
 
 
-def _named(outputs: Mapping[str, Tensor], names: Sequence[str]) -> str | None:
-    """Return the output whose last name is the first of ``names`` that occurs, if it occurs once."""
-    for name in names:
-        found = [each for each in outputs if each.rpartition(".")[2].lower() == name]
-        if found:
-            return found[0] if len(found) == 1 else None
-    return None
+def _pairs(outputs: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return each output of forces with the energies that it may be derived from: those beside it, if there are any."""
+    forces = _named(outputs, _FORCES)
+    pairs = []
+    for each in forces:
+        beside = [name for name in outputs if name.rpartition(".")[0] == each.rpartition(".")[0]]
+        scopes = (beside, outputs) if len(forces) == 1 else (beside,)
+        found = (_named(scope, names) for scope in scopes for names in (_ENERGIES, _ENERGIES_OF_PARTS))
+        pairs.append((each, next(filter(None, found), [])))
+    return pairs
+
+
+def _named(outputs: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the outputs whose last name is one of ``names``, in the order of these."""
+    return [each for name in names for each in outputs if each.rpartition(".")[2].lower() == name]
 
 
 def _positions(leaves: Iterable[Leaf], forces: Tensor) -> Leaf | None:

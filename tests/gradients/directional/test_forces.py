@@ -129,6 +129,34 @@ SILENT = {
 }
 
 
+def pair(scale: float) -> Callable[[Tensor, Tensor], Any]:
+    """Two heads, of which the first has forces that are scaled."""
+    return lambda energy, forces: {"a": as_dict(energy, scale * forces), "b": as_dict(2 * energy, 2 * forces)}
+
+
+def test_each_head_has_its_own_pair():
+    assert found(Potential(returns=pair(1.0))) == []
+    ((_, message),) = found(Potential(returns=pair(-1.0)))
+    assert message.startswith("output.a.forces is not minus the derivative of output.a.energy")
+
+
+def energies_beside(scale: float) -> Callable[[Tensor, Tensor], Any]:
+    return lambda energy, forces: as_dict(energy, scale * forces) | {"total_energy": 3 * energy}
+
+
+def test_the_derivative_of_one_of_several_energies_is_enough():
+    assert found(Potential(returns=energies_beside(1.0))) == []
+    assert found(Potential(returns=energies_beside(3.0))) == []
+    assert len(found(Potential(returns=energies_beside(2.0)))) == 1
+
+
+def test_a_small_error_of_one_atom_is_found_though_a_direction_agrees_by_chance():
+    off = torch.ones(8, 1)
+    off[2] += 0.003
+    wrong = Potential(of=lambda slope, _: -slope * off)
+    assert all(found(wrong, points(8, 3, seed=seed)) for seed in (2, 8))
+
+
 @pytest.mark.parametrize("name", SILENT)
 def test_right_forces_are_silent(name):
     assert found(SILENT[name]) == []
