@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -133,9 +134,10 @@ def open_journal(path: Path, project: Project, requests: Sequence[UnitRequest], 
     except OSError as error:
         raise _unwritable(path, error) from error
     with os.fdopen(descriptor, "r+b", buffering=0) as file:  # a buffer would be written again on closing
-        _lock(file, path)
-        content = file.read()
-        earlier, records, length = _read(content)
+        is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)  # a pipe or a device may have no end
+        if is_file:
+            _lock(file, path)
+        earlier, records, length = _read(file.read()) if is_file else (None, [], 1)
         if earlier is None and length:
             raise GradctlError(
                 "GC154", f"{str(path)!r} is not a journal of gradctl. Move it away, or rename the report."

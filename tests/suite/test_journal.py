@@ -146,3 +146,14 @@ def test_a_supervisor_that_is_killed_at_any_moment_loses_nothing(tmp_path, seed)
 def _ended(journal):
     lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
     return {json.loads(line)["key"] for line in lines if line.endswith(b"\n") and b'"type":"end"' in line[:20]}
+
+
+@pytest.mark.fast
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_or_a_device_is_not_read_as_a_journal(opened, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (tmp_path / "pipe", Path("/dev/zero")):
+        (tmp_path / "journal").symlink_to(endless)
+        with pytest.raises(GradctlError, match="GC154 .* is not a journal of gradctl"), opened():
+            pass
+        (tmp_path / "journal").unlink()
