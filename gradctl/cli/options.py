@@ -46,7 +46,9 @@ def _complete_file(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 def _click_option(name: str, described: Option, default: Any) -> Callable[[_Command], _Command]:
-    kind: Any = click.IntRange(described.minimum) if described.minimum is not None else described.kind
+    kind: Any = (
+        click.IntRange(described.minimum, described.maximum) if described.minimum is not None else described.kind
+    )
     return option(
         described.flag,
         name,

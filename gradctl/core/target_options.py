@@ -9,6 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+# More than any machine has: the system may refuse them, and then OpenMP ends the process.
+MOST_THREADS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class TargetOptions:
@@ -65,7 +68,7 @@ class Option:
         help, metavar, heading: for ``--help``.
         is_mapping: each value is ``KEY=VALUE``; a table in a configuration.
         is_shared: the key may also stand at the top of a configuration, for all targets.
-        minimum: of a number.
+        minimum, maximum: of a number.
         commands: those that take it; empty for each with a TARGET.
     """
 
@@ -78,6 +81,7 @@ class Option:
     is_mapping: bool = False
     is_shared: bool = False
     minimum: int | None = None
+    maximum: int | None = None
     commands: tuple[str, ...] = ()
 
 
@@ -106,7 +110,7 @@ OPTIONS = {
     "loss": Option("--loss", "loss", str, _LOSS, "NAME"),
     "seed": Option("--seed", "seed", int, "Seed of all random generators.", "N", is_shared=True),
     "device": Option("--device", "device", str, "Device of the model and its inputs.", "DEVICE", is_shared=True),
-    "threads": Option("--threads", "threads", int, _THREADS, "N", is_shared=True, minimum=1),
+    "threads": Option("--threads", "threads", int, _THREADS, "N", is_shared=True, minimum=1, maximum=MOST_THREADS),
     "sizes": Option("--sizes", "sizes", str, _SIZES, "SIZES", "Inputs", commands=("gradcheck", "compare")),
     "max_sizes": Option(
         "--max-sizes", "max_sizes", int, _MAX_SIZES, "N", "Inputs", minimum=2, commands=("gradcheck", "compare")

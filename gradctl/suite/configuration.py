@@ -282,6 +282,9 @@ def _of_settings(settings: _Settings, place: _Place) -> Iterator[tuple[_Place, s
         if option.minimum is not None and value is not None and value < option.minimum:
             key = option.key.replace("_", "-")
             yield (*place, key), f"{key} = {value} is too small; the minimum is {option.minimum}"
+        if option.maximum is not None and value is not None and value > option.maximum:
+            key = option.key.replace("_", "-")
+            yield (*place, key), f"{key} = {value} is too large; the maximum is {option.maximum}"
     if settings.timeout is not None and not 0 < settings.timeout <= LONGEST_SECONDS:
         yield (
             (*place, "timeout"),

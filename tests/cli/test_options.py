@@ -133,3 +133,9 @@ def test_a_time_that_is_not_finite_or_too_long_is_refused(command, flag, seconds
     finished = gradctl(command, "net.py", flag, seconds, cwd=folder)
     assert finished.returncode == 2
     assert finished.stderr.splitlines()[-1].startswith(f"Error: Invalid value for '{flag}': ")
+
+
+def test_more_threads_than_a_system_starts_are_refused(folder):
+    for command in ("compare", "bench"):
+        finished = gradctl(command, "net.py", "--threads", "100000", cwd=folder)
+        assert (finished.returncode, "is not in the range 1<=x<=1024" in finished.stderr) == (2, True)

@@ -155,6 +155,7 @@ WRONG = {
     "an unknown mode": ('mode = "evla"\n', "line 1: 'evla' is not a value of mode (did you mean 'eval'?)."),
     "no time": ("timeout = 0\n", "line 1: timeout = 0 is not a duration; use seconds above 0, at most 1e+06."),
     "no end": ("timeout = 1e12\n", "line 1: timeout = 1e+12 is not a duration; use seconds above 0, at most 1e+06."),
+    "too many threads": ("threads = 100000\n", "line 1: threads = 100000 is too large; the maximum is 1024."),
     "no threads": ("threads = 0\n", "line 1: threads = 0 is too small; the minimum is 1."),
     "one size": (
         '[[targets]]\ntarget = "a.py"\nmax-sizes = 1\n',

@@ -15,7 +15,7 @@ from gradctl.cli.options import subject_from
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, progress_line, report_options
 from gradctl.cli.users_code import users_code
 from gradctl.core.target_files import ensure_files
-from gradctl.core.target_options import TargetOptions
+from gradctl.core.target_options import MOST_THREADS, TargetOptions
 
 if TYPE_CHECKING:
     from gradctl.environments.versions import VersionRange
@@ -56,7 +56,7 @@ def _range(ctx: click.Context, param: click.Parameter, value: str | None) -> Ver
 @click.argument("target", required=False)
 @option("--device", heading="Target", metavar="DEVICE", help=_DEVICE)
 @option("--dtype", heading="Target", metavar="DTYPE", type=click.Choice(_DTYPES), help=_DTYPE)
-@option("--threads", heading="Target", metavar="N", type=click.IntRange(1), help=_THREADS)
+@option("--threads", heading="Target", metavar="N", type=click.IntRange(1, MOST_THREADS), help=_THREADS)
 @option("--update", heading="Output", is_flag=True, help=_UPDATE)
 @click.option("--bisect-torch", "versions", metavar="FIRST..LAST", callback=_range, help=_BISECT)
 @report_options

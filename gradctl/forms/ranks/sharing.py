@@ -35,7 +35,7 @@ class Shares:
         weights: the part of the batch that each share is; they sum to 1.
         are_of_batch: whether they are parts of the first axis of the inputs.
         is_sum: whether the losses of the shares are summed; if not, their mean is taken.
-        gather: the user's ``gather(name, parts)``, which makes one tensor of those of the ranks; None if there is none.
+        gather: the user's ``gather(name, parts)``, which makes one tensor of those of the ranks, or None.
     """
 
     world: int
@@ -100,7 +100,7 @@ class Shares:
 
 
 def _axis_of(parts: Sequence[Tensor], shape: Sequence[int]) -> int | None:
-    """Return the axis along which parts make a tensor of a shape; None if there is none."""
+    """Return the axis along which parts make a tensor of a shape, or None."""
     for axis in range(len(shape)):
         alike = all(
             each.dim() == len(shape)
@@ -170,7 +170,7 @@ def shares_of(kind: str, world: int, subject: Subject) -> tuple[Shares, Shard]:
 
 
 def batch_size(subject: Subject) -> int | None:
-    """Return the size of the first axis of the first input that is a tensor with axes; None if there is none."""
+    """Return the size of the first axis of the first input that is a tensor with axes, or None."""
     found = (leaf for _, leaf in leaves((subject.args, subject.kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
     first = next(found, None)
     return None if first is None else len(first)

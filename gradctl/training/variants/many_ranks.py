@@ -91,7 +91,7 @@ def _alter(trainer: Trainer, kind: str, argument: str | None, *, clips_with: flo
 
     Raises:
         CannotApply: the model cannot be arranged in this way.
-        TargetError: GC145 for a number of ranks that is none.
+        TargetError: GC145 for an invalid number of ranks.
     """
     if argument is None or not argument.isdigit() or not 2 <= int(argument) <= _MOST_RANKS:
         said = f"{kind} takes the number of ranks, 2 to {_MOST_RANKS} ({kind}:2), not {argument!r}."
