@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gradctl.commands.compare import STATIC_FORMS, Comparing, compare, compare_one
 from gradctl.core.allows import Allows
-from gradctl.core.names import FORMS
+from gradctl.core.names import FORMS, RANK_FORMS
 from gradctl.forms.table import form_named
 from gradctl.gradients.baseline import run_native
 from gradctl.gradients.gradcheck import gradcheck
@@ -91,7 +91,7 @@ def test_eager_is_judged_first_and_then_each_form():
     units = compare(subject_of("linear"), forms=["trace", "script"])
     assert [unit.form for unit in units] == ["eager", "trace", "script"]
     assert units[1].variations == ("example", "seed", "flipped signs", "non-contiguous")
-    assert set(STATIC_FORMS) == set(FORMS) - {"eager"}
+    assert set(STATIC_FORMS) == {*FORMS, *RANK_FORMS} - {"eager"}
 
 
 def test_eager_has_one_baseline_in_a_command():
