@@ -37,6 +37,7 @@ from gradctl.forms.ranks.ranks_run import SECONDS, RanksRun
 from gradctl.forms.ranks.sharing import Shard, Shares, batch_size, shares_of
 from gradctl.numerics.agreement import norm_of_difference, scale_of
 from gradctl.numerics.repetition import NOISE_SEEDS, is_cancelled, noise_of, repetition_tolerance
+from gradctl.subject.frames import first_line
 from gradctl.subject.inputs.example import input_names
 from gradctl.subject.instance import Instance
 from gradctl.subject.seeding import preserve_generators
@@ -210,7 +211,7 @@ class RankComparison(ModelComparison):
                 self.skipped.append(f"{trial.name} (one process does not run in float64)")
                 continue
             self.expected[trial.name] = expected
-            found = self.program.run(trial, calls)
+            found = self._run_ranks(trial, calls)
             if self._outputs_differ(expected, found) and self._mixes_samples(trial):
                 expected = self._expected(trial, calls, is_by_share=True) or expected
                 self.expected[trial.name], self.is_by_share = expected, True
@@ -219,6 +220,23 @@ class RankComparison(ModelComparison):
             self.tried.append(trial.name)
         if not self.tried:
             raise CannotCapture("the model does not run in float64, in which ranks are compared with one process.")
+
+    def _run_ranks(self, trial: ModelTrial, calls: int) -> list[Outcome]:
+        """Return the outcomes of the ranks.
+
+        Raises:
+            CannotCapture: a rank raises what one process raises on a share, too: the first axis is not the batch.
+        """
+        try:
+            return self.program.run(trial, calls)
+        except RankFailed as failure:
+            alone = self.run_whole(trial, 1, is_by_share=True)[0].error if self.shares.are_of_batch else None
+            if failure.kind != "raised" or alone is None:
+                raise
+            raise CannotCapture(
+                f"one process raises on a share of the first axis of the inputs, too: {first_line(alone)}. Write "
+                "shard_inputs(inputs, rank, world) beside the target for ranks:N."
+            ) from failure
 
     def without_cancelled(self, rows: Sequence[TensorResult]) -> list[TensorResult]:
         """Return the rows, those of tensors that are zero by cancellation counted apart: their error is rounding."""

@@ -16,6 +16,7 @@ from torch import nn
 from gradctl.comparison.program import run_copy
 from gradctl.comparison.ranks.rank_comparison import RankComparison
 from gradctl.core.findings import Finding
+from gradctl.diagnosis.ranks.alterations import named_modules
 from gradctl.forms.draws import Draw, RecordedDraws
 from gradctl.forms.form import CannotCapture
 from gradctl.forms.ranks.processes import RankFailed
@@ -51,6 +52,18 @@ def draw_findings(comparison: RankComparison) -> Iterator[Finding]:
                     allow=f"GC626:{form}",
                 )
                 return
+    silent = [record.rank for record in records if whole and not record.draws and record.observed.get("is_eval")]
+    # Ranks with the same inputs may each have a part of the model.
+    if silent and (len(silent) == len(records) or len(groups) > 1):
+        yield Finding(
+            code="GC626",
+            severity="error",
+            message=f"in {form} rank {silent[0]} draws no random numbers, and has modules in evaluation mode that are "
+            f"in training mode in one process, which draws {whole[0][0]} {list(whole[0][1])}.",
+            hint="leave the mode of the model as it is in parallelize.",
+            allow=f"GC626:{form}",
+        )
+        return
     firsts = [records[group[0]].draws for group in groups]
     # Without a seed of the user's, the ranks have ours.
     if seeds and len(firsts) > 1 and firsts[0] and all(each == firsts[0] for each in firsts[1:]):
@@ -109,8 +122,14 @@ def _records(comparison: RankComparison) -> list[RankRecord]:
         return seed(number)
 
     def alter(program: RankProgram) -> None:
+        modes = {name: each.training for name, each in named_modules(program.instance.subject.module)}
+
+        def observe(model: nn.Module, *_: Any) -> None:
+            is_eval = any(modes.get(name) and not each.training for name, each in named_modules(model))
+            program.record.observed |= {"seeds": list(seeds), "is_eval": is_eval}
+
         if isinstance(program.model, nn.Module):
-            program.model.register_forward_hook(lambda *_: program.record.observed.update(seeds=list(seeds)))
+            program.model.register_forward_hook(observe)
 
     with patched(torch, "manual_seed", seeding):  # the ranks are forked with it
         return comparison.altered(alter, has_means=False).records

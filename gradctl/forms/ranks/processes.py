@@ -328,7 +328,7 @@ def _redirect(written: int) -> None:
 
 
 def _say_exit(status: int, file: str, line: int) -> int:
-    sys.stderr.write(f"os._exit({status}) in {file}, line {line}\n")
+    os.write(2, f"os._exit({status}) in {file}, line {line}\n".encode())  # sys.stderr may be silenced
     return status
 
 

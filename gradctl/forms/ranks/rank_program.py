@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,19 +13,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from gradctl.forms.draws import Draw, MeansOfDraws, RecordedDraws
-from gradctl.forms.form import named_tensors
 from gradctl.forms.ranks.collectives import Collective, CollectiveLog
 from gradctl.forms.ranks.processes import Rank
 from gradctl.forms.ranks.sharing import Shard, as_call, given_inputs
+from gradctl.forms.ranks.user_names import UserNames
 from gradctl.forms.ranks.wrapping import wrap
 from gradctl.forms.silence import silenced
 from gradctl.subject.instance import Instance, native_dtype
 from gradctl.subject.seeding import seed_generators
-from gradctl.subject.signature import module_of
 from gradctl.tracing.promotion import Promotion, default_dtype
-
-# What wrappers of torch put between a model and its parameters, in their names.
-_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 @dataclass(slots=True, eq=False)
@@ -97,14 +93,12 @@ class RankProgram:
     _log: CollectiveLog = field(init=False)
     _draws: RecordedDraws = field(init=False)
     _outputs: dict[str, Tensor] = field(init=False)
-    _known: frozenset[str] = field(init=False)
+    _names: UserNames = field(init=False)
     _generators: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         subject = self.instance.subject
-        leaf_names = (name for leaf in self.instance.leaves for name in (leaf.name, *leaf.tied))
-        named = named_tensors(module_of(self.instance.model))
-        self._known = frozenset((*named[0], *named[1], *(name.removeprefix("param:") for name in leaf_names)))
+        self._names = UserNames(self.instance)
         self.rank.note("arranges the model")
         # The user's function seeds the ranks as its training does. DDP, FSDP: each sample has its own random numbers.
         seed_generators(subject.seed + (self.rank.number if self.kind in ("ddp", "fsdp") else 0))
@@ -161,19 +155,15 @@ class RankProgram:
         self.record.collectives, self.record.draws = tuple(self._log.found), tuple(self._draws.draws)
         return self.record
 
-    def _parameters(self) -> dict[str, Tensor]:
-        """Return the parameters of this rank by the names that they have in the user's model."""
-        return {name_in(name, self._known): each for name, each in named_tensors(self.model)[0].items()}
-
     def _clear(self) -> None:
-        for parameter in self._parameters().values():
+        for parameter in self._names.parameters(self.model).values():
             parameter.grad = None
         for leaf in self.instance.leaves:
             leaf.take_gradient()
 
     def _take_gradients(self) -> None:
-        record, sharded = self.record, []
-        for name, parameter in self._parameters().items():
+        record, sharded, parameters = self.record, [], self._names.parameters(self.model)
+        for name, parameter in parameters.items():
             gradient = parameter.grad
             if isinstance(gradient, DTensor):
                 sharded.append(name)
@@ -186,33 +176,24 @@ class RankProgram:
         torch.distributed.all_gather_object(everywhere, sharded)
         for name in sharded:
             if all(name in names for names in everywhere):
-                gradient = self._parameters()[name].grad
+                gradient = parameters[name].grad
                 assert isinstance(gradient, DTensor)
                 record.whole_gradients[name] = gradient.full_tensor().detach()
-        own = {id(each) for each in self._parameters().values()}
+        own = {id(each) for each in parameters.values()}
         for leaf in self.instance.leaves:
             if not leaf.is_registered and not any(id(each) in own for each in leaf.sharing):
                 record.input_gradients[leaf.name] = leaf.take_gradient()
 
     def _buffers(self) -> dict[str, Tensor]:
-        found = named_tensors(self.model)[1].items()
         return {
-            name_in(name, self._known): (each.full_tensor() if isinstance(each, DTensor) else each).detach().clone()
-            for name, each in found
+            name: (each.full_tensor() if isinstance(each, DTensor) else each).detach().clone()
+            for name, each in self._names.buffers(self.model).items()
         }
 
 
 def serve(make: Callable[[Rank], RankProgram]) -> Callable[[Rank], Callable[[Any], Any]]:
     """Return what ``RankProcesses`` runs: each rank makes its program, and answers with it."""
     return lambda rank: make(rank).answer
-
-
-def name_in(name: str, known: Collection[str]) -> str:
-    """Return the name of a tensor in the user's model, without what wrappers add to it."""
-    if name in known:
-        return name
-    bare = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
-    return bare if bare in known else name
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:

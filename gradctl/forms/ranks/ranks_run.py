@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from gradctl.core.errors import listed
 from gradctl.core.names import buffer_name, parameter_name
-from gradctl.forms.form import CannotCapture
+from gradctl.forms.form import CannotCapture, named_tensors
 from gradctl.forms.ranks.processes import RankFailed, RankProcesses
 from gradctl.forms.ranks.rank_program import Forwarded, RankProgram, RankRecord, serve
 from gradctl.forms.ranks.sharing import shares_of
@@ -127,7 +128,7 @@ class RanksRun:
         """Return the gradient of each leaf of the instance by name, of these cotangents of the whole outputs.
 
         Raises:
-            RankFailed, CannotCapture: as ``forward``.
+            RankFailed, CannotCapture: as ``forward``, or the ranks have parameters under other names.
         """
         requests: list[dict[str, Tensor]] = [{} for _ in range(self.shares.world)]
         sharing: set[int] = set()
@@ -146,6 +147,7 @@ class RanksRun:
                 requests[rank][name] = torch.zeros_like(part) if mate is None else own[mate] * factor
         self.records.append(self._processes.ask(requests))
         self._see_buffers([each.buffers for each in self.records[-1]])
+        self._ensure_counterparts()
         return {leaf.name: self._gradient(leaf, sorted(sharing)) for leaf in self.instance.leaves}
 
     def copies(self, leaf: Leaf) -> dict[tuple[int, str], Tensor]:
@@ -167,7 +169,13 @@ class RanksRun:
             parts = [record.input_gradients.get(leaf.name) for record in records]
             if not leaf.name.startswith("input:"):
                 return next((each for each in parts if each is not None), None)
-            present = [each for rank in sharing if (each := parts[rank]) is not None]
+            # Of a pipeline, the last stage returns the outputs, and the first has the gradients of the inputs.
+            held = [
+                next((parts[rank] for rank in group if parts[rank] is not None), None) for group in self.shares.groups
+            ]
+            present = [each for rank in sharing if (each := parts[rank]) is not None] or [
+                each for each in held if each is not None
+            ]
             factor = 1.0 if self.shares.is_sum else float(len(sharing))
             return torch.stack(present).sum(0) / factor if present else None
         for name in _qualified(leaf):
@@ -178,6 +186,18 @@ class RanksRun:
             if whole is not None:
                 return whole
         return None
+
+    def _ensure_counterparts(self) -> None:
+        """Raise if parameters of the model have no counterpart on any rank, and the ranks have unknown ones."""
+        held = dict.fromkeys(name for record in self.records[-1] for name in record.gradients)
+        leaves = [leaf for leaf in self.instance.leaves if leaf.is_registered]
+        missing = [leaf.name for leaf in leaves if held.keys().isdisjoint(_qualified(leaf))]
+        unknown = held.keys() - named_tensors(module_of(self.instance.model))[0].keys()
+        if missing and unknown:
+            raise CannotCapture(
+                f"no rank has {listed(missing)}; the ranks have {listed(sorted(unknown))} instead, whose gradients "
+                "cannot be compared. Keep the names of the parameters (in FSDP1: use_orig_params=True)."
+            )
 
     def _see_buffers(self, found: Sequence[Mapping[str, Tensor]]) -> None:
         names = dict.fromkeys(name for each in found for name in each)

@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor
 
 from gradctl.core.errors import TargetError
 from gradctl.core.names import buffer_name
-from gradctl.forms.form import CannotCapture, Outcome, named_tensors
+from gradctl.forms.form import CannotCapture, Outcome
 from gradctl.forms.ranks.processes import Rank, RankFailed, RankProcesses
-from gradctl.forms.ranks.rank_program import name_in
 from gradctl.forms.ranks.ranks_run import ensure_runnable, shapes_and_called
 from gradctl.forms.ranks.sharing import Shard, Shares, as_call, given_inputs, shares_of
+from gradctl.forms.ranks.user_names import UserNames
 from gradctl.forms.ranks.wrapping import wrap
 from gradctl.forms.silence import silenced
 from gradctl.numerics.agreement import norm_of_difference, scale_of
@@ -151,10 +151,10 @@ def _arranged(
     leaves = {
         leaf.name: [each.removeprefix("param:") for each in (leaf.name, *leaf.tied)] for leaf in trainer.instance.leaves
     }
-    known = frozenset(name for names in leaves.values() for name in names)
+    names = UserNames(trainer.instance)
     with trainer.context(), silenced():
         trainer.call = wrap(kind, subject, trainer.instance.model, mesh, called)
-    own = {name_in(name, known): each for name, each in named_tensors(trainer.call)[0].items()}
+    own = names.parameters(trainer.call)
     for name in list(trainer.parameters):
         tensors = {id(own[each]): own[each] for each in leaves[name] if each in own}
         if tensors:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from gradctl.forms.ranks.collectives import CollectiveLog
 from gradctl.forms.ranks.processes import RankFailed, RankProcesses
+from gradctl.forms.silence import silenced
 from tests.forms.ranks.models import small_net
 from tests.isolation.faulty import is_gone
 
@@ -41,6 +42,7 @@ def test_ranks_answer_with_what_they_compute_together():
 FAILURES = {
     "raises": (lambda: 1 / 0, "raised", "rank 1 raises ZeroDivisionError: division by zero (test_processes.py, line "),
     "exits": (lambda: os._exit(0), "died", "rank 1 ended without an answer: os._exit(0) in "),
+    "exits silenced": (lambda: silenced()(os._exit)(0), "died", "rank 1 ended without an answer: os._exit(0) in "),
     "ends Python": (lambda: sys.exit(3), "raised", "rank 1 raises SystemExit: 3"),
     "is killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), "died", "rank 1 died of signal 9 (SIGKILL)"),
 }
