@@ -127,6 +127,8 @@ class RanksRun:
     def backward(self, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
         """Return the gradient of each leaf of the instance by name, of these cotangents of the whole outputs.
 
+        A parameter that is frozen in one process is among them if a rank has a gradient of it.
+
         Raises:
             RankFailed, CannotCapture: as ``forward``, or the ranks have parameters under other names.
         """
@@ -148,7 +150,12 @@ class RanksRun:
         self.records.append(self._processes.ask(requests))
         self._see_buffers([each.buffers for each in self.records[-1]])
         self._ensure_counterparts()
-        return {leaf.name: self._gradient(leaf, sorted(sharing)) for leaf in self.instance.leaves}
+        found = {leaf.name: self._gradient(leaf, sorted(sharing)) for leaf in self.instance.leaves}
+        names = {name for leaf in self.instance.leaves for name in _qualified(leaf)}
+        frozen = named_tensors(module_of(self.instance.model))[0].keys() - names
+        for record in self.records[-1]:
+            found |= {parameter_name(name): each for name in frozen if (each := record.gradients.get(name)) is not None}
+        return found
 
     def copies(self, leaf: Leaf) -> dict[tuple[int, str], Tensor]:
         """Return the whole gradients of a leaf in the last call, by rank and qualified name: they are to be equal."""

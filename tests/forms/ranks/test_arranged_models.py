@@ -123,3 +123,12 @@ def test_a_rank_in_evaluation_mode_is_found_though_random_numbers_are_means(eval
     errors = [each for each in unit.findings if each.severity == "error"]
     assert [each.code for each in errors] == ["GC626"] * bool(evaluating)
     assert all(f"rank {evaluating[0]} draws no random numbers" in each.message for each in errors)
+
+
+def test_a_frozen_parameter_that_a_rank_trains_has_a_gradient_too_many():
+    model = small_net()
+    model[0].requires_grad_(False)
+    right = unit_of(subject_of(model, parallelize=lambda model, mesh: DistributedDataParallel(model)))
+    assert right.verdict == "pass"
+    unit = unit_of(subject_of(model, parallelize=lambda model, mesh: DistributedDataParallel(model.requires_grad_())))
+    assert (unit.verdict, wrong(unit)) == ("fail", {"param:0.weight", "param:0.bias"})
