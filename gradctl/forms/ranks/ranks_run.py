@@ -150,12 +150,13 @@ class RanksRun:
         self.records.append(self._processes.ask(requests))
         self._see_buffers([each.buffers for each in self.records[-1]])
         self._ensure_counterparts()
-        found = {leaf.name: self._gradient(leaf, sorted(sharing)) for leaf in self.instance.leaves}
+        gradients = {leaf.name: self._gradient(leaf, sorted(sharing)) for leaf in self.instance.leaves}
         names = {name for leaf in self.instance.leaves for name in _qualified(leaf)}
         frozen = named_tensors(module_of(self.instance.model))[0].keys() - names
         for record in self.records[-1]:
-            found |= {parameter_name(name): each for name in frozen if (each := record.gradients.get(name)) is not None}
-        return found
+            of_frozen = {parameter_name(name): record.gradients.get(name) for name in frozen}
+            gradients.update({name: each for name, each in of_frozen.items() if each is not None})
+        return gradients
 
     def copies(self, leaf: Leaf) -> dict[tuple[int, str], Tensor]:
         """Return the whole gradients of a leaf in the last call, by rank and qualified name: they are to be equal."""
