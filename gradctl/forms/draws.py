@@ -18,9 +18,9 @@ from gradctl.tracing.operators import OperatorMode, name_of
 from gradctl.tracing.tracer import tensors_in
 
 _aten = torch.ops.aten
-# Operator and shape of one draw, and the sum of its values times the roots of their positions: two masks with as many
-# ones are told apart.
-Draw = tuple[str, tuple[int, ...], float]
+# Operator and shape of one draw, the sum of its values times the roots of their positions (two masks with as many ones
+# are told apart), and the numbers that it is called with (a probability).
+Draw = tuple[str, tuple[int, ...], float, tuple[float, ...]]
 
 
 class RecordedDraws(OperatorMode):
@@ -45,7 +45,8 @@ class RecordedDraws(OperatorMode):
         result = func(*args, **(kwargs or {}))
         if _state() != before:
             drawn = tensors_in(result)[-1].detach()  # a fused dropout returns its mask last
-            self._found.setdefault(before, (name_of(func), tuple(drawn.shape), _digest(drawn)))
+            numbers = tuple(float(each) for each in args if isinstance(each, int | float))
+            self._found.setdefault(before, (name_of(func), tuple(drawn.shape), _digest(drawn), numbers))
         return result
 
 
@@ -90,10 +91,10 @@ def _counted(draws: Sequence[Draw]) -> str:
     """Return ``4 calls of aten.bernoulli_.float ([4, 8])``."""
     if not draws:
         return "draws nothing"
-    count = Counter(name for name, _, _ in draws)
+    count = Counter(name for name, *_ in draws)
     parts = []
     for name, times in count.items():
-        shapes = dict.fromkeys(str(list(shape)) for each, shape, _ in draws if each == name)
+        shapes = dict.fromkeys(str(list(shape)) for each, shape, *_ in draws if each == name)
         parts.append(f"{times} {'call' if times == 1 else 'calls'} of {name} ({listed(list(shapes), 2)})")
     return "makes " + " and ".join(parts)
 

@@ -194,3 +194,64 @@ def test_parts_of_the_gradient_of_data_need_no_sum(requires_grad, scale, verdict
     unit = compare_one(Subject("net", nn.Linear(4, 6), (x,), beside=beside), "ranks:2", named=True, allows=())
     assert unit.verdict == verdict
     assert code in {each.code for each in unit.findings}
+
+
+def strided(inputs, rank, world):
+    return tuple(each[rank::world] for each in inputs)
+
+
+def zigzag(inputs, rank, world):
+    """The first and the last part of a sequence to the first rank, those between to the other."""
+    parts = inputs[0].chunk(2 * world, 1)
+    return (torch.cat([parts[rank], parts[2 * world - 1 - rank]], 1),)
+
+
+@pytest.mark.parametrize(("shard_inputs", "shape"), [(strided, (6, 4)), (zigzag, (2, 8, 4))])
+def test_outputs_of_shares_in_another_order_are_put_back(shard_inputs, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    for parallelize, verdict in ((averaging(), "pass"), (averaging("bias"), "fail")):
+        beside = {"parallelize": parallelize, "shard_inputs": shard_inputs}
+        unit = compare_one(Subject("net", nn.Linear(4, 3), (x,), beside=beside), "ranks:2", named=True, allows=())
+        assert unit.verdict == verdict
+        wrong = {each.tensor for each in unit.tensors if each.verdict not in ("same", "too-small")}
+        assert wrong == (set() if verdict == "pass" else {"param:bias"})
+
+
+def test_a_gradient_on_one_of_two_copies_is_a_warning():
+    def parallelize(model, mesh):
+        def drop(parameter):
+            if dist.get_rank() == 1:
+                parameter.grad = None
+
+        model = averaging()(model, mesh)
+        model.bias.register_post_accumulate_grad_hook(drop)
+        return model
+
+    unit = compare_one(subject_of(nn.Linear(4, 3), parallelize=parallelize), "ranks:2", named=True, allows=())
+    assert [(each.code, each.severity, each.tensor) for each in unit.findings] == [("GC620", "warning", "param:bias")]
+
+
+@pytest.mark.parametrize(("p", "verdict"), [(0.25, "pass"), (0.5, "fail")])
+def test_another_probability_of_dropout_is_found_although_masks_are_replaced_by_their_means(p, verdict):
+    def parallelize(model, mesh):
+        model[1].p = p
+        return DistributedDataParallel(model)
+
+    model = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.25)).train()
+    unit = compare_one(subject_of(model, parallelize=parallelize), "ranks:2", named=True, allows=())
+    assert unit.verdict == verdict
+    assert ("GC626" in {each.code for each in unit.findings}) == (verdict == "fail")
+
+
+def test_a_factor_of_the_models_own_is_no_cause_of_the_reduction():
+    class Twice(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = DistributedDataParallel(model)
+
+        def forward(self, x):
+            return self.model(x) * 2
+
+    unit = compare_one(subject_of(parallelize=lambda model, mesh: Twice(model)), "ranks:2", named=True, allows=())
+    assert unit.verdict == "fail"
+    assert {each.cause for each in unit.findings if each.severity == "error"} == {None}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from gradctl.core.errors import listed
 from gradctl.core.findings import Finding, Location, note
 from gradctl.core.numbers import number
 from gradctl.forms.ranks.processes import RankFailed
+from gradctl.forms.ranks.rank_program import RankRecord
 
 
 def rank_findings(comparison: RankComparison) -> Iterator[Finding]:
@@ -18,6 +19,7 @@ def rank_findings(comparison: RankComparison) -> Iterator[Finding]:
     form = comparison.program.name
     for each in comparison.disagreements.values():
         yield _disagreement(form, each)
+    yield from _missing_copies(form, comparison.records)
     if comparison.is_by_share:
         model = comparison.reference.subject.module
         kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -52,6 +54,25 @@ def rank_findings(comparison: RankComparison) -> Iterator[Finding]:
             f"random numbers are replaced by their means (dropout is the identity) in {form} and in one process: the "
             "ranks draw others for their shares.",
         )
+
+
+def _missing_copies(form: str, records: Sequence[RankRecord]) -> Iterator[Finding]:
+    """Yield the parameters that several ranks have whole, of which a part of them has the gradient."""
+    for name in dict.fromkeys(name for record in records for name in record.gradients):
+        held = [each for each in records if name in each.gradients and name not in each.placements]
+        own = [each.rank for each in held if each.gradients[name] is not None]
+        missing = [each.rank for each in held if each.gradients[name] is None]
+        if own and missing and any(bool(records[rank].gradients[name].any()) for rank in own):  # type: ignore[union-attr]
+            yield Finding(
+                code="GC620",
+                severity="warning",
+                quantity="gradient",
+                tensor=f"param:{name}",
+                message=f"in {form} rank {own[0]} has a gradient of param:{name}, and rank {missing[0]} has none. If "
+                "each rank updates its own copy, the copies drift apart.",
+                hint="reduce the gradient to all ranks; or allow this if one rank updates the parameter and sends it.",
+                allow=f"GC620:param:{name}",
+            )
 
 
 def failure_finding(form: str, failure: RankFailed) -> Finding:

@@ -15,6 +15,7 @@ from torch import nn
 
 from gradctl.comparison.program import run_copy
 from gradctl.comparison.ranks.rank_comparison import RankComparison
+from gradctl.core.errors import listed
 from gradctl.core.findings import Finding
 from gradctl.diagnosis.ranks.alterations import named_modules
 from gradctl.forms.draws import Draw, RecordedDraws
@@ -64,6 +65,18 @@ def draw_findings(comparison: RankComparison) -> Iterator[Finding]:
             allow=f"GC626:{form}",
         )
         return
+    for record in records:
+        if (draw := _of_another_distribution(whole, record.draws)) is not None:
+            expected = dict.fromkeys(_numbers(each) for each in whole if each[0] == draw[0])
+            yield Finding(
+                code="GC626",
+                severity="error",
+                message=f"in {form} rank {record.rank} draws {draw[0]} with {_numbers(draw)}, where one process draws "
+                f"it with {listed(list(expected))}.",
+                hint="leave the probabilities of dropout as they are in parallelize.",
+                allow=f"GC626:{form}",
+            )
+            return
     firsts = [records[group[0]].draws for group in groups]
     # Without a seed of the user's, the ranks have ours.
     if seeds and len(firsts) > 1 and firsts[0] and all(each == firsts[0] for each in firsts[1:]):
@@ -86,6 +99,17 @@ def _other(whole: Sequence[Draw], own: Sequence[Draw], other: Sequence[Draw]) ->
         if expected[:2] == left[:2] == right[:2] and left != right:
             return expected
     return None
+
+
+def _of_another_distribution(whole: Sequence[Draw], own: Sequence[Draw]) -> Draw | None:
+    """Return the first draw of a rank by an operator that one process calls with other numbers only."""
+    known = {(name, numbers) for name, *_, numbers in whole}
+    names = {name for name, _ in known}
+    return next((each for each in own if each[0] in names and (each[0], each[3]) not in known), None)
+
+
+def _numbers(draw: Draw) -> str:
+    return ", ".join(f"{each:g}" for each in draw[3]) or "no number"
 
 
 def _draws_of_whole(comparison: RankComparison) -> list[Draw]:

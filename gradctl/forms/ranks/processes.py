@@ -38,8 +38,10 @@ FailureKind = Literal["raised", "died", "hung", "late"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _POLL_SECONDS = 0.2
-# The ranks use less than a hundredth of a processor for so long, and none has answered: they wait for each other.
-_IDLE_SECONDS, _IDLE_PART = 10.0, 0.01
+# The ranks use less than a hundredth of a processor for so long, and none has answered: they wait for each other. A
+# rank that was not in a collective last may wait for a file or a lock: it has more time.
+_IDLE_SECONDS, _IDLE_ELSEWHERE_SECONDS, _IDLE_PART = 10.0, 60.0, 0.01
+_IN_COLLECTIVE = ("waits in", "gathers")
 # A rank that ends breaks the connections of the others, whose errors arrive at about the same time.
 _ECHO_SECONDS = 0.5
 _ECHO = re.compile(r"[Cc]onnection (closed|reset|refused)|closed by peer|gloo")
@@ -225,9 +227,10 @@ class RankProcesses:
             now = time.monotonic()
             if failures and (now > deadline or failures[-1].kind == "died"):
                 break
-            if now > deadline or now - since > _IDLE_SECONDS:
+            left = sorted(waiting.values() - answers.keys())
+            is_in_collectives = all(self._note(n).startswith(_IN_COLLECTIVE) for n in left)
+            if now > deadline or now - since > (_IDLE_SECONDS if is_in_collectives else _IDLE_ELSEWHERE_SECONDS):
                 total = self._seconds_used()
-                left = sorted(waiting.values() - answers.keys())
                 if left and (now > deadline or total - used < _IDLE_PART * (now - since)):
                     raise self._unanswered(left, is_late=now > deadline)
                 since, used = now, total

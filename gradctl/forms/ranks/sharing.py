@@ -43,6 +43,7 @@ class Shares:
     weights: tuple[float, ...]
     are_of_batch: bool = False
     is_sum: bool = False
+    order: Tensor | None = None
     gather: Callable[[str, list[Tensor | None]], Tensor | None] | None = field(default=None)
 
     @property
@@ -82,7 +83,9 @@ class Shares:
         for found in (shares, present):
             axis = _axis_of(found, shape)
             if axis is not None:
-                return torch.cat(found, axis)
+                whole = torch.cat(found, axis)
+                is_shared = is_output and found is shares and self.order is not None and len(self.order) == shape[axis]
+                return whole.index_select(axis, self.order.argsort()) if is_shared and self.order is not None else whole
         if all(each.dim() == 1 for each in present) and sum(each.numel() for each in present) == math.prod(shape):
             return torch.cat(present).reshape(tuple(shape))  # parts of the flat tensor, as in FSDP1 and ZeRO
         raise CannotCapture(
@@ -213,7 +216,32 @@ def _own_shares(own: Shard, world: int, subject: Subject, settings: dict[str, An
     sizes = [sum(each.numel() for each in parts[group[0]]) for group in groups]
     # Of what every share has whole, a mask, nothing is said by the sizes: shares that do not make the whole are equal.
     weights = [each / whole if sum(sizes) == whole else 1 / len(groups) for each in sizes]
-    return Shares(world, tuple(map(tuple, groups)), tuple(weights), **settings)
+    tensors = [leaf for _, leaf in leaves(marked) if isinstance(leaf, Tensor)]
+    order = _order_of(tensors, [parts[group[0]] for group in groups])
+    return Shares(world, tuple(map(tuple, groups)), tuple(weights), order=order, **settings)
+
+
+def _order_of(tensors: Sequence[Tensor], shares: Sequence[Sequence[Tensor]]) -> Tensor | None:
+    """Return the order of the shares along the axis of the first tensor that they divide; None if it is that of the
+    whole, or cannot be read.
+
+    Args:
+        tensors: the marked inputs.
+        shares: the parts of each, by share.
+    """
+    if any(len(share) != len(tensors) for share in shares):
+        return None
+    for whole, *parts in zip(tensors, *shares, strict=True):
+        axis = _axis_of(parts, whole.shape) if len(shares) > 1 and whole.dim() else None
+        if axis is None:
+            continue
+        marks, found = (
+            each.movedim(axis, 0).reshape(each.shape[axis], -1)[:, 0] for each in (whole, torch.cat(parts, axis))
+        )
+        if len(marks.unique()) < len(marks) or not torch.equal(found.sort().values, marks):
+            continue
+        return None if torch.equal(found, marks) else torch.searchsorted(marks, found)
+    return None
 
 
 def _marked(_: str, leaf: Any) -> Any:
