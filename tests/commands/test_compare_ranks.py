@@ -250,12 +250,12 @@ def test_outputs_are_gathered_by_the_users_function():
     def shard_inputs(inputs, rank, world):
         return tuple(each.chunk(world)[world - 1 - rank] for each in inputs)
 
-    def gather(name, parts):
-        return torch.cat(parts[::-1]) if name == "output" else None
+    def gathered(order):
+        return lambda name, parts: torch.cat(parts[::order]) if name == "output" else None
 
     own = {"parallelize": averaging(), "shard_inputs": shard_inputs}
-    assert unit_of(subject_of(**own, gather=gather), "ranks:2").verdict == "pass"
-    assert unit_of(subject_of(**own), "ranks:2").verdict == "fail"
+    assert unit_of(subject_of(**own, gather=gathered(-1)), "ranks:2").verdict == "pass"
+    assert unit_of(subject_of(**own, gather=gathered(1)), "ranks:2").verdict == "fail"
 
 
 def test_a_target_that_is_a_function_is_refused_by_wrappers():
