@@ -53,7 +53,9 @@ def test_after_the_install_one_command_checks_and_reports(name):
     (line,) = commands(name)[1:]
     params = parsed(line)
     assert line.startswith("gradctl check ")
-    assert [(kind, str(path)) for kind, path in params["files"]] == [("junit", "gradctl.xml"), ("json", "gradctl.json")]
+    quality = [("gitlab", "gl-code-quality.json")] if name == "gitlab" else []
+    files = [("junit", "gradctl.xml"), *quality, ("json", "gradctl.json")]
+    assert [(kind, str(path)) for kind, path in params["files"]] == files
     assert params["format"] == {"github": "github", "gitlab": "console"}[name]
 
 
@@ -85,9 +87,10 @@ def test_github_keeps_the_reports_also_when_the_check_fails():
     assert workflow[True] == ["push", "pull_request"]
 
 
-def test_gitlab_reads_the_junit_report_also_when_the_check_fails():
+def test_gitlab_reads_its_reports_also_when_the_check_fails():
     (job,) = yaml.safe_load(RECIPES["gitlab"]).values()
-    assert job["artifacts"] == {"when": "always", "paths": ["gradctl.json"], "reports": {"junit": "gradctl.xml"}}
+    reports = {"junit": "gradctl.xml", "codequality": "gl-code-quality.json"}
+    assert job["artifacts"] == {"when": "always", "paths": ["gradctl.json"], "reports": reports}
     assert job["variables"]["PIP_CACHE_DIR"] == "$CI_PROJECT_DIR/" + job["cache"]["paths"][0]
 
 
