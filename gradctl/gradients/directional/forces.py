@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +21,8 @@ from gradctl.joint.inner_gradients import differentiates_inside
 from gradctl.numerics.ladder import noise_floor, slope_at_zero
 from gradctl.numerics.measures import dot, gaussian_like, is_float, norm
 from gradctl.numerics.runner import refusals_ignored
-from gradctl.subject.instance import Leaf
+from gradctl.subject.instance import Instance, Leaf
+from gradctl.subject.torch_private import patched
 from gradctl.tracing.model_runner import ModelRunner
 
 # Names of outputs and inputs, in lower case.
@@ -71,8 +74,8 @@ def _refute(probes: Sequence[_Probe]) -> bool:
 
 def _finding(forces: str, energy: str, leaf: Leaf, probes: Sequence[_Probe], runner: ModelRunner) -> Finding:
     said, is_multiple = _relation(probes)
-    is_error = is_multiple or differentiates_inside(runner.instance)
-    head = "" if is_error else "; no derivative is computed in the forward, so this may be a direct head"
+    is_error = is_multiple or (differentiates_inside(runner.instance) and _are_derived(runner.instance, forces))
+    head = "" if is_error else "; no derivative in the forward affects it, so this may be a direct head"
     return Finding(
         code="GC425",
         severity="error" if is_error else "warning",
@@ -84,6 +87,28 @@ def _finding(forces: str, energy: str, leaf: Leaf, probes: Sequence[_Probe], run
         "conservative.",
         allow=f"GC425:{forces}",
     )
+
+
+def _are_derived(instance: Instance, forces: str) -> bool:
+    """Return whether the forces change if the gradients that the forward computes are doubled.
+
+    True also if it computes them by another function than ``torch.autograd.grad``, or does not run with others.
+    """
+    grad, is_called, found = torch.autograd.grad, False, []
+
+    def doubled(*args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+        nonlocal is_called
+        is_called = True
+        return tuple(each if each is None else 2 * each for each in grad(*args, **kwargs))
+
+    for function in (grad, doubled):
+        instance.restore()
+        args, kwargs = instance.inputs()
+        with suppress(Exception), patched(torch.autograd, "grad", function), torch.enable_grad():
+            outputs = dict(instance.call_as_seeded(instance.model, args, kwargs))
+            found.append(outputs[forces].detach().clone())
+    instance.restore()
+    return not is_called or len(found) < 2 or not torch.equal(*found)  # noqa: PLR2004  # both ran
 
 
 def _pairs(outputs: Sequence[str]) -> list[tuple[str, list[str]]]:

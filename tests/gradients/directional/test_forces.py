@@ -201,6 +201,18 @@ def test_a_direct_head_is_a_warning():
     assert "this may be a direct head" in message
 
 
+def test_a_direct_head_beside_a_stress_that_is_derived_is_a_warning():
+    class WithStress(Direct):
+        def forward(self, positions):
+            strain = torch.zeros(3, 3, dtype=positions.dtype, requires_grad=True)
+            found = super().forward(positions @ (torch.eye(3, dtype=positions.dtype) + strain))
+            return {**found, "stress": torch.autograd.grad(found["energy"].sum(), strain, create_graph=True)[0]}
+
+    ((severity, message),) = found(WithStress())
+    assert severity == "warning"
+    assert "this may be a direct head" in message
+
+
 def test_it_is_accepted_by_name():
     unit = gradcheck(
         Subject(target="net.py:model", model=WRONG["the sign is wrong"], args=(points(5, 3),)),
