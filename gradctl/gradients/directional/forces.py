@@ -108,7 +108,7 @@ def _are_derived(instance: Instance, forces: str) -> bool:
             outputs = dict(instance.call_as_seeded(instance.model, args, kwargs))
             found.append(outputs[forces].detach().clone())
     instance.restore()
-    return not is_called or len(found) < 2 or not torch.equal(*found)  # noqa: PLR2004  # both ran
+    return not is_called or len(found) < 2 or not torch.equal(*found)  # both ran
 
 
 def _pairs(outputs: Sequence[str]) -> list[tuple[str, list[str]]]:
