@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -59,7 +60,9 @@ def rank_findings(comparison: RankComparison) -> Iterator[Finding]:
 def _missing_copies(form: str, records: Sequence[RankRecord]) -> Iterator[Finding]:
     """Yield the parameters that several ranks have whole, of which a part of them has the gradient."""
     for name in dict.fromkeys(name for record in records for name in record.gradients):
-        held = [each for each in records if name in each.gradients and name not in each.placements]
+        whole = max((each.shapes.get(name, ()) for each in records), key=math.prod)
+        # Parts of a flat parameter may be empty on a rank (FSDP1).
+        held = [each for each in records if each.shapes.get(name) == whole and name not in each.placements]
         own = [each.rank for each in held if each.gradients[name] is not None]
         missing = [each.rank for each in held if each.gradients[name] is None]
         if own and missing and any(bool(records[rank].gradients[name].any()) for rank in own):  # type: ignore[union-attr]

@@ -33,6 +33,7 @@ class RankRecord:
         outputs: of the model, or the loss of this rank's share; detached.
         cotangents: of the outputs, as they were back-propagated here.
         gradients: local, by the qualified name in the user's model; None if a parameter has none.
+        shapes: of the local parameters, by the same names.
         whole_gradients: of DTensors, the full tensors.
         placements: of gradients that are DTensors, ``(Shard(dim=0),)``.
         input_gradients: by the name of the leaf (``input:x``), in the shape of the whole input; of tensors that are no
@@ -47,6 +48,7 @@ class RankRecord:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     cotangents: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     whole_gradients: dict[str, Tensor] = field(default_factory=dict)
     placements: dict[str, str] = field(default_factory=dict)
     input_gradients: dict[str, Tensor | None] = field(default_factory=dict)
@@ -165,6 +167,7 @@ class RankProgram:
         record, sharded, parameters = self.record, [], self._names.parameters(self.model)
         for name, parameter in parameters.items():
             gradient = parameter.grad
+            record.shapes[name] = tuple(parameter.shape)
             if isinstance(gradient, DTensor):
                 sharded.append(name)
                 record.placements[name] = str(tuple(gradient.placements))
