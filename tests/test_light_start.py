@@ -150,3 +150,10 @@ def test_completion_is_right_and_loads_nothing_heavy(shell, line):
     answers = finished.stdout.replace(",", "\n").replace("\t", "\n").splitlines()
     assert set(COMPLETED[line]) <= set(answers)
     assert set(json.loads(finished.stderr)).isdisjoint(HEAVY)
+
+
+def test_gradcheck_does_not_load_dynamo():
+    """It imports triton, which reads once whether its interpreter is on: before the target is known."""
+    code = "import sys; import gradctl.commands.compare_candidate; print('torch._dynamo' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from gradctl.core.findings import Finding
-from gradctl.joint.inner_gradients import differentiates_inside
 from gradctl.numerics.ladder import noise_floor, slope_at_zero
 from gradctl.numerics.measures import dot, gaussian_like, is_float, norm
 from gradctl.numerics.runner import refusals_ignored
@@ -73,6 +72,9 @@ def _refute(probes: Sequence[_Probe]) -> bool:
 
 
 def _finding(forces: str, energy: str, leaf: Leaf, probes: Sequence[_Probe], runner: ModelRunner) -> Finding:
+    # It loads Dynamo, and Dynamo triton, which few models need, and which reads its environment once.
+    from gradctl.joint.inner_gradients import differentiates_inside
+
     said, is_multiple = _relation(probes)
     is_error = is_multiple or (differentiates_inside(runner.instance) and _are_derived(runner.instance, forces))
     head = "" if is_error else "; no derivative in the forward affects it, so this may be a direct head"
