@@ -344,6 +344,7 @@ def _answer_requests(rank: Rank, serve: Serve, pipe: Connection, meeting: str, s
         store = dist.FileStore(  # type: ignore[attr-defined]
             meeting, rank.world
         )
+        _ensure_autograd_runs()
         limit = timedelta(seconds=seconds)
         dist.init_process_group("gloo", store=store, rank=rank.number, world_size=rank.world, timeout=limit)
         answer = serve(rank)
@@ -363,6 +364,21 @@ def _answer_requests(rank: Rank, serve: Serve, pipe: Connection, meeting: str, s
         kind, said = ("refused", error.reason) if isinstance(error, CannotCapture) else ("raised", said)
         pipe.send_bytes(pickle.dumps((kind, (said, raised_at(error), details))))
         time.sleep(_ECHO_SECONDS)  # the connections of the others stay, so that this error is the first
+
+
+def _ensure_autograd_runs() -> None:
+    """Raise if autograd cannot run in this forked process, because it has started threads in the parent.
+
+    Raises:
+        CannotCapture: with what to do.
+    """
+    try:
+        torch.ones(1, requires_grad=True).sum().backward()
+    except RuntimeError as error:
+        raise CannotCapture(
+            "autograd has started threads in this process, as it does on a machine with a GPU, and ranks cannot be "
+            "forked from it. Set CUDA_VISIBLE_DEVICES= (empty) in the environment"
+        ) from error
 
 
 def _place_in(said: str) -> tuple[str, int] | None:

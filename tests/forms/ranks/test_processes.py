@@ -149,3 +149,33 @@ def test_collectives_are_recorded_with_their_module_phase_and_line():
     assert (first.name, first.phase, first.module, first.shape) == ("all_reduce", "forward", "1", (2, 3))
     assert first.place[0] == __file__
     assert (last.name, last.phase, last.shape) == ("all_reduce", "backward", (67,))  # DDP's bucket of all parameters
+
+
+def test_a_process_in_which_autograd_has_threads_is_refused_with_what_to_do():
+    """A deep backward inside a backward starts a thread, after which no forked process can run autograd."""
+    code = """
+import torch
+from gradctl.commands.compare import compare_one
+from tests.forms.ranks.models import averaging, subject_of
+
+class Deep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, depth):
+        ctx.depth = depth
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        if ctx.depth:
+            with torch.enable_grad():
+                x = torch.ones(1, requires_grad=True)
+                Deep.apply(x, ctx.depth - 1).backward()
+        return cotangent, None
+
+Deep.apply(torch.ones(1, requires_grad=True), 100).backward()
+unit = compare_one(subject_of(parallelize=averaging()), "ranks:2", named=True, allows=())
+print(unit.verdict, unit.reason)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.stdout.startswith("inconclusive autograd has started threads in this process"), ended.stderr
+    assert "CUDA_VISIBLE_DEVICES" in ended.stdout
