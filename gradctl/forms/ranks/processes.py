@@ -373,7 +373,7 @@ def _ensure_autograd_runs() -> None:
         CannotCapture: with what to do.
     """
     try:
-        torch.ones(1, requires_grad=True).sum().backward()
+        torch.autograd.backward(torch.ones(1, requires_grad=True).sum())
     except RuntimeError as error:
         raise CannotCapture(
             "autograd has started threads in this process, as it does on a machine with a GPU, and ranks cannot be "
