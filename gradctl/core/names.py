@@ -93,6 +93,8 @@ VARIANTS: dict[str, str | None] = {
 }
 # Those of them that are compared only if they are named: they start processes for their ranks.
 VARIANTS_OF_RANKS: tuple[str, ...] = ("ddp", "fsdp", "tp", "ranks")
+# A variable of CUDA: with a GPU autograd starts threads, and ranks cannot be forked from a process that has them.
+NO_GPU = ("CUDA_VISIBLE_DEVICES", "")
 # Those of them that run in a process of their own, under a time limit.
 VARIANTS_IN_PROCESS: tuple[str, ...] = ("compile", "compile-step")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,11 @@ from gradctl.core.names import (
     FORMS,
     LONGEST_SECONDS,
     NEEDS_PROCESS,
+    NO_GPU,
     OPTIMIZERS,
     VARIANTS,
     VARIANTS_IN_PROCESS,
+    VARIANTS_OF_RANKS,
 )
 from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions, TrainingOptions
@@ -339,6 +342,8 @@ def _forms(
 
     chosen = forms or DEFAULT_STATIC_FORMS
     sizes = sizes_of(checking, repro)
+    if checking.device == "cpu" and any(form.partition(":")[0] in VARIANTS_OF_RANKS for form in chosen):
+        os.environ.update([NO_GPU])
     subject = subject_from(checking)
     settings = {"named": bool(forms), "timeout_seconds": timeout, "bisect": bisect}
     requests = _requests([form for form in chosen if form in NEEDS_PROCESS], checking, reporting, **settings)

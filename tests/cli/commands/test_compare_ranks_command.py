@@ -63,3 +63,15 @@ def test_sizes_of_the_batch_are_compared_and_too_small_ones_listed():
     finished = gradctl("compare", SAMPLES / "transformer.py", "--form", "ddp:2", "--sizes", "batch=1,4")
     assert finished.returncode == 0
     assert "batch=1 (the inputs have a batch of 1, and there are 2 ranks." in " ".join(finished.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["compare", "check"])
+def test_gpus_are_hidden_from_ranks_before_autograd_starts_threads_for_them(tmp_path, command):
+    model = (
+        "import os\nfrom torch import nn, randn\n\n\ndef make_model():\n"
+        "    assert os.environ['CUDA_VISIBLE_DEVICES'] == ''\n    return nn.Linear(4, 3)\n\n\n"
+        "def example_inputs():\n    return (randn(4, 4),)\n"
+    )
+    (tmp_path / "net.py").write_text(model)
+    finished = gradctl(command, tmp_path / "net.py", "--form", "ddp:2", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stdout
