@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from gradctl.core.errors import nearest
-from gradctl.core.names import RANK_FORMS, RANK_FORMS_TEXT
+from gradctl.core.names import LONGEST_SECONDS, RANK_FORMS, RANK_FORMS_TEXT
 
 _Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 # In this order in every help text.
@@ -79,6 +79,15 @@ def choice_option(
     """Return an option with one of ``values``, by default the first; its help is ``text`` and the values."""
     kind, text = click.Choice(values), f"{text}: {', '.join(values)}."
     return option(flag, heading=heading, metavar=metavar, type=kind, default=values[0], show_default=True, help=text)
+
+
+def timeout_option(text: str) -> _Decorator:
+    """Return the option for the seconds that a process of its own may take, by default 300."""
+    kind = FiniteRange(1, LONGEST_SECONDS)
+    heading = "What to check"
+    return option(
+        "--timeout", heading=heading, metavar="SECONDS", type=kind, default=300.0, show_default=True, help=text
+    )
 
 
 def output_option(metavar: str, text: str, *, is_required: bool = True) -> _Decorator:

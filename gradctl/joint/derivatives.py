@@ -103,7 +103,7 @@ def leaf_names(subject: Subject, graph: str, wrt: Sequence[str]) -> list[str]:
     """Return the names of the leaves to differentiate by, in the joint graph (``input.x``, ``fc1.weight``).
 
     Raises:
-        TargetError: GC104 if there are none.
+        TargetError: GC104 if ``wrt`` matches no such leaf, or if no input is one.
     """
     named = _leaves_by_name(subject.model, subject.args, subject.kwargs, parameters_of(subject.model))
     floats = {name: each for name, each in named.items() if each.is_floating_point()}

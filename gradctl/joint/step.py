@@ -200,7 +200,7 @@ class TrainingStep:
         """Return the leaves that ``wrt`` names and that require a gradient.
 
         Raises:
-            TargetError: GC104 if there are none.
+            TargetError: GC104 if ``wrt`` matches no such leaf.
         """
         names = {name: self._report_name(name) for name, leaf in leaves_by_name.items() if leaf.requires_grad}
         wanted = {name for pattern in self.wrt for name in names if fnmatch.fnmatchcase(names[name], pattern)}

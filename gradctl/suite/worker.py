@@ -24,7 +24,7 @@ import msgspec
 from gradctl.core.errors import GradctlError, first_line_of
 from gradctl.core.exits import intercept_exits
 from gradctl.core.findings import Location, Unit
-from gradctl.core.names import NO_GPU, VARIANTS_OF_RANKS
+from gradctl.core.names import NO_GPU, RANK_FORMS
 from gradctl.core.target_files import ensure_files
 from gradctl.isolation.protocol import (
     ANSWER,
@@ -54,7 +54,7 @@ def run_unit(request: UnitRequest) -> Unit:
     ensure_files(request.checking)
     if request.snapshot is not None and not request.update:
         ensure_exists(request.snapshot)
-    if request.form.partition(":")[0] in VARIANTS_OF_RANKS and request.checking.device == "cpu":
+    if request.form in RANK_FORMS and request.checking.device == "cpu":
         os.environ.update([NO_GPU])
     import torch
 

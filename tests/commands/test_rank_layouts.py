@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradctl.commands.compare import compare_one
 from gradctl.subject.subject import Subject
 from tests.forms.ranks.models import averaging, subject_of
+from tests.ranks.stale_keys import StaleGather
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ranks are forked")
 
@@ -162,19 +163,7 @@ class _Columns(nn.Module):
 
     def forward(self, x):
         x = x * self.scale + (x * (1 - self.scale)).detach()
-        return _Gather.apply(x @ self.weight.T + self.bias)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, own):
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, own.contiguous())
-        return torch.cat(parts, 1)
-
-    @staticmethod
-    def backward(ctx, cotangent):
-        return cotangent.chunk(dist.get_world_size(), 1)[dist.get_rank()]
+        return StaleGather.apply(x @ self.weight.T + self.bias)
 
 
 @pytest.mark.parametrize(

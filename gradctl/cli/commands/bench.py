@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradctl.cli.help import FiniteRange, HelpfulCommand, option
+from gradctl.cli.help import FiniteRange, HelpfulCommand, option, timeout_option
 from gradctl.cli.options import target_options, use_threads
 from gradctl.cli.reporting import ReportOptions, emit_units, judging, report_options
 from gradctl.cli.users_code import users_code
@@ -54,14 +54,7 @@ def _batches(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     show_default=True,
     help=_SECONDS,
 )
-@click.option(
-    "--timeout",
-    metavar="SECONDS",
-    type=FiniteRange(1, LONGEST_SECONDS),
-    default=300.0,
-    show_default=True,
-    help=_TIMEOUT,
-)
+@timeout_option(_TIMEOUT)
 @report_options
 def bench(
     checking: TargetOptions,

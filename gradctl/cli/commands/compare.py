@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradctl.cli.help import FiniteRange, FormChoice, HelpfulCommand, option
+from gradctl.cli.help import FormChoice, HelpfulCommand, option, timeout_option
 from gradctl.cli.options import (
     ensure_provider_applies,
     refuse_other_options,
@@ -24,13 +24,12 @@ from gradctl.cli.users_code import users_code
 from gradctl.core.names import (
     DEFAULT_FORMS,
     FORMS,
-    LONGEST_SECONDS,
     NEEDS_PROCESS,
     NO_GPU,
     OPTIMIZERS,
+    RANK_FORMS,
     VARIANTS,
     VARIANTS_IN_PROCESS,
-    VARIANTS_OF_RANKS,
 )
 from gradctl.core.target_files import ensure_files
 from gradctl.core.target_options import TargetOptions, TrainingOptions
@@ -82,14 +81,7 @@ _OF_FILES = ("target", "candidate", "inputs_file", "seed", "threads")
 @option("--optimizer", heading=_TRAINING, metavar="NAME", default=OPTIMIZERS[0], help=_OPTIMIZER)
 @option("--variant", "variants", heading=_TRAINING, metavar="NAME", multiple=True, help=_VARIANT)
 @click.option("--trust", is_flag=True, help="Load a file (.pt2, TorchScript) although it contains code.")
-@click.option(
-    "--timeout",
-    metavar="SECONDS",
-    type=FiniteRange(1, LONGEST_SECONDS),
-    default=300.0,
-    show_default=True,
-    help=_TIMEOUT,
-)
+@timeout_option(_TIMEOUT)
 @click.option("--bisect", is_flag=True, help=_BISECT)
 @repro_option
 @report_options
@@ -342,7 +334,7 @@ def _forms(
 
     chosen = forms or DEFAULT_STATIC_FORMS
     sizes = sizes_of(checking, repro)
-    if checking.device == "cpu" and any(form.partition(":")[0] in VARIANTS_OF_RANKS for form in chosen):
+    if checking.device == "cpu" and not set(RANK_FORMS).isdisjoint(chosen):
         os.environ.update([NO_GPU])
     subject = subject_from(checking)
     settings = {"named": bool(forms), "timeout_seconds": timeout, "bisect": bisect}

@@ -388,16 +388,15 @@ class RankComparison(ModelComparison):
         No collective has to sum them if nothing before the model is trained: if the tensor of the example requires no
         gradient.
         """
-        subject = self.reference.subject
-        given = input_names(subject.model, subject.args, subject.kwargs)
-        is_data = any(
-            isinstance(each, Tensor) and not each.requires_grad for name, each in given if input_name(name) == key[1]
-        )
-        if key[0] != "gradient" or not is_data or own is None:
-            return False
         records = self.program.records[expected.trial.name][expected.number]
         parts = [each for record in records if (each := record.input_gradients.get(key[1])) is not None]
-        if not parts or not self._difference(key, own, found, expected).exceeds:
+        if key[0] != "gradient" or own is None or not parts:
+            return False
+        if not self._difference(key, own, found, expected).exceeds:
+            return False
+        subject = self.reference.subject
+        given = {input_name(name): each for name, each in input_names(subject.model, subject.args, subject.kwargs)}
+        if key[1] not in given or given[key[1]].requires_grad:
             return False
         whole = torch.stack(parts).sum(0) / (1 if self.shares.is_sum else len(self.shares.groups))
         return not self._difference(key, own, whole, expected).exceeds

@@ -84,8 +84,9 @@ class Shares:
             axis = _axis_of(found, shape)
             if axis is not None:
                 whole = torch.cat(found, axis)
-                is_shared = is_output and found is shares and self.order is not None and len(self.order) == shape[axis]
-                return whole.index_select(axis, self.order.argsort()) if is_shared and self.order is not None else whole
+                if is_output and found is shares and self.order is not None and len(self.order) == shape[axis]:
+                    return whole.index_select(axis, self.order.argsort())
+                return whole
         if all(each.dim() == 1 for each in present) and sum(each.numel() for each in present) == math.prod(shape):
             return torch.cat(present).reshape(tuple(shape))  # parts of the flat tensor, as in FSDP1 and ZeRO
         raise CannotCapture(

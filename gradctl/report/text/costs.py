@@ -28,7 +28,7 @@ def cost_table(units: Sequence[Unit]) -> tuple[list[str], list[list[str]]]:
 
 
 def cost_legend(units: Sequence[Unit]) -> str:
-    """Return how the numbers of the table were measured; empty if there are none."""
+    """Return how the numbers of the table were measured; empty without numbers."""
     measured = [each for unit in units for each in unit.measurements if each.rounds]
     if not measured:
         return ""
